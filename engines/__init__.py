@@ -1,0 +1,27 @@
+"""The graph of problems and the loop that runs it."""
+
+from .config import EngineConfig
+from .early_stopping import EarlyStopping
+from .engine import Engine
+from .env import Env
+from .graph import Graph
+from .hooks import Hook
+from .loggers import Logger, RunLogger
+from .progress import ProgressBar
+from .schedule import Action, Instruction, Rhythm, Schedule
+
+__all__ = [
+    "Action",
+    "EarlyStopping",
+    "Engine",
+    "EngineConfig",
+    "Env",
+    "Graph",
+    "Hook",
+    "Instruction",
+    "Logger",
+    "ProgressBar",
+    "Rhythm",
+    "RunLogger",
+    "Schedule",
+]

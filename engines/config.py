@@ -1,0 +1,97 @@
+"""Settings of an engine, checked when they are made and frozen afterwards."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import InitVar, dataclass
+
+from metaweight.problems.errors import ConfigurationError
+
+STRATEGIES = ("default", "cpu", "gpu", "distributed", "zero", "fsdp", "accelerate")
+LOGGER_TYPES = ("none", "tensorboard", "wandb", "csv", "jsonl")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How a program runs.
+
+    Args:
+        train_iters: Steps of the leaf problems.
+        valid_step: Validate every so many steps.
+        logger_type: ``"none"`` (console only), ``"tensorboard"``, ``"wandb"``, ``"csv"``,
+            ``"jsonl"``, or a tuple of several.
+        log_dir: Where file loggers write; a folder per run is made below it at the first record.
+        roll_back: After an upper problem has stepped, undo the lower problem's steps since its
+            loop started and take the last one again with the new upper parameters.
+        backend: Process-group backend of the distributed strategies.
+        strategy: Where problems live: ``"default"`` (a GPU if there is one), ``"cpu"``, ``"gpu"``.
+            ``"distributed"``, ``"zero"``, ``"fsdp"`` and ``"accelerate"`` are refused by the
+            engine in this version.
+        device: A device such as ``"cuda:1"``; takes the place of ``strategy``.
+        early_stopping: Stop when the metric has not improved.
+        early_stopping_mode: ``"min"`` or ``"max"``: which way is better.
+        early_stopping_tolerance: Validations without improvement before stopping.
+        early_stopping_metric: Name of the metric in what ``validation`` returns.
+        progress: Show a progress bar with the time left.
+        distributed: Older spelling of ``strategy="distributed"``.
+
+    Raises:
+        ConfigurationError: For an unknown name, a value out of range, or contradicting values.
+    """
+
+    train_iters: int = 50000
+    valid_step: int = 500
+    logger_type: str | tuple[str, ...] = "none"
+    log_dir: str | os.PathLike[str] = "metaweight_logs"
+    roll_back: bool = False
+    backend: str = "nccl"
+    strategy: str = "default"
+    device: str | None = None
+    early_stopping: bool = False
+    early_stopping_mode: str = "min"
+    early_stopping_tolerance: int = 5
+    early_stopping_metric: str = "loss"
+    progress: bool = False
+    distributed: InitVar[bool | None] = None
+
+    def __post_init__(self, distributed: bool | None) -> None:
+        if distributed:
+            if self.strategy not in ("default", "distributed"):
+                raise ConfigurationError(
+                    f"EngineConfig(distributed=True, strategy={self.strategy!r}) asks for two "
+                    "strategies; keep only strategy=."
+                )
+            object.__setattr__(self, "strategy", "distributed")
+        _require_choice("strategy", self.strategy, STRATEGIES)
+        for logger_type in self.logger_types:
+            _require_choice("logger_type", logger_type, LOGGER_TYPES)
+        _require_choice("early_stopping_mode", self.early_stopping_mode, ("min", "max"))
+        _require_integer("train_iters", self.train_iters, least=0)
+        _require_integer("valid_step", self.valid_step, least=1)
+        _require_integer("early_stopping_tolerance", self.early_stopping_tolerance, least=1)
+        if self.device is not None and self.strategy != "default":
+            raise ConfigurationError(
+                f"EngineConfig(device={self.device!r}, strategy={self.strategy!r}) places the "
+                "problems twice; keep one of the two."
+            )
+
+    @property
+    def logger_types(self) -> tuple[str, ...]:
+        """The loggers beside the console, as a tuple."""
+        given = self.logger_type
+        return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _require_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigurationError(
+            f"EngineConfig({field}={value!r}) is not one of {', '.join(choices)}; "
+            "choose one of these."
+        )
+
+
+def _require_integer(field: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(
+            f"EngineConfig({field}={value!r}) must be an integer of at least {least}."
+        )

@@ -1,0 +1,317 @@
+"""Runs the problems of a graph in the order their schedule says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from metaweight.problems import (
+    GraphError,
+    GraphPosition,
+    Problem,
+    Snapshot,
+    StepResult,
+    check_hypergradients,
+    descend,
+    place_in_graph,
+    prepare,
+    redo,
+    step_scheduler,
+    waits_for_metric,
+)
+
+from .config import EngineConfig
+from .early_stopping import EarlyStopping
+from .env import Env
+from .graph import Graph
+from .hooks import Hook, HookList
+from .loggers import flatten_stats, make_run_logger
+from .placement import choose_device
+from .progress import ProgressBar
+from .schedule import Action, Instruction, Rhythm, Schedule
+
+Dependencies = Mapping[str, Mapping[Problem, Sequence[Problem]]]
+
+
+class Engine:
+    """A multilevel program: problems, who steps after whom, and the loop that runs them.
+
+    Problems are its attributes by their names. Override :meth:`validation` to measure something
+    every ``valid_step`` steps.
+
+    Args:
+        problems: All problems, each with its own name.
+        config: Settings; the defaults of :class:`EngineConfig` when left out.
+        dependencies: ``{"u2l": {upper: [lower, …]}, "l2u": {lower: [upper, …]}}``. ``u2l``: the
+            upper problem's parameters enter the lower one's loss, so hypergradients flow to it.
+            ``l2u``: the lower problem steps before the upper one.
+        env: What the problems share.
+        hooks: Further hooks, after those the configuration asks for.
+
+    Raises:
+        GraphError: When problems and dependencies do not form a valid program.
+        ConfigurationError: When a setting does not fit.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        config: EngineConfig | None = None,
+        dependencies: Dependencies | None = None,
+        env: Env | None = None,
+        hooks: Iterable[Hook] = (),
+    ) -> None:
+        self.config = EngineConfig() if config is None else config
+        self.problems = list(problems)
+        self.env = env
+        self.train_iters = self.config.train_iters
+        self.valid_step = self.config.valid_step
+        self.global_step = 0
+        self.device = choose_device(self.config)
+        self.logger = make_run_logger(self.config.logger_types, self.config.log_dir)
+        self.hooks = HookList([*_configured_hooks(self.config), *hooks])
+        self._stop_reason: str | None = None
+        self._snapshots: dict[str, Snapshot] = {}
+        self._by_name: dict[str, Problem] = {}
+        graph = Graph.build(self.problems, dependencies)
+        _require_free_names(self.problems, self, env)
+        self._by_name = {problem.name: problem for problem in self.problems}
+        self._wire(graph)
+        self._prepare()
+        self._schedule = self._make_schedule(graph)
+        self.dependencies = dependencies
+        self.train()
+
+    def __getattr__(self, name: str) -> Any:
+        by_name = self.__dict__.get("_by_name", {})
+        if name in by_name:
+            return by_name[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}.")
+
+    def run(self) -> None:
+        """Step all leaf problems ``train_iters`` times, validating every ``valid_step``."""
+        self._stop_reason = None
+        self.train()
+        self.hooks.run_start(self)
+        try:
+            for iteration in range(1, self.train_iters + 1):
+                self.global_step += 1
+                self.train_step()
+                self.hooks.iteration_end(self)
+                if iteration % self.valid_step == 0 and self.do_validation():
+                    self._validate()
+                if self._stop_reason is not None:
+                    self.logger.info(self._stop_reason)
+                    break
+        finally:
+            self.hooks.run_end(self)
+            self.logger.close()
+
+    def train_step(self) -> None:
+        """Step every leaf problem once, and the problems above as they become due."""
+        for leaf in self.leaves:
+            leaf.step(global_step=self.global_step)
+
+    def validation(self) -> Mapping[str, Any] | None:
+        """Measure the program; override it and return names and values to log."""
+        return None
+
+    def stop(self, reason: str) -> None:
+        """Ask a run to end after the present step."""
+        self._stop_reason = reason
+
+    def train(self) -> None:
+        """Put every problem into training mode."""
+        for problem in self.problems:
+            problem.train()
+
+    def eval(self) -> None:
+        """Put every problem into evaluation mode."""
+        for problem in self.problems:
+            problem.eval()
+
+    def set_dependency(self, dependencies: Dependencies | None) -> None:
+        """Rewire the graph; step counters go on, readiness of upper problems starts anew.
+
+        Raises:
+            GraphError: When the new dependencies are not valid; the old ones then stay.
+        """
+        graph = Graph.build(self.problems, dependencies)
+        earlier = self._schedule
+        self._wire(graph)
+        for problem in self.problems:
+            check_hypergradients(problem)
+        self._schedule = self._make_schedule(graph)
+        self._schedule.carry_over(earlier)
+        self.dependencies = dependencies
+
+    def do_validation(self) -> bool:
+        """Whether there is a validation to run."""
+        return type(self).validation is not Engine.validation and self.is_rank_zero()
+
+    def is_rank_zero(self) -> bool:
+        """Whether this process is the one that logs."""
+        return True
+
+    @property
+    def schedule(self) -> Schedule:
+        """The order of execution."""
+        return self._schedule
+
+    def describe(self) -> str:
+        """Return the graph as text: per problem its uppers, lowers and hypergradient paths."""
+        lines = []
+        for problem in self.problems:
+            paths = [" -> ".join(p.name for p in path) for path in problem.paths]
+            lines.append(
+                f"{problem.name}: uppers {[p.name for p in problem.parents]}, "
+                f"lowers {[p.name for p in problem.children]}, paths {paths}"
+            )
+        return "\n".join(lines)
+
+    def _wire(self, graph: Graph[Problem]) -> None:
+        self.leaves = list(graph.leaves)
+        for problem in self.problems:
+            peers = {name: p for name, p in self._by_name.items() if p is not problem}
+            position = GraphPosition(
+                parents=graph.parents[problem.name],
+                children=graph.children[problem.name],
+                paths=graph.paths[problem.name],
+                peers=peers,
+            )
+            place_in_graph(problem, position)
+
+    def _prepare(self) -> None:
+        if self.env is not None:
+            self.env._peers = self._by_name
+            self.env.configure_device(self.device)
+            self.env.initialize()
+        for problem in self.problems:
+            problem.logger = self.logger
+            problem.env = self.env
+            prepare(problem, self.device, self._epoch_end, self._drive)
+        for problem in self.problems:
+            check_hypergradients(problem)
+
+    def _make_schedule(self, graph: Graph[Problem]) -> Schedule:
+        rhythms = {
+            problem.name: Rhythm(
+                unroll_steps=problem.config.unroll_steps,
+                accumulation=problem.config.gradient_accumulation,
+                warmup=problem.config.warmup_steps,
+                roll_back=self.config.roll_back,
+            )
+            for problem in self.problems
+        }
+        parents = {name: [p.name for p in ups] for name, ups in graph.parents.items()}
+        return Schedule(rhythms, parents)
+
+    def _drive(self, problem: Problem, global_step: int | None) -> None:
+        for instruction in self._schedule.advance(problem.name):
+            self._execute(instruction, global_step)
+
+    def _execute(self, instruction: Instruction, global_step: int | None) -> None:
+        problem = self._by_name[instruction.problem]
+        action = instruction.action
+        if action is Action.STEP:
+            self._step(problem, instruction, global_step)
+        elif action is Action.LOOP_START:
+            problem.on_inner_loop_start()
+        elif action is Action.SNAPSHOT:
+            self._snapshots[problem.name] = Snapshot(
+                problem.module, problem.optimizer, problem.scaler
+            )
+        elif action is Action.REDO:
+            self._snapshots[problem.name].restore(problem.optimizer, problem.scaler)
+            redo(problem)
+            step_scheduler(problem)
+        else:
+            step_scheduler(problem)
+
+    def _step(
+        self, problem: Problem, instruction: Instruction, global_step: int | None
+    ) -> None:
+        problem.begin_step(instruction.count, global_step)
+        self.hooks.before_step(self, problem)
+        result = descend(
+            problem, record=instruction.record, first=instruction.first, last=instruction.last
+        )
+        if instruction.settled:
+            step_scheduler(problem)
+        self._log(problem, result, global_step)
+        if problem.scheduler is not None and not self.do_validation():
+            self._step_plateau(problem, {**result.metrics, "loss": result.loss}, "training_step")
+        self.hooks.after_step(self, problem, result)
+
+    def _log(self, problem: Problem, result: StepResult, global_step: int | None) -> None:
+        every = problem.config.log_step
+        if every <= 0 or problem.count % every != 0:
+            return
+        stats = flatten_stats({**result.metrics, "loss": result.loss})
+        local = global_step is None or problem.config.log_local_step
+        place = "" if global_step is None else f" [Global Step {global_step}]"
+        self.logger.info(
+            f'[Problem "{problem.name}"]{place} [Local Step {problem.count}] {_sentence(stats)}'
+        )
+        self.logger.log(stats, tag=problem.name, step=problem.count if local else global_step)
+
+    def _validate(self) -> None:
+        self.eval()
+        try:
+            stats = self.validation() or {}
+        finally:
+            self.train()
+        self.logger.info(
+            f"[Validation] [Global Step {self.global_step}] {_sentence(flatten_stats(stats))}"
+        )
+        self.logger.log(stats, tag="validation", step=self.global_step)
+        for problem in self.problems:
+            self._step_plateau(problem, stats, "validation")
+        self.hooks.after_validation(self, stats)
+
+    def _step_plateau(self, problem: Problem, stats: Mapping[str, Any], source: str) -> None:
+        if not waits_for_metric(problem.scheduler):
+            return
+        metric = problem.config.plateau_metric
+        if metric not in stats:
+            raise GraphError(
+                f"The ReduceLROnPlateau scheduler of problem {problem.name!r} waits for "
+                f"{metric!r}, but {source} returned {sorted(stats) or 'nothing'}; return it "
+                "there, or name another value in Config(plateau_metric=...)."
+            )
+        problem.scheduler.step(stats[metric])
+
+    def _epoch_end(self, problem: Problem) -> None:
+        problem.epoch_callback()
+        self.hooks.epoch_end(self, problem)
+
+
+def _configured_hooks(config: EngineConfig) -> list[Hook]:
+    hooks: list[Hook] = []
+    if config.early_stopping:
+        hooks.append(
+            EarlyStopping(
+                metric=config.early_stopping_metric,
+                tolerance=config.early_stopping_tolerance,
+                mode=config.early_stopping_mode,
+            )
+        )
+    if config.progress:
+        hooks.append(ProgressBar())
+    return hooks
+
+
+def _require_free_names(problems: Sequence[Problem], engine: Engine, env: Env | None) -> None:
+    """Refuse a name that an engine, a problem or the environment already uses for something."""
+    for problem in problems:
+        holders: list[object] = [engine, *(p for p in problems if p is not problem)]
+        for holder in (*holders, env) if env is not None else holders:
+            if problem.name in vars(holder) or hasattr(type(holder), problem.name):
+                raise GraphError(
+                    f"A problem is named {problem.name!r}, which would hide the attribute "
+                    f"{problem.name!r} of {type(holder).__name__}; give the problem another name."
+                )
+
+
+def _sentence(stats: Mapping[str, float]) -> str:
+    return " || ".join(f"{name}: {value:.6g}" for name, value in stats.items())

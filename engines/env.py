@@ -1,0 +1,34 @@
+"""Surroundings shared by the problems of an engine: an environment, a task sampler, a simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+
+class Env:
+    """What problems share beside their parameters; problems reach it as ``self.env``.
+
+    Derive from it, keep what is shared as attributes, and advance it where the program needs to,
+    for instance in an overridden ``Engine.train_step``. Problems are its attributes by their names.
+    """
+
+    env: Any = None
+    train_data_loader: Any = None
+    device: torch.device | None = None
+    _peers: Mapping[str, Any] = {}
+
+    def initialize(self) -> None:
+        """Called once the device is known and before any problem is prepared."""
+
+    def configure_device(self, device: torch.device) -> None:
+        """Receive the engine's device."""
+        self.device = device
+
+    def __getattr__(self, name: str) -> Any:
+        peers = type(self)._peers if name.startswith("_") else self._peers
+        if name in peers:
+            return peers[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}.")

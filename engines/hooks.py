@@ -1,0 +1,94 @@
+"""Moments of a run that others can join."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from metaweight.problems import Problem, StepResult
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+
+class Hook:
+    """Joins a run at named moments; override those that matter.
+
+    State that accumulates over steps belongs here rather than in a ``training_step``, which a
+    hypergradient may evaluate several times.
+    """
+
+    def run_start(self, engine: Engine) -> None:
+        """Before the first step of ``engine.run()``."""
+
+    def run_end(self, engine: Engine) -> None:
+        """After the last step, also when the run ends with an exception."""
+
+    def before_step(self, engine: Engine, problem: Problem) -> None:
+        """Before a problem draws its batch."""
+
+    def after_step(self, engine: Engine, problem: Problem, result: StepResult) -> None:
+        """After a problem's step. Reading ``result`` as numbers waits for the device."""
+
+    def epoch_end(self, engine: Engine, problem: Problem) -> None:
+        """When a problem's first loader has ended."""
+
+    def iteration_end(self, engine: Engine) -> None:
+        """After all leaf problems have stepped once."""
+
+    def after_validation(self, engine: Engine, stats: Mapping[str, Any]) -> None:
+        """After ``engine.validation()``, with what it returned."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """State to be saved with the engine."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned."""
+        del state
+
+
+class HookList(Hook):
+    """Several hooks as one; a moment costs nothing where no hook joins it."""
+
+    def __init__(self, hooks: Iterable[Hook]) -> None:
+        self.hooks: Sequence[Hook] = tuple(hooks)
+        self._starts = [h for h in self.hooks if type(h).run_start is not Hook.run_start]
+        self._ends = [h for h in self.hooks if type(h).run_end is not Hook.run_end]
+        self._before = [h for h in self.hooks if type(h).before_step is not Hook.before_step]
+        self._after = [h for h in self.hooks if type(h).after_step is not Hook.after_step]
+        self._epochs = [h for h in self.hooks if type(h).epoch_end is not Hook.epoch_end]
+        self._iterations = [
+            h for h in self.hooks if type(h).iteration_end is not Hook.iteration_end
+        ]
+        self._validations = [
+            h for h in self.hooks if type(h).after_validation is not Hook.after_validation
+        ]
+
+    def run_start(self, engine: Engine) -> None:
+        for hook in self._starts:
+            hook.run_start(engine)
+
+    def run_end(self, engine: Engine) -> None:
+        for hook in self._ends:
+            hook.run_end(engine)
+
+    def before_step(self, engine: Engine, problem: Problem) -> None:
+        for hook in self._before:
+            hook.before_step(engine, problem)
+
+    def after_step(self, engine: Engine, problem: Problem, result: StepResult) -> None:
+        for hook in self._after:
+            hook.after_step(engine, problem, result)
+
+    def epoch_end(self, engine: Engine, problem: Problem) -> None:
+        for hook in self._epochs:
+            hook.epoch_end(engine, problem)
+
+    def iteration_end(self, engine: Engine) -> None:
+        for hook in self._iterations:
+            hook.iteration_end(engine)
+
+    def after_validation(self, engine: Engine, stats: Mapping[str, Any]) -> None:
+        for hook in self._validations:
+            hook.after_validation(engine, stats)

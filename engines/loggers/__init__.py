@@ -1,0 +1,19 @@
+"""Where the numbers of a run go."""
+
+from .base import Logger, flatten_stats
+from .files import CSVLogger, JSONLinesLogger
+from .run_logger import RunLogger, console, make_run_logger
+from .tensorboard import TensorBoardLogger
+from .weights_and_biases import WandBLogger
+
+__all__ = [
+    "CSVLogger",
+    "JSONLinesLogger",
+    "Logger",
+    "RunLogger",
+    "TensorBoardLogger",
+    "WandBLogger",
+    "console",
+    "flatten_stats",
+    "make_run_logger",
+]

@@ -1,0 +1,42 @@
+"""What a logger offers, and how values become numbers for it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+class Logger(ABC):
+    """Receives numbers during a run."""
+
+    @abstractmethod
+    def log(self, stats: Mapping[str, float], tag: str, step: int) -> None:
+        """Record ``stats`` of ``tag`` (a problem's name, or ``"validation"``) at ``step``."""
+
+    def close(self) -> None:
+        """Write out what is pending. Logging may go on afterwards."""
+
+
+def flatten_stats(stats: Mapping[str, Any]) -> dict[str, float]:
+    """Turn values to be logged into plain numbers.
+
+    Tensors of one element become numbers (this waits for the device), longer ones and sequences
+    become ``key_0, key_1, …``, nested mappings ``key_inner``. What is not a number is left out.
+    """
+    flat: dict[str, float] = {}
+    for key, value in stats.items():
+        if isinstance(value, Tensor):
+            value = value.detach().tolist()
+        if isinstance(value, Mapping):
+            inner: Mapping[str, Any] = {f"{key}_{k}": v for k, v in value.items()}
+        elif isinstance(value, (list, tuple)):
+            inner = {f"{key}_{i}": v for i, v in enumerate(value)}
+        else:
+            if isinstance(value, (int, float)) or hasattr(value, "__float__"):
+                flat[str(key)] = float(value)
+            continue
+        flat.update(flatten_stats(inner))
+    return flat

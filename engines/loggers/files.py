@@ -1,0 +1,70 @@
+"""Loggers that append to a text file: CSV for tables, JSON lines for programs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Mapping
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from .base import Logger
+
+
+class _FileLogger(Logger):
+    def __init__(self, folder: Callable[[], Path], name: str) -> None:
+        self._folder = folder
+        self._name = name
+        self._file: TextIOWrapper | None = None
+
+    def _open(self) -> TextIOWrapper:
+        if self._file is None:
+            path = self._folder() / self._name
+            self._file = path.open("a", newline="", encoding="utf-8")
+        return self._file
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class CSVLogger(_FileLogger):
+    """Append rows ``step, tag, name, value`` to ``metrics.csv``.
+
+    Args:
+        folder: Returns the folder to write to; called at the first record.
+    """
+
+    def __init__(self, folder: Callable[[], Path]) -> None:
+        super().__init__(folder, "metrics.csv")
+
+    def log(self, stats: Mapping[str, float], tag: str, step: int) -> None:
+        file = self._open()
+        writer = csv.writer(file)
+        if file.tell() == 0:
+            writer.writerow(["step", "tag", "name", "value"])
+        writer.writerows([step, tag, name, value] for name, value in stats.items())
+        file.flush()
+
+
+class JSONLinesLogger(_FileLogger):
+    """Append one object ``{"step", "tag", name: value, …}`` per record to ``metrics.jsonl``.
+
+    Values that are not finite become ``null``, which JSON can express.
+
+    Args:
+        folder: Returns the folder to write to; called at the first record.
+    """
+
+    def __init__(self, folder: Callable[[], Path]) -> None:
+        super().__init__(folder, "metrics.jsonl")
+
+    def log(self, stats: Mapping[str, float], tag: str, step: int) -> None:
+        record: dict[str, Any] = {"step": step, "tag": tag}
+        record.update({k: v if math.isfinite(v) else None for k, v in stats.items()})
+        file = self._open()
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+        file.flush()

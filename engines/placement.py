@@ -1,0 +1,35 @@
+"""Where the problems of an engine live."""
+
+from __future__ import annotations
+
+import torch
+
+from metaweight.problems import ConfigurationError
+
+from .config import EngineConfig
+
+LATER = ("distributed", "zero", "fsdp", "accelerate")
+
+
+def choose_device(config: EngineConfig) -> torch.device:
+    """Return the device the configuration asks for.
+
+    Raises:
+        ConfigurationError: For ``"gpu"`` without one, or a strategy of several processes.
+    """
+    if config.device is not None:
+        return torch.device(config.device)
+    if config.strategy in LATER:
+        raise ConfigurationError(
+            f"EngineConfig(strategy={config.strategy!r}) runs several processes, which this "
+            "version of metaweight cannot do; use 'default', 'cpu' or 'gpu'."
+        )
+    if config.strategy == "cpu":
+        return torch.device("cpu")
+    available = torch.cuda.is_available()
+    if config.strategy == "gpu" and not available:
+        raise ConfigurationError(
+            "EngineConfig(strategy='gpu') was asked for, but torch sees no GPU here; "
+            "use strategy='cpu', or 'default' to take a GPU when there is one."
+        )
+    return torch.device("cuda" if available else "cpu")

@@ -1,0 +1,231 @@
+"""The order of execution as data: which problem does what, step after step.
+
+A schedule knows names, edges and a few numbers. It can be printed and tested without running
+anything::
+
+    >>> schedule = Schedule({"inner": Rhythm(unroll_steps=2)}, {"inner": ["outer"]})
+    >>> print(schedule.preview(["inner"], 2))
+    1 inner: loop start, step 1
+    2 inner: step 2 (recorded)
+      outer: loop start, step 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Action(Enum):
+    """What a problem does next.
+
+    ``REDO`` takes the loop back and its last step again; ``KEEP`` lets a loop stand that was meant
+    to be taken back, because no upper problem stepped before the next one began.
+    """
+
+    LOOP_START = "loop start"
+    SNAPSHOT = "snapshot"
+    STEP = "step"
+    REDO = "redo"
+    KEEP = "keep"
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One action of one problem.
+
+    Attributes:
+        problem: Its name.
+        action: What it does.
+        count: Its step counter once this is done.
+        first: For a step, whether its batch opens an accumulation window.
+        last: For a step, whether its batch completes the window, so that parameters change.
+        record: For a step, whether it will be replayed: by a hypergradient or a roll-back.
+        settled: For a step, whether it stays; a step that will be taken back is not.
+    """
+
+    problem: str
+    action: Action
+    count: int
+    first: bool = True
+    last: bool = True
+    record: bool = False
+    settled: bool = True
+
+    def __str__(self) -> str:
+        text = self.action.value
+        if self.action is Action.STEP:
+            text += f" {self.count}"
+            text += " (recorded)" if self.record else ""
+        return text
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """When a problem hands over to its upper problems.
+
+    Attributes:
+        unroll_steps: Optimizer steps between two hand-overs.
+        accumulation: Micro-batches per optimizer step.
+        warmup: Steps before the first hand-over.
+        roll_back: Whether its last step is taken again once the upper problems have stepped.
+    """
+
+    unroll_steps: int = 1
+    accumulation: int = 1
+    warmup: int = 0
+    roll_back: bool = False
+
+    def hands_over(self, count: int) -> bool:
+        """Whether upper problems become due after step ``count``."""
+        return count > self.warmup and count % (self.unroll_steps * self.accumulation) == 0
+
+
+@dataclass
+class Progress:
+    """Where a problem stands; kept when the graph is rewired."""
+
+    count: int = 0
+    loop_open: bool = False
+    snapshot_taken: bool = False
+    redo_due: bool = False
+    ready: set[str] = field(default_factory=set)
+
+
+class Schedule:
+    """Turns steps of leaf problems into instructions.
+
+    A leaf steps whenever it is asked to. After every ``unroll_steps`` optimizer steps, warm-up
+    excepted, a problem tells its parents that it is ready; a parent steps once all its children
+    are, and then waits for all of them anew. ``on_inner_loop_start`` precedes the first step and
+    each step that follows a hand-over.
+
+    With roll-back a snapshot is taken where a loop starts; once a parent has stepped, the problems
+    below it are put back there and take their last optimizer step again, bottom to top. A loop
+    inside the warm-up ends at each hand-over point it passes, so that warm-up is never undone.
+
+    Args:
+        rhythms: Per name; the default rhythm where left out.
+        parents: Per name, the problems that wait for it.
+    """
+
+    def __init__(
+        self, rhythms: Mapping[str, Rhythm], parents: Mapping[str, Sequence[str]]
+    ) -> None:
+        self._rhythms = dict(rhythms)
+        self._parents = {name: tuple(ups) for name, ups in parents.items()}
+        self._children: dict[str, tuple[str, ...]] = {}
+        for low, ups in self._parents.items():
+            for up in ups:
+                self._children[up] = (*self._children.get(up, ()), low)
+        self._progress: dict[str, Progress] = {}
+        self._taken_back = [
+            name for name in _bottom_up(self._parents, self._children) if self._rhythm(name).roll_back
+        ]
+
+    def progress(self, name: str) -> Progress:
+        """Return where a problem stands."""
+        return self._progress.setdefault(name, Progress())
+
+    def carry_over(self, earlier: Schedule) -> None:
+        """Go on counting where another schedule stopped; readiness starts anew."""
+        for name, state in earlier._progress.items():
+            self._progress[name] = Progress(state.count, state.loop_open)
+
+    def advance(self, leaf: str) -> list[Instruction]:
+        """Return what one step of ``leaf`` sets off, in order."""
+        instructions: list[Instruction] = []
+        fired: list[str] = []
+        self._fire(leaf, instructions, fired)
+        self._redo(fired, instructions)
+        return instructions
+
+    def preview(self, leaves: Sequence[str], steps: int) -> str:
+        """Return the instructions of the first steps as text, without changing the schedule."""
+        fresh = Schedule(self._rhythms, self._parents)
+        lines = []
+        for number in range(1, steps + 1):
+            order: list[tuple[str, list[str]]] = []
+            for instruction in (i for leaf in leaves for i in fresh.advance(leaf)):
+                if not order or order[-1][0] != instruction.problem:
+                    order.append((instruction.problem, []))
+                order[-1][1].append(str(instruction))
+            for position, (name, actions) in enumerate(order):
+                prefix = f"{number}" if position == 0 else " " * len(str(number))
+                lines.append(f"{prefix} {name}: {', '.join(actions)}")
+        return "\n".join(lines)
+
+    def _rhythm(self, name: str) -> Rhythm:
+        return self._rhythms.get(name) or Rhythm()
+
+    def _fire(self, name: str, out: list[Instruction], fired: list[str]) -> None:
+        state, rhythm, parents = self.progress(name), self._rhythm(name), self._parents.get(name, ())
+        if state.redo_due:
+            out.append(Instruction(name, Action.KEEP, state.count))
+            state.redo_due = False
+        if not state.loop_open:
+            out.append(Instruction(name, Action.LOOP_START, state.count))
+            state.loop_open = True
+        roll_back = rhythm.roll_back and bool(parents)
+        if roll_back and not state.snapshot_taken:
+            out.append(Instruction(name, Action.SNAPSHOT, state.count))
+            state.snapshot_taken = True
+        state.count += 1
+        out.append(self._step(name, state.count, rhythm, bool(parents)))
+        state.ready.clear()
+        fired.append(name)
+        if state.count % (rhythm.unroll_steps * rhythm.accumulation) == 0:
+            state.snapshot_taken = False
+        if rhythm.hands_over(state.count):
+            state.redo_due = roll_back
+            self._hand_over(name, parents, out, fired)
+            state.loop_open = False
+
+    def _hand_over(
+        self, name: str, parents: Sequence[str], out: list[Instruction], fired: list[str]
+    ) -> None:
+        for parent in parents:
+            ready = self.progress(parent).ready
+            ready.add(name)
+            if ready.issuperset(self._children[parent]):
+                self._fire(parent, out, fired)
+
+    def _step(self, name: str, count: int, rhythm: Rhythm, has_parents: bool) -> Instruction:
+        window_end = -(-count // rhythm.accumulation) * rhythm.accumulation
+        record = has_parents and rhythm.hands_over(window_end)
+        loop = rhythm.unroll_steps * rhythm.accumulation
+        undone = rhythm.roll_back and has_parents and rhythm.hands_over(-(-count // loop) * loop)
+        return Instruction(
+            name,
+            Action.STEP,
+            count,
+            first=(count - 1) % rhythm.accumulation == 0,
+            last=count % rhythm.accumulation == 0,
+            record=record,
+            settled=not undone,
+        )
+
+    def _redo(self, fired: Sequence[str], out: list[Instruction]) -> None:
+        """Take back the problems below those that stepped as parents, bottom to top."""
+        for name in self._taken_back:
+            state = self.progress(name)
+            if state.redo_due and any(up in fired for up in self._parents.get(name, ())):
+                state.redo_due = False
+                out.append(Instruction(name, Action.REDO, state.count))
+
+
+def _bottom_up(
+    parents: Mapping[str, Sequence[str]], children: Mapping[str, Sequence[str]]
+) -> list[str]:
+    order: list[str] = []
+
+    def place(name: str) -> None:
+        if name not in order:
+            for child in children.get(name, ()):
+                place(child)
+            order.append(name)
+
+    for name in parents:
+        place(name)
+    return order

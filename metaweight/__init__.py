@@ -1,0 +1,52 @@
+"""Bilevel meta-learning on PyTorch: problems in a graph, trustworthy hypergradients, learned weights.
+
+The pieces most programs need are importable from here; see ``metaweight.weighting``,
+``metaweight.data``, ``metaweight.models`` and ``metaweight.noise`` for the rest.
+"""
+
+from ._version import __version__
+from .engines import EarlyStopping, Engine, EngineConfig, Env, Hook, ProgressBar
+from .problems import (
+    SAMA,
+    Config,
+    ConfigurationError,
+    ConjugateGradient,
+    DataError,
+    FiniteDifference,
+    GraphError,
+    Hypergradient,
+    ImplicitProblem,
+    IterativeProblem,
+    LossError,
+    MetaweightError,
+    Neumann,
+    Problem,
+    ReweightedProblem,
+    Reweighting,
+)
+
+__all__ = [
+    "SAMA",
+    "Config",
+    "ConfigurationError",
+    "ConjugateGradient",
+    "DataError",
+    "EarlyStopping",
+    "Engine",
+    "EngineConfig",
+    "Env",
+    "FiniteDifference",
+    "GraphError",
+    "Hook",
+    "Hypergradient",
+    "ImplicitProblem",
+    "IterativeProblem",
+    "LossError",
+    "MetaweightError",
+    "Neumann",
+    "Problem",
+    "ProgressBar",
+    "ReweightedProblem",
+    "Reweighting",
+    "__version__",
+]

@@ -1,0 +1,48 @@
+"""One level of a multilevel program, and how to differentiate through it."""
+
+from .config import Config
+from .descent import StepResult, descend, redo, step_scheduler, waits_for_metric
+from .errors import ConfigurationError, DataError, GraphError, LossError, MetaweightError
+from .hypergradients import (
+    SAMA,
+    ConjugateGradient,
+    FiniteDifference,
+    Hypergradient,
+    Neumann,
+    Reweighting,
+)
+from .implicit import ImplicitProblem
+from .iterative import IterativeProblem
+from .preparation import check_hypergradients, place_in_graph, prepare
+from .problem import GraphPosition, Problem
+from .reweighted import ReweightedProblem
+from .state import Snapshot
+
+__all__ = [
+    "SAMA",
+    "Config",
+    "ConfigurationError",
+    "ConjugateGradient",
+    "DataError",
+    "FiniteDifference",
+    "GraphError",
+    "GraphPosition",
+    "Hypergradient",
+    "ImplicitProblem",
+    "IterativeProblem",
+    "LossError",
+    "MetaweightError",
+    "Neumann",
+    "Problem",
+    "ReweightedProblem",
+    "Reweighting",
+    "Snapshot",
+    "StepResult",
+    "check_hypergradients",
+    "descend",
+    "place_in_graph",
+    "prepare",
+    "redo",
+    "step_scheduler",
+    "waits_for_metric",
+]

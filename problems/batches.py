@@ -1,0 +1,37 @@
+"""Batches of any structure, moved to a device as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def move_batch(batch: Any, device: torch.device) -> Any:
+    """Return ``batch`` with every tensor in it on ``device``.
+
+    Tuples, named tuples, lists, dictionaries, other mappings and nestings of these keep their type
+    and order; an object with a ``to`` method (a Hugging Face ``BatchEncoding``, a packed sequence,
+    a graph batch) is moved by it; everything else is passed through. Nothing is modified in place.
+    Copies from pinned memory do not block the host.
+    """
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True) if batch.device != device else batch
+    if isinstance(batch, tuple):
+        moved = [move_batch(item, device) for item in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else tuple(moved)
+    if isinstance(batch, list):
+        return [move_batch(item, device) for item in batch]
+    if isinstance(batch, dict) and type(batch) is dict:
+        return {key: move_batch(value, device) for key, value in batch.items()}
+    if callable(getattr(batch, "to", None)):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        content = {key: move_batch(value, device) for key, value in batch.items()}
+        try:
+            return type(batch)(content)  # type: ignore[call-arg]
+        except TypeError:
+            return content
+    return batch

@@ -1,0 +1,149 @@
+"""Settings of one problem, checked when they are made and frozen afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import InitVar, dataclass
+
+from .errors import ConfigurationError
+from .hypergradients.base import Hypergradient
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+HYPERGRADIENT_NAMES = ("darts", "reweighting", "sama", "neumann", "cg")
+
+
+@dataclass(frozen=True)
+class Config:
+    """How one problem is optimised and how hypergradients pass through it.
+
+    Args:
+        type: How ``(dw*/dθ)ᵀ v`` is formed when an upper problem differentiates through this one:
+            ``"darts"``, ``"sama"``, ``"neumann"``, ``"cg"``, ``"reweighting"`` or a
+            :class:`~metaweight.problems.hypergradients.Hypergradient` with its own settings.
+            A name takes its settings from the ``darts_*``, ``sama_*``, ``neumann_*`` and ``cg_*``
+            fields below; an object ignores them.
+        unroll_steps: Optimizer steps of this problem for every step of its upper problems.
+        first_order: Differentiate through lower problems with their ``type``. ``False`` asks for
+            the graph of an unrolled lower problem.
+        retain_graph: Accepted for Betty programs. Graphs are kept exactly as long as needed.
+        allow_unused: Whether some trainable parameters may be absent from the loss.
+        gradient_accumulation: Micro-batches averaged into one optimizer step. The hypergradient
+            sees all of them.
+        gradient_clipping: Largest gradient norm, 0 for no clipping.
+        precision: ``"fp32"``, ``"fp16"`` (with loss scaling) or ``"bf16"``, by autocast.
+        initial_dynamic_scale: First loss scale of ``"fp16"``.
+        scale_factor: Growth factor of the loss scale of ``"fp16"``.
+        warmup_steps: Steps of this problem before its upper problems start.
+        log_step: Log the loss every so many steps, -1 for never.
+        log_local_step: Log against this problem's own step instead of the engine's.
+        plateau_metric: Name of the value given to a ``ReduceLROnPlateau`` scheduler: looked up in
+            what ``validation`` returns, or in what ``training_step`` returns when the engine has
+            no validation.
+        darts_alpha: Step of the central difference, ``eps = darts_alpha / ||v||``.
+        darts_multitask: Leave the parameters at ``w - eps v`` afterwards (SAMA for SGD).
+        sama_adam_alpha: Step of the central difference of ``"sama"``.
+        sama_multitask: As ``darts_multitask``, for ``"sama"``.
+        neumann_iterations: Terms of the Neumann series beyond the first.
+        neumann_alpha: Step ``α`` of the series ``α Σ (I - αH)^k``.
+        cg_iterations: Conjugate-gradient iterations.
+        cg_alpha: Scale of the linear system ``(αH) x = v``; the answer does not depend on it.
+        fp16: Older spelling of ``precision="fp16"``.
+
+    Raises:
+        ConfigurationError: For an unknown name, a value out of range, or ``fp16`` contradicting
+            ``precision``.
+    """
+
+    type: str | Hypergradient = "darts"
+    unroll_steps: int = 1
+    first_order: bool = True
+    retain_graph: bool = False
+    allow_unused: bool = True
+    gradient_accumulation: int = 1
+    gradient_clipping: float = 0.0
+    precision: str = "fp32"
+    initial_dynamic_scale: float = 4096.0
+    scale_factor: float = 2.0
+    warmup_steps: int = 0
+    log_step: int = -1
+    log_local_step: bool = False
+    plateau_metric: str = "loss"
+    darts_alpha: float = 0.01
+    darts_multitask: bool = False
+    sama_adam_alpha: float = 1.0
+    sama_multitask: bool = False
+    neumann_iterations: int = 1
+    neumann_alpha: float = 1.0
+    cg_iterations: int = 1
+    cg_alpha: float = 1.0
+    fp16: InitVar[bool | None] = None
+
+    def __post_init__(self, fp16: bool | None) -> None:
+        self._merge_fp16(fp16)
+        _require_type(self.type)
+        if self.precision not in PRECISIONS:
+            raise ConfigurationError(
+                f"Config(precision={self.precision!r}) is not one of {', '.join(PRECISIONS)}; "
+                "choose one of these."
+            )
+        for field in ("unroll_steps", "gradient_accumulation"):
+            _require_integer(self, field, least=1)
+        for field in ("warmup_steps", "neumann_iterations", "cg_iterations"):
+            _require_integer(self, field, least=0)
+        _require_integer(self, "log_step", least=-1)
+        if self.gradient_clipping < 0:
+            raise ConfigurationError(
+                f"Config(gradient_clipping={self.gradient_clipping}) is negative; "
+                "give the largest norm allowed, or 0 for no clipping."
+            )
+        for field in (
+            "initial_dynamic_scale",
+            "darts_alpha",
+            "sama_adam_alpha",
+            "neumann_alpha",
+            "cg_alpha",
+        ):
+            _require_positive(self, field)
+        if not self.scale_factor > 1:
+            raise ConfigurationError(
+                f"Config(scale_factor={self.scale_factor}) must be above 1, since the loss scale "
+                "grows by it; 2.0 is the usual choice."
+            )
+
+    def _merge_fp16(self, fp16: bool | None) -> None:
+        if not fp16:
+            return
+        if self.precision not in ("fp32", "fp16"):
+            raise ConfigurationError(
+                f"Config(fp16=True, precision={self.precision!r}) asks for two precisions; "
+                "keep only precision=."
+            )
+        object.__setattr__(self, "precision", "fp16")
+
+
+def _require_type(value: object) -> None:
+    if isinstance(value, Hypergradient) or value in HYPERGRADIENT_NAMES:
+        return
+    names = ", ".join(repr(name) for name in HYPERGRADIENT_NAMES)
+    if isinstance(value, type) and issubclass(value, Hypergradient):
+        raise ConfigurationError(
+            f"Config(type={value.__name__}) received the class; instantiate it: "
+            f"Config(type={value.__name__}())."
+        )
+    raise ConfigurationError(
+        f"Config(type={value!r}) is not a known hypergradient; choose one of {names}, "
+        "or give a Hypergradient object."
+    )
+
+
+def _require_integer(config: Config, field: str, least: int) -> None:
+    value = getattr(config, field)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(
+            f"Config({field}={value!r}) must be an integer of at least {least}."
+        )
+
+
+def _require_positive(config: Config, field: str) -> None:
+    value = getattr(config, field)
+    if not value > 0 or value == float("inf"):
+        raise ConfigurationError(f"Config({field}={value!r}) must be positive and finite.")

@@ -1,0 +1,148 @@
+"""One optimizer step of a problem: gradients, direct and through lower problems, then the update."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import vectors
+from .errors import ConfigurationError, LossError
+from .problem import Problem, RecordedStep
+from .random_streams import RandomState, preserved_streams
+from .state import preserved_buffers
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step leaves to be logged; tensors stay on their device until somebody reads them."""
+
+    loss: Tensor
+    metrics: Mapping[str, Any]
+
+
+def descend(problem: Problem, *, record: bool, first: bool, last: bool) -> StepResult:
+    """Draw a batch, add its gradient, and update the parameters if it completes the accumulation.
+
+    Args:
+        problem: The problem to step; its ``count`` already includes this step.
+        record: Keep the random state, since a hypergradient or a roll-back will replay the step.
+        first: Whether the batch opens an accumulation window.
+        last: Whether the batch completes it.
+    """
+    batch = problem.cur_batch = problem.get_batch()
+    if first:
+        problem.window.clear()
+    if record:
+        problem.window.append(RecordedStep(batch, RandomState(problem.device)))
+    result = accumulate_gradient(problem, batch)
+    problem.grad_callback()
+    if last:
+        update(problem)
+    return result
+
+
+def redo(problem: Problem) -> None:
+    """Repeat the last optimizer step, on its own batches and random numbers."""
+    with preserved_streams(problem.device):
+        for step in problem.window:
+            step.random.restore()
+            accumulate_gradient(problem, step.batch)
+            problem.grad_callback()
+    update(problem)
+
+
+def accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
+    """Add ``∇ loss(batch) / accumulation`` to ``.grad``, hypergradients along all paths included.
+
+    Buffers of other problems' modules are as before afterwards: a batch of the upper problem leaves
+    no trace in the lower network's batch-norm statistics.
+    """
+    with preserved_buffers(problem.other_buffer_slots()):
+        loss, metrics = problem.evaluate(batch)
+        scaled = loss if problem.scaler is None else problem.scaler.scale(loss)
+        scaled = scaled / problem.config.gradient_accumulation
+        own = list(problem.trainable_parameters())
+        if problem.paths and problem.config.first_order:
+            _add_gradients(own, hypergradient(problem, scaled, own))
+        else:
+            _require_graph(problem, scaled)
+            torch.autograd.backward(scaled, inputs=own)
+    return StepResult(loss.detach(), metrics)
+
+
+def hypergradient(problem: Problem, loss: Tensor, own: list[Tensor]) -> list[Tensor | None]:
+    """Return ``∂F/∂θ + Σ_paths (dw*/dθ)ᵀ ∂F/∂w`` for the loss ``F`` of ``problem``.
+
+    One backward pass gives the direct part and the vectors ``v`` of all paths; then, along a path
+    ``θ → w_1 → … → w_k → θ``, each problem turns the vector into one for the next.
+    """
+    _require_graph(problem, loss)
+    paths = problem.paths
+    below = {path[1].name: list(path[1].meta_trainable_parameters()) for path in paths}
+    inputs = own + [p for parameters in below.values() for p in parameters]
+    gradients = list(torch.autograd.grad(loss, inputs, allow_unused=True))
+    total, rest = gradients[: len(own)], gradients[len(own) :]
+    starts: dict[str, list[Tensor]] = {}
+    for name, parameters in below.items():
+        starts[name] = vectors.fill_none(rest[: len(parameters)], parameters)
+        rest = rest[len(parameters) :]
+    for path in paths:
+        vector = starts[path[1].name]
+        for lower, above in zip(path[1:-1], path[2:], strict=True):
+            wanted = own if above is problem else list(above.meta_trainable_parameters())
+            vector = lower.hypergradient.product(lower, vector, wanted)
+        total = [v if t is None else t + v for t, v in zip(total, vector, strict=True)]
+    if not problem.config.allow_unused and any(t is None for t in total):
+        raise LossError(
+            f"Problem {problem.name!r} has Config(allow_unused=False), but some of its trainable "
+            "parameters do not enter its loss; use them, or allow it."
+        )
+    return total
+
+
+def update(problem: Problem) -> None:
+    """Apply the accumulated gradient and drop it."""
+    problem.optimizer_step()
+    problem.hypergradient.after_update(problem)
+    problem.param_callback()
+    problem.zero_grad()
+
+
+def step_scheduler(problem: Problem) -> None:
+    """Advance the scheduler by one step; one that waits for a metric is left to the engine."""
+    scheduler = problem.scheduler
+    if scheduler is not None and not waits_for_metric(scheduler):
+        scheduler.step()
+
+
+def waits_for_metric(scheduler: Any) -> bool:
+    """Whether the scheduler steps on a measured value rather than on time."""
+    return isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+
+
+def _add_gradients(parameters: list[Tensor], gradients: list[Tensor | None]) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+
+def _require_graph(problem: Problem, loss: Tensor) -> None:
+    if not loss.requires_grad:
+        raise LossError(
+            f"The loss of problem {problem.name!r} does not depend on any parameter that requires "
+            "a gradient; compute it from the module, outside torch.no_grad()."
+        )
+
+
+def require_first_order(problem: Problem) -> None:
+    """Refuse ``first_order=False``, which asks for graphs implicit problems do not keep."""
+    if not problem.config.first_order and problem.paths:
+        raise ConfigurationError(
+            f"Problem {problem.name!r} has Config(first_order=False): it asks to differentiate "
+            "through the graph of unrolled lower problems, which implicit problems do not keep, "
+            "so nothing would reach it. Use first_order=True and choose the lower problem's type."
+        )

@@ -1,0 +1,23 @@
+"""The errors a user can meet; every one says what was asked, what was received and what to do."""
+
+from __future__ import annotations
+
+
+class MetaweightError(Exception):
+    """Base class of every error metaweight raises on purpose."""
+
+
+class ConfigurationError(MetaweightError, ValueError):
+    """A setting is unknown, contradicts another one, or does not fit the problem it is given to."""
+
+
+class GraphError(MetaweightError, ValueError):
+    """The problems and dependencies handed to an engine do not form a valid program."""
+
+
+class DataError(MetaweightError, ValueError):
+    """A loader or a batch cannot be used as it was given."""
+
+
+class LossError(MetaweightError, ValueError):
+    """A ``training_step`` returned something that is not a usable loss."""

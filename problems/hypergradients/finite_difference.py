@@ -1,0 +1,98 @@
+"""Central-difference hypergradient of DARTS.
+
+With the inverse Hessian taken as the identity the best-response product is the mixed derivative,
+which a difference of two gradients approximates::
+
+    (dw*/dθ)ᵀ v  ≈  -∂²L/∂θ∂w · v  ≈  -(∇_θ L(w + eps v) - ∇_θ L(w - eps v)) / (2 eps)
+
+with ``eps = alpha / ||v||``. There is no factor for the inner learning rate. A change of ``w``
+moves *every* quantity computed from it, so what the loss detaches is differentiated all the same:
+on ``mean_i V(sg(l_i)) l_i`` this is the gradient of ``mean_i V(l_i) l_i``. For the gradient that
+respects ``detach`` see :mod:`.reweighting`.
+
+Source: Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search", ICLR 2019
+(arXiv:1806.09055); as an implicit gradient: Choe et al., "Betty", ICLR 2023 (arXiv:2207.02849).
+The ``multitask`` form: Choe et al., "Making Scalable Meta Learning Practical" (SAMA), NeurIPS 2023
+(arXiv:2310.05674).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .. import vectors
+from ..errors import ConfigurationError
+from ..precision import difference_step
+from .base import Hypergradient
+from .products import perturbed_evaluation, window_gradient
+
+if TYPE_CHECKING:
+    from ..problem import Problem
+
+
+@dataclass(frozen=True)
+class FiniteDifference(Hypergradient):
+    """The hypergradient Betty calls ``"darts"``: ``-∂²L/∂θ∂w · v`` by a central difference.
+
+    Cost: two forward passes of the lower loss, without a graph through its own network, and two
+    backward passes through whatever depends on ``θ``. The passes draw the random numbers of the
+    step they differentiate and leave nothing behind.
+
+    Args:
+        alpha: Length of the displacement, ``||eps v||``. Exact for a loss quadratic in ``w``;
+            otherwise the error grows with its square. Widened for 16-bit parameters
+            (:func:`~metaweight.problems.precision.difference_step`).
+        multitask: Leave the parameters at ``w - eps v``, a step on the upper loss (SAMA for SGD).
+        full_precision: Compute the two passes without autocast. With ``False`` they run in the
+            problem's own precision, with a step as for 16-bit parameters.
+    """
+
+    alpha: float = 0.01
+    multitask: bool = False
+    full_precision: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < float("inf"):
+            raise ConfigurationError(
+                f"FiniteDifference(alpha={self.alpha}) must be positive and finite; "
+                "0.01 is the usual choice."
+            )
+
+    def product(
+        self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]
+    ) -> list[Tensor]:
+        return central_difference(
+            problem,
+            vector,
+            wanted,
+            alpha=self.alpha,
+            keep_displaced=self.multitask,
+            full_precision=self.full_precision,
+        )
+
+
+def central_difference(
+    problem: Problem,
+    vector: Sequence[Tensor],
+    wanted: Sequence[Tensor],
+    *,
+    alpha: float,
+    keep_displaced: bool = False,
+    full_precision: bool = True,
+) -> list[Tensor]:
+    """Return ``-(∇_θ L(w + eps v) - ∇_θ L(w - eps v)) / (2 eps)``; see the module's docstring."""
+    with perturbed_evaluation(problem, full_precision) as evaluation:
+        eps = difference_step(alpha, evaluation.dtype) / (vectors.norm(vector) + 1e-15)
+        shift = vectors.scale(vector, eps)
+        with vectors.displaced(problem.meta_trainable_parameters()) as weights:
+            weights.move(shift, +1)
+            plus = window_gradient(problem, wanted)
+            weights.move(shift, -1)
+            minus = window_gradient(problem, wanted)
+            if keep_displaced:
+                weights.settle()
+    return vectors.scale(vectors.add(minus, plus, alpha=-1.0), 0.5 / eps)

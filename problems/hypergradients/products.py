@@ -1,0 +1,138 @@
+"""Evaluations of a lower problem that leave no trace, and the derivative products built on them.
+
+Throughout, ``L`` is the mean of the problem's loss over the micro-batches of its last optimizer
+step (``problem.window``), with the random numbers that step drew.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .. import vectors
+from ..errors import LossError
+from ..precision import DTYPES, autocast, full_precision
+from ..random_streams import preserved_streams
+from ..state import preserved_buffers, without_gradients
+
+if TYPE_CHECKING:
+    from ..problem import Problem, RecordedStep
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How the passes inside are computed; ``dtype`` is the narrowest number they rely on."""
+
+    dtype: torch.dtype
+
+
+@contextmanager
+def _traceless(problem: Problem, *, in_full_precision: bool) -> Iterator[Evaluation]:
+    config = problem.config
+    choose = full_precision if in_full_precision else autocast
+    first = next(iter(problem.meta_trainable_parameters()), None)
+    dtype = torch.float32 if first is None else first.dtype
+    if not in_full_precision and config.precision != "fp32":
+        dtype = DTYPES[config.precision]
+    with ExitStack() as stack:
+        stack.enter_context(preserved_streams(problem.device))
+        stack.enter_context(preserved_buffers(problem.all_buffer_slots()))
+        stack.enter_context(choose(config.precision, problem.device))
+        yield Evaluation(dtype)
+
+
+@contextmanager
+def perturbed_evaluation(problem: Problem, in_full_precision: bool) -> Iterator[Evaluation]:
+    """Evaluate the lower loss at displaced parameters.
+
+    Random streams, buffers of every problem and ``requires_grad`` are restored on leaving, also
+    after an exception; ``.grad`` is never written. No graph runs through the lower network.
+    """
+    with (
+        problem.held_parameters(),
+        without_gradients(problem.parameters()),
+        _traceless(problem, in_full_precision=in_full_precision) as evaluation,
+    ):
+        yield evaluation
+
+
+def replayed_loss(problem: Problem, step: RecordedStep) -> Tensor:
+    """Return the loss of one recorded micro-batch, with the random numbers it was trained with."""
+    step.random.restore()
+    return problem.loss_of(problem.training_step(step.batch))
+
+
+def window_gradient(problem: Problem, wanted: Sequence[Tensor]) -> list[Tensor]:
+    """Return ``∇_θ L`` at the problem's present parameters; one micro-batch's graph at a time."""
+    total: list[Tensor] | None = None
+    for step in problem.window:
+        loss = replayed_loss(problem, step)
+        gradient = _gradient(loss, wanted, problem)
+        total = gradient if total is None else vectors.add(total, gradient)
+    if total is None:
+        raise LossError(
+            f"A hypergradient through problem {problem.name!r} was asked for before it took a "
+            "step; run the engine, or step the lower problem first."
+        )
+    return total if len(problem.window) == 1 else vectors.scale(total, 1.0 / len(problem.window))
+
+
+def _gradient(loss: Tensor, wanted: Sequence[Tensor], problem: Problem) -> list[Tensor]:
+    if not loss.requires_grad:
+        warnings.warn(
+            f"The loss of problem {problem.name!r} does not depend on the upper problem's "
+            "parameters, so their hypergradient is zero. Use the upper problem in its "
+            "training_step, without detaching its output.",
+            stacklevel=2,
+        )
+        return [torch.zeros_like(t) for t in wanted]
+    return vectors.fill_none(torch.autograd.grad(loss, wanted, allow_unused=True), wanted)
+
+
+class Curvature:
+    """Products with second derivatives of ``L`` from one recorded gradient graph."""
+
+    def __init__(self, loss: Tensor, weights: Sequence[Tensor]) -> None:
+        self._weights = weights
+        gradient = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+        used = [(g, i) for i, g in enumerate(gradient) if g is not None and g.requires_grad]
+        self._gradient = [g for g, _ in used]
+        self._positions = [i for _, i in used]
+
+    def hessian(self, vector: Sequence[Tensor]) -> list[Tensor]:
+        """Return ``∂²L/∂w∂w · v``."""
+        return self._second(vector, self._weights)
+
+    def mixed(self, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
+        """Return ``∂²L/∂θ∂w · v``."""
+        return self._second(vector, wanted)
+
+    def _second(self, vector: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+        if not self._gradient:
+            return [torch.zeros_like(t) for t in inputs]
+        products = torch.autograd.grad(
+            self._gradient,
+            inputs,
+            grad_outputs=[vector[i] for i in self._positions],
+            retain_graph=True,
+            allow_unused=True,
+        )
+        return vectors.fill_none(products, inputs)
+
+
+@contextmanager
+def curvature(problem: Problem) -> Iterator[Curvature]:
+    """Yield second-derivative products of the lower loss at its present parameters.
+
+    The graph of the whole window is held while inside.
+    """
+    with _traceless(problem, in_full_precision=True):
+        losses = [replayed_loss(problem, step) for step in problem.window]
+        loss = torch.stack(losses).mean()
+        yield Curvature(loss, problem.meta_trainable_parameters())

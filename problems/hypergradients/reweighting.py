@@ -1,0 +1,166 @@
+"""Native hypergradient of learned sample weights.
+
+For a lower loss ``L(w, θ) = mean_i V_i(sg(l(w)); θ) l_i(w)``, where ``sg`` stops the gradient, the
+mixed derivative needs no second-order graph::
+
+    (∂²L/∂θ∂w) v = ∇_θ mean_i V_i(sg(l); θ) sg(d_i),      d_i = <∇_w l_i, v>
+
+The ``d_i`` of a whole batch are directional derivatives of its losses along ``v``: one forward-mode
+pass (exact), or two forward passes without any graph (central difference). With the inverse
+Hessian taken as the identity the hypergradient is minus that. ``V`` may look at the whole batch, so
+weights normalised over it are covered.
+
+Unlike a finite difference of the weighted loss this respects the stop-gradient, and so it is the
+one-step gradient of Meta-Weight-Net as published, without its factor of the inner learning rate.
+
+Sources: Shu et al., "Meta-Weight-Net", NeurIPS 2019 (arXiv:1902.07379), eq. 7-8;
+Ren et al., "Learning to Reweight Examples", ICML 2018 (arXiv:1803.09050).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from .. import vectors
+from ..errors import ConfigurationError
+from ..precision import difference_step
+from .base import Hypergradient
+from .products import perturbed_evaluation
+
+if TYPE_CHECKING:
+    from ..problem import Problem
+    from ..reweighted import ReweightedProblem
+
+DERIVATIVES = ("central_difference", "forward_mode")
+
+
+@dataclass(frozen=True)
+class Reweighting(Hypergradient):
+    """``-∇_θ mean_i V_i(sg(l); θ) sg(<∇_w l_i, v>)`` for a :class:`ReweightedProblem`.
+
+    Args:
+        derivative: ``"central_difference"``: two forward passes of the sample losses without any
+            graph; error of order ``alpha²`` (2e-3 relative on a ResNet-32 in single precision).
+            ``"forward_mode"``: one pass of dual numbers, exact to rounding, about 1.5 times the
+            time of the two. Needs forward-mode formulas for every operation of the network, which
+            fused attention kernels lack.
+        alpha: Length of the displacement of the central difference, ``eps = alpha / ||v||``.
+        full_precision: Compute the passes without autocast.
+    """
+
+    derivative: str = "central_difference"
+    alpha: float = 0.01
+    full_precision: bool = True
+
+    def __post_init__(self) -> None:
+        if self.derivative not in DERIVATIVES:
+            raise ConfigurationError(
+                f"Reweighting(derivative={self.derivative!r}) is not one of "
+                f"{', '.join(DERIVATIVES)}; choose one of these."
+            )
+        if not 0 < self.alpha < float("inf"):
+            raise ConfigurationError(
+                f"Reweighting(alpha={self.alpha}) must be positive and finite; "
+                "0.01 is the usual choice."
+            )
+
+    def check(self, problem: Problem) -> None:
+        require_reweighted(problem)
+
+    def product(
+        self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]
+    ) -> list[Tensor]:
+        problem = require_reweighted(problem)
+        with perturbed_evaluation(problem, self.full_precision) as evaluation:
+            if self.derivative == "forward_mode":
+                pairs = forward_mode_derivatives(problem, vector)
+            else:
+                alpha = difference_step(self.alpha, evaluation.dtype)
+                pairs = central_derivatives(problem, vector, alpha)
+            total = [torch.zeros_like(t) for t in wanted]
+            for step, (losses, directional) in zip(problem.window, pairs, strict=True):
+                weights = problem.checked_weights(losses, step.batch)
+                if weights.requires_grad:
+                    gradient = torch.autograd.grad(
+                        (weights * directional).mean(), wanted, allow_unused=True
+                    )
+                    total = vectors.add(total, vectors.fill_none(gradient, wanted))
+        return vectors.scale(total, -1.0 / len(problem.window))
+
+
+def require_reweighted(problem: Problem) -> ReweightedProblem:
+    """Return the problem if it declares its sample losses and weights.
+
+    Raises:
+        ConfigurationError: When it does not.
+    """
+    from ..reweighted import ReweightedProblem  # noqa: PLC0415 (a problem knows its algorithms)
+
+    if not isinstance(problem, ReweightedProblem):
+        raise ConfigurationError(
+            f"Problem {problem.name!r} asks for the 'reweighting' hypergradient but is a "
+            f"{type(problem).__name__}; derive it from ReweightedProblem and define "
+            "sample_losses and sample_weights, or choose type='darts'."
+        )
+    return problem
+
+
+def central_derivatives(
+    problem: ReweightedProblem, vector: Sequence[Tensor], alpha: float
+) -> list[tuple[Tensor, Tensor]]:
+    """Return ``(l_i, <∇_w l_i, v>)`` per micro-batch from losses at ``w ± eps v``, without a graph.
+
+    The losses returned are the mean of the two, equal to ``l_i(w)`` up to ``O(eps²)``.
+    """
+    eps = alpha / (vectors.norm(vector) + 1e-15)
+    shift = vectors.scale(vector, eps)
+    pairs = []
+    with torch.no_grad(), vectors.displaced(problem.meta_trainable_parameters()) as weights:
+        for step in problem.window:
+            weights.move(shift, +1)
+            step.random.restore()
+            plus = problem.checked_losses(step.batch)
+            weights.move(shift, -1)
+            step.random.restore()
+            minus = problem.checked_losses(step.batch)
+            pairs.append(((plus + minus) / 2, (plus - minus) / (2 * eps).to(plus.dtype)))
+    return pairs
+
+
+def forward_mode_derivatives(
+    problem: ReweightedProblem, vector: Sequence[Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """Return ``(l_i, <∇_w l_i, v>)`` per micro-batch from one pass of dual numbers."""
+    network = _SampleLosses(problem)
+    names = {id(p): name for name, p in network.named_parameters()}
+    pairs = []
+    with torch.no_grad(), forward_ad.dual_level():
+        tensors: dict[str, Tensor] = {
+            names[id(p)]: forward_ad.make_dual(p, v)
+            for p, v in zip(problem.meta_trainable_parameters(), vector, strict=True)
+        }
+        for step in problem.window:
+            step.random.restore()
+            buffers = {name: b.clone() for name, b in network.named_buffers()}
+            output = torch.func.functional_call(network, {**tensors, **buffers}, (step.batch,))
+            losses, tangent = forward_ad.unpack_dual(output)
+            pairs.append((losses, torch.zeros_like(losses) if tangent is None else tangent))
+    return pairs
+
+
+class _SampleLosses(nn.Module):
+    """The problem's network with its sample losses as output, for a functional call."""
+
+    def __init__(self, problem: ReweightedProblem) -> None:
+        super().__init__()
+        self.network = problem.module
+        self._losses = problem.checked_losses
+
+    def forward(self, batch: Any) -> Tensor:
+        return self._losses(batch)

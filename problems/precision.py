@@ -1,0 +1,37 @@
+"""Precision of a problem: autocast and, for half precision, loss scaling."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context a problem's loss is computed in; nothing at all for ``"fp32"``."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def full_precision(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context that computes a problem's loss in the precision of its parameters."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def difference_step(alpha: float, dtype: torch.dtype) -> float:
+    """Widen the step of a central difference for numbers with few digits.
+
+    The error of a central difference is rounding over step plus step squared; it is least at a
+    step proportional to the cube root of the machine epsilon. ``alpha`` is meant for single
+    precision or better, so a 16-bit type takes ``alpha * (eps(dtype) / eps(float32)) ** (1/3)``:
+    40 times for bfloat16, 20 times for float16.
+    """
+    if dtype not in (torch.float16, torch.bfloat16):
+        return alpha
+    ratio = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+    return float(alpha * ratio ** (1 / 3))

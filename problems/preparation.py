@@ -1,0 +1,109 @@
+"""Bringing a problem to life: module, optimizer, scheduler, data and device, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from .descent import require_first_order
+from .errors import GraphError
+from .loaders import BatchSource
+from .problem import GraphPosition, Problem, apply_param_groups
+
+
+def place_in_graph(problem: Problem, position: GraphPosition) -> None:
+    """Tell a problem its neighbours and the problems it can see by name."""
+    problem._position = position
+
+
+def prepare(
+    problem: Problem,
+    device: torch.device,
+    on_epoch_end: Callable[[Problem], None],
+    driver: Callable[[Problem, int | None], None],
+) -> None:
+    """Build what the problem configures, move it to its device and check that it can be stepped.
+
+    What the user made is used as it is: the module's parameters stay the same objects, optimizer
+    and scheduler are never rebuilt, loaders are not touched before the first batch.
+
+    Args:
+        problem: The problem, already placed in its graph.
+        device: Where to put it, unless it names a device itself.
+        on_epoch_end: Called with the problem when its first loader has ended.
+        driver: What ``problem.step()`` calls.
+
+    Raises:
+        GraphError: When it has no module, no loss, no data, or nothing to update it with.
+        ConfigurationError: When its hypergradient does not fit it.
+    """
+    _build(problem, device)
+    _require_parts(problem)
+    if problem.train_data_loader is not None:
+        loaders = problem.train_data_loader
+        loaders = list(loaders) if isinstance(loaders, tuple) else [loaders]
+        problem.train_data_loader = loaders
+        problem._source = BatchSource(problem.name, loaders, lambda: on_epoch_end(problem))
+    config = problem.config
+    if config.precision == "fp16":
+        problem.scaler = torch.amp.GradScaler(
+            problem.device.type,
+            init_scale=config.initial_dynamic_scale,
+            growth_factor=config.scale_factor,
+        )
+    problem._driver = driver
+
+
+def check_hypergradients(problem: Problem) -> None:
+    """Refuse hypergradient settings the problem cannot serve; needs every problem prepared.
+
+    Raises:
+        ConfigurationError: Naming the problem and what to choose instead.
+    """
+    require_first_order(problem)
+    for path in problem.paths:
+        for lower in path[1:-1]:
+            lower.hypergradient.check(lower)
+
+
+def _build(problem: Problem, device: torch.device) -> None:
+    problem.device = torch.device(device) if problem.device is None else problem.device
+    if problem.train_data_loader is None:
+        problem.train_data_loader = problem.configure_train_data_loader()
+    if problem.module is None:
+        problem.module = problem.configure_module()
+    if problem.module is None:
+        raise GraphError(
+            f"Problem {problem.name!r} has no module; give it module=, or define configure_module."
+        )
+    problem.module = problem.module.to(problem.device)
+    if problem.optimizer is None:
+        problem.optimizer = problem.configure_optimizer()
+    apply_param_groups(problem)
+    if problem.scheduler is None:
+        problem.scheduler = problem.configure_scheduler()
+
+
+def _require_parts(problem: Problem) -> None:
+    kind = type(problem)
+    if kind.training_step is Problem.training_step:
+        raise GraphError(
+            f"Problem {problem.name!r} has no loss; define training_step in {kind.__name__}."
+        )
+    if problem.train_data_loader is None and kind.get_batch is Problem.get_batch:
+        raise GraphError(
+            f"Problem {problem.name!r} has no data; give it train_data_loader=, define "
+            "configure_train_data_loader, or override get_batch."
+        )
+    if problem.optimizer is None and kind.custom_optimizer_step is Problem.custom_optimizer_step:
+        raise GraphError(
+            f"Problem {problem.name!r} has no optimizer; give it optimizer=, define "
+            "configure_optimizer, or override custom_optimizer_step."
+        )
+    if not list(problem.trainable_parameters()):
+        raise GraphError(
+            f"Problem {problem.name!r} has nothing to train: its module has no parameter that "
+            "requires a gradient and belongs to its optimizer. Build the optimizer over this "
+            "module's parameters."
+        )

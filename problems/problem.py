@@ -1,0 +1,437 @@
+"""One level of a multilevel program: its loss, parameters, data, state and how to step it."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import Config
+from .errors import ConfigurationError, GraphError, LossError
+from .hypergradients.base import Hypergradient
+from .hypergradients.resolve import resolve
+from .loaders import BatchSource
+from .precision import autocast
+from .random_streams import RandomState
+from .state import BufferSlot, buffer_slots
+
+TrainingOutput = Tensor | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class GraphPosition:
+    """Where a problem stands: its neighbours, its hypergradient paths, and all others by name."""
+
+    parents: tuple[Problem, ...] = ()
+    children: tuple[Problem, ...] = ()
+    paths: tuple[tuple[Problem, ...], ...] = ()
+    peers: Mapping[str, Problem] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RecordedStep:
+    """A micro-batch and the random numbers its loss drew."""
+
+    batch: Any
+    random: RandomState
+
+
+class Problem:
+    """Base class of every level. Users derive from
+    :class:`~metaweight.problems.ImplicitProblem` and define :meth:`training_step`.
+
+    Other problems of the same engine are attributes by their names: ``self.outer(x)`` calls
+    ``forward`` of the problem named ``"outer"``.
+
+    Args:
+        name: How other problems refer to this one; an identifier.
+        config: Its settings; the defaults of :class:`Config` when left out.
+        module: Its network, or define :meth:`configure_module`.
+        optimizer: Any torch optimizer over the module's parameters, used as given, or define
+            :meth:`configure_optimizer`.
+        scheduler: Any torch scheduler of that optimizer, or define :meth:`configure_scheduler`.
+            It steps with every step of the problem.
+        train_data_loader: An iterable of batches, or a tuple of several, whose batches then come
+            as a tuple; or define :meth:`configure_train_data_loader`, or override
+            :meth:`get_batch`.
+        extra_config: Anything; kept as ``self.cfg``.
+        device: Where the problem lives, if not where the engine puts it.
+
+    Raises:
+        ConfigurationError: For a name that is not an identifier or a config of another type.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: Config | None = None,
+        module: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        scheduler: Any = None,
+        train_data_loader: Any = None,
+        extra_config: Any = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ConfigurationError(
+                f"Problem(name={name!r}): other problems reach it as an attribute, so the name "
+                "must be an identifier such as 'classifier'."
+            )
+        if config is not None and not isinstance(config, Config):
+            raise ConfigurationError(
+                f"Problem {name!r} received config={config!r}; give a Config, or leave it out."
+            )
+        self._name = name
+        self._config = Config() if config is None else config
+        self.cfg = extra_config
+        self.module: Any = module
+        self.optimizer: Any = optimizer
+        self.scheduler = scheduler
+        self.train_data_loader = train_data_loader
+        self.device: Any = None if device is None else torch.device(device)
+        self.scaler: Any = None
+        self.env: Any = None
+        self.logger: Any = None
+        self.cur_batch: Any = None
+        self.window: list[RecordedStep] = []
+        self.last_gradients: dict[Tensor, Tensor] = {}
+        self._position = GraphPosition()
+        self._hypergradient = resolve(self._config)
+        self._source: BatchSource | None = None
+        self._driver: Callable[[Problem, int | None], None] | None = None
+        self._count = 0
+        self._global_step: int | None = None
+        self._held: list[Tensor] | None = None
+        self._slots: tuple[nn.Module, list[BufferSlot]] | None = None
+        _warn_of_near_misses(type(self))
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_"):
+            peers = self.__dict__["_position"].peers if "_position" in self.__dict__ else {}
+            if name in peers:
+                return peers[name]
+            known = f" Problems it can see: {', '.join(sorted(peers)) or 'none yet'}."
+        else:
+            known = ""
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}.{known}")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What calling the problem computes; by default its module."""
+        return self.module(*args, **kwargs)
+
+    def training_step(self, batch: Any) -> TrainingOutput:
+        """Return the loss of ``batch``, or a mapping with it under ``"loss"`` and values to log.
+
+        It must be a function of the batch, the parameters and the random streams alone, since a
+        hypergradient evaluates it several times.
+        """
+        raise LossError(
+            f"Problem {self._name!r} has no training_step; define it in {type(self).__name__}."
+        )
+
+    def configure_module(self) -> nn.Module | None:
+        """Build the module, when none was given to the constructor."""
+        return None
+
+    def configure_optimizer(self) -> torch.optim.Optimizer | None:
+        """Build the optimizer, when none was given; ``self.module`` exists by then."""
+        return None
+
+    def configure_scheduler(self) -> Any:
+        """Build the scheduler, when none was given; ``self.optimizer`` exists by then."""
+        return None
+
+    def configure_train_data_loader(self) -> Any:
+        """Build the loader, or a tuple of loaders, when none was given."""
+        return None
+
+    def param_groups(self) -> Iterable[dict[str, Any]] | None:
+        """Parameter groups to put into the optimizer, in place of those it was made with."""
+        return None
+
+    def parameters(self) -> list[Tensor]:
+        """All parameters of the problem."""
+        return list(self.module.parameters())
+
+    def trainable_parameters(self) -> Iterable[Tensor]:
+        """The parameters this problem trains: by default those that require a gradient and belong
+        to the optimizer."""
+        if self._held is not None:
+            return self._held
+        trainable = [p for p in self.module.parameters() if p.requires_grad]
+        if self.optimizer is None:
+            return trainable
+        owned = {p for group in self.optimizer.param_groups for p in group["params"]}
+        return trainable if owned.issuperset(trainable) else [p for p in trainable if p in owned]
+
+    def meta_trainable_parameters(self) -> Iterable[Tensor]:
+        """The parameters upper problems differentiate through: by default all trainable ones."""
+        return self.trainable_parameters()
+
+    def custom_optimizer_step(self) -> None:
+        """Apply the gradients; override to replace the optimizer's own step."""
+        if self.scaler is not None:
+            self.scaler.step(self.optimizer)
+        else:
+            self.optimizer.step()
+
+    def on_inner_loop_start(self) -> None:
+        """Called before the first step after the upper problems have stepped."""
+
+    def grad_callback(self) -> None:
+        """Called when gradients are in ``.grad``, before clipping and the optimizer step."""
+
+    def param_callback(self) -> None:
+        """Called after each optimizer step, for instance to clamp parameters."""
+
+    def epoch_callback(self) -> None:
+        """Called when the first loader has ended."""
+
+    def get_batch(self) -> Any:
+        """Return the next batch: one loader's, or a tuple with one of each loader."""
+        batches = tuple(self.get_batch_single_loader(i) for i in range(len(self.source.loaders)))
+        return batches[0] if len(batches) == 1 else batches
+
+    def get_batch_single_loader(self, idx: int) -> Any:
+        """Return the next batch of one loader, on the problem's device."""
+        return self.source.draw(idx, self.device)
+
+    def evaluate(self, batch: Any) -> tuple[Tensor, Mapping[str, Any]]:
+        """Return the loss of ``batch`` in the problem's precision, and what else to log."""
+        with autocast(self._config.precision, self.device):
+            output = self.training_step(batch)
+        return self.loss_of(output), output if isinstance(output, Mapping) else {}
+
+    def loss_of(self, output: TrainingOutput) -> Tensor:
+        """Return the loss in what ``training_step`` returned, as a 0-dim tensor.
+
+        Raises:
+            LossError: When there is none, or it is not one number.
+        """
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        if not isinstance(loss, Tensor):
+            raise LossError(
+                f"training_step of problem {self._name!r} returned {type(output).__name__} "
+                f"without a loss tensor; return the loss, or a dictionary with it under 'loss'."
+            )
+        if loss.numel() != 1:
+            raise LossError(
+                f"training_step of problem {self._name!r} returned a loss of shape "
+                f"{tuple(loss.shape)}; reduce it to one number, for instance with .mean()."
+            )
+        return loss.reshape(())
+
+    def optimizer_step(self) -> None:
+        """Unscale and clip the gradients, then apply them with :meth:`custom_optimizer_step`."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        if self._config.gradient_clipping > 0:
+            torch.nn.utils.clip_grad_norm_(
+                self.trainable_parameters(), self._config.gradient_clipping
+            )
+        self.custom_optimizer_step()
+        if self.scaler is not None:
+            self.scaler.update()
+
+    def zero_grad(self) -> None:
+        """Drop the gradients of the trainable parameters."""
+        for parameter in self.trainable_parameters():
+            parameter.grad = None
+
+    def step(self, global_step: int | None = None) -> None:
+        """Take one step of this problem and of every upper problem that becomes due.
+
+        Raises:
+            GraphError: When the problem belongs to no engine.
+        """
+        if self._driver is None:
+            raise GraphError(
+                f"Problem {self._name!r} was asked to step but belongs to no engine; "
+                "build an Engine with it first."
+            )
+        self._driver(self, global_step)
+
+    def begin_step(self, count: int, global_step: int | None) -> None:
+        """Note that step ``count`` begins."""
+        self._count = count
+        self._global_step = global_step
+
+    def set_module(self, module: nn.Module) -> None:
+        """Use another module from now on. The optimizer is left as it is."""
+        self.module = module.to(self.device)
+
+    def set_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Use another optimizer from now on."""
+        self.optimizer = optimizer
+        apply_param_groups(self)
+
+    def set_scheduler(self, scheduler: Any) -> None:
+        """Use another scheduler from now on."""
+        self.scheduler = scheduler
+
+    def set_train_data_loader(self, loader: Any, idx: int = 0) -> None:
+        """Use another loader in place of the ``idx``-th from the next batch on."""
+        self.source.replace(loader, idx)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the module, optimizer, scheduler and loss scaler."""
+        parts = {
+            "module": self.module,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "scaler": self.scaler,
+        }
+        return {key: part.state_dict() for key, part in parts.items() if part is not None}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned."""
+        self.module.load_state_dict(state_dict["module"])
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state_dict["optimizer"])
+        for key, part in (("scheduler", self.scheduler), ("scaler", self.scaler)):
+            if part is not None and key in state_dict:
+                part.load_state_dict(state_dict[key])
+
+    def train(self) -> None:
+        """Put the problem and its module into training mode."""
+        self.module.train()
+
+    def eval(self) -> None:
+        """Put the problem and its module into evaluation mode."""
+        self._training = False
+        self.module.eval()
+
+    @contextmanager
+    def held_parameters(self) -> Iterator[None]:
+        """Inside, ``trainable_parameters`` keeps its answer whatever ``requires_grad`` says."""
+        before = self._held
+        self._held = list(self.trainable_parameters())
+        try:
+            yield
+        finally:
+            self._held = before
+
+    def buffer_slots(self) -> list[BufferSlot]:
+        """Where the buffers of this problem's module live."""
+        if self._slots is None or self._slots[0] is not self.module:
+            self._slots = (self.module, buffer_slots(self.module))
+        return self._slots[1]
+
+    def other_buffer_slots(self) -> list[BufferSlot]:
+        """Buffers of the other problems' modules, which this problem's step must not change."""
+        own = {(id(owner), name) for owner, name in self.buffer_slots()}
+        others = [slot for peer in self._position.peers.values() for slot in peer.buffer_slots()]
+        return [slot for slot in others if (id(slot[0]), slot[1]) not in own]
+
+    def all_buffer_slots(self) -> list[BufferSlot]:
+        """Buffers of every problem's module."""
+        return self.buffer_slots() + self.other_buffer_slots()
+
+    def is_rank_zero(self) -> bool:
+        """Whether this process is the one that logs."""
+        return True
+
+    @property
+    def name(self) -> str:
+        """The problem's name."""
+        return self._name
+
+    @property
+    def config(self) -> Config:
+        """The problem's settings."""
+        return self._config
+
+    @property
+    def hypergradient(self) -> Hypergradient:
+        """How upper problems differentiate through this one."""
+        return self._hypergradient
+
+    @property
+    def source(self) -> BatchSource:
+        """The problem's loaders."""
+        if self._source is None:
+            raise GraphError(
+                f"Problem {self._name!r} has no loaders; give it train_data_loader, "
+                "define configure_train_data_loader, or override get_batch."
+            )
+        return self._source
+
+    @property
+    def epoch_counter(self) -> list[int]:
+        """Epochs finished, per loader."""
+        return self.source.epochs
+
+    @property
+    def count(self) -> int:
+        """Steps this problem has taken."""
+        return self._count
+
+    @property
+    def parents(self) -> list[Problem]:
+        """Upper problems that step after this one."""
+        return list(self._position.parents)
+
+    @property
+    def children(self) -> list[Problem]:
+        """Lower problems this one waits for."""
+        return list(self._position.children)
+
+    @property
+    def paths(self) -> list[list[Problem]]:
+        """Hypergradient paths: this problem, the lower ones from top to bottom, this problem."""
+        return [list(path) for path in self._position.paths]
+
+    @property
+    def leaf(self) -> bool:
+        """Whether no problem is below this one."""
+        return not self._position.children
+
+
+def apply_param_groups(problem: Problem) -> None:
+    """Put the groups of ``param_groups()`` into the optimizer, if the problem defines them."""
+    groups = problem.param_groups()
+    if groups is not None and problem.optimizer is not None:
+        problem.optimizer.param_groups.clear()
+        for group in groups:
+            problem.optimizer.add_param_group(dict(group))
+
+
+HOOK_NAMES: Sequence[str] = (
+    "training_step",
+    "forward",
+    "configure_module",
+    "configure_optimizer",
+    "configure_scheduler",
+    "configure_train_data_loader",
+    "param_groups",
+    "trainable_parameters",
+    "meta_trainable_parameters",
+    "custom_optimizer_step",
+    "on_inner_loop_start",
+    "grad_callback",
+    "param_callback",
+    "epoch_callback",
+    "get_batch",
+)
+
+
+def _warn_of_near_misses(cls: type[Problem]) -> None:
+    for name, value in vars(cls).items():
+        if name.startswith("_") or not callable(value) or hasattr(Problem, name):
+            continue
+        close = difflib.get_close_matches(name, HOOK_NAMES, n=1, cutoff=0.85)
+        if close and not any(name in vars(base) for base in cls.__mro__[1:]):
+            warnings.warn(
+                f"{cls.__name__}.{name} overrides nothing and will not be called; "
+                f"did you mean {close[0]}?",
+                stacklevel=4,
+            )

@@ -1,0 +1,80 @@
+"""Keeping a module's state where it was: buffers during evaluations, everything for roll-back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BufferSlot = tuple[nn.Module, str]
+
+
+def buffer_slots(module: nn.Module) -> list[BufferSlot]:
+    """List where the buffers of ``module`` live: ``(owner, name)`` for each of them."""
+    return [
+        (owner, name)
+        for owner in module.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]
+
+
+@contextmanager
+def preserved_buffers(slots: Sequence[BufferSlot]) -> Iterator[None]:
+    """Whatever is evaluated inside, buffers are afterwards what they were before.
+
+    Modules behave inside as they always do (batch statistics are used in training mode); only the
+    running estimates, counters and power-iteration vectors they leave behind are taken back.
+    Buffers that were not written are not touched, so that graphs recorded inside stay usable.
+    """
+    before = [owner._buffers[name] for owner, name in slots]
+    kept = [b for b in before if b is not None]
+    copies = [b.clone() for b in kept]
+    versions = [b._version for b in kept]
+    try:
+        yield
+    finally:
+        changed = [i for i, b in enumerate(kept) if b._version != versions[i]]
+        if changed:
+            with torch.no_grad():
+                torch._foreach_copy_([kept[i] for i in changed], [copies[i] for i in changed])
+        for (owner, name), buffer in zip(slots, before, strict=True):
+            if owner._buffers[name] is not buffer:
+                owner._buffers[name] = buffer
+
+
+@contextmanager
+def without_gradients(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """No graph is recorded through ``parameters`` inside."""
+    frozen = [p for p in parameters if p.requires_grad]
+    try:
+        for p in frozen:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(True)
+
+
+class Snapshot:
+    """Parameters, buffers, optimizer and loss-scaler state of a problem at one moment."""
+
+    def __init__(self, module: nn.Module, optimizer: Any, scaler: Any) -> None:
+        self._tensors = [*module.parameters(), *module.buffers()]
+        self._values = [t.detach().clone() for t in self._tensors]
+        self._optimizer = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
+        self._scaler = None if scaler is None else copy.deepcopy(scaler.state_dict())
+
+    @torch.no_grad()
+    def restore(self, optimizer: Any, scaler: Any) -> None:
+        """Put everything back, in place."""
+        for tensor, value in zip(self._tensors, self._values, strict=True):
+            tensor.copy_(value)
+        if optimizer is not None:
+            optimizer.load_state_dict(self._optimizer)
+        if scaler is not None:
+            scaler.load_state_dict(self._scaler)
