@@ -228,9 +228,7 @@ class Engine:
         else:
             step_scheduler(problem)
 
-    def _step(
-        self, problem: Problem, instruction: Instruction, global_step: int | None
-    ) -> None:
+    def _step(self, problem: Problem, instruction: Instruction, global_step: int | None) -> None:
         problem.begin_step(instruction.count, global_step)
         self.hooks.before_step(self, problem)
         result = descend(

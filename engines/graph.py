@@ -45,9 +45,7 @@ class Graph(Generic[Node]):
     leaves: tuple[Node, ...]
 
     @classmethod
-    def build(
-        cls, nodes: Sequence[Node], dependencies: Mapping[str, Any] | None
-    ) -> Graph[Node]:
+    def build(cls, nodes: Sequence[Node], dependencies: Mapping[str, Any] | None) -> Graph[Node]:
         """Validate and derive the graph.
 
         Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-
 from metaweight.problems import ConfigurationError
 
 from .config import EngineConfig

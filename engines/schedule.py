@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 
 class Action(Enum):
@@ -31,8 +32,7 @@ class Action(Enum):
     KEEP = "keep"
 
 
-@dataclass(frozen=True, slots=True)
-class Instruction:
+class Instruction(NamedTuple):
     """One action of one problem.
 
     Attributes:
@@ -110,9 +110,7 @@ class Schedule:
         parents: Per name, the problems that wait for it.
     """
 
-    def __init__(
-        self, rhythms: Mapping[str, Rhythm], parents: Mapping[str, Sequence[str]]
-    ) -> None:
+    def __init__(self, rhythms: Mapping[str, Rhythm], parents: Mapping[str, Sequence[str]]) -> None:
         self._rhythms = dict(rhythms)
         self._parents = {name: tuple(ups) for name, ups in parents.items()}
         self._children: dict[str, tuple[str, ...]] = {}
@@ -121,7 +119,9 @@ class Schedule:
                 self._children[up] = (*self._children.get(up, ()), low)
         self._progress: dict[str, Progress] = {}
         self._taken_back = [
-            name for name in _bottom_up(self._parents, self._children) if self._rhythm(name).roll_back
+            name
+            for name in _bottom_up(self._parents, self._children)
+            if self._rhythm(name).roll_back
         ]
 
     def progress(self, name: str) -> Progress:
@@ -160,7 +160,11 @@ class Schedule:
         return self._rhythms.get(name) or Rhythm()
 
     def _fire(self, name: str, out: list[Instruction], fired: list[str]) -> None:
-        state, rhythm, parents = self.progress(name), self._rhythm(name), self._parents.get(name, ())
+        state, rhythm, parents = (
+            self.progress(name),
+            self._rhythm(name),
+            self._parents.get(name, ()),
+        )
         if state.redo_due:
             out.append(Instruction(name, Action.KEEP, state.count))
             state.redo_due = False

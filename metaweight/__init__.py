@@ -1,4 +1,4 @@
-"""Bilevel meta-learning on PyTorch: problems in a graph, trustworthy hypergradients, learned weights.
+"""Bilevel meta-learning on PyTorch: a graph of problems, hypergradients, learned weights.
 
 The pieces most programs need are importable from here; see ``metaweight.weighting``,
 ``metaweight.data``, ``metaweight.models`` and ``metaweight.noise`` for the rest.

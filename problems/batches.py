@@ -19,19 +19,22 @@ def move_batch(batch: Any, device: torch.device) -> Any:
     """
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True) if batch.device != device else batch
-    if isinstance(batch, tuple):
-        moved = [move_batch(item, device) for item in batch]
-        return type(batch)(*moved) if hasattr(batch, "_fields") else tuple(moved)
-    if isinstance(batch, list):
-        return [move_batch(item, device) for item in batch]
-    if isinstance(batch, dict) and type(batch) is dict:
-        return {key: move_batch(value, device) for key, value in batch.items()}
+    if type(batch) in (tuple, list):
+        return type(batch)([move_batch(item, device) for item in batch])
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*[move_batch(item, device) for item in batch])
     if callable(getattr(batch, "to", None)):
         return batch.to(device)
     if isinstance(batch, Mapping):
-        content = {key: move_batch(value, device) for key, value in batch.items()}
-        try:
-            return type(batch)(content)  # type: ignore[call-arg]
-        except TypeError:
-            return content
+        return _move_mapping(batch, device)
     return batch
+
+
+def _move_mapping(batch: Mapping[Any, Any], device: torch.device) -> Mapping[Any, Any]:
+    content = {key: move_batch(value, device) for key, value in batch.items()}
+    if type(batch) is dict:
+        return content
+    try:
+        return type(batch)(content)  # type: ignore[call-arg]
+    except TypeError:
+        return content

@@ -1,9 +1,10 @@
-"""One optimizer step of a problem: gradients, direct and through lower problems, then the update."""
+"""One optimizer step: gradients, direct and through lower problems, then the update."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -38,10 +39,14 @@ def descend(problem: Problem, *, record: bool, first: bool, last: bool) -> StepR
         problem.window.clear()
     if record:
         problem.window.append(RecordedStep(batch, RandomState(problem.device)))
-    result = accumulate_gradient(problem, batch)
-    problem.grad_callback()
-    if last:
-        update(problem)
+    before = problem.hold_parameters()
+    try:
+        result = accumulate_gradient(problem, batch)
+        problem.grad_callback()
+        if last:
+            update(problem)
+    finally:
+        problem.release_parameters(before)
     return result
 
 
@@ -64,12 +69,13 @@ def accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
     with preserved_buffers(problem.other_buffer_slots()):
         loss, metrics = problem.evaluate(batch)
         scaled = loss if problem.scaler is None else problem.scaler.scale(loss)
-        scaled = scaled / problem.config.gradient_accumulation
+        if problem.config.gradient_accumulation > 1:
+            scaled = scaled / problem.config.gradient_accumulation
         own = list(problem.trainable_parameters())
+        _require_graph(problem, scaled)
         if problem.paths and problem.config.first_order:
             _add_gradients(own, hypergradient(problem, scaled, own))
         else:
-            _require_graph(problem, scaled)
             torch.autograd.backward(scaled, inputs=own)
     return StepResult(loss.detach(), metrics)
 
@@ -80,7 +86,6 @@ def hypergradient(problem: Problem, loss: Tensor, own: list[Tensor]) -> list[Ten
     One backward pass gives the direct part and the vectors ``v`` of all paths; then, along a path
     ``θ → w_1 → … → w_k → θ``, each problem turns the vector into one for the next.
     """
-    _require_graph(problem, loss)
     paths = problem.paths
     below = {path[1].name: list(path[1].meta_trainable_parameters()) for path in paths}
     inputs = own + [p for parameters in below.values() for p in parameters]
@@ -92,7 +97,7 @@ def hypergradient(problem: Problem, loss: Tensor, own: list[Tensor]) -> list[Ten
         rest = rest[len(parameters) :]
     for path in paths:
         vector = starts[path[1].name]
-        for lower, above in zip(path[1:-1], path[2:], strict=True):
+        for lower, above in pairwise(path[1:]):
             wanted = own if above is problem else list(above.meta_trainable_parameters())
             vector = lower.hypergradient.product(lower, vector, wanted)
         total = [v if t is None else t + v for t, v in zip(total, vector, strict=True)]

@@ -1,4 +1,4 @@
-"""The loaders of a problem: endless batches, epochs counted, nothing started before it is needed."""
+"""The loaders of a problem: endless batches, epochs counted, nothing started early."""
 
 from __future__ import annotations
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +14,7 @@ from .errors import ConfigurationError, GraphError, LossError
 from .hypergradients.base import Hypergradient
 from .hypergradients.resolve import resolve
 from .loaders import BatchSource
+from .overridables import Overridables
 from .precision import autocast
 from .random_streams import RandomState
 from .state import BufferSlot, buffer_slots
@@ -42,7 +40,7 @@ class RecordedStep:
     random: RandomState
 
 
-class Problem:
+class Problem(Overridables):
     """Base class of every level. Users derive from
     :class:`~metaweight.problems.ImplicitProblem` and define :meth:`training_step`.
 
@@ -108,8 +106,8 @@ class Problem:
         self._count = 0
         self._global_step: int | None = None
         self._held: list[Tensor] | None = None
-        self._slots: tuple[nn.Module, list[BufferSlot]] | None = None
-        _warn_of_near_misses(type(self))
+        self._others: tuple[list[nn.Module], list[BufferSlot]] | None = None
+        self.warn_of_near_misses()
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_"):
@@ -138,26 +136,6 @@ class Problem:
             f"Problem {self._name!r} has no training_step; define it in {type(self).__name__}."
         )
 
-    def configure_module(self) -> nn.Module | None:
-        """Build the module, when none was given to the constructor."""
-        return None
-
-    def configure_optimizer(self) -> torch.optim.Optimizer | None:
-        """Build the optimizer, when none was given; ``self.module`` exists by then."""
-        return None
-
-    def configure_scheduler(self) -> Any:
-        """Build the scheduler, when none was given; ``self.optimizer`` exists by then."""
-        return None
-
-    def configure_train_data_loader(self) -> Any:
-        """Build the loader, or a tuple of loaders, when none was given."""
-        return None
-
-    def param_groups(self) -> Iterable[dict[str, Any]] | None:
-        """Parameter groups to put into the optimizer, in place of those it was made with."""
-        return None
-
     def parameters(self) -> list[Tensor]:
         """All parameters of the problem."""
         return list(self.module.parameters())
@@ -184,22 +162,12 @@ class Problem:
         else:
             self.optimizer.step()
 
-    def on_inner_loop_start(self) -> None:
-        """Called before the first step after the upper problems have stepped."""
-
-    def grad_callback(self) -> None:
-        """Called when gradients are in ``.grad``, before clipping and the optimizer step."""
-
-    def param_callback(self) -> None:
-        """Called after each optimizer step, for instance to clamp parameters."""
-
-    def epoch_callback(self) -> None:
-        """Called when the first loader has ended."""
-
     def get_batch(self) -> Any:
         """Return the next batch: one loader's, or a tuple with one of each loader."""
-        batches = tuple(self.get_batch_single_loader(i) for i in range(len(self.source.loaders)))
-        return batches[0] if len(batches) == 1 else batches
+        number = len(self.source.loaders)
+        if number == 1:
+            return self.get_batch_single_loader(0)
+        return tuple(self.get_batch_single_loader(i) for i in range(number))
 
     def get_batch_single_loader(self, idx: int) -> Any:
         """Return the next batch of one loader, on the problem's device."""
@@ -228,7 +196,7 @@ class Problem:
                 f"training_step of problem {self._name!r} returned a loss of shape "
                 f"{tuple(loss.shape)}; reduce it to one number, for instance with .mean()."
             )
-        return loss.reshape(())
+        return loss.reshape(()) if loss.ndim else loss
 
     def optimizer_step(self) -> None:
         """Unscale and clip the gradients, then apply them with :meth:`custom_optimizer_step`."""
@@ -310,31 +278,33 @@ class Problem:
         self._training = False
         self.module.eval()
 
-    @contextmanager
-    def held_parameters(self) -> Iterator[None]:
-        """Inside, ``trainable_parameters`` keeps its answer whatever ``requires_grad`` says."""
-        before = self._held
-        self._held = list(self.trainable_parameters())
-        try:
-            yield
-        finally:
-            self._held = before
+    def hold_parameters(self) -> list[Tensor] | None:
+        """Let ``trainable_parameters`` keep its present answer, whatever ``requires_grad`` becomes.
 
-    def buffer_slots(self) -> list[BufferSlot]:
-        """Where the buffers of this problem's module live."""
-        if self._slots is None or self._slots[0] is not self.module:
-            self._slots = (self.module, buffer_slots(self.module))
-        return self._slots[1]
+        Returns:
+            What to hand to :meth:`release_parameters` afterwards.
+        """
+        before = self._held
+        if before is None:
+            self._held = list(self.trainable_parameters())
+        return before
+
+    def release_parameters(self, before: list[Tensor] | None) -> None:
+        """End what :meth:`hold_parameters` began."""
+        self._held = before
 
     def other_buffer_slots(self) -> list[BufferSlot]:
         """Buffers of the other problems' modules, which this problem's step must not change."""
-        own = {(id(owner), name) for owner, name in self.buffer_slots()}
-        others = [slot for peer in self._position.peers.values() for slot in peer.buffer_slots()]
-        return [slot for slot in others if (id(slot[0]), slot[1]) not in own]
+        modules = [self.module, *[peer.module for peer in self._position.peers.values()]]
+        if self._others is None or self._others[0] != modules:
+            own = {(id(owner), name) for owner, name in buffer_slots(self.module)}
+            others = [slot for module in modules[1:] for slot in buffer_slots(module)]
+            self._others = (modules, [s for s in others if (id(s[0]), s[1]) not in own])
+        return self._others[1]
 
     def all_buffer_slots(self) -> list[BufferSlot]:
         """Buffers of every problem's module."""
-        return self.buffer_slots() + self.other_buffer_slots()
+        return buffer_slots(self.module) + self.other_buffer_slots()
 
     def is_rank_zero(self) -> bool:
         """Whether this process is the one that logs."""
@@ -403,35 +373,3 @@ def apply_param_groups(problem: Problem) -> None:
         problem.optimizer.param_groups.clear()
         for group in groups:
             problem.optimizer.add_param_group(dict(group))
-
-
-HOOK_NAMES: Sequence[str] = (
-    "training_step",
-    "forward",
-    "configure_module",
-    "configure_optimizer",
-    "configure_scheduler",
-    "configure_train_data_loader",
-    "param_groups",
-    "trainable_parameters",
-    "meta_trainable_parameters",
-    "custom_optimizer_step",
-    "on_inner_loop_start",
-    "grad_callback",
-    "param_callback",
-    "epoch_callback",
-    "get_batch",
-)
-
-
-def _warn_of_near_misses(cls: type[Problem]) -> None:
-    for name, value in vars(cls).items():
-        if name.startswith("_") or not callable(value) or hasattr(Problem, name):
-            continue
-        close = difflib.get_close_matches(name, HOOK_NAMES, n=1, cutoff=0.85)
-        if close and not any(name in vars(base) for base in cls.__mro__[1:]):
-            warnings.warn(
-                f"{cls.__name__}.{name} overrides nothing and will not be called; "
-                f"did you mean {close[0]}?",
-                stacklevel=4,
-            )

@@ -26,9 +26,7 @@ class RandomState:
         self._torch: Tensor = torch.default_generator.get_state()
         self._device = device
         self._device_state: Tensor | None = (
-            None
-            if device.type == "cpu"
-            else torch.get_device_module(device).get_rng_state(device)
+            None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
         )
         self._python = random.getstate()
         self._numpy = _numpy_stream.capture()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 BufferSlot = tuple[nn.Module, str]
 
@@ -31,6 +31,9 @@ def preserved_buffers(slots: Sequence[BufferSlot]) -> Iterator[None]:
     running estimates, counters and power-iteration vectors they leave behind are taken back.
     Buffers that were not written are not touched, so that graphs recorded inside stay usable.
     """
+    if not slots:
+        yield
+        return
     before = [owner._buffers[name] for owner, name in slots]
     kept = [b for b in before if b is not None]
     copies = [b.clone() for b in kept]
@@ -45,19 +48,6 @@ def preserved_buffers(slots: Sequence[BufferSlot]) -> Iterator[None]:
         for (owner, name), buffer in zip(slots, before, strict=True):
             if owner._buffers[name] is not buffer:
                 owner._buffers[name] = buffer
-
-
-@contextmanager
-def without_gradients(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """No graph is recorded through ``parameters`` inside."""
-    frozen = [p for p in parameters if p.requires_grad]
-    try:
-        for p in frozen:
-            p.requires_grad_(False)
-        yield
-    finally:
-        for p in frozen:
-            p.requires_grad_(True)
 
 
 class Snapshot:

@@ -16,7 +16,7 @@ class Logger(ABC):
     def log(self, stats: Mapping[str, float], tag: str, step: int) -> None:
         """Record ``stats`` of ``tag`` (a problem's name, or ``"validation"``) at ``step``."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (nothing to write out is a fair default)
         """Write out what is pending. Logging may go on afterwards."""
 
 
@@ -27,9 +27,8 @@ def flatten_stats(stats: Mapping[str, Any]) -> dict[str, float]:
     become ``key_0, key_1, …``, nested mappings ``key_inner``. What is not a number is left out.
     """
     flat: dict[str, float] = {}
-    for key, value in stats.items():
-        if isinstance(value, Tensor):
-            value = value.detach().tolist()
+    for key, given in stats.items():
+        value = given.detach().tolist() if isinstance(given, Tensor) else given
         if isinstance(value, Mapping):
             inner: Mapping[str, Any] = {f"{key}_{k}": v for k, v in value.items()}
         elif isinstance(value, (list, tuple)):

@@ -27,7 +27,9 @@ class RunLogger:
         self.loggers = tuple(loggers)
         self._console = console()
 
-    def log(self, stats: Mapping[str, Any], tag: str | None = None, step: int | None = None) -> None:
+    def log(
+        self, stats: Mapping[str, Any], tag: str | None = None, step: int | None = None
+    ) -> None:
         """Record numbers with every logger."""
         if not self.loggers or not stats:
             return
@@ -102,7 +104,7 @@ class _StandardOutput(logging.StreamHandler[TextIO]):
 
 
 def console() -> logging.Logger:
-    """Return the logger ``"metaweight"``, writing to standard output unless it was set up before."""
+    """Return the logger ``"metaweight"``; it writes to standard output unless set up before."""
     logger = logging.getLogger("metaweight")
     if not logger.handlers and not logging.getLogger().handlers:
         handler = _StandardOutput()

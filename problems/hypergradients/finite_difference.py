@@ -28,7 +28,7 @@ from .. import vectors
 from ..errors import ConfigurationError
 from ..precision import difference_step
 from .base import Hypergradient
-from .products import perturbed_evaluation, window_gradient
+from .products import Evaluation, window_gradient
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -85,10 +85,10 @@ def central_difference(
     full_precision: bool = True,
 ) -> list[Tensor]:
     """Return ``-(∇_θ L(w + eps v) - ∇_θ L(w - eps v)) / (2 eps)``; see the module's docstring."""
-    with perturbed_evaluation(problem, full_precision) as evaluation:
+    with Evaluation(problem, graph=False, in_full_precision=full_precision) as evaluation:
         eps = difference_step(alpha, evaluation.dtype) / (vectors.norm(vector) + 1e-15)
         shift = vectors.scale(vector, eps)
-        with vectors.displaced(problem.meta_trainable_parameters()) as weights:
+        with vectors.Displacement(problem.meta_trainable_parameters()) as weights:
             weights.move(shift, +1)
             plus = window_gradient(problem, wanted)
             weights.move(shift, -1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,48 +17,60 @@ from torch import Tensor
 from .. import vectors
 from ..errors import LossError
 from ..precision import DTYPES, autocast, full_precision
-from ..random_streams import preserved_streams
-from ..state import preserved_buffers, without_gradients
+from ..random_streams import RandomState
+from ..state import preserved_buffers
 
 if TYPE_CHECKING:
     from ..problem import Problem, RecordedStep
 
 
-@dataclass(frozen=True)
 class Evaluation:
-    """How the passes inside are computed; ``dtype`` is the narrowest number they rely on."""
+    """Evaluates the lower problem inside and leaves no trace, also after an exception.
 
-    dtype: torch.dtype
+    On leaving, random streams, buffers of every problem and ``requires_grad`` are as they were;
+    ``.grad`` is never written. ::
 
+        with Evaluation(problem, graph=False, in_full_precision=True) as evaluation:
+            ...
 
-@contextmanager
-def _traceless(problem: Problem, *, in_full_precision: bool) -> Iterator[Evaluation]:
-    config = problem.config
-    choose = full_precision if in_full_precision else autocast
-    first = next(iter(problem.meta_trainable_parameters()), None)
-    dtype = torch.float32 if first is None else first.dtype
-    if not in_full_precision and config.precision != "fp32":
-        dtype = DTYPES[config.precision]
-    with ExitStack() as stack:
-        stack.enter_context(preserved_streams(problem.device))
-        stack.enter_context(preserved_buffers(problem.all_buffer_slots()))
-        stack.enter_context(choose(config.precision, problem.device))
-        yield Evaluation(dtype)
+    Args:
+        problem: The lower problem.
+        graph: Whether a graph runs through its parameters.
+        in_full_precision: Compute without autocast.
 
-
-@contextmanager
-def perturbed_evaluation(problem: Problem, in_full_precision: bool) -> Iterator[Evaluation]:
-    """Evaluate the lower loss at displaced parameters.
-
-    Random streams, buffers of every problem and ``requires_grad`` are restored on leaving, also
-    after an exception; ``.grad`` is never written. No graph runs through the lower network.
+    Attributes:
+        dtype: The narrowest numbers the evaluation relies on.
     """
-    with (
-        problem.held_parameters(),
-        without_gradients(problem.parameters()),
-        _traceless(problem, in_full_precision=in_full_precision) as evaluation,
-    ):
-        yield evaluation
+
+    def __init__(self, problem: Problem, *, graph: bool, in_full_precision: bool) -> None:
+        self._problem = problem
+        self._stack = ExitStack()
+        self._frozen = [] if graph else [p for p in problem.parameters() if p.requires_grad]
+        self._held = problem.hold_parameters()
+        precision = problem.config.precision
+        choose = full_precision if in_full_precision else autocast
+        self._precision = choose(precision, problem.device)
+        first = next(iter(problem.meta_trainable_parameters()), None)
+        self.dtype = torch.float32 if first is None else first.dtype
+        if not in_full_precision and precision != "fp32":
+            self.dtype = DTYPES[precision]
+
+    def __enter__(self) -> Evaluation:
+        self._streams = RandomState(self._problem.device)
+        slots = self._problem.all_buffer_slots()
+        if slots:
+            self._stack.enter_context(preserved_buffers(slots))
+        self._stack.enter_context(self._precision)
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._problem.release_parameters(self._held)
+        self._stack.close()
+        self._streams.restore()
 
 
 def replayed_loss(problem: Problem, step: RecordedStep) -> Tensor:
@@ -132,7 +143,7 @@ def curvature(problem: Problem) -> Iterator[Curvature]:
 
     The graph of the whole window is held while inside.
     """
-    with _traceless(problem, in_full_precision=True):
+    with Evaluation(problem, graph=True, in_full_precision=True):
         losses = [replayed_loss(problem, step) for step in problem.window]
         loss = torch.stack(losses).mean()
         yield Curvature(loss, problem.meta_trainable_parameters())

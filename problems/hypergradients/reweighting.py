@@ -31,7 +31,7 @@ from .. import vectors
 from ..errors import ConfigurationError
 from ..precision import difference_step
 from .base import Hypergradient
-from .products import perturbed_evaluation
+from .products import Evaluation
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -77,7 +77,7 @@ class Reweighting(Hypergradient):
         self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]
     ) -> list[Tensor]:
         problem = require_reweighted(problem)
-        with perturbed_evaluation(problem, self.full_precision) as evaluation:
+        with Evaluation(problem, graph=False, in_full_precision=self.full_precision) as evaluation:
             if self.derivative == "forward_mode":
                 pairs = forward_mode_derivatives(problem, vector)
             else:
@@ -121,7 +121,7 @@ def central_derivatives(
     eps = alpha / (vectors.norm(vector) + 1e-15)
     shift = vectors.scale(vector, eps)
     pairs = []
-    with torch.no_grad(), vectors.displaced(problem.meta_trainable_parameters()) as weights:
+    with torch.no_grad(), vectors.Displacement(problem.meta_trainable_parameters()) as weights:
         for step in problem.window:
             weights.move(shift, +1)
             step.random.restore()

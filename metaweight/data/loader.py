@@ -1,0 +1,182 @@
+"""Batches of tensors that already live on the device, in a reproducible and resumable order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .augmentation import Resumable
+from .labelled import LabelledTensors
+
+
+@dataclass
+class _Epoch:
+    order: Tensor
+    drawn_from: Tensor
+    delivered: int
+
+
+class TensorLoader:
+    """Iterable of batches; every ``iter`` starts an epoch with a fresh seeded order.
+
+    Each batch is gathered by one ``index_select``. Without replacement, ``batch_size`` is capped at
+    the number of samples, so that small data come as one whole batch.
+
+    Args:
+        data: Samples to read.
+        batch_size: Samples per batch, at least 1.
+        shuffle: Whether to permute the samples in each epoch.
+        drop_last: Whether to leave out a last batch smaller than the others.
+        transform: Applied to the inputs of each batch; its state is saved with the loader's if it
+            has one.
+        seed: Seed of the order; global random state is neither read nor changed.
+        generator: Source of the order instead of ``seed``, on any device.
+        with_indices: Whether batches also hold the positions of their samples in ``data``.
+        with_replacement: Draw every batch of ``batch_size`` independently and uniformly with
+            replacement; an epoch has as many batches as without, and at least one.
+        device: Where to hold data and give batches; ``None`` leaves the data where they are.
+
+    Raises:
+        ValueError: When there are no samples, ``batch_size`` is below 1, or replacement is asked
+            for without ``shuffle``.
+    """
+
+    def __init__(
+        self,
+        data: LabelledTensors,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+        with_indices: bool = False,
+        with_replacement: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if not len(data):
+            raise ValueError("TensorLoader was given data without samples; give at least one.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} was given; use at least 1.")
+        if with_replacement and not shuffle:
+            raise ValueError(
+                "with_replacement=True was given with shuffle=False, but draws with replacement "
+                "have no fixed order; leave out one of the two."
+            )
+        self.data = data if device is None else data.to(device)
+        self.batch_size = batch_size if with_replacement else min(batch_size, len(data))
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.transform = transform
+        self.generator = torch.Generator().manual_seed(seed) if generator is None else generator
+        self.with_indices = with_indices
+        self.with_replacement = with_replacement
+        self._epoch: _Epoch | None = None
+        self._resumed = False
+
+    def __len__(self) -> int:
+        """Return the number of batches in a whole epoch."""
+        full, remainder = divmod(len(self.data), self.batch_size)
+        return max(1, full + (1 if remainder and not self.drop_last else 0))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        """Start a new epoch, or the remainder of one just restored by :meth:`load_state_dict`.
+
+        Yields:
+            ``(inputs, labels)``, or ``(inputs, labels, positions)`` where ``with_indices`` is set.
+        """
+        epoch = self._epoch if self._resumed else None
+        self._resumed = False
+        if epoch is None:
+            state = self.generator.get_state()
+            epoch = self._epoch = _Epoch(self._draw_order(), state, 0)
+        return self._batches(epoch)
+
+    def _draw_order(self) -> Tensor:
+        size, source = len(self.data), self.generator.device
+        if self.with_replacement:
+            shape = (len(self) * self.batch_size,)
+            order = torch.randint(size, shape, generator=self.generator, device=source)
+        elif self.shuffle:
+            order = torch.randperm(size, generator=self.generator, device=source)
+        else:
+            order = torch.arange(size)
+        return order.to(self.data.device)
+
+    def _batches(self, epoch: _Epoch) -> Iterator[tuple[Tensor, ...]]:
+        while epoch.delivered < len(self):
+            start = epoch.delivered * self.batch_size
+            epoch.delivered += 1
+            yield self._batch(epoch.order[start : start + self.batch_size])
+        if self._epoch is epoch:
+            self._epoch = None
+
+    def _batch(self, positions: Tensor) -> tuple[Tensor, ...]:
+        inputs = self.data.inputs.index_select(0, positions)
+        labels = self.data.labels.index_select(0, positions)
+        if self.transform is not None:
+            inputs = self.transform(inputs)
+        return (inputs, labels, positions) if self.with_indices else (inputs, labels)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Save the generator, the position in the latest epoch and the state of the transform.
+
+        Taken after the last batch of an epoch, before its end was noticed, the restored epoch has
+        no batch left, just as the original one.
+        """
+        epoch, transform = self._epoch, self._resumable_transform()
+        return {
+            "layout": self._layout(),
+            "generator": self.generator.get_state(),
+            "epoch_drawn_from": None if epoch is None else epoch.drawn_from,
+            "delivered": 0 if epoch is None else epoch.delivered,
+            "transform": None if transform is None else transform.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state`` was saved: the next ``iter`` gives the rest of that epoch.
+
+        The order is drawn again rather than stored, so a generator has to be of the kind of device
+        it was on when saved.
+
+        Raises:
+            ValueError: When the loader that saved ``state`` was built differently.
+        """
+        if dict(state["layout"]) != self._layout():
+            raise ValueError(
+                f"A state of a loader with {dict(state['layout'])} was given to one with "
+                f"{self._layout()}; build the loader as it was when saved."
+            )
+        transform = self._resumable_transform()
+        if (state["transform"] is None) != (transform is None):
+            raise ValueError(
+                "The transform of the loader that was saved and that of this one do not both have "
+                "a state; build the loader with the same transform."
+            )
+        self._epoch, self._resumed = None, False
+        if state["epoch_drawn_from"] is not None:
+            drawn_from = state["epoch_drawn_from"].cpu()
+            self.generator.set_state(drawn_from)
+            self._epoch = _Epoch(self._draw_order(), drawn_from, int(state["delivered"]))
+            self._resumed = True
+        self.generator.set_state(state["generator"].cpu())
+        if transform is not None:
+            transform.load_state_dict(state["transform"])
+
+    def _resumable_transform(self) -> Resumable | None:
+        transform: object = self.transform
+        return transform if isinstance(transform, Resumable) else None
+
+    def _layout(self) -> dict[str, int | bool]:
+        return {
+            "samples": len(self.data),
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "drop_last": self.drop_last,
+            "with_replacement": self.with_replacement,
+        }

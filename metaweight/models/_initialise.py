@@ -1,0 +1,22 @@
+"""Initial weights shared by the models."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def kaiming_normal(model: nn.Module, generator: torch.Generator | None) -> None:
+    """Draw convolution and linear weights from N(0, 2 / fan_in) and set linear biases to zero.
+
+    He et al., "Delving Deep into Rectifiers" (2015), with the fan-in variance.
+
+    Args:
+        model: Module to initialise in place.
+        generator: Source of the draws; ``None`` uses torch's global generator.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

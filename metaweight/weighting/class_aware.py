@@ -1,0 +1,87 @@
+"""A weight network that sees the class of a sample, or how frequent that class is.
+
+Where classes are imbalanced *and* labels are noisy, a large loss means "rare" in one class and
+"wrong" in another, so one function of the loss cannot serve both.
+
+Source: Shu et al., "CMW-Net: Learning a Class-Aware Sample Weighting Mapping for Robust Deep
+Learning", TPAMI 2023 (arXiv:2202.05613): classes are grouped by size, with k-means, and each group
+has its own weighting function over shared features.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from metaweight.problems import ConfigurationError
+
+from .meta_weight_net import loss_column, weight_mlp
+
+
+class ClassAwareWeightNet(nn.Module):
+    """``V(l, y) = sigmoid(MLP([l, onehot(g(y))]))``: a weight in (0, 1) from loss and class group.
+
+    Args:
+        groups: For each class its group, shape (C,), integers from 0. ``torch.arange(C)`` lets
+            every class have its own function; :func:`class_size_groups` puts classes of similar
+            size together, as CMW-Net does.
+        hidden_size: Width of the hidden layers.
+        num_layers: Hidden layers.
+
+    Raises:
+        ConfigurationError: For groups that are not one non-negative integer per class.
+    """
+
+    groups: Tensor
+
+    def __init__(self, groups: Tensor, hidden_size: int = 100, num_layers: int = 1) -> None:
+        super().__init__()
+        groups = torch.as_tensor(groups)
+        if (
+            groups.ndim != 1
+            or groups.is_floating_point()
+            or groups.numel() == 0
+            or groups.min() < 0
+        ):
+            raise ConfigurationError(
+                f"ClassAwareWeightNet received groups of shape {tuple(groups.shape)} and type "
+                f"{groups.dtype}; give one integer from 0 per class, such as torch.arange(10)."
+            )
+        self.num_groups = int(groups.max()) + 1
+        self.register_buffer("groups", groups.long().clone())
+        self.layers = weight_mlp(1 + self.num_groups, hidden_size, num_layers)
+
+    def forward(self, losses: Tensor, classes: Tensor) -> Tensor:
+        """Return one weight per sample, in the shape of ``losses``.
+
+        Args:
+            losses: Sample losses without a graph, (B,) or (B, 1).
+            classes: Labels as given in the data, (B,) integers in [0, C).
+        """
+        column = loss_column(losses)
+        group = F.one_hot(self.groups[classes.reshape(-1)], self.num_groups).to(column.dtype)
+        return torch.sigmoid(self.layers(torch.cat([column, group], dim=1))).reshape(losses.shape)
+
+
+def class_size_groups(counts: Tensor, num_groups: int = 3) -> Tensor:
+    """Group classes by their number of samples with k-means, smallest classes in group 0.
+
+    Args:
+        counts: Samples per class, (C,).
+        num_groups: At most so many groups; fewer when there are fewer distinct sizes. CMW-Net: 3.
+
+    Returns:
+        The group of each class, (C,) integers.
+    """
+    if num_groups < 1 or counts.ndim != 1 or counts.numel() == 0:
+        raise ConfigurationError(
+            f"class_size_groups(counts of shape {tuple(counts.shape)}, num_groups={num_groups}) "
+            "needs one count per class and at least one group."
+        )
+    sizes = counts.double().cpu().reshape(-1, 1)
+    wanted = min(num_groups, int(sizes.unique().numel()))
+    means = KMeans(n_clusters=wanted, n_init=10, random_state=0).fit(sizes.numpy())
+    rank = torch.as_tensor(means.cluster_centers_.ravel()).argsort().argsort()
+    return rank[torch.as_tensor(means.labels_, dtype=torch.long)]

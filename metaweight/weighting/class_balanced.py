@@ -1,0 +1,33 @@
+"""Weights from class sizes alone.
+
+Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019
+(arXiv:1901.05555).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from metaweight.problems import ConfigurationError
+
+
+def class_balanced_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
+    """Return ``(1 - β) / (1 - β^n_c)`` per class, scaled to mean 1 over the classes.
+
+    Args:
+        counts: Samples per class ``n_c``, (C,). A class without samples gets weight 0.
+        beta: In [0, 1]; 0 gives equal weights, 1 inverse frequency (the limit).
+
+    Raises:
+        ConfigurationError: For ``beta`` outside [0, 1] or no sample at all.
+    """
+    if not 0 <= beta <= 1 or counts.sum() == 0:
+        raise ConfigurationError(
+            f"class_balanced_weights(beta={beta}) with {int(counts.sum())} samples needs beta in "
+            "[0, 1] and at least one sample."
+        )
+    n = counts.double()
+    effective = n if beta == 1 else (1 - beta**n) / (1 - beta)
+    weights = torch.where(n > 0, 1 / effective.clamp_min(torch.finfo(torch.float64).tiny), 0)
+    return (weights / weights.mean()).float()

@@ -1,0 +1,33 @@
+"""Focal loss.
+
+Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017 (arXiv:1708.02002).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from metaweight.problems import ConfigurationError
+
+
+def focal_loss(
+    logits: Tensor, labels: Tensor, gamma: float = 2.0, reduction: str = "mean"
+) -> Tensor:
+    """Return ``-(1 - p_y)^γ log p_y`` with ``p = softmax(logits)``.
+
+    Args:
+        logits: (B, C).
+        labels: (B,) integers.
+        gamma: 0 gives cross-entropy; 2 in the paper.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"`` over the batch.
+    """
+    if gamma < 0 or reduction not in ("none", "mean", "sum"):
+        raise ConfigurationError(
+            f"focal_loss(gamma={gamma}, reduction={reduction!r}) needs gamma >= 0 and a reduction "
+            "of 'none', 'mean' or 'sum'."
+        )
+    entropy = F.cross_entropy(logits, labels, reduction="none")
+    # 1 - p_y by expm1, which keeps its digits where p_y is close to 1.
+    losses = (-(-entropy).expm1()) ** gamma * entropy if gamma else entropy
+    return losses if reduction == "none" else getattr(losses, reduction)()

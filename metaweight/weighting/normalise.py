@@ -1,0 +1,16 @@
+"""Weights relative to their batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def normalise_weights(weights: Tensor) -> Tensor:
+    """Return ``n w / Σ w``, so that the mean weight of a batch is 1.
+
+    The weighted mean ``mean_i n w_i l_i / Σ w`` then equals ``Σ w_i l_i / Σ w``, the form of
+    Meta-Weight-Net's official code. When all weights are zero they stay zero.
+    """
+    total = weights.sum()
+    return weights * (weights.numel() / torch.where(total == 0, torch.ones_like(total), total))

@@ -1,0 +1,86 @@
+"""What a user may override in a problem beside its loss; each does nothing until overridden."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+NAMES = (
+    "training_step",
+    "forward",
+    "configure_module",
+    "configure_optimizer",
+    "configure_scheduler",
+    "configure_train_data_loader",
+    "param_groups",
+    "trainable_parameters",
+    "meta_trainable_parameters",
+    "custom_optimizer_step",
+    "on_inner_loop_start",
+    "grad_callback",
+    "param_callback",
+    "epoch_callback",
+    "get_batch",
+)
+
+
+class Overridables:
+    """Parts a problem can configure and moments it can join."""
+
+    def configure_module(self) -> nn.Module | None:
+        """Build the module, when none was given to the constructor."""
+        return None
+
+    def configure_optimizer(self) -> torch.optim.Optimizer | None:
+        """Build the optimizer, when none was given; ``self.module`` exists by then."""
+        return None
+
+    def configure_scheduler(self) -> Any:
+        """Build the scheduler, when none was given; ``self.optimizer`` exists by then."""
+        return None
+
+    def configure_train_data_loader(self) -> Any:
+        """Build the loader, or a tuple of loaders, when none was given."""
+        return None
+
+    def param_groups(self) -> Iterable[dict[str, Any]] | None:
+        """Parameter groups to put into the optimizer, in place of those it was made with."""
+        return None
+
+    def on_inner_loop_start(self) -> None:
+        """Called before the first step after the upper problems have stepped."""
+
+    def grad_callback(self) -> None:
+        """Called when gradients are in ``.grad``, before clipping and the optimizer step."""
+
+    def param_callback(self) -> None:
+        """Called after each optimizer step, for instance to clamp parameters."""
+
+    def epoch_callback(self) -> None:
+        """Called when the first loader has ended."""
+
+    def warn_of_near_misses(self) -> None:
+        """Warn of methods that look like misspelt overrides and would never be called."""
+        known = set(NAMES)
+        for cls in type(self).__mro__:
+            if cls.__module__.startswith("metaweight."):
+                continue
+            for name, value in vars(cls).items():
+                if name.startswith("_") or not callable(value) or name in known:
+                    continue
+                close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.85)
+                if close and not _overrides_ours(type(self), name):
+                    warnings.warn(
+                        f"{cls.__name__}.{name} overrides nothing and will not be called; "
+                        f"did you mean {close[0]}?",
+                        stacklevel=4,
+                    )
+
+
+def _overrides_ours(cls: type, name: str) -> bool:
+    return any(name in vars(b) for b in cls.__mro__ if b.__module__.startswith("metaweight."))
