@@ -70,6 +70,8 @@ class Engine:
         self.device = choose_device(self.config)
         self.logger = make_run_logger(self.config.logger_types, self.config.log_dir)
         self.hooks = HookList([*_configured_hooks(self.config), *hooks])
+        self.leaves: list[Problem] = []
+        self.dependencies = dependencies
         self._stop_reason: str | None = None
         self._snapshots: dict[str, Snapshot] = {}
         self._by_name: dict[str, Problem] = {}
@@ -79,7 +81,6 @@ class Engine:
         self._wire(graph)
         self._prepare()
         self._schedule = self._make_schedule(graph)
-        self.dependencies = dependencies
         self.train()
 
     def __getattr__(self, name: str) -> Any:

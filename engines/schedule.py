@@ -126,7 +126,10 @@ class Schedule:
 
     def progress(self, name: str) -> Progress:
         """Return where a problem stands."""
-        return self._progress.setdefault(name, Progress())
+        state = self._progress.get(name)
+        if state is None:
+            state = self._progress[name] = Progress()
+        return state
 
     def carry_over(self, earlier: Schedule) -> None:
         """Go on counting where another schedule stopped; readiness starts anew."""

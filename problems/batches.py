@@ -21,10 +21,10 @@ def move_batch(batch: Any, device: torch.device) -> Any:
         return batch.to(device, non_blocking=True) if batch.device != device else batch
     if type(batch) in (tuple, list):
         return type(batch)([move_batch(item, device) for item in batch])
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*[move_batch(item, device) for item in batch])
     if callable(getattr(batch, "to", None)):
         return batch.to(device)
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*[move_batch(item, device) for item in batch])
     if isinstance(batch, Mapping):
         return _move_mapping(batch, device)
     return batch

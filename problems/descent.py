@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -66,17 +66,24 @@ def accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
     Buffers of other problems' modules are as before afterwards: a batch of the upper problem leaves
     no trace in the lower network's batch-norm statistics.
     """
-    with preserved_buffers(problem.other_buffer_slots()):
-        loss, metrics = problem.evaluate(batch)
-        scaled = loss if problem.scaler is None else problem.scaler.scale(loss)
-        if problem.config.gradient_accumulation > 1:
-            scaled = scaled / problem.config.gradient_accumulation
-        own = list(problem.trainable_parameters())
-        _require_graph(problem, scaled)
-        if problem.paths and problem.config.first_order:
-            _add_gradients(own, hypergradient(problem, scaled, own))
-        else:
-            torch.autograd.backward(scaled, inputs=own)
+    slots = problem.other_buffer_slots()
+    if not slots:
+        return _accumulate_gradient(problem, batch)
+    with preserved_buffers(slots):
+        return _accumulate_gradient(problem, batch)
+
+
+def _accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
+    loss, metrics = problem.evaluate(batch)
+    scaled = loss if problem.scaler is None else problem.scaler.scale(loss)
+    if problem.config.gradient_accumulation > 1:
+        scaled = scaled / problem.config.gradient_accumulation
+    own = list(problem.trainable_parameters())
+    _require_graph(problem, scaled)
+    if problem.position.paths and problem.config.first_order:
+        _add_gradients(own, hypergradient(problem, scaled, own))
+    else:
+        torch.autograd.backward(scaled, inputs=own)
     return StepResult(loss.detach(), metrics)
 
 
@@ -86,26 +93,41 @@ def hypergradient(problem: Problem, loss: Tensor, own: list[Tensor]) -> list[Ten
     One backward pass gives the direct part and the vectors ``v`` of all paths; then, along a path
     ``θ → w_1 → … → w_k → θ``, each problem turns the vector into one for the next.
     """
-    paths = problem.paths
-    below = {path[1].name: list(path[1].meta_trainable_parameters()) for path in paths}
-    inputs = own + [p for parameters in below.values() for p in parameters]
-    gradients = list(torch.autograd.grad(loss, inputs, allow_unused=True))
-    total, rest = gradients[: len(own)], gradients[len(own) :]
-    starts: dict[str, list[Tensor]] = {}
-    for name, parameters in below.items():
-        starts[name] = vectors.fill_none(rest[: len(parameters)], parameters)
-        rest = rest[len(parameters) :]
-    for path in paths:
-        vector = starts[path[1].name]
-        for lower, above in pairwise(path[1:]):
-            wanted = own if above is problem else list(above.meta_trainable_parameters())
-            vector = lower.hypergradient.product(lower, vector, wanted)
-        total = [v if t is None else t + v for t, v in zip(total, vector, strict=True)]
+    paths = problem.position.paths
+    lowers = {lower for path in paths for lower in path[1:-1]}
+    held = [(lower, lower.hold_parameters()) for lower in lowers]
+    try:
+        total = _through_paths(problem, paths, loss, own)
+    finally:
+        for lower, before in held:
+            lower.release_parameters(before)
     if not problem.config.allow_unused and any(t is None for t in total):
         raise LossError(
             f"Problem {problem.name!r} has Config(allow_unused=False), but some of its trainable "
             "parameters do not enter its loss; use them, or allow it."
         )
+    return total
+
+
+def _through_paths(
+    problem: Problem, paths: Sequence[Sequence[Problem]], loss: Tensor, own: list[Tensor]
+) -> list[Tensor | None]:
+    below = {path[1]: list(path[1].meta_trainable_parameters()) for path in paths}
+    inputs = [*own, *[p for parameters in below.values() for p in parameters]]
+    gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
+    total: list[Tensor | None] = list(gradients[: len(own)])
+    starts: dict[Problem, list[Tensor]] = {}
+    position = len(own)
+    for lower, parameters in below.items():
+        end = position + len(parameters)
+        starts[lower] = vectors.fill_none(gradients[position:end], parameters)
+        position = end
+    for path in paths:
+        vector = starts[path[1]]
+        for lower, above in pairwise(path[1:]):
+            wanted = own if above is problem else list(above.meta_trainable_parameters())
+            vector = lower.hypergradient.product(lower, vector, wanted)
+        total = [v if t is None else t + v for t, v in zip(total, vector, strict=True)]
     return total
 
 

@@ -42,7 +42,8 @@ def prepare(
     _require_parts(problem)
     if problem.train_data_loader is not None:
         loaders = problem.train_data_loader
-        loaders = list(loaders) if isinstance(loaders, tuple) else [loaders]
+        if problem._source is None or loaders is not problem._source.loaders:
+            loaders = list(loaders) if isinstance(loaders, tuple) else [loaders]
         problem.train_data_loader = loaders
         problem._source = BatchSource(problem.name, loaders, lambda: on_epoch_end(problem))
     config = problem.config

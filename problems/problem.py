@@ -346,6 +346,11 @@ class Problem(Overridables):
         return self._count
 
     @property
+    def position(self) -> GraphPosition:
+        """Where the problem stands in its graph."""
+        return self._position
+
+    @property
     def parents(self) -> list[Problem]:
         """Upper problems that step after this one."""
         return list(self._position.parents)

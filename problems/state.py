@@ -29,11 +29,9 @@ def preserved_buffers(slots: Sequence[BufferSlot]) -> Iterator[None]:
 
     Modules behave inside as they always do (batch statistics are used in training mode); only the
     running estimates, counters and power-iteration vectors they leave behind are taken back.
-    Buffers that were not written are not touched, so that graphs recorded inside stay usable.
+    A buffer nobody is known to have written is put back behind autograd's back, so that graphs
+    recorded inside stay usable; batch-norm writes its running estimates without telling.
     """
-    if not slots:
-        yield
-        return
     before = [owner._buffers[name] for owner, name in slots]
     kept = [b for b in before if b is not None]
     copies = [b.clone() for b in kept]
@@ -41,10 +39,11 @@ def preserved_buffers(slots: Sequence[BufferSlot]) -> Iterator[None]:
     try:
         yield
     finally:
-        changed = [i for i, b in enumerate(kept) if b._version != versions[i]]
-        if changed:
+        if kept:
+            written = [b._version != version for b, version in zip(kept, versions, strict=True)]
+            targets = [b if w else b.data for b, w in zip(kept, written, strict=True)]
             with torch.no_grad():
-                torch._foreach_copy_([kept[i] for i in changed], [copies[i] for i in changed])
+                torch._foreach_copy_(targets, copies)
         for (owner, name), buffer in zip(slots, before, strict=True):
             if owner._buffers[name] is not buffer:
                 owner._buffers[name] = buffer
@@ -55,6 +54,7 @@ class Snapshot:
 
     def __init__(self, module: nn.Module, optimizer: Any, scaler: Any) -> None:
         self._tensors = [*module.parameters(), *module.buffers()]
+        self._slots = [(owner, name, owner._buffers[name]) for owner, name in buffer_slots(module)]
         self._values = [t.detach().clone() for t in self._tensors]
         self._optimizer = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
         self._scaler = None if scaler is None else copy.deepcopy(scaler.state_dict())
@@ -62,9 +62,11 @@ class Snapshot:
     @torch.no_grad()
     def restore(self, optimizer: Any, scaler: Any) -> None:
         """Put everything back, in place."""
+        for owner, name, buffer in self._slots:
+            owner._buffers[name] = buffer
         for tensor, value in zip(self._tensors, self._values, strict=True):
             tensor.copy_(value)
         if optimizer is not None:
-            optimizer.load_state_dict(self._optimizer)
+            optimizer.load_state_dict(copy.deepcopy(self._optimizer))
         if scaler is not None:
             scaler.load_state_dict(self._scaler)

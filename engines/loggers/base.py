@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +29,7 @@ def flatten_stats(stats: Mapping[str, Any]) -> dict[str, float]:
     """
     flat: dict[str, float] = {}
     for key, given in stats.items():
-        value = given.detach().tolist() if isinstance(given, Tensor) else given
+        value = _plain(given)
         if isinstance(value, Mapping):
             inner: Mapping[str, Any] = {f"{key}_{k}": v for k, v in value.items()}
         elif isinstance(value, (list, tuple)):
@@ -39,3 +40,12 @@ def flatten_stats(stats: Mapping[str, Any]) -> dict[str, float]:
             continue
         flat.update(flatten_stats(inner))
     return flat
+
+
+def _plain(value: Any) -> Any:
+    """Turn tensors and arrays into numbers, or into lists when they hold more than one."""
+    if isinstance(value, Tensor):
+        value = value.detach()
+    elif not hasattr(value, "tolist"):
+        return value
+    return value.reshape(()).tolist() if math.prod(value.shape) == 1 else value.tolist()

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from .. import vectors
 from ..errors import ConfigurationError
-from ..precision import difference_step
 from .base import Hypergradient
 from .products import Evaluation, window_gradient
 
@@ -86,13 +85,13 @@ def central_difference(
 ) -> list[Tensor]:
     """Return ``-(∇_θ L(w + eps v) - ∇_θ L(w - eps v)) / (2 eps)``; see the module's docstring."""
     with Evaluation(problem, graph=False, in_full_precision=full_precision) as evaluation:
-        eps = difference_step(alpha, evaluation.dtype) / (vectors.norm(vector) + 1e-15)
-        shift = vectors.scale(vector, eps)
-        with vectors.Displacement(problem.meta_trainable_parameters()) as weights:
-            weights.move(shift, +1)
+        inverse_eps = evaluation.inverse_step(vector, alpha)
+        shift = vectors.divide(vector, inverse_eps)
+        with vectors.Displacement(evaluation.weights) as weights:
+            weights.move(shift)
             plus = window_gradient(problem, wanted)
-            weights.move(shift, -1)
+            weights.move(shift, -2.0)
             minus = window_gradient(problem, wanted)
             if keep_displaced:
-                weights.settle()
-    return vectors.scale(vectors.add(minus, plus, alpha=-1.0), 0.5 / eps)
+                weights.stay()
+    return vectors.scale(vectors.add(minus, plus, alpha=-1.0), inverse_eps / 2)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import vectors
 from ..errors import LossError
-from ..precision import DTYPES, autocast, full_precision
+from ..precision import DTYPES, autocast, difference_step, full_precision
 from ..random_streams import RandomState
 from ..state import preserved_buffers
 
@@ -39,28 +39,29 @@ class Evaluation:
         in_full_precision: Compute without autocast.
 
     Attributes:
-        dtype: The narrowest numbers the evaluation relies on.
+        weights: The parameters a hypergradient goes through.
     """
 
     def __init__(self, problem: Problem, *, graph: bool, in_full_precision: bool) -> None:
-        self._problem = problem
-        self._stack = ExitStack()
-        self._frozen = [] if graph else [p for p in problem.parameters() if p.requires_grad]
         self._held = problem.hold_parameters()
-        precision = problem.config.precision
-        choose = full_precision if in_full_precision else autocast
-        self._precision = choose(precision, problem.device)
-        first = next(iter(problem.meta_trainable_parameters()), None)
-        self.dtype = torch.float32 if first is None else first.dtype
-        if not in_full_precision and precision != "fp32":
-            self.dtype = DTYPES[precision]
+        self.weights = list(problem.meta_trainable_parameters())
+        self._problem = problem
+        self._stack: ExitStack | None = None
+        self._frozen = [] if graph else [p for p in self._candidates() if p.requires_grad]
+        self._in_full_precision = in_full_precision
+
+    def _candidates(self) -> set[Tensor]:
+        return {*self._problem.trainable_parameters(), *self.weights}
 
     def __enter__(self) -> Evaluation:
         self._streams = RandomState(self._problem.device)
+        precision = self._problem.config.precision
         slots = self._problem.all_buffer_slots()
-        if slots:
+        if slots or precision != "fp32":
+            choose = full_precision if self._in_full_precision else autocast
+            self._stack = ExitStack()
             self._stack.enter_context(preserved_buffers(slots))
-        self._stack.enter_context(self._precision)
+            self._stack.enter_context(choose(precision, self._problem.device))
         for parameter in self._frozen:
             parameter.requires_grad_(False)
         return self
@@ -69,8 +70,17 @@ class Evaluation:
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         self._problem.release_parameters(self._held)
-        self._stack.close()
+        if self._stack is not None:
+            self._stack.close()
         self._streams.restore()
+
+    def inverse_step(self, vector: Sequence[Tensor], alpha: float) -> Tensor:
+        """Return ``1 / eps`` for a displacement ``eps v`` of length ``alpha``, wider in 16 bits."""
+        precision = self._problem.config.precision
+        dtype = self.weights[0].dtype if self.weights else torch.float32
+        if not self._in_full_precision and precision != "fp32":
+            dtype = DTYPES[precision]
+        return vectors.norm(vector).add_(1e-15).div_(difference_step(alpha, dtype))
 
 
 def replayed_loss(problem: Problem, step: RecordedStep) -> Tensor:

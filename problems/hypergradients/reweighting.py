@@ -19,7 +19,9 @@ Ren et al., "Learning to Reweight Examples", ICML 2018 (arXiv:1803.09050).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +31,11 @@ from torch.autograd import forward_ad
 
 from .. import vectors
 from ..errors import ConfigurationError
-from ..precision import difference_step
 from .base import Hypergradient
 from .products import Evaluation
 
 if TYPE_CHECKING:
-    from ..problem import Problem
+    from ..problem import Problem, RecordedStep
     from ..reweighted import ReweightedProblem
 
 DERIVATIVES = ("central_difference", "forward_mode")
@@ -79,10 +80,10 @@ class Reweighting(Hypergradient):
         problem = require_reweighted(problem)
         with Evaluation(problem, graph=False, in_full_precision=self.full_precision) as evaluation:
             if self.derivative == "forward_mode":
-                pairs = forward_mode_derivatives(problem, vector)
+                pairs = forward_mode_derivatives(problem, evaluation.weights, vector)
             else:
-                alpha = difference_step(self.alpha, evaluation.dtype)
-                pairs = central_derivatives(problem, vector, alpha)
+                inverse_eps = evaluation.inverse_step(vector, self.alpha)
+                pairs = central_derivatives(problem, evaluation.weights, vector, inverse_eps)
             total = [torch.zeros_like(t) for t in wanted]
             for step, (losses, directional) in zip(problem.window, pairs, strict=True):
                 weights = problem.checked_weights(losses, step.batch)
@@ -112,38 +113,42 @@ def require_reweighted(problem: Problem) -> ReweightedProblem:
 
 
 def central_derivatives(
-    problem: ReweightedProblem, vector: Sequence[Tensor], alpha: float
+    problem: ReweightedProblem,
+    parameters: Sequence[Tensor],
+    vector: Sequence[Tensor],
+    inverse_eps: Tensor,
 ) -> list[tuple[Tensor, Tensor]]:
     """Return ``(l_i, <∇_w l_i, v>)`` per micro-batch from losses at ``w ± eps v``, without a graph.
 
     The losses returned are the mean of the two, equal to ``l_i(w)`` up to ``O(eps²)``.
     """
-    eps = alpha / (vectors.norm(vector) + 1e-15)
-    shift = vectors.scale(vector, eps)
-    pairs = []
-    with torch.no_grad(), vectors.Displacement(problem.meta_trainable_parameters()) as weights:
-        for step in problem.window:
-            weights.move(shift, +1)
-            step.random.restore()
-            plus = problem.checked_losses(step.batch)
-            weights.move(shift, -1)
-            step.random.restore()
-            minus = problem.checked_losses(step.batch)
-            pairs.append(((plus + minus) / 2, (plus - minus) / (2 * eps).to(plus.dtype)))
-    return pairs
+    shift = vectors.divide(vector, inverse_eps)
+    with torch.no_grad():
+        with vectors.Displacement(parameters) as weights:
+            weights.move(shift)
+            plus = [_replayed_losses(problem, step) for step in problem.window]
+            weights.move(shift, -2.0)
+            minus = [_replayed_losses(problem, step) for step in problem.window]
+        half = inverse_eps / 2
+        return [((p + m) / 2, (p - m) * half) for p, m in zip(plus, minus, strict=True)]
+
+
+def _replayed_losses(problem: ReweightedProblem, step: RecordedStep) -> Tensor:
+    step.random.restore()
+    return problem.checked_losses(step.batch)
 
 
 def forward_mode_derivatives(
-    problem: ReweightedProblem, vector: Sequence[Tensor]
+    problem: ReweightedProblem, parameters: Sequence[Tensor], vector: Sequence[Tensor]
 ) -> list[tuple[Tensor, Tensor]]:
     """Return ``(l_i, <∇_w l_i, v>)`` per micro-batch from one pass of dual numbers."""
     network = _SampleLosses(problem)
     names = {id(p): name for name, p in network.named_parameters()}
     pairs = []
-    with torch.no_grad(), forward_ad.dual_level():
+    with torch.no_grad(), _quiet_first_use(), forward_ad.dual_level():
         tensors: dict[str, Tensor] = {
             names[id(p)]: forward_ad.make_dual(p, v)
-            for p, v in zip(problem.meta_trainable_parameters(), vector, strict=True)
+            for p, v in zip(parameters, vector, strict=True)
         }
         for step in problem.window:
             step.random.restore()
@@ -152,6 +157,14 @@ def forward_mode_derivatives(
             losses, tangent = forward_ad.unpack_dual(output)
             pairs.append((losses, torch.zeros_like(losses) if tangent is None else tangent))
     return pairs
+
+
+@contextmanager
+def _quiet_first_use() -> Iterator[None]:
+    """Silence a deprecation that torch's own forward-mode formulas raise when first used."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*torch\.jit\.script", FutureWarning)
+        yield
 
 
 class _SampleLosses(nn.Module):

@@ -1,0 +1,168 @@
+"""What every hypergradient must keep, whatever it computes."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from support.naive import everything
+from support.reweighting import Declared, program
+
+from metaweight import (
+    SAMA,
+    Config,
+    ConjugateGradient,
+    FiniteDifference,
+    Neumann,
+    Reweighting,
+)
+from metaweight.problems.random_streams import RandomState
+
+METHODS = {
+    "darts": FiniteDifference(),
+    "reweighting, central": Reweighting(),
+    "reweighting, forward": Reweighting(derivative="forward_mode"),
+    "sama": SAMA(alpha=0.01),
+    "neumann": Neumann(iterations=2, alpha=0.1),
+    "cg": ConjugateGradient(iterations=2),
+}
+
+
+class Restless(Declared):
+    """Draws from every random stream, can be told to fail, and fails late."""
+
+    fail = False
+
+    def sample_losses(self, batch):
+        losses = super().sample_losses(batch)
+        scale = 1 + 0.1 * (random.random() + np.random.rand() + torch.rand(()).double())
+        if self.fail:
+            raise RuntimeError("the loss failed")
+        return losses * scale
+
+
+def stepped(method, **settings):
+    engine = program(Restless, config=Config(type=method), dropout=0.5, **settings)
+    engine.run()
+    vector = [
+        torch.linspace(-1, 2, p.numel(), dtype=p.dtype).reshape(p.shape)
+        for p in engine.classifier.module.parameters()
+    ]
+    return engine, engine.classifier, list(engine.judge.module.parameters()), vector
+
+
+def full_state(engine):
+    """Everything an evaluation may not change, as one comparable list."""
+    net, judge = engine.classifier.module, engine.judge.module
+    streams = [
+        torch.get_rng_state(),
+        torch.tensor(random.getstate()[1]),
+        torch.from_numpy(np.random.get_state()[1].astype(np.int64)),
+    ]
+    flags = [torch.tensor([p.requires_grad for p in (*net.parameters(), *judge.parameters())])]
+    gradients = [p.grad for p in (*net.parameters(), *judge.parameters()) if p.grad is not None]
+    optimizer = [
+        s
+        for state in engine.classifier.optimizer.state.values()
+        for s in state.values()
+        if isinstance(s, torch.Tensor)
+    ]
+    return [
+        *everything(net),
+        *everything(judge),
+        *streams,
+        *flags,
+        *[t.clone() for t in gradients + optimizer],
+    ]
+
+
+def assert_same(before, after):
+    assert len(before) == len(after)
+    for a, b in zip(before, after, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("fails", [False, True], ids=["ends", "raises"])
+def test_leaves_no_trace(name, fails):
+    """Parameters, buffers, random streams, .grad, requires_grad, optimizer: bit-equal."""
+    engine, classifier, theta, vector = stepped(METHODS[name])
+    classifier.module[0].weight.grad = torch.ones_like(classifier.module[0].weight)
+    torch.manual_seed(3), random.seed(3), np.random.seed(3)
+    np.random.randn()  # leaves a Gaussian for later in NumPy's generator
+    before = full_state(engine)
+    classifier.fail = fails
+    if fails:
+        with pytest.raises(RuntimeError, match="the loss failed"):
+            METHODS[name].product(classifier, vector, theta)
+    else:
+        METHODS[name].product(classifier, vector, theta)
+    assert_same(before, full_state(engine))
+    assert list(classifier.trainable_parameters())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_is_deterministic_and_replays_the_steps_own_random_numbers(name):
+    """Whatever the streams are at now, the product is that of the recorded step."""
+    engine, classifier, theta, vector = stepped(METHODS[name])
+    first = METHODS[name].product(classifier, vector, theta)
+    torch.manual_seed(123), random.seed(5), np.random.seed(7)
+    second = METHODS[name].product(classifier, vector, theta)
+    assert_same(first, second)
+    classifier.window[0].random.__init__(torch.device("cpu"))
+    other = METHODS[name].product(classifier, vector, theta)
+    assert not torch.allclose(first[0], other[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", METHODS)
+def test_keeps_dtype_and_shape(name, dtype):
+    engine, classifier, theta, vector = stepped(METHODS[name], dtype=dtype)
+    product = METHODS[name].product(classifier, vector, theta)
+    assert [p.dtype for p in product] == [dtype] * len(theta)
+    assert [p.shape for p in product] == [t.shape for t in theta]
+    assert all(torch.isfinite(p).all() for p in product)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_zero_vector_gives_zero(name):
+    """Also where the step is divided by the vector's norm."""
+    engine, classifier, theta, vector = stepped(METHODS[name])
+    product = METHODS[name].product(classifier, [0 * v for v in vector], theta)
+    for p in product:
+        torch.testing.assert_close(p, torch.zeros_like(p))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_is_odd_in_the_vector(name):
+    """Every product here is linear in v; oddness holds to rounding also for the differences."""
+    engine, classifier, theta, vector = stepped(METHODS[name])
+    positive = METHODS[name].product(classifier, vector, theta)
+    negative = METHODS[name].product(classifier, [-v for v in vector], theta)
+    for p, n in zip(positive, negative, strict=True):
+        torch.testing.assert_close(p, -n, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", METHODS)
+def test_on_a_gpu_equals_the_cpu(name):
+    """Without dropout, whose masks differ between devices."""
+    results = []
+    for device in ("cpu", "cuda"):
+        engine = program(Declared, config=Config(type=METHODS[name]), device=device)
+        engine.run()
+        theta = list(engine.judge.module.parameters())
+        vector = [torch.ones_like(p) for p in engine.classifier.module.parameters()]
+        results.append([p.cpu() for p in METHODS[name].product(engine.classifier, vector, theta)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_random_state_of_a_device_is_captured():
+    state = RandomState(torch.device("cpu"))
+    first = torch.rand(3)
+    state.restore()
+    assert torch.equal(first, torch.rand(3))

@@ -1,0 +1,232 @@
+"""Each method against a closed form or a naive second-order program, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.naive import hessian_matrix, mixed_product, relative_error
+from support.reweighting import Plain, program
+
+from metaweight import (
+    SAMA,
+    Config,
+    ConfigurationError,
+    ConjugateGradient,
+    Engine,
+    EngineConfig,
+    FiniteDifference,
+    ImplicitProblem,
+    Neumann,
+)
+from metaweight.problems.hypergradients.conjugate_gradient import conjugate_gradient
+from metaweight.problems.hypergradients.sama import adam_jacobian
+
+D = 7
+
+
+class Point(torch.nn.Module):
+    def __init__(self, start):
+        super().__init__()
+        self.w = torch.nn.Parameter(start.clone())
+
+
+def quadratic(method):
+    """``L = ½ wᵀ A w - wᵀ B θ``: ``w* = A⁻¹ B θ``, so ``(dw*/dθ)ᵀ v = Bᵀ A⁻¹ v`` exactly."""
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(D, D, generator=generator, dtype=torch.float64)
+    a = root @ root.T / D + torch.eye(D, dtype=torch.float64)
+    b = torch.randn(D, 3, generator=generator, dtype=torch.float64)
+    v = torch.randn(D, generator=generator, dtype=torch.float64)
+
+    class Lower(ImplicitProblem):
+        def training_step(self, batch):
+            w = self.module.w
+            return 0.5 * w @ a @ w - w @ b @ self.upper.module.w
+
+    class Upper(ImplicitProblem):
+        def training_step(self, batch):
+            return self.lower.module.w @ v
+
+    low, up = Point(torch.zeros(D).double()), Point(torch.ones(3).double())
+    data = [torch.zeros(1)]
+    lower = Lower(
+        "lower",
+        Config(type=method),
+        low,
+        torch.optim.SGD(low.parameters(), 0.1),
+        train_data_loader=data,
+    )
+    upper = Upper("upper", None, up, torch.optim.SGD(up.parameters(), 1.0), train_data_loader=data)
+    engine = Engine(
+        [upper, lower],
+        EngineConfig(train_iters=1, strategy="cpu"),
+        {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
+    )
+    engine.run()
+    hypergradient = torch.ones(3).double() - up.w.detach()
+    return hypergradient, a, b, v
+
+
+def test_darts_on_a_quadratic_is_the_identity_inverse():
+    """FD is exact on a quadratic; what is left is rounding, 1e-16 / alpha."""
+    hypergradient, _, b, v = quadratic(FiniteDifference())
+    torch.testing.assert_close(hypergradient, b.T @ v, rtol=1e-9, atol=1e-11)
+
+
+def test_conjugate_gradient_is_the_inverse():
+    hypergradient, a, b, v = quadratic(ConjugateGradient(iterations=D))
+    torch.testing.assert_close(hypergradient, b.T @ torch.linalg.solve(a, v), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5, 0.1])
+def test_cg_alpha_does_not_change_the_answer(alpha):
+    """(αH) x = v, scaled back: the same x for every α."""
+    config = Config(type="cg", cg_iterations=D, cg_alpha=alpha)
+    from metaweight.problems.hypergradients import resolve
+
+    hypergradient, a, b, v = quadratic(resolve(config))
+    torch.testing.assert_close(hypergradient, b.T @ torch.linalg.solve(a, v), rtol=1e-9, atol=0)
+
+
+def test_conjugate_gradient_stays_put_once_solved():
+    a = torch.eye(3, dtype=torch.float64) * 2
+    right = [torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)]
+    solution = conjugate_gradient(lambda p: [a @ p[0]], right, iterations=10)
+    assert torch.equal(solution[0], right[0] / 2)
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 5, 400])
+def test_neumann_is_its_series(iterations):
+    """α Σ_{k ≤ K} (I - αA)^k v, summed with matrices; 400 terms reach the inverse itself."""
+    alpha = 0.2
+    hypergradient, a, b, v = quadratic(Neumann(iterations=iterations, alpha=alpha))
+    step = torch.eye(D, dtype=torch.float64) - alpha * a
+    series = sum(torch.linalg.matrix_power(step, k) @ v for k in range(iterations + 1))
+    torch.testing.assert_close(hypergradient, alpha * b.T @ series, rtol=1e-9, atol=1e-12)
+    if iterations == 400:
+        inverse = b.T @ torch.linalg.solve(a, v)
+        torch.testing.assert_close(hypergradient, inverse, rtol=1e-9, atol=0)
+
+
+def network_case(method, extra):
+    engine = program(Plain, config=Config(type=method), extra=extra, dropout=0.3)
+    engine.run()
+    classifier, theta = engine.classifier, list(engine.judge.module.parameters())
+    weights = list(classifier.module.parameters())
+    vector = [torch.linspace(-1, 2, p.numel(), dtype=p.dtype).reshape(p.shape) for p in weights]
+
+    def loss():
+        classifier.window[0].random.restore()
+        return classifier.training_step(classifier.window[0].batch)
+
+    return classifier, theta, weights, vector, loss
+
+
+def test_darts_is_the_mixed_derivative_of_the_attached_loss_under_dropout_and_batch_norm():
+    """The loss is not quadratic: O(alpha²) = 1e-4 at the default step."""
+    classifier, theta, weights, vector, loss = network_case(FiniteDifference(), "attached")
+    expected = mixed_product(loss, weights, theta, vector)
+    actual = FiniteDifference().product(classifier, vector, theta)
+    assert relative_error(actual, expected) < 1e-3
+    finer = FiniteDifference(alpha=1e-4).product(classifier, vector, theta)
+    assert relative_error(finer, expected) < 1e-6
+
+
+def test_implicit_methods_respect_detach():
+    classifier, theta, weights, vector, loss = network_case(Neumann(iterations=0), None)
+    expected = mixed_product(loss, weights, theta, [0.3 * v for v in vector])
+    actual = Neumann(iterations=0, alpha=0.3).product(classifier, vector, theta)
+    assert relative_error(actual, expected) < 1e-10
+
+
+def test_neumann_uses_the_network_hessian():
+    classifier, theta, weights, vector, loss = network_case(Neumann(), None)
+    hessian = hessian_matrix(loss, weights)
+    flat = torch.cat([v.reshape(-1) for v in vector])
+    alpha = 0.05
+    solved = alpha * (flat + (flat - alpha * hessian @ flat))
+    pieces = solved.split([w.numel() for w in weights])
+    solved_list = [s.reshape(w.shape) for s, w in zip(pieces, weights, strict=True)]
+    expected = mixed_product(loss, weights, theta, solved_list)
+    actual = Neumann(iterations=1, alpha=alpha).product(classifier, vector, theta)
+    assert relative_error(actual, expected) < 1e-10
+
+
+def test_adam_jacobian_is_the_derivative_of_adams_step():
+    """Against autograd of lr m / (sqrt(v) + eps) with m, v as functions of the last gradient.
+
+    The source's formula leaves eps out of one place, so eps is made small.
+    """
+    lr, beta1, beta2, eps = 0.1, 0.9, 0.999, 1e-12
+    generator = torch.Generator().manual_seed(1)
+    old_m = torch.randn(5, generator=generator, dtype=torch.float64)
+    old_v = torch.rand(5, generator=generator, dtype=torch.float64) + 0.1
+    g = torch.randn(5, generator=generator, dtype=torch.float64, requires_grad=True)
+    m, v = beta1 * old_m + (1 - beta1) * g, beta2 * old_v + (1 - beta2) * g**2
+    expected = torch.autograd.grad((lr * m / (v.sqrt() + eps)).sum(), g)[0]
+    actual = adam_jacobian(
+        {"betas": (beta1, beta2), "eps": eps, "lr": lr},
+        {"exp_avg": m.detach(), "exp_avg_sq": v.detach()},
+        g.detach(),
+    )
+    torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_sama_refuses_an_optimizer_it_does_not_know():
+    net = torch.nn.Linear(2, 2)
+
+    class Lower(ImplicitProblem):
+        def training_step(self, batch):
+            return self.module(batch).sum() * self.upper.module.weight.sum()
+
+    class Upper(ImplicitProblem):
+        def training_step(self, batch):
+            return self.lower(batch).sum()
+
+    judge = torch.nn.Linear(1, 1)
+    lower = Lower(
+        "lower",
+        Config(type="sama"),
+        net,
+        torch.optim.Adagrad(net.parameters()),
+        train_data_loader=[torch.ones(1, 2)],
+    )
+    upper = Upper(
+        "upper",
+        None,
+        judge,
+        torch.optim.SGD(judge.parameters(), 0.1),
+        train_data_loader=[torch.ones(1, 2)],
+    )
+    with pytest.raises(ConfigurationError, match="'lower' asks for type='sama'.*Adagrad"):
+        Engine(
+            [upper, lower],
+            EngineConfig(strategy="cpu"),
+            {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
+        )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FiniteDifference(alpha=0), "FiniteDifference"),
+        (lambda: SAMA(alpha=-1), "SAMA"),
+        (lambda: Neumann(iterations=-1), "Neumann"),
+        (lambda: ConjugateGradient(iterations=-1), "ConjugateGradient"),
+    ],
+)
+def test_settings_are_checked(make, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make()
+
+
+def test_a_loss_that_ignores_the_upper_problem_is_warned_about():
+    engine = program(Plain, config=Config(type=FiniteDifference()))
+    engine.run()
+    classifier = engine.classifier
+    classifier.training_step = lambda batch: classifier.module(batch[0]).sum()
+    vector = [torch.ones_like(p) for p in classifier.module.parameters()]
+    theta = list(engine.judge.module.parameters())
+    with pytest.warns(UserWarning, match="'classifier' does not depend on the upper"):
+        product = FiniteDifference().product(classifier, vector, theta)
+    assert all((p == 0).all() for p in product)
