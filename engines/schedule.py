@@ -47,7 +47,7 @@ class Instruction(NamedTuple):
 
     problem: str
     action: Action
-    count: int
+    count: int  # type: ignore[assignment] # tuple.count is not wanted here
     first: bool = True
     last: bool = True
     record: bool = False

@@ -275,7 +275,6 @@ class Problem(Overridables):
 
     def eval(self) -> None:
         """Put the problem and its module into evaluation mode."""
-        self._training = False
         self.module.eval()
 
     def hold_parameters(self) -> list[Tensor] | None:
@@ -373,8 +372,17 @@ class Problem(Overridables):
 
 def apply_param_groups(problem: Problem) -> None:
     """Put the groups of ``param_groups()`` into the optimizer, if the problem defines them."""
-    groups = problem.param_groups()
-    if groups is not None and problem.optimizer is not None:
-        problem.optimizer.param_groups.clear()
-        for group in groups:
-            problem.optimizer.add_param_group(dict(group))
+    given = problem.param_groups()
+    if given is None or problem.optimizer is None:
+        return
+    groups = [dict(group) for group in given]
+    scheduled = getattr(problem.scheduler, "base_lrs", None)
+    if scheduled is not None and len(scheduled) != len(groups):
+        raise ConfigurationError(
+            f"param_groups() of problem {problem.name!r} returns {len(groups)} groups, but its "
+            f"scheduler was made for {len(scheduled)}; build the scheduler in "
+            "configure_scheduler, after the groups are in place."
+        )
+    problem.optimizer.param_groups.clear()
+    for group in groups:
+        problem.optimizer.add_param_group(group)

@@ -15,6 +15,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -164,7 +165,7 @@ def gaussian_is_visible() -> bool:
     for _ in range(4):
         probe.randn()
         seen.append(object_in_place(probe).raw)
-    return all(a != b for a, b in zip(seen, seen[1:], strict=False))
+    return all(a != b for a, b in pairwise(seen))
 
 
 # One each per process, as the generators they mirror.

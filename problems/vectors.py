@@ -6,6 +6,7 @@ A list of one tensor takes the ordinary operator, whose call is four times as qu
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,35 +20,35 @@ def fill_none(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[
 def norm(vector: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of the concatenation, a 0-dim tensor of at least single precision."""
     wide = [t if t.dtype.itemsize >= 4 else t.float() for t in vector]
-    if len(wide) == 1:
-        return torch.linalg.vector_norm(wide[0])
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(wide)))
+    entries = wide[0] if len(wide) == 1 else torch.stack(torch._foreach_norm(wide))
+    length: Tensor = torch.linalg.vector_norm(entries)
+    return length
 
 
 def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     """Inner product of the concatenations."""
-    return torch.stack([t.sum() for t in torch._foreach_mul(left, right)]).sum()
+    return torch.stack([t.sum() for t in torch._foreach_mul(list(left), list(right))]).sum()
 
 
 def scale(vector: Sequence[Tensor], factor: Tensor | float) -> list[Tensor]:
     """``factor * vector``, in the dtype of each entry; ``factor`` stays on the device."""
     if len(vector) == 1:
         return [vector[0] * factor]
-    return list(torch._foreach_mul(vector, factor))
+    return list(torch._foreach_mul(list(vector), cast(Tensor, factor)))
 
 
 def divide(vector: Sequence[Tensor], divisor: Tensor | float) -> list[Tensor]:
     """``vector / divisor``, in the dtype of each entry; ``divisor`` stays on the device."""
     if len(vector) == 1:
         return [vector[0] / divisor]
-    return list(torch._foreach_div(vector, divisor))
+    return list(torch._foreach_div(list(vector), cast(Tensor, divisor)))
 
 
 def add(left: Sequence[Tensor], right: Sequence[Tensor], alpha: float = 1.0) -> list[Tensor]:
     """``left + alpha * right``."""
     if len(left) == 1:
         return [torch.add(left[0], right[0], alpha=alpha)]
-    return list(torch._foreach_add(left, right, alpha=alpha))
+    return list(torch._foreach_add(list(left), list(right), alpha=alpha))
 
 
 class Displacement:
@@ -78,7 +79,7 @@ class Displacement:
         if len(self._data) == 1:
             self._data[0].add_(shift[0], alpha=times)
         else:
-            torch._foreach_add_(self._data, shift, alpha=times)
+            torch._foreach_add_(self._data, list(shift), alpha=times)
 
     def stay(self) -> None:
         """Make the present position the one to return to."""

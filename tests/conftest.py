@@ -11,7 +11,7 @@ import torch
 with warnings.catch_warnings():
     # Peer libraries and torch's own extensions warn while being imported; that is theirs to mend.
     warnings.simplefilter("ignore")
-    import torch.utils.tensorboard  # noqa: F401
+    import torch.utils.tensorboard
 
 # The tensors here are small: a second thread costs more than it brings.
 torch.set_num_threads(1)

@@ -81,7 +81,7 @@ def class_size_groups(counts: Tensor, num_groups: int = 3) -> Tensor:
             "needs one count per class and at least one group."
         )
     sizes = counts.double().cpu().reshape(-1, 1)
-    wanted = min(num_groups, int(sizes.unique().numel()))
+    wanted = min(num_groups, len(set(sizes.ravel().tolist())))
     means = KMeans(n_clusters=wanted, n_init=10, random_state=0).fit(sizes.numpy())
     rank = torch.as_tensor(means.cluster_centers_.ravel()).argsort().argsort()
     return rank[torch.as_tensor(means.labels_, dtype=torch.long)]

@@ -156,4 +156,4 @@ def curvature(problem: Problem) -> Iterator[Curvature]:
     with Evaluation(problem, graph=True, in_full_precision=True):
         losses = [replayed_loss(problem, step) for step in problem.window]
         loss = torch.stack(losses).mean()
-        yield Curvature(loss, problem.meta_trainable_parameters())
+        yield Curvature(loss, list(problem.meta_trainable_parameters()))

@@ -147,14 +147,14 @@ def forward_mode_derivatives(
     pairs = []
     with torch.no_grad(), _quiet_first_use(), forward_ad.dual_level():
         tensors: dict[str, Tensor] = {
-            names[id(p)]: forward_ad.make_dual(p, v)
+            names[id(p)]: forward_ad.make_dual(p, v)  # type: ignore[no-untyped-call]
             for p, v in zip(parameters, vector, strict=True)
         }
         for step in problem.window:
             step.random.restore()
             buffers = {name: b.clone() for name, b in network.named_buffers()}
             output = torch.func.functional_call(network, {**tensors, **buffers}, (step.batch,))
-            losses, tangent = forward_ad.unpack_dual(output)
+            losses, tangent = forward_ad.unpack_dual(output)  # type: ignore[no-untyped-call]
             pairs.append((losses, torch.zeros_like(losses) if tangent is None else tangent))
     return pairs
 

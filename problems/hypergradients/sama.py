@@ -90,4 +90,5 @@ def adam_jacobian(
     old_first = (first - (1 - beta1) * gradient) / beta1 if beta1 else torch.zeros_like(first)
     old_second = (second - (1 - beta2) * gradient * gradient) / beta2
     numerator = (1 - beta1) * beta2 * old_second - beta1 * (1 - beta2) * gradient * old_first
-    return numerator / (second.sqrt() + group["eps"]) ** 3 * group["lr"]
+    jacobian: Tensor = numerator / (second.sqrt() + group["eps"]) ** 3 * group["lr"]
+    return jacobian

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ def mlp(seed: int, sizes: tuple[int, ...], last: nn.Module | None = None) -> nn.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
-        for a, b in zip(sizes, sizes[1:], strict=False):
+        for a, b in pairwise(sizes):
             layers += [nn.Linear(a, b), nn.Tanh()]
         layers = layers[:-1] + ([last] if last is not None else [])
         return nn.Sequential(*layers).double()

@@ -1,4 +1,4 @@
-"""The smallest programs that show a behaviour: one or two levels on a handful of float64 numbers."""
+"""The smallest programs that show a behaviour: one or two levels on a few float64 numbers."""
 
 from __future__ import annotations
 

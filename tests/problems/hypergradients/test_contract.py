@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from metaweight.problems.random_streams import RandomState
 from support.naive import everything
 from support.reweighting import Declared, program
 
@@ -18,7 +19,6 @@ from metaweight import (
     Neumann,
     Reweighting,
 )
-from metaweight.problems.random_streams import RandomState
 
 METHODS = {
     "darts": FiniteDifference(),
@@ -106,7 +106,7 @@ def test_leaves_no_trace(name, fails):
 @pytest.mark.parametrize("name", METHODS)
 def test_is_deterministic_and_replays_the_steps_own_random_numbers(name):
     """Whatever the streams are at now, the product is that of the recorded step."""
-    engine, classifier, theta, vector = stepped(METHODS[name])
+    _, classifier, theta, vector = stepped(METHODS[name])
     first = METHODS[name].product(classifier, vector, theta)
     torch.manual_seed(123), random.seed(5), np.random.seed(7)
     second = METHODS[name].product(classifier, vector, theta)
@@ -119,7 +119,7 @@ def test_is_deterministic_and_replays_the_steps_own_random_numbers(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", METHODS)
 def test_keeps_dtype_and_shape(name, dtype):
-    engine, classifier, theta, vector = stepped(METHODS[name], dtype=dtype)
+    _, classifier, theta, vector = stepped(METHODS[name], dtype=dtype)
     product = METHODS[name].product(classifier, vector, theta)
     assert [p.dtype for p in product] == [dtype] * len(theta)
     assert [p.shape for p in product] == [t.shape for t in theta]
@@ -129,7 +129,7 @@ def test_keeps_dtype_and_shape(name, dtype):
 @pytest.mark.parametrize("name", METHODS)
 def test_zero_vector_gives_zero(name):
     """Also where the step is divided by the vector's norm."""
-    engine, classifier, theta, vector = stepped(METHODS[name])
+    _, classifier, theta, vector = stepped(METHODS[name])
     product = METHODS[name].product(classifier, [0 * v for v in vector], theta)
     for p in product:
         torch.testing.assert_close(p, torch.zeros_like(p))
@@ -138,7 +138,7 @@ def test_zero_vector_gives_zero(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_is_odd_in_the_vector(name):
     """Every product here is linear in v; oddness holds to rounding also for the differences."""
-    engine, classifier, theta, vector = stepped(METHODS[name])
+    _, classifier, theta, vector = stepped(METHODS[name])
     positive = METHODS[name].product(classifier, vector, theta)
     negative = METHODS[name].product(classifier, [-v for v in vector], theta)
     for p, n in zip(positive, negative, strict=True):

@@ -88,7 +88,8 @@ def test_darts_means_the_native_path_for_a_declared_problem():
 
 
 def test_hand_computed_meta_weight_net_step():
-    """l_i = .5 (w - y_i)², w = 0, y = (1, -3), lr .1, V = sigmoid(θ0 + θ1 l), θ = 0, F = .5 (w - 2)².
+    """l_i = .5 (w - y_i)², w = 0, y = (1, -3), lr .1, V = sigmoid(θ0 + θ1 l), θ = 0,
+    F = .5 (w - 2)².
 
     The step: w' = 0 - .1 * mean(.5 * (0 - y_i)) = -.05. At w', l = (.55125, 4.35125),
     d_i = (w' - y_i) v with v = w' - 2 = -2.05, and the product is

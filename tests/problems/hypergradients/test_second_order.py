@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from metaweight.problems.hypergradients.conjugate_gradient import conjugate_gradient
+from metaweight.problems.hypergradients.sama import adam_jacobian
 from support.naive import hessian_matrix, mixed_product, relative_error
 from support.reweighting import Plain, program
 
@@ -18,8 +20,6 @@ from metaweight import (
     ImplicitProblem,
     Neumann,
 )
-from metaweight.problems.hypergradients.conjugate_gradient import conjugate_gradient
-from metaweight.problems.hypergradients.sama import adam_jacobian
 
 D = 7
 
@@ -198,7 +198,7 @@ def test_sama_refuses_an_optimizer_it_does_not_know():
         torch.optim.SGD(judge.parameters(), 0.1),
         train_data_loader=[torch.ones(1, 2)],
     )
-    with pytest.raises(ConfigurationError, match="'lower' asks for type='sama'.*Adagrad"):
+    with pytest.raises(ConfigurationError, match=r"'lower' asks for type='sama'.*Adagrad"):
         Engine(
             [upper, lower],
             EngineConfig(strategy="cpu"),

@@ -1,0 +1,42 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test test-slow lint bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+install: $(STAMP) ## make .venv with the package, its tools and the peers
+
+# The versions in constraints.txt are those every number in the README was measured with.
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
+	$(BIN)/python -c 'import betty' 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python betty-ml==0.2.1
+	touch $(STAMP)
+
+demo: install ## imbalanced and noisy digits: cross-entropy against learned sample weights
+	$(BIN)/python benchmarks/imbalanced_cifar.py --dataset digits --imbalance-factor 10 --noise 0.4 --seeds 3 --out results/demo
+
+test: install ## all tests but the slow ones
+	$(BIN)/python -m pytest
+
+test-slow: install ## the slow tests too
+	$(BIN)/python -m pytest -m ""
+
+# Types are checked on an ordinary install: an editable one hides the folder mapping.
+lint: install ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	rm -rf build
+	$(BIN)/python -m pip install --quiet --no-deps --target build/typed .
+	cd build/typed && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml -p metaweight
+
+bench: install ## time a step against the peers (about 5 minutes on 2 quiet cores)
+	$(BIN)/python benchmarks/speed.py
+
+clean: ## remove everything made here
+	rm -rf $(VENV) build results *.egg-info

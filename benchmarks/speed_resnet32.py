@@ -1,0 +1,229 @@
+"""The ResNet-32 workload: one Meta-Weight-Net step in every library that can take it.
+
+Contenders marked *finite difference* compute the lr-free hypergradient, those marked *unrolled*
+differentiate one SGD step exactly.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import metaweight
+from metaweight import Config, Engine, EngineConfig, FiniteDifference, Reweighting
+from metaweight.models import ResNet32
+from metaweight.weighting import MetaWeightNet, WeightedClassifier, WeightLearner
+
+Step = Callable[[], None]
+SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+META_LR = 1e-5
+
+
+class Batches:
+    """The tensors every contender trains on and judges by."""
+
+    def __init__(self, size: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(size, 3, 32, 32, generator=generator)
+        self.y = torch.randint(0, 10, (size,), generator=generator)
+        self.meta_x = torch.randn(size, 3, 32, 32, generator=generator)
+        self.meta_y = torch.randint(0, 10, (size,), generator=generator)
+
+
+def parts() -> tuple[nn.Module, nn.Module, Any, Any]:
+    """Return network, weight network and their optimizers, the same for every contender."""
+    torch.manual_seed(0)
+    net, weights = ResNet32(), MetaWeightNet()
+    return (
+        net,
+        weights,
+        torch.optim.SGD(net.parameters(), **SGD),
+        torch.optim.Adam(weights.parameters(), lr=META_LR),
+    )
+
+
+def plain(batches: Batches) -> Step:
+    """Return an ordinary training step, without any weights."""
+    net, _, optimizer, _ = parts()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(net(batches.x), batches.y).backward()
+        optimizer.step()
+
+    return step
+
+
+def ours(batches: Batches, config: Config) -> Step:
+    """Return the step of metaweight's ready-made problems."""
+    net, weights, optimizer, meta_optimizer = parts()
+    classifier = WeightedClassifier(
+        "classifier",
+        config,
+        weights="reweight",
+        module=net,
+        optimizer=optimizer,
+        train_data_loader=[(batches.x, batches.y)],
+    )
+    reweight = WeightLearner(
+        "reweight",
+        classifier="classifier",
+        module=weights,
+        optimizer=meta_optimizer,
+        train_data_loader=[(batches.meta_x, batches.meta_y)],
+    )
+    engine = Engine(
+        [reweight, classifier],
+        EngineConfig(strategy="cpu"),
+        {"u2l": {reweight: [classifier]}, "l2u": {classifier: [reweight]}},
+    )
+    return engine.train_step
+
+
+def plain_program(batches: Batches, library: tuple[Any, Any, Any, Any]) -> Step:
+    """Return the step of the program as written for Betty, on Betty or on metaweight."""
+    engine_type, engine_config, problem, config = library
+    net, weights, optimizer, meta_optimizer = parts()
+
+    class Outer(problem):  # type: ignore[misc]
+        def training_step(self, batch: Any) -> Tensor:
+            inputs, labels = batch
+            return F.cross_entropy(self.inner(inputs), labels)
+
+    class Inner(problem):  # type: ignore[misc]
+        def training_step(self, batch: Any) -> Tensor:
+            inputs, labels = batch
+            losses = F.cross_entropy(self.module(inputs), labels, reduction="none").unsqueeze(1)
+            return (self.outer(losses.detach()) * losses).mean()
+
+    outer = Outer(
+        name="outer",
+        config=config(retain_graph=True),
+        module=weights,
+        optimizer=meta_optimizer,
+        train_data_loader=[(batches.meta_x, batches.meta_y)],
+    )
+    inner = Inner(
+        name="inner",
+        config=config(),
+        module=net,
+        optimizer=optimizer,
+        train_data_loader=[(batches.x, batches.y)],
+    )
+    engine = engine_type(
+        problems=[outer, inner],
+        config=engine_config(train_iters=1, strategy="cpu"),
+        dependencies={"u2l": {outer: [inner]}, "l2u": {inner: [outer]}},
+    )
+    engine.train()
+    step: Step = engine.train_step
+    return step
+
+
+def on_betty(batches: Batches) -> Step:
+    """Return Betty's step."""
+    from betty.configs import Config as BettyConfig
+    from betty.configs import EngineConfig as BettyEngineConfig
+    from betty.engine import Engine as BettyEngine
+    from betty.problems import ImplicitProblem as BettyProblem
+
+    return plain_program(batches, (BettyEngine, BettyEngineConfig, BettyProblem, BettyConfig))
+
+
+def on_higher(batches: Batches) -> Step:
+    """Return the one-step unrolled program on higher."""
+    import higher
+
+    net, weights, optimizer, meta_optimizer = parts()
+
+    def step() -> None:
+        with higher.innerloop_ctx(net, optimizer, copy_initial_weights=False) as (fast, inner):
+            losses = F.cross_entropy(fast(batches.x), batches.y, reduction="none").unsqueeze(1)
+            inner.step((weights(losses.detach()) * losses).mean())
+            judged = F.cross_entropy(fast(batches.meta_x), batches.meta_y)
+            gradients = torch.autograd.grad(judged, list(weights.parameters()))
+        apply_meta(weights, gradients, meta_optimizer)
+        train_weighted(net, weights, optimizer, batches)
+
+    return step
+
+
+def on_torchopt(batches: Batches) -> Step:
+    """Return the one-step unrolled program on TorchOpt."""
+    import torchopt
+
+    net, weights, _, meta_optimizer = parts()
+    inner = torchopt.MetaSGD(net, **SGD)
+
+    def weighted_loss(detach_weights: bool) -> Tensor:
+        losses = F.cross_entropy(net(batches.x), batches.y, reduction="none").unsqueeze(1)
+        w = weights(losses.detach())
+        return ((w.detach() if detach_weights else w) * losses).mean()
+
+    def step() -> None:
+        before = torchopt.extract_state_dict(net, by="reference", detach_buffers=True)
+        optimizer_before = torchopt.extract_state_dict(inner, by="reference")
+        inner.step(weighted_loss(detach_weights=False))
+        judged = F.cross_entropy(net(batches.meta_x), batches.meta_y)
+        gradients = torch.autograd.grad(judged, list(weights.parameters()))
+        apply_meta(weights, gradients, meta_optimizer)
+        torchopt.recover_state_dict(net, before)
+        torchopt.recover_state_dict(inner, optimizer_before)
+        inner.step(weighted_loss(detach_weights=True))
+        torchopt.stop_gradient(net)
+        torchopt.stop_gradient(inner)
+
+    return step
+
+
+def apply_meta(weights: nn.Module, gradients: Any, optimizer: Any) -> None:
+    """Step the weight network."""
+    for parameter, gradient in zip(weights.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+
+
+def train_weighted(net: nn.Module, weights: nn.Module, optimizer: Any, batches: Batches) -> None:
+    """Step the network on weighted losses."""
+    losses = F.cross_entropy(net(batches.x), batches.y, reduction="none").unsqueeze(1)
+    with torch.no_grad():
+        w = weights(losses)
+    optimizer.zero_grad()
+    (w * losses).mean().backward()
+    optimizer.step()
+
+
+def resnet32_contenders(size: int) -> dict[str, Step]:
+    """Return the contenders by name; peers that are not installed are left out."""
+    batches = Batches(size)
+    library = (
+        metaweight.Engine,
+        metaweight.EngineConfig,
+        metaweight.ImplicitProblem,
+        metaweight.Config,
+    )
+    contenders = {
+        "plain step": plain(batches),
+        "metaweight, native": ours(batches, Config()),
+        "metaweight, native, forward mode": ours(
+            batches, Config(type=Reweighting(derivative="forward_mode"))
+        ),
+        "metaweight, native problem, finite difference": ours(
+            batches, Config(type=FiniteDifference())
+        ),
+        "metaweight, Betty's program": plain_program(batches, library),
+    }
+    peers: dict[str, tuple[str, Callable[[Batches], Step]]] = {
+        "betty-ml, finite difference": ("betty", on_betty),
+        "higher, unrolled": ("higher", on_higher),
+        "torchopt, unrolled": ("torchopt", on_torchopt),
+    }
+    for name, (package, make) in peers.items():
+        if importlib.util.find_spec(package):
+            contenders[name] = make(batches)
+    return contenders
