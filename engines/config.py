@@ -79,7 +79,9 @@ class EngineConfig:
     def logger_types(self) -> tuple[str, ...]:
         """The loggers beside the console, as a tuple."""
         given = self.logger_type
-        return (given,) if isinstance(given, str) else tuple(given)
+        if isinstance(given, (tuple, list)):
+            return tuple(given)
+        return (given,)
 
 
 def _require_choice(field: str, value: object, choices: tuple[str, ...]) -> None:

@@ -93,8 +93,8 @@ class Engine:
         """Step all leaf problems ``train_iters`` times, validating every ``valid_step``."""
         self._stop_reason = None
         self.train()
-        self.hooks.run_start(self)
         try:
+            self.hooks.run_start(self)
             for iteration in range(1, self.train_iters + 1):
                 self.global_step += 1
                 self.train_step()

@@ -14,10 +14,17 @@ def choose_device(config: EngineConfig) -> torch.device:
     """Return the device the configuration asks for.
 
     Raises:
-        ConfigurationError: For ``"gpu"`` without one, or a strategy of several processes.
+        ConfigurationError: For an unknown device, ``"gpu"`` without one, or a strategy of several
+            processes.
     """
     if config.device is not None:
-        return torch.device(config.device)
+        try:
+            return torch.device(config.device)
+        except (RuntimeError, TypeError) as error:
+            raise ConfigurationError(
+                f"EngineConfig(device={config.device!r}) is not a device torch knows; "
+                "use one such as 'cpu', 'cuda' or 'cuda:1'."
+            ) from error
     if config.strategy in LATER:
         raise ConfigurationError(
             f"EngineConfig(strategy={config.strategy!r}) runs several processes, which this "

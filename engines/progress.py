@@ -40,4 +40,5 @@ class ProgressBar(Hook):
 
     def run_end(self, engine: Engine) -> None:
         del engine
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()

@@ -82,6 +82,9 @@ class Rhythm:
         return count > self.warmup and count % (self.unroll_steps * self.accumulation) == 0
 
 
+PLAIN = Rhythm()
+
+
 @dataclass
 class Progress:
     """Where a problem stands; kept when the graph is rewired."""
@@ -111,17 +114,17 @@ class Schedule:
     """
 
     def __init__(self, rhythms: Mapping[str, Rhythm], parents: Mapping[str, Sequence[str]]) -> None:
-        self._rhythms = dict(rhythms)
         self._parents = {name: tuple(ups) for name, ups in parents.items()}
         self._children: dict[str, tuple[str, ...]] = {}
         for low, ups in self._parents.items():
             for up in ups:
                 self._children[up] = (*self._children.get(up, ()), low)
+        self._rhythms = dict(rhythms)
         self._progress: dict[str, Progress] = {}
         self._taken_back = [
             name
             for name in _bottom_up(self._parents, self._children)
-            if self._rhythm(name).roll_back
+            if self._rhythms.get(name, PLAIN).roll_back
         ]
 
     def progress(self, name: str) -> Progress:
@@ -159,15 +162,10 @@ class Schedule:
                 lines.append(f"{prefix} {name}: {', '.join(actions)}")
         return "\n".join(lines)
 
-    def _rhythm(self, name: str) -> Rhythm:
-        return self._rhythms.get(name) or Rhythm()
-
     def _fire(self, name: str, out: list[Instruction], fired: list[str]) -> None:
-        state, rhythm, parents = (
-            self.progress(name),
-            self._rhythm(name),
-            self._parents.get(name, ()),
-        )
+        state = self.progress(name)
+        rhythm = self._rhythms.get(name, PLAIN)
+        parents = self._parents.get(name, ())
         if state.redo_due:
             out.append(Instruction(name, Action.KEEP, state.count))
             state.redo_due = False
@@ -199,19 +197,13 @@ class Schedule:
                 self._fire(parent, out, fired)
 
     def _step(self, name: str, count: int, rhythm: Rhythm, has_parents: bool) -> Instruction:
-        window_end = -(-count // rhythm.accumulation) * rhythm.accumulation
+        accumulation = rhythm.accumulation
+        loop = rhythm.unroll_steps * accumulation
+        window_end = -(-count // accumulation) * accumulation
         record = has_parents and rhythm.hands_over(window_end)
-        loop = rhythm.unroll_steps * rhythm.accumulation
         undone = rhythm.roll_back and has_parents and rhythm.hands_over(-(-count // loop) * loop)
-        return Instruction(
-            name,
-            Action.STEP,
-            count,
-            first=(count - 1) % rhythm.accumulation == 0,
-            last=count % rhythm.accumulation == 0,
-            record=record,
-            settled=not undone,
-        )
+        first, last = count % accumulation == 1 % accumulation, window_end == count
+        return Instruction(name, Action.STEP, count, first, last, record, not undone)
 
     def _redo(self, fired: Sequence[str], out: list[Instruction]) -> None:
         """Take back the problems below those that stepped as parents, bottom to top."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import InitVar, dataclass
 
 from .errors import ConfigurationError
@@ -90,9 +91,9 @@ class Config:
         for field in ("warmup_steps", "neumann_iterations", "cg_iterations"):
             _require_integer(self, field, least=0)
         _require_integer(self, "log_step", least=-1)
-        if self.gradient_clipping < 0:
+        if not 0 <= self.gradient_clipping < math.inf:
             raise ConfigurationError(
-                f"Config(gradient_clipping={self.gradient_clipping}) is negative; "
+                f"Config(gradient_clipping={self.gradient_clipping}) is negative or not finite; "
                 "give the largest norm allowed, or 0 for no clipping."
             )
         for field in (
@@ -103,10 +104,10 @@ class Config:
             "cg_alpha",
         ):
             _require_positive(self, field)
-        if not self.scale_factor > 1:
+        if not 1 < self.scale_factor < math.inf:
             raise ConfigurationError(
-                f"Config(scale_factor={self.scale_factor}) must be above 1, since the loss scale "
-                "grows by it; 2.0 is the usual choice."
+                f"Config(scale_factor={self.scale_factor}) must be above 1 and finite, since "
+                "the loss scale grows by it; 2.0 is the usual choice."
             )
 
     def _merge_fp16(self, fp16: bool | None) -> None:

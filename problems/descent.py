@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,7 @@ from .random_streams import RandomState, preserved_streams
 from .state import preserved_buffers
 
 
-@dataclass(frozen=True)
-class StepResult:
+class StepResult(NamedTuple):
     """What a step leaves to be logged; tensors stay on their device until somebody reads them."""
 
     loss: Tensor
@@ -84,6 +83,7 @@ def _accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
         _add_gradients(own, hypergradient(problem, scaled, own))
     else:
         torch.autograd.backward(scaled, inputs=own)
+        _require_used(problem, [p.grad for p in own])
     return StepResult(loss.detach(), metrics)
 
 
@@ -101,11 +101,7 @@ def hypergradient(problem: Problem, loss: Tensor, own: list[Tensor]) -> list[Ten
     finally:
         for lower, before in held:
             lower.release_parameters(before)
-    if not problem.config.allow_unused and any(t is None for t in total):
-        raise LossError(
-            f"Problem {problem.name!r} has Config(allow_unused=False), but some of its trainable "
-            "parameters do not enter its loss; use them, or allow it."
-        )
+    _require_used(problem, total)
     return total
 
 
@@ -142,7 +138,14 @@ def update(problem: Problem) -> None:
 def step_scheduler(problem: Problem) -> None:
     """Advance the scheduler by one step; one that waits for a metric is left to the engine."""
     scheduler = problem.scheduler
-    if scheduler is not None and not waits_for_metric(scheduler):
+    if scheduler is None or waits_for_metric(scheduler):
+        return
+    if problem.count < problem.config.gradient_accumulation:
+        with warnings.catch_warnings():
+            # The first optimizer step is still to come, which torch takes for a wrong order.
+            warnings.filterwarnings("ignore", ".*lr_scheduler.step", UserWarning)
+            scheduler.step()
+    else:
         scheduler.step()
 
 
@@ -155,6 +158,14 @@ def _add_gradients(parameters: list[Tensor], gradients: list[Tensor | None]) -> 
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None:
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+
+def _require_used(problem: Problem, gradients: Sequence[Tensor | None]) -> None:
+    if not problem.config.allow_unused and any(g is None for g in gradients):
+        raise LossError(
+            f"Problem {problem.name!r} has Config(allow_unused=False), but some of its trainable "
+            "parameters do not enter its loss; use them, or allow it."
+        )
 
 
 def _require_graph(problem: Problem, loss: Tensor) -> None:

@@ -18,6 +18,6 @@ class IterativeProblem(Problem):
     def __init__(self, name: str, *args: Any, **kwargs: Any) -> None:
         raise ConfigurationError(
             f"Problem {name!r} is of class {type(self).__name__}, which asks to differentiate "
-            "through unrolled optimizer steps; this version of metaweight cannot do that. Derive it from "
-            "ImplicitProblem and choose Config(type=...) instead."
+            "through unrolled optimizer steps; this version of metaweight cannot do that. "
+            "Derive it from ImplicitProblem and choose Config(type=...) instead."
         )

@@ -76,10 +76,10 @@ class Problem(Overridables):
         extra_config: Any = None,
         device: torch.device | str | None = None,
     ) -> None:
-        if not isinstance(name, str) or not name.isidentifier():
+        if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
             raise ConfigurationError(
                 f"Problem(name={name!r}): other problems reach it as an attribute, so the name "
-                "must be an identifier such as 'classifier'."
+                "must be an identifier such as 'classifier', without a leading underscore."
             )
         if config is not None and not isinstance(config, Config):
             raise ConfigurationError(
@@ -175,8 +175,11 @@ class Problem(Overridables):
 
     def evaluate(self, batch: Any) -> tuple[Tensor, Mapping[str, Any]]:
         """Return the loss of ``batch`` in the problem's precision, and what else to log."""
-        with autocast(self._config.precision, self.device):
+        if self._config.precision == "fp32":
             output = self.training_step(batch)
+        else:
+            with autocast(self._config.precision, self.device):
+                output = self.training_step(batch)
         return self.loss_of(output), output if isinstance(output, Mapping) else {}
 
     def loss_of(self, output: TrainingOutput) -> Tensor:
@@ -329,8 +332,8 @@ class Problem(Overridables):
         """The problem's loaders."""
         if self._source is None:
             raise GraphError(
-                f"Problem {self._name!r} has no loaders; give it train_data_loader, "
-                "define configure_train_data_loader, or override get_batch."
+                f"Problem {self._name!r} has no loaders in use; they come into use when an Engine "
+                "is built with train_data_loader given or configure_train_data_loader defined."
             )
         return self._source
 

@@ -5,6 +5,7 @@ Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017 (arXiv:17
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,6 +29,8 @@ def focal_loss(
             "of 'none', 'mean' or 'sum'."
         )
     entropy = F.cross_entropy(logits, labels, reduction="none")
-    # 1 - p_y by expm1, which keeps its digits where p_y is close to 1.
-    losses = (-(-entropy).expm1()) ** gamma * entropy if gamma else entropy
+    # 1 - p_y by expm1, which keeps its digits where p_y is close to 1; never exactly 0, where a
+    # power below 1 has no finite derivative.
+    doubt = (-(-entropy).expm1()).clamp_min(torch.finfo(entropy.dtype).tiny)
+    losses = doubt**gamma * entropy if gamma else entropy
     return losses if reduction == "none" else getattr(losses, reduction)()

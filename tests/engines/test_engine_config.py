@@ -1,0 +1,57 @@
+"""Settings of an engine: what is refused, and what old names mean."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import pytest
+
+from metaweight import ConfigurationError, EngineConfig
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"strategy": "dstributed"}, r"strategy='dstributed'\) is not one of default, cpu, gpu"),
+        ({"logger_type": "tensorbord"}, r"logger_type='tensorbord'\) is not one of none, tensor"),
+        ({"logger_type": ("csv", "json")}, r"logger_type='json'\) is not one of"),
+        ({"early_stopping_mode": "least"}, r"early_stopping_mode='least'\) is not one of min, max"),
+        ({"train_iters": -1}, r"train_iters=-1\) must be an integer of at least 0"),
+        ({"train_iters": 1e4}, r"train_iters=10000.0\) must be an integer of at least 0"),
+        ({"train_iters": True}, r"train_iters=True\) must be an integer"),
+        ({"valid_step": 0}, r"valid_step=0\) must be an integer of at least 1"),
+        ({"early_stopping_tolerance": 0}, r"early_stopping_tolerance=0\) must be an integer"),
+        ({"device": "cpu", "strategy": "cpu"}, r"device='cpu', strategy='cpu'\) places.*twice"),
+        ({"distributed": True, "strategy": "cpu"}, "asks for two strategies; keep only strategy="),
+    ],
+)
+def test_a_wrong_setting_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        EngineConfig(**settings)
+
+
+def test_errors_are_value_errors_too() -> None:
+    with pytest.raises(ValueError, match="valid_step"):
+        EngineConfig(valid_step=0)
+
+
+def test_distributed_is_an_old_name_of_a_strategy() -> None:
+    assert EngineConfig(distributed=True).strategy == "distributed"
+    assert EngineConfig(distributed=True, strategy="distributed").strategy == "distributed"
+    assert EngineConfig(distributed=False).strategy == "default"
+    assert EngineConfig(distributed=False, strategy="cpu").strategy == "cpu"
+
+
+def test_logger_types_are_a_tuple_however_they_were_given() -> None:
+    assert EngineConfig().logger_types == ("none",)
+    assert EngineConfig(logger_type="csv").logger_types == ("csv",)
+    assert EngineConfig(logger_type=("csv", "jsonl")).logger_types == ("csv", "jsonl")
+
+
+def test_a_configuration_is_frozen_and_can_be_varied() -> None:
+    config = EngineConfig(distributed=True, train_iters=3)
+    with pytest.raises(FrozenInstanceError):
+        config.train_iters = 4  # type: ignore[misc]
+    varied = replace(config, train_iters=4)
+    assert (varied.train_iters, varied.strategy) == (4, "distributed")

@@ -1,0 +1,269 @@
+"""Where the numbers of a run end up, read back from where they were written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from metaweight.engines import RunLogger
+from metaweight.engines.loggers import Logger, console, flatten_stats, make_run_logger
+from support.small import Chase, problem, single
+
+from metaweight import Config, ConfigurationError, Engine
+
+
+def test_values_become_plain_numbers() -> None:
+    flat = flatten_stats(
+        {
+            "zero_dim": torch.tensor(0.5, requires_grad=True),
+            "one": torch.tensor([[2.0]]),
+            "vector": torch.tensor([1.0, 2.0]),
+            "nested": {"a": 1, "deep": {"b": torch.tensor(3)}},
+            "list": [4, {"c": 5.0}],
+            "tuple": (6.0,),
+            "flag": True,
+            "array": np.array([7.0, 8.0]),
+            "scalar_array": np.array([9.0]),
+            "numpy": np.float32(10.0),
+            "text": "left out",
+            "none": None,
+        }
+    )
+    assert flat == {
+        "zero_dim": 0.5,
+        "one": 2.0,
+        "vector_0": 1.0,
+        "vector_1": 2.0,
+        "nested_a": 1.0,
+        "nested_deep_b": 3.0,
+        "list_0": 4.0,
+        "list_1_c": 5.0,
+        "tuple_0": 6.0,
+        "flag": 1.0,
+        "array_0": 7.0,
+        "array_1": 8.0,
+        "scalar_array": 9.0,
+        "numpy": 10.0,
+    }
+    assert {type(value) for value in flat.values()} == {float}
+
+
+def run_folder(log_dir: Path) -> Path:
+    (folder,) = log_dir.iterdir()
+    return folder
+
+
+def test_csv_has_one_header_and_a_row_per_value_also_after_closing(tmp_path: Path) -> None:
+    logger = make_run_logger(["csv"], tmp_path)
+    logger.log({"loss": torch.tensor(0.5), "acc": 1}, tag="inner", step=3)
+    logger.close()
+    logger.log({"loss": float("nan")}, tag="validation", step=4)
+    logger.close()
+    with (run_folder(tmp_path) / "metrics.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["step", "tag", "name", "value"],
+            ["3", "inner", "loss", "0.5"],
+            ["3", "inner", "acc", "1.0"],
+            ["4", "validation", "loss", "nan"],
+        ]
+
+
+def test_json_lines_are_strict_json(tmp_path: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    logger = make_run_logger(["jsonl"], tmp_path)
+    logger.log({"loss": float("nan"), "norm": float("inf"), "acc": 0.25}, tag="a", step=1)
+    logger.log({"loss": 2.0})
+    text = (run_folder(tmp_path) / "metrics.jsonl").read_text()
+    logger.close()
+    assert [json.loads(line, parse_constant=refuse) for line in text.splitlines()] == [
+        {"step": 1, "tag": "a", "loss": None, "norm": None, "acc": 0.25},
+        {"step": 0, "tag": "run", "loss": 2.0},
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_tensorboard_events_read_back_as_they_were_logged(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+    )
+    logger = make_run_logger(["tensorboard"], tmp_path)
+    logger.log({"loss": 0.5}, tag="inner", step=1)
+    logger.close()
+    logger.log({"loss": 0.25, "acc": 1.0}, tag="inner", step=2)
+    logger.close()
+    events = accumulator.EventAccumulator(str(run_folder(tmp_path)))
+    events.Reload()
+    assert sorted(events.Tags()["scalars"]) == ["inner/acc", "inner/loss"]
+    assert [(e.step, e.value) for e in events.Scalars("inner/loss")] == [(1, 0.5), (2, 0.25)]
+
+
+@pytest.mark.parametrize(
+    ("logger_type", "module"),
+    [("wandb", "wandb"), ("tensorboard", "torch.utils.tensorboard")],
+)
+def test_a_missing_package_is_named(
+    logger_type: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        ConfigurationError,
+        match=rf"needs the package {logger_type};\s+pip install 'metaweight\[{logger_type}\]'",
+    ):
+        make_run_logger([logger_type], tmp_path)
+
+
+class FakeWandB:
+    """The three names of wandb a logger uses."""
+
+    def __init__(self) -> None:
+        self.run: Any = None
+        self.records: list[dict[str, float]] = []
+        self.finished = 0
+
+    def init(self, **settings: Any) -> FakeWandB:
+        self.run = self
+        self.settings = settings
+        return self
+
+    def log(self, record: dict[str, float]) -> None:
+        self.records.append(record)
+
+    def finish(self) -> None:
+        self.run = None
+        self.finished += 1
+
+
+def test_wandb_gets_tagged_values_and_a_run_it_did_not_start_is_left_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeWandB()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    logger = make_run_logger(["wandb"], tmp_path)
+    logger.log({"loss": 0.5}, tag="inner", step=7)
+    logger.close()
+    assert fake.records == [{"inner/loss": 0.5, "global_step": 7}]
+    assert fake.finished == 1
+    fake.run = object()
+    logger.log({"loss": 0.25}, tag="inner", step=8)
+    logger.close()
+    assert fake.finished == 1
+
+
+def test_several_loggers_share_a_folder_made_at_the_first_record(tmp_path: Path) -> None:
+    log_dir = tmp_path / "logs"
+    logger = make_run_logger(["none", "csv", "jsonl"], log_dir)
+    logger.log({})
+    logger.close()
+    assert not log_dir.exists()
+    logger.log({"loss": 1.0})
+    logger.close()
+    names = sorted(path.name for path in run_folder(log_dir).iterdir())
+    assert names == ["metrics.csv", "metrics.jsonl"]
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    for value in (1.0, 2.0, 3.0):
+        logger = make_run_logger(["jsonl"], tmp_path)
+        logger.log({"loss": value})
+        logger.close()
+    losses = [
+        json.loads((folder / "metrics.jsonl").read_text())["loss"] for folder in tmp_path.iterdir()
+    ]
+    assert sorted(losses) == [1.0, 2.0, 3.0]
+
+
+class Kept(Logger):
+    def __init__(self) -> None:
+        self.records: list[tuple[dict[str, float], str, int]] = []
+
+    def log(self, stats: Any, tag: str, step: int) -> None:
+        self.records.append((dict(stats), tag, step))
+
+
+class WithAccuracy(Chase):
+    def training_step(self, batch: Any) -> Any:
+        return {"loss": super().training_step(batch), "acc": torch.tensor([0.75])}
+
+
+def test_an_engine_writes_what_its_configuration_asks_for(tmp_path: Path) -> None:
+    class Validating(Engine):
+        def validation(self) -> dict[str, float]:
+            return {"acc": 0.125}
+
+    lower = problem(WithAccuracy, config=Config(log_step=2))
+    single(
+        lower, engine=Validating, steps=4, valid_step=3, logger_type="jsonl", log_dir=tmp_path
+    ).run()
+    text = (run_folder(tmp_path) / "metrics.jsonl").read_text()
+    # The loss at step n is 0.5 (0.9^(n-1))².
+    assert [json.loads(line) for line in text.splitlines()] == [
+        {"step": 2, "tag": "chase", "loss": pytest.approx(0.5 * 0.81), "acc": 0.75},
+        {"step": 3, "tag": "validation", "acc": 0.125},
+        {"step": 4, "tag": "chase", "loss": pytest.approx(0.5 * 0.9**6), "acc": 0.75},
+    ]
+
+
+@pytest.mark.parametrize(("local", "steps"), [(False, [11, 12]), (True, [1, 2])])
+def test_log_local_step_chooses_the_step_logged_against(local: bool, steps: list[int]) -> None:
+    engine = single(problem(config=Config(log_step=1, log_local_step=local)), steps=2)
+    engine.global_step = 10
+    kept = Kept()
+    engine.logger.loggers = (kept,)
+    engine.run()
+    assert [(tag, step) for _, tag, step in kept.records] == [("chase", s) for s in steps]
+
+
+@contextmanager
+def fresh_console() -> Iterator[None]:
+    """The package's logger as if nobody had set it up, root handlers included."""
+    loggers = [logging.getLogger("metaweight"), logging.getLogger()]
+    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
+    for logger in loggers:
+        logger.handlers.clear()
+    loggers[0].setLevel(logging.NOTSET)
+    try:
+        yield
+    finally:
+        restore(loggers, before)
+
+
+def restore(loggers: list[logging.Logger], before: list[Any]) -> None:
+    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        logger.handlers[:] = handlers
+        logger.propagate = propagate
+        logger.setLevel(level)
+
+
+def test_console_lines_say_which_problem_and_step(capsys: pytest.CaptureFixture[str]) -> None:
+    with fresh_console():
+        single(problem(name="inner", config=Config(log_step=1)), steps=1).run()
+    line = capsys.readouterr().out.rstrip("\n")
+    stamp, message = line.split(" [INFO] ")
+    assert len(stamp) == len("[2024-01-01 00:00:00]")
+    assert message == '[Problem "inner"] [Global Step 1] [Local Step 1] loss: 0.5'
+
+
+def test_console_is_set_up_once_and_a_set_up_one_is_left_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with fresh_console():
+        RunLogger()
+        RunLogger().warning("mind %s", "this")
+        assert capsys.readouterr().out.count("mind this") == 1
+        logger = logging.getLogger("metaweight")
+        own = logging.NullHandler()
+        logger.handlers[:] = [own]
+        logger.setLevel(logging.ERROR)
+        assert console().handlers == [own]
+        assert console().level == logging.ERROR

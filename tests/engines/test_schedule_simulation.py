@@ -1,0 +1,169 @@
+"""Random graphs: the schedule against a simulation by time stamps instead of flags."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from metaweight.engines import Action, Instruction, Rhythm, Schedule
+
+Event = tuple[str, str, int]
+
+
+class Simulation:
+    """The rules of execution, each said once as a condition on counts and times."""
+
+    def __init__(self, rhythms: dict[str, Rhythm], parents: dict[str, list[str]]) -> None:
+        self.rhythms, self.parents = rhythms, parents
+        self.children = {n: [c for c in parents if n in parents[c]] for n in parents}
+        self.steps = dict.fromkeys(parents, 0)
+        self.stepped = dict.fromkeys(parents, -1)
+        self.handed = dict.fromkeys(parents, -2)
+        self.redone = dict.fromkeys(parents, -2)
+        self.time = 0
+
+    def advance(self, leaf: str) -> tuple[list[Event], set[str]]:
+        """Return what happens and who is redone at the end."""
+        start = self.time
+        events: list[Event] = []
+        self.step(leaf, events)
+        redone = {n for n in self.parents if self.to_redo(n, start)}
+        for name in redone:
+            self.redone[name] = self.tick()
+        return events, redone
+
+    def step(self, name: str, events: list[Event]) -> None:
+        number = self.steps[name] = self.steps[name] + 1
+        if self.pending(name):
+            events.append((name, "KEEP", number - 1))
+            self.redone[name] = self.tick()
+        if number == 1 or self.due(name, number - 1):
+            events.append((name, "LOOP_START", number - 1))
+        if self.rolls(name) and (number - 1) % self.loop(name) == 0:
+            events.append((name, "SNAPSHOT", number - 1))
+        events.append((name, "STEP", number))
+        self.stepped[name] = self.tick()
+        if self.due(name, number):
+            self.handed[name] = self.tick()
+            for parent in self.parents[name]:
+                if all(self.handed[c] > self.stepped[parent] for c in self.children[parent]):
+                    self.step(parent, events)
+
+    def tick(self) -> int:
+        self.time += 1
+        return self.time
+
+    def loop(self, name: str) -> int:
+        return self.rhythms[name].unroll_steps * self.rhythms[name].accumulation
+
+    def due(self, name: str, number: int) -> bool:
+        return number > self.rhythms[name].warmup and number % self.loop(name) == 0
+
+    def rolls(self, name: str) -> bool:
+        return self.rhythms[name].roll_back and bool(self.parents[name])
+
+    def pending(self, name: str) -> bool:
+        return self.rolls(name) and self.handed[name] > max(self.redone[name], 0)
+
+    def to_redo(self, name: str, start: int) -> bool:
+        return self.pending(name) and any(self.stepped[p] > start for p in self.parents[name])
+
+
+def random_program(seed: int) -> tuple[dict[str, Rhythm], dict[str, list[str]]]:
+    """A random acyclic graph of two to six problems with random rhythms."""
+    dice = random.Random(seed)
+    names = [f"p{i}" for i in range(dice.randint(2, 6))]
+    parents: dict[str, list[str]] = {}
+    for i, name in enumerate(names):
+        above = names[i + 1 :]
+        parents[name] = dice.sample(above, dice.randint(0, min(2, len(above))))
+    roll_back = dice.random() < 0.5
+    rhythms = {
+        name: Rhythm(
+            unroll_steps=dice.randint(1, 3),
+            accumulation=dice.randint(1, 3),
+            warmup=dice.choice([0, 0, 1, 4, 7]),
+            roll_back=roll_back,
+        )
+        for name in names
+    }
+    return rhythms, parents
+
+
+def program(seed: int) -> tuple[Schedule, Simulation, list[str]]:
+    rhythms, parents = random_program(seed)
+    simulation = Simulation(rhythms, parents)
+    leaves = [n for n in parents if not simulation.children[n]]
+    return Schedule(rhythms, parents), simulation, leaves
+
+
+SEEDS = range(60)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_order_equals_the_simulation(seed: int) -> None:
+    schedule, simulation, leaves = program(seed)
+    for _ in range(40):
+        for leaf in leaves:
+            expected, redone = simulation.advance(leaf)
+            actual = schedule.advance(leaf)
+            ordinary = [i for i in actual if i.action is not Action.REDO]
+            redos = actual[len(ordinary) :]
+            assert [(i.problem, i.action.name, i.count) for i in ordinary] == expected
+            assert {i.problem for i in redos} == redone
+            assert len(redos) == len(redone)
+            assert_bottom_up([i.problem for i in redos], simulation)
+
+
+def assert_bottom_up(order: list[str], simulation: Simulation) -> None:
+    for position, name in enumerate(order):
+        for later in order[position + 1 :]:
+            assert later not in below(name, simulation)
+
+
+def below(name: str, simulation: Simulation) -> set[str]:
+    lower = set(simulation.children[name])
+    return lower.union(*(below(c, simulation) for c in lower))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_recorded_steps_are_exactly_those_of_windows_upper_problems_may_replay(seed: int) -> None:
+    schedule, simulation, leaves = program(seed)
+    steps: dict[str, list[Instruction]] = {name: [] for name in simulation.parents}
+    for _ in range(40):
+        for leaf in leaves:
+            for instruction in schedule.advance(leaf):
+                if instruction.action is Action.STEP:
+                    steps[instruction.problem].append(instruction)
+    for name, taken in steps.items():
+        replayed: set[int] = set()
+        window: list[int] = []
+        for i in taken:
+            window = [i.count] if i.first else [*window, i.count]
+            if simulation.parents[name] and simulation.due(name, i.count):
+                assert i.last
+                replayed.update(window)
+        complete = [i for i in taken if i.count <= max(replayed, default=0)]
+        assert {i.count for i in complete if i.record} == replayed
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_unsettled_steps_are_exactly_those_since_the_snapshot_of_a_loop_handed_over(
+    seed: int,
+) -> None:
+    schedule, simulation, leaves = program(seed)
+    since: dict[str, list[Instruction]] = {}
+    handed: dict[str, bool] = dict.fromkeys(simulation.parents, False)
+    for _ in range(60):
+        for leaf in leaves:
+            for instruction in schedule.advance(leaf):
+                name = instruction.problem
+                if instruction.action is Action.SNAPSHOT:
+                    for step in since.get(name, []):
+                        assert step.settled is not handed[name]
+                    since[name], handed[name] = [], False
+                elif instruction.action is Action.STEP:
+                    since.setdefault(name, []).append(instruction)
+                    handed[name] = simulation.due(name, instruction.count)
+                    if not simulation.rolls(name):
+                        assert instruction.settled

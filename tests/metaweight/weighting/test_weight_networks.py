@@ -1,0 +1,141 @@
+"""Weight networks: their size, their shapes, and how they treat classes."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from metaweight import ConfigurationError, LossError
+from metaweight.weighting import ClassAwareWeightNet, MetaWeightNet, class_size_groups
+
+
+def size(net: torch.nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+def test_the_network_of_the_paper_has_301_parameters() -> None:
+    # 1 × 100 weights + 100 biases, 100 × 1 weights + 1 bias.
+    assert size(MetaWeightNet(hidden_size=100)) == 100 + 100 + 100 + 1
+
+
+def test_hidden_layers_add_up() -> None:
+    assert size(MetaWeightNet(hidden_size=7, num_layers=3)) == 7 + 7 + 2 * (49 + 7) + 7 + 1
+
+
+def test_weights_are_the_sigmoid_of_the_perceptron() -> None:
+    net = MetaWeightNet(hidden_size=4).double()
+    losses = torch.rand(6, dtype=torch.float64)
+    first, last = net.layers[0], net.layers[2]
+    hidden = torch.relu(losses[:, None] * first.weight[:, 0] + first.bias)
+    expected = torch.sigmoid(hidden @ last.weight[0] + last.bias[0])
+    torch.testing.assert_close(net(losses), expected, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("net", [MetaWeightNet(8), ClassAwareWeightNet(torch.arange(3), 8)])
+@pytest.mark.parametrize("shape", [(5,), (5, 1), (1,), (1, 1)])
+def test_weights_have_the_shape_of_the_losses(net: Any, shape: tuple[int, ...]) -> None:
+    losses = torch.rand(shape)
+    classes = torch.randint(3, (shape[0],))
+    weights = net(losses, classes)
+    assert weights.shape == shape
+    assert ((weights > 0) & (weights < 1)).all()
+    torch.testing.assert_close(weights.reshape(-1), net(losses.reshape(-1), classes))
+
+
+@pytest.mark.parametrize("shape", [(), (2, 2), (5, 1, 1), (1, 5)])
+def test_losses_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    message = "received losses of shape .* give one loss per sample"
+    with pytest.raises(LossError, match=message):
+        MetaWeightNet(4)(torch.rand(shape))
+    with pytest.raises(LossError, match=message):
+        ClassAwareWeightNet(torch.arange(3), 4)(torch.rand(shape), torch.zeros(5).long())
+
+
+@pytest.mark.parametrize("settings", [{"hidden_size": 0}, {"num_layers": 0}])
+def test_a_network_without_hidden_units_is_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(ConfigurationError, match="has no hidden unit; both must be at least 1"):
+        MetaWeightNet(**settings)
+
+
+def test_classes_of_one_group_are_weighted_alike_and_others_are_not() -> None:
+    net = ClassAwareWeightNet(torch.tensor([0, 1, 0]), hidden_size=16)
+    losses = torch.full((3,), 0.7)
+    first, second, third = net(losses, torch.arange(3))
+    assert first == third
+    assert first != second
+    assert net.num_groups == 2
+
+
+def test_the_group_enters_beside_the_loss() -> None:
+    groups = torch.tensor([1, 0, 2])
+    net = ClassAwareWeightNet(groups, hidden_size=5).double()
+    losses, classes = torch.rand(4, dtype=torch.float64), torch.tensor([2, 0, 1, 1])
+    joined = torch.cat([losses[:, None], F.one_hot(groups[classes], 3).double()], 1)
+    torch.testing.assert_close(net(losses, classes), torch.sigmoid(net.layers(joined))[:, 0])
+
+
+def test_groups_are_saved_with_the_network() -> None:
+    saved = ClassAwareWeightNet(torch.tensor([0, 1, 1])).state_dict()
+    net = ClassAwareWeightNet(torch.tensor([1, 0, 0]))
+    net.load_state_dict(saved)
+    assert net.groups.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [torch.zeros(2, 2).long(), torch.zeros(3), torch.tensor([]).long(), torch.tensor([0, -1])],
+)
+def test_groups_that_are_no_groups_are_refused(groups: torch.Tensor) -> None:
+    with pytest.raises(ConfigurationError, match=r"give one integer from 0 per class, such as"):
+        ClassAwareWeightNet(groups)
+
+
+def best_partition(counts: list[int], number: int) -> list[int]:
+    """The grouping of least squared distance to group means, over all partitions into intervals."""
+    order = sorted(range(len(counts)), key=lambda i: counts[i])
+    best, best_groups = float("inf"), []
+    for cuts in itertools.combinations(range(1, len(counts)), number - 1):
+        edges = [0, *cuts, len(counts)]
+        cost, groups = 0.0, [0] * len(counts)
+        for group, (a, b) in enumerate(itertools.pairwise(edges)):
+            values = [counts[i] for i in order[a:b]]
+            mean = sum(values) / len(values)
+            cost += sum((v - mean) ** 2 for v in values)
+            for i in order[a:b]:
+                groups[i] = group
+        if cost < best:
+            best, best_groups = cost, groups
+    return best_groups
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_class_sizes_are_grouped_with_least_squared_distance(seed: int, number: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    counts = (torch.randperm(60, generator=generator)[:8] ** 2 + 1).tolist()
+    groups = class_size_groups(torch.tensor(counts), number)
+    assert groups.tolist() == best_partition(counts, number)
+
+
+def test_the_smallest_classes_are_group_zero() -> None:
+    counts = torch.tensor([5000, 10, 500, 12, 4900])
+    assert class_size_groups(counts, 3).tolist() == [2, 0, 1, 0, 2]
+
+
+@pytest.mark.filterwarnings("error")
+def test_fewer_sizes_than_groups_give_fewer_groups() -> None:
+    assert class_size_groups(torch.tensor([7, 7, 9]), 3).tolist() == [0, 0, 1]
+    assert class_size_groups(torch.tensor([7, 7]), 3).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("counts", "number"),
+    [(torch.tensor([1, 2]), 0), (torch.ones(2, 2), 2), (torch.tensor([]), 1)],
+)
+def test_counts_that_are_none_are_refused(counts: torch.Tensor, number: int) -> None:
+    with pytest.raises(ConfigurationError, match="one count per class and at least one group"):
+        class_size_groups(counts, number)

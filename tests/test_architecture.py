@@ -1,0 +1,155 @@
+"""Who may import whom: problems know nothing above them, engines know problems only."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"problems": "metaweight.problems", "engines": "metaweight.engines"}
+FOLDERS = (*PACKAGES, "metaweight")
+# What each folder may import across folders; the uppermost may import everything.
+ALLOWED: dict[str, tuple[str, ...]] = {"problems": (), "engines": ("metaweight.problems",)}
+
+
+def files(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = (*PACKAGES.get(parts[0], parts[0]).split("."), *parts[1:])
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = [path for folder in FOLDERS for path in files(folder)]
+MODULES = {module_name(path): path for path in FILES}
+
+
+def folder_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0]
+
+
+def statements(body: list[ast.stmt], everywhere: bool) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Imports of a module: all of them, or only those made when it is imported."""
+    for node in body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield node
+            continue
+        if not everywhere and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        skipped = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        blocks = ("orelse",) if skipped else ("body", "orelse", "finalbody", "handlers")
+        for block in blocks:
+            for child in getattr(node, block, []):
+                inner = child.body if isinstance(child, ast.ExceptHandler) else [child]
+                yield from statements(inner, everywhere)
+
+
+def imports(path: Path, everywhere: bool = True) -> list[tuple[str, int]]:
+    """Return absolute names of imported modules and the number of leading dots of each."""
+    package = module_name(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    found: list[tuple[str, int]] = []
+    for node in statements(ast.parse(path.read_text()).body, everywhere):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, 0) for alias in node.names]
+        else:
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                full = f"{stem}.{alias.name}"
+                found.append((full if full in MODULES else stem, node.level))
+    return found
+
+
+def ids(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def of_ours(name: str) -> bool:
+    return name.partition(".")[0] in FOLDERS
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if folder_of(p) in ALLOWED], ids=ids)
+def test_no_arrow_points_up(path: Path) -> None:
+    folder = folder_of(path)
+    own = PACKAGES[folder]
+    for name, _ in imports(path):
+        if of_ours(name):
+            allowed = (own, *ALLOWED[folder])
+            assert any(name == a or name.startswith(f"{a}.") for a in allowed), name
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids)
+def test_imports_are_relative_within_a_folder_and_absolute_across(path: Path) -> None:
+    folder = folder_of(path)
+    for name, level in imports(path):
+        if not of_ours(name) or name == module_name(path):
+            continue
+        target = folder_of(MODULES[name]) if name in MODULES else name
+        if target != folder:
+            # The facade stands above its parts and may reach them as its own.
+            assert level == 0 or module_name(path) == "metaweight", f"{name} is in {target}"
+        elif folder in PACKAGES:
+            assert level > 0, f"{name} is in the same folder"
+        else:
+            parts = name.split(".")
+            same_part = parts[:2] == module_name(path).split(".")[:2]
+            assert level > 0 or not same_part, f"{name} is in the same folder"
+
+
+def test_no_folder_is_imported_by_its_place_instead_of_its_name() -> None:
+    for path in FILES:
+        for name, level in imports(path):
+            assert level or name.split(".")[0] not in PACKAGES, f"{ids(path)}: {name}"
+
+
+def cycle(edges: dict[str, set[str]]) -> list[str]:
+    """Return some cycle, or nothing."""
+    done: set[str] = set()
+
+    def visit(name: str, trail: list[str]) -> list[str]:
+        if name in trail:
+            return [*trail[trail.index(name) :], name]
+        if name in done:
+            return []
+        for target in sorted(edges[name]):
+            found = visit(target, [*trail, name])
+            if found:
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(edges) if (found := visit(name, []))), [])
+
+
+def test_a_cycle_is_seen() -> None:
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_files_do_not_import_each_other_in_a_circle() -> None:
+    # A package's __init__ gathers its files; the circles that matter are between those.
+    edges = {
+        name: {
+            target
+            for target, _ in imports(path, everywhere=False)
+            if target in MODULES and MODULES[target].name != "__init__.py" and target != name
+        }
+        for name, path in MODULES.items()
+    }
+    assert sum(map(len, edges.values())) > 50, "imports were not found"
+    assert cycle(edges) == []
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_module_can_be_imported(name: str) -> None:
+    if not name.endswith("__main__"):
+        assert importlib.import_module(name).__name__ == name
