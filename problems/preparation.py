@@ -78,12 +78,19 @@ def _build(problem: Problem, device: torch.device) -> None:
         raise GraphError(
             f"Problem {problem.name!r} has no module; give it module=, or define configure_module."
         )
-    problem.module = problem.module.to(problem.device)
+    move_module(problem)
     if problem.optimizer is None:
         problem.optimizer = problem.configure_optimizer()
     apply_param_groups(problem)
     if problem.scheduler is None:
         problem.scheduler = problem.configure_scheduler()
+
+
+def move_module(problem: Problem) -> None:
+    """Put the module on the problem's device, leaving one that is there already untouched."""
+    tensors = (*problem.module.parameters(), *problem.module.buffers())
+    if any(tensor.device != problem.device for tensor in tensors):
+        problem.module = problem.module.to(problem.device)
 
 
 def _require_parts(problem: Problem) -> None:

@@ -1,0 +1,63 @@
+"""A training step never waits for the device: no tensor is read on the host.
+
+Under torch's fake tensors any data-dependent host read (``.item()``, ``float(t)``, ``if t:``) raises.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.reweighting import Declared, Judge, Plain, network
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from metaweight import (
+    SAMA,
+    Config,
+    ConjugateGradient,
+    Engine,
+    EngineConfig,
+    FiniteDifference,
+    Neumann,
+)
+from metaweight.weighting import MetaWeightNet
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        (Declared, "darts"),
+        (Plain, FiniteDifference()),
+        (Plain, SAMA()),
+        (Plain, Neumann()),
+        (Plain, ConjugateGradient()),
+    ],
+    ids=["native", "darts", "sama", "neumann", "cg"],
+)
+def test_a_step_reads_nothing_back(kind, method, accumulation):
+    with FakeTensorMode():
+        net, weights = network(dropout=0.5), MetaWeightNet(8)
+        data = [(torch.randn(8, 6), torch.randint(0, 4, (8,)))]
+        classifier = kind(
+            "classifier",
+            Config(type=method, gradient_accumulation=accumulation, gradient_clipping=1.0),
+            net,
+            torch.optim.Adam(net.parameters()),
+            train_data_loader=data,
+        )
+        judge = Judge(
+            "judge", None, weights, torch.optim.Adam(weights.parameters()), train_data_loader=data
+        )
+        engine = Engine(
+            [judge, classifier],
+            EngineConfig(train_iters=2 * accumulation, strategy="cpu"),
+            {"u2l": {judge: [classifier]}, "l2u": {classifier: [judge]}},
+        )
+        engine.run()
+    assert judge.count == 2
+
+
+def test_a_host_read_would_be_noticed():
+    with FakeTensorMode(), pytest.raises(DataDependentOutputException):
+        F.relu(torch.randn(3)).sum().item()
