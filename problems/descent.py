@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +17,24 @@ from .random_streams import RandomState, preserved_streams
 from .state import preserved_buffers
 
 
-class StepResult(NamedTuple):
-    """What a step leaves to be logged; tensors stay on their device until somebody reads them."""
+class StepResult:
+    """What a step leaves to be logged; nothing is detached or read until somebody asks.
 
-    loss: Tensor
-    metrics: Mapping[str, Any]
+    Args:
+        loss: The loss, as it was differentiated.
+        metrics: What else ``training_step`` returned.
+    """
+
+    __slots__ = ("_loss", "metrics")
+
+    def __init__(self, loss: Tensor, metrics: Mapping[str, Any]) -> None:
+        self._loss = loss
+        self.metrics = metrics
+
+    @property
+    def loss(self) -> Tensor:
+        """The loss without its graph, a 0-dim tensor on its device."""
+        return self._loss.detach()
 
 
 def descend(problem: Problem, *, record: bool, first: bool, last: bool) -> StepResult:
@@ -84,7 +97,7 @@ def _accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
     else:
         torch.autograd.backward(scaled, inputs=own)
         _require_used(problem, [p.grad for p in own])
-    return StepResult(loss.detach(), metrics)
+    return StepResult(loss, metrics)
 
 
 def hypergradient(problem: Problem, loss: Tensor, own: list[Tensor]) -> list[Tensor | None]:
