@@ -1,4 +1,4 @@
-"""How long a step takes, against peers, in one process, taking turns.
+"""How long a step takes, against peers, taking turns on one machine.
 
 ::
 
@@ -7,9 +7,10 @@
 
 ``resnet32``: one Meta-Weight-Net step (a batch of 100 to train on, 100 to judge by, single
 precision). ``toy``: logistic regression with 20 learned penalties, where the library's own work is
-what one sees. Every contender gets the same tensors; in each round all of them step in turn, so
-that a machine whose speed drifts slows all alike. Medians, spread and ratios are printed and
-written as JSON and Markdown.
+what one sees. Every contender gets the same tensors and a process of its own, so that none profits
+from memory another has warmed up; in each round all of them step in turn while the others sleep, so
+that a machine whose speed drifts slows all alike. Medians, spread, ratios and peak memory are
+printed and written as JSON and Markdown.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import multiprocessing
 import platform
+import resource
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -30,30 +33,69 @@ from speed_toy import toy_contenders
 
 import metaweight
 
-Step = Callable[[], None]
-Contenders = dict[str, Step]
+Workload = tuple[str, int]
+"""``("resnet32", batch size)`` or ``("toy", unroll steps)``."""
 
 
-def measure(contenders: Contenders, rounds: int, steps: int) -> dict[str, list[float]]:
-    """Return seconds per step of each contender, one number per round."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for step in contenders.values():
-        for _ in range(2):
+def contenders_of(workload: Workload) -> dict[str, object]:
+    """Return the makers of a workload's contenders by name."""
+    kind, number = workload
+    return dict(resnet32_contenders(number) if kind == "resnet32" else toy_contenders(number))
+
+
+def serve(workload: Workload, name: str, threads: int, steps: int, connection: Connection) -> None:
+    """Step one contender whenever asked to, and answer with seconds per step and peak memory."""
+    torch.set_num_threads(threads)
+    logging.disable(logging.INFO)
+    warnings.simplefilter("ignore")
+    make = contenders_of(workload)[name]
+    step = make()  # type: ignore[operator]
+    for _ in range(2):
+        step()
+    connection.send("ready")
+    while connection.recv():
+        start = time.perf_counter()
+        for _ in range(steps):
             step()
+        seconds = (time.perf_counter() - start) / steps
+        connection.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+def measure(
+    workload: Workload, threads: int, rounds: int, steps: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Return per contender seconds per step, one number per round, and peak memory in MiB."""
+    context = multiprocessing.get_context("spawn")
+    lines: dict[str, Connection] = {}
+    workers = []
+    for name in contenders_of(workload):
+        ours, theirs = context.Pipe()
+        worker = context.Process(
+            target=serve, args=(workload, name, threads, steps, theirs), daemon=True
+        )
+        worker.start()
+        ours.recv()
+        lines[name] = ours
+        workers.append(worker)
+    seconds: dict[str, list[float]] = {name: [] for name in lines}
+    memory: dict[str, float] = {}
+    names = list(lines)
     for number in range(rounds):
-        names = list(contenders)
-        names = names[number % len(names) :] + names[: number % len(names)]
-        for name in names:
-            step = contenders[name]
-            start = time.perf_counter()
-            for _ in range(steps):
-                step()
-            seconds[name].append((time.perf_counter() - start) / steps)
-    return seconds
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            lines[name].send(True)
+            value, memory[name] = lines[name].recv()
+            seconds[name].append(value)
+    for name, worker in zip(names, workers, strict=True):
+        lines[name].send(False)
+        worker.join()
+    return seconds, memory
 
 
-def table(seconds: dict[str, list[float]], base: str) -> list[dict[str, float | str]]:
-    """Return per contender median, quartiles and the median of its per-round ratio to ``base``."""
+def table(
+    seconds: dict[str, list[float]], memory: dict[str, float], base: str
+) -> list[dict[str, float | str]]:
+    """Return per contender median, quartiles, the median per-round ratio to ``base``, memory."""
     rows: list[dict[str, float | str]] = []
     for name, values in seconds.items():
         low, middle, high = statistics.quantiles(values, n=4)
@@ -61,10 +103,10 @@ def table(seconds: dict[str, list[float]], base: str) -> list[dict[str, float | 
         rows.append(
             {
                 "contender": name,
-                "median_ms": middle * 1e3,
-                "quartile_1_ms": low * 1e3,
-                "quartile_3_ms": high * 1e3,
-                f"ratio_to_{base}": statistics.median(ratios),
+                "median ms": middle * 1e3,
+                "quartiles ms": f"{low * 1e3:.4g} – {high * 1e3:.4g}",
+                f"times {base}": statistics.median(ratios),
+                "peak MiB": memory[name],
             }
         )
     return rows
@@ -80,7 +122,7 @@ def markdown(rows: list[dict[str, float | str]], title: str) -> str:
     return "\n".join(lines)
 
 
-def environment() -> dict[str, str | int]:
+def environment(threads: int) -> dict[str, str | int]:
     """Return what the numbers depend on."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -89,7 +131,7 @@ def environment() -> dict[str, str | int]:
         processor = models[0].split(":", 1)[1].strip() if models else processor
     return {
         "processor": processor,
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "metaweight": metaweight.__version__,
@@ -104,23 +146,20 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=100, help="of the resnet32 workload")
     parser.add_argument("--out", type=Path, default=Path("results/speed"))
     arguments = parser.parse_args()
-    logging.disable(logging.INFO)
-    warnings.simplefilter("ignore")
+    workloads: list[tuple[Workload, str, int, int, int]] = []
+    if arguments.workload in ("resnet32", "all"):
+        size = arguments.batch_size
+        workloads.append((("resnet32", size), "plain step", arguments.threads, 11, 1))
+    if arguments.workload in ("toy", "all"):
+        workloads += [(("toy", unroll), "hand-written", 1, 25, 100) for unroll in (1, 100)]
     report: dict[str, object] = {}
     text = []
-    if arguments.workload in ("resnet32", "all"):
-        torch.set_num_threads(arguments.threads)
-        seconds = measure(resnet32_contenders(arguments.batch_size), arguments.rounds or 9, steps=1)
-        rows = table(seconds, base="plain step")
-        report["resnet32"] = {"environment": environment(), "rows": rows}
-        text.append(markdown(rows, f"Meta-Weight-Net step, ResNet-32, {environment()}"))
-    if arguments.workload in ("toy", "all"):
-        torch.set_num_threads(1)
-        for unroll in (1, 100):
-            seconds = measure(toy_contenders(unroll), arguments.rounds or 25, steps=100)
-            rows = table(seconds, base="hand-written")
-            report[f"toy, unroll {unroll}"] = {"environment": environment(), "rows": rows}
-            text.append(markdown(rows, f"Toy program, unroll {unroll}, {environment()}"))
+    for workload, base, threads, rounds, steps in workloads:
+        seconds, memory = measure(workload, threads, arguments.rounds or rounds, steps)
+        rows = table(seconds, memory, base)
+        title = f"{workload[0]} {workload[1]}"
+        report[title] = {"environment": environment(threads), "rows": rows}
+        text.append(markdown(rows, f"{title} ({environment(threads)})"))
     print("\n\n".join(text))
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "speed.json").write_text(json.dumps(report, indent=2))

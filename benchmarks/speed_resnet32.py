@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import metaweight
-from metaweight import Config, Engine, EngineConfig, FiniteDifference, Reweighting
+from metaweight import Config, Engine, EngineConfig, Reweighting
 from metaweight.models import ResNet32
 from metaweight.weighting import MetaWeightNet, WeightedClassifier, WeightLearner
 
@@ -198,32 +199,33 @@ def train_weighted(net: nn.Module, weights: nn.Module, optimizer: Any, batches: 
     optimizer.step()
 
 
-def resnet32_contenders(size: int) -> dict[str, Step]:
-    """Return the contenders by name; peers that are not installed are left out."""
-    batches = Batches(size)
-    library = (
-        metaweight.Engine,
-        metaweight.EngineConfig,
-        metaweight.ImplicitProblem,
-        metaweight.Config,
+def on_metaweight(batches: Batches) -> Step:
+    """Return metaweight's step of the program as written for Betty."""
+    library = metaweight
+    return plain_program(
+        batches,
+        (library.Engine, library.EngineConfig, library.ImplicitProblem, library.Config),
     )
-    contenders = {
-        "plain step": plain(batches),
-        "metaweight, native": ours(batches, Config()),
-        "metaweight, native, forward mode": ours(
-            batches, Config(type=Reweighting(derivative="forward_mode"))
+
+
+def resnet32_contenders(size: int) -> dict[str, Callable[[], Step]]:
+    """Return what makes each contender's step, by name; peers that are missing are left out."""
+    makers: dict[str, Callable[[Batches], Step]] = {
+        "plain step": plain,
+        "metaweight, native": partial(ours, config=Config()),
+        "metaweight, native, forward mode": partial(
+            ours, config=Config(type=Reweighting(derivative="forward_mode"))
         ),
-        "metaweight, native problem, finite difference": ours(
-            batches, Config(type=FiniteDifference())
-        ),
-        "metaweight, Betty's program": plain_program(batches, library),
+        "metaweight, Betty's program": on_metaweight,
     }
     peers: dict[str, tuple[str, Callable[[Batches], Step]]] = {
         "betty-ml, finite difference": ("betty", on_betty),
         "higher, unrolled": ("higher", on_higher),
         "torchopt, unrolled": ("torchopt", on_torchopt),
     }
-    for name, (package, make) in peers.items():
-        if importlib.util.find_spec(package):
-            contenders[name] = make(batches)
-    return contenders
+    makers |= {n: make for n, (package, make) in peers.items() if importlib.util.find_spec(package)}
+    return {name: _maker(make, size) for name, make in makers.items()}
+
+
+def _maker(make: Callable[[Batches], Step], size: int) -> Callable[[], Step]:
+    return lambda: make(Batches(size))

@@ -1,0 +1,1 @@
+"""What the accuracy benchmarks share: data, protocols, methods, training and records."""

@@ -1,0 +1,37 @@
+"""Results that are either whole or absent: written beside their place, then renamed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one go."""
+    _write(path, text.encode())
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG in one go."""
+    with tempfile.SpooledTemporaryFile() as content:
+        figure.savefig(content, format="png", dpi=120)
+        content.seek(0)
+        _write(path, content.read())
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

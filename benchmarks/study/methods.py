@@ -1,0 +1,45 @@
+"""The methods that are compared, by their names on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LEARNED = ("meta-weight-net", "meta-weight-net-normalised", "class-aware")
+_WITH_META = "+meta"
+
+
+@dataclass(frozen=True)
+class Method:
+    """How samples are weighted, and whether the meta samples are trained on as well.
+
+    A learned weighting always *judges* by the meta samples; ``with_meta`` adds them to what the
+    classifier trains on, so that every method can be given the same data.
+
+    Args:
+        weighting: ``"ce"``, ``"class-balanced"``, ``"focal"`` or one of :data:`LEARNED`.
+        with_meta: Whether the classifier trains on train ∪ meta.
+    """
+
+    weighting: str
+    with_meta: bool
+
+    @property
+    def name(self) -> str:
+        """The name on the command line, such as ``"ce+meta"``."""
+        return self.weighting + (_WITH_META if self.with_meta else "")
+
+    @property
+    def learned(self) -> bool:
+        """Whether an upper level learns the weights."""
+        return self.weighting in LEARNED
+
+    @classmethod
+    def of_name(cls, name: str) -> Method:
+        """Return the method of a name on the command line."""
+        return cls(name.removesuffix(_WITH_META), name.endswith(_WITH_META))
+
+
+def names_of(weightings: Sequence[str]) -> list[str]:
+    """Return the names of every weighting on train, and on train + meta."""
+    return [Method(w, with_meta).name for w in weightings for with_meta in (False, True)]

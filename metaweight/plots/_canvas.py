@@ -1,0 +1,21 @@
+"""Empty figures that all plots start from."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+
+def empty_figure(
+    panels: int = 1, width: float = 6.4, height: float = 4.2
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its axes, side by side with a common vertical axis.
+
+    Args:
+        panels: Number of axes.
+        width: Of the whole figure, in inches.
+        height: Of the whole figure, in inches.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+    return figure, list(axes)

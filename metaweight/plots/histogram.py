@@ -1,0 +1,37 @@
+"""The weights of samples with right and with wrong labels."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ._arrays import Numbers, as_array, require_length
+from ._canvas import empty_figure
+
+
+def weight_histogram(
+    weights: Numbers, wrong_labels: Numbers, bins: int = 40, title: str = ""
+) -> Figure:
+    """Draw how the weights are spread, apart for right and for wrong labels.
+
+    Args:
+        weights: One per sample, (N,).
+        wrong_labels: Which samples have a wrong label, (N,) of true and false.
+        bins: Bars between the smallest and the largest weight.
+        title: Above the axes.
+
+    Raises:
+        ConfigurationError: For shapes that do not fit together, or no sample at all.
+    """
+    values = as_array(weights, 1, "weights")
+    wrong = as_array(wrong_labels, 1, "wrong_labels").astype(bool)
+    require_length(values, len(wrong), "weights", "labels")
+    low, high = min(0.0, float(values.min())), float(values.max())
+    edges = np.linspace(low, high if high > low else low + 1, bins + 1)
+    figure, (axes,) = empty_figure()
+    for name, chosen, colour in (("right", ~wrong, "tab:blue"), ("wrong", wrong, "tab:red")):
+        label = f"{name} labels ({int(chosen.sum())})"
+        axes.hist(values[chosen], bins=edges.tolist(), alpha=0.6, label=label, color=colour)
+    axes.set(xlabel="weight", ylabel="samples", title=title)
+    axes.legend()
+    return figure

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = "noisy_labels.py"
+TINY = ("--steps", "6", "--seeds", "1")
+
+
+def summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_leaves_summary_table_and_figures(run_script, tmp_path):
+    done = run_script(SCRIPT, *TINY, "--noise-kind", "flip", "--out", "here")
+    assert done.returncode == 0, done.stderr
+    learned = ["meta-weight-net", "meta-weight-net-normalised", "class-aware"]
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {
+        "per_class_accuracy.png",
+        "summary.json",
+        "summary.md",
+        "training_curves.png",
+        *(f"weight_against_loss_{name}.png" for name in learned),
+        *(f"weight_histogram_{name}.png" for name in learned),
+    }
+    runs = {run["method"]: run for run in summary(tmp_path / "here")["runs"]}
+    assert list(runs) == ["ce", "ce+meta", *learned]
+    for name in learned:
+        assert 0 <= runs[name]["weight_auc"] <= 1
+        # ⌊1 197 · 0.4⌋ of 1 197 labels are flipped, each to a wrong class.
+        assert runs[name]["wrong_labels"] == pytest.approx(478 / 1197)
+    assert "weight_auc" not in runs["ce"]
+    assert "AUC of 1 − weight" in (tmp_path / "here" / "summary.md").read_text()
+
+
+def test_same_seed_same_result(run_script, tmp_path):
+    asked = ("--method", "class-aware")
+    for out in ("first", "second"):
+        assert run_script(SCRIPT, *TINY, *asked, "--out", out).returncode == 0
+    first, second = (summary(tmp_path / out)["runs"] for out in ("first", "second"))
+    for run in (*first, *second):
+        del run["seconds"]
+    assert first == second
+
+
+def test_without_cifar_says_in_one_sentence_what_to_do(run_script, tmp_path):
+    done = run_script(SCRIPT, "--dataset", "cifar100", "--data", "empty")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"cifar100 was looked for in {tmp_path.resolve() / 'empty'}")
+
+
+def test_without_noise_there_is_nothing_to_detect(benchmark_modules, tmp_path):
+    script = importlib.import_module("noisy_labels")
+    asked = [*TINY, "--noise", "0", "--method", "class-aware", "--out", str(tmp_path)]
+    threads = torch.get_num_threads()
+    assert script.run_study(script.parse(asked)) == 0
+    torch.set_num_threads(threads)
+    (run,) = summary(tmp_path)["runs"]
+    assert "weight_auc" not in run
+    assert not list(tmp_path.glob("weight_histogram*"))
+
+
+@pytest.mark.parametrize("kind", ["nonsense", "flip_two"])
+def test_refuses_other_noise(benchmark_modules, capsys, kind):
+    with pytest.raises(SystemExit):
+        importlib.import_module("noisy_labels").parse(["--noise-kind", kind])
+    assert "invalid choice" in capsys.readouterr().err
+
+
+def test_cifar_follows_the_published_protocol(benchmark_modules):
+    parse = importlib.import_module("noisy_labels").parse
+    for dataset, per_class in (("cifar10", 100), ("cifar100", 10)):
+        protocol = parse(["--dataset", dataset]).protocol
+        assert (protocol.epochs, protocol.meta_per_class) == (60, per_class)
+        assert (protocol.meta_learning_rate, protocol.meta_weight_decay) == (1e-3, 1e-4)
+        # Divided by 10 after epochs 40 and 50.
+        assert [share * 60 for share in protocol.milestones] == [40, 50]
+        assert not protocol.normalise
+
+
+def test_detection_is_the_area_under_the_curve(benchmark_modules):
+    judgement = importlib.import_module("study.training").Judgement
+    to_detection = importlib.import_module("study.summary")._detection
+    wrong = torch.tensor([True, False, True, False])
+    weights = torch.tensor([0.1, 0.9, 0.6, 0.5])
+    found = to_detection(judgement(torch.tensor([3.0, 0.1, 2.0, 0.2]), weights, wrong))
+    # Of the four pairs (wrong, right) one has its weights the wrong way round.
+    assert found["weight_auc"] == pytest.approx(0.75)
+    assert found["loss_auc"] == 1
+    assert math.isclose(found["mean_weight_wrong"], 0.35, rel_tol=1e-6)
