@@ -151,7 +151,7 @@ def main() -> None:
         size = arguments.batch_size
         workloads.append((("resnet32", size), "plain step", arguments.threads, 11, 1))
     if arguments.workload in ("toy", "all"):
-        workloads += [(("toy", unroll), "hand-written", 1, 25, 100) for unroll in (1, 100)]
+        workloads += [(("toy", unroll), "hand-written", 1, 15, 400) for unroll in (1, 100)]
     report: dict[str, object] = {}
     text = []
     for workload, base, threads, rounds, steps in workloads:

@@ -8,12 +8,18 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from .base import Logger, flatten_stats
 from .files import CSVLogger, JSONLinesLogger
 from .tensorboard import TensorBoardLogger
 from .weights_and_biases import WandBLogger
+
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    # Subscriptable at run time only from Python 3.11 on.
+    _StreamHandler = logging.StreamHandler
 
 
 class RunLogger:
@@ -92,7 +98,7 @@ class _RunFolder:
         return self._path
 
 
-class _StandardOutput(logging.StreamHandler[TextIO]):
+class _StandardOutput(_StreamHandler):
     """Writes to whatever ``sys.stdout`` is at the time, so that redirection works."""
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """A training step never waits for the device: no tensor is read on the host.
 
-Under torch's fake tensors any data-dependent host read (``.item()``, ``float(t)``, ``if t:``) raises.
+Under torch's fake tensors any data-dependent host read (``.item()``, ``float(t)``) raises.
 """
 
 from __future__ import annotations
