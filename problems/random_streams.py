@@ -101,7 +101,7 @@ class _PythonStream(_Stream):
     def __init__(self) -> None:
         super().__init__()
         self._generator: random.Random = random.random.__self__  # type: ignore[attr-defined]
-        self._words = object_in_place(self._generator) if python_is_visible() else None
+        self._words: Any = object_in_place(self._generator) if python_is_visible() else None
 
     def mark(self) -> Any:
         if self._words is None:
