@@ -119,7 +119,7 @@ class _NumpyStream(_Stream):
     def __init__(self) -> None:
         super().__init__()
         self._generator: Any = np.random.mtrand._rand  # type: ignore[attr-defined]
-        self._gaussian = object_in_place(self._generator) if gaussian_is_visible() else None
+        self._gaussian: Any = object_in_place(self._generator) if gaussian_is_visible() else None
         self._seen: Any = None
         self._words: Any = None
 
