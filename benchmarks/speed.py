@@ -26,6 +26,7 @@ import time
 import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from speed_resnet32 import resnet32_contenders
@@ -37,6 +38,17 @@ Workload = tuple[str, int]
 """``("resnet32", batch size)`` or ``("toy", unroll steps)``."""
 
 
+class Turn(NamedTuple):
+    """What one turn of a contender measured."""
+
+    wall: float
+    """Seconds a step."""
+    cpu: float
+    """Seconds of all threads together a step; less touched by what else the machine does."""
+    peak: float
+    """Peak memory of the process so far, MiB."""
+
+
 def contenders_of(workload: Workload) -> dict[str, object]:
     """Return the makers of a workload's contenders by name."""
     kind, number = workload
@@ -44,7 +56,7 @@ def contenders_of(workload: Workload) -> dict[str, object]:
 
 
 def serve(workload: Workload, name: str, threads: int, steps: int, connection: Connection) -> None:
-    """Step one contender whenever asked to, and answer with seconds per step and peak memory."""
+    """Step one contender whenever asked; answer with wall and CPU seconds a step, peak memory."""
     torch.set_num_threads(threads)
     logging.disable(logging.INFO)
     warnings.simplefilter("ignore")
@@ -54,17 +66,17 @@ def serve(workload: Workload, name: str, threads: int, steps: int, connection: C
         step()
     connection.send("ready")
     while connection.recv():
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         for _ in range(steps):
             step()
         seconds = (time.perf_counter() - start) / steps
-        connection.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+        cpu = (time.process_time() - start_cpu) / steps
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        connection.send(Turn(seconds, cpu, peak))
 
 
-def measure(
-    workload: Workload, threads: int, rounds: int, steps: int
-) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Return per contender seconds per step, one number per round, and peak memory in MiB."""
+def measure(workload: Workload, threads: int, rounds: int, steps: int) -> dict[str, list[Turn]]:
+    """Return what every contender measured, a turn for each round."""
     context = multiprocessing.get_context("spawn")
     lines: dict[str, Connection] = {}
     workers = []
@@ -77,36 +89,33 @@ def measure(
         ours.recv()
         lines[name] = ours
         workers.append(worker)
-    seconds: dict[str, list[float]] = {name: [] for name in lines}
-    memory: dict[str, float] = {}
+    turns: dict[str, list[Turn]] = {name: [] for name in lines}
     names = list(lines)
     for number in range(rounds):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             lines[name].send(True)
-            value, memory[name] = lines[name].recv()
-            seconds[name].append(value)
+            turns[name].append(lines[name].recv())
     for name, worker in zip(names, workers, strict=True):
         lines[name].send(False)
         worker.join()
-    return seconds, memory
+    return turns
 
 
-def table(
-    seconds: dict[str, list[float]], memory: dict[str, float], base: str
-) -> list[dict[str, float | str]]:
-    """Return per contender median, quartiles, the median per-round ratio to ``base``, memory."""
+def table(turns: dict[str, list[Turn]], base: str) -> list[dict[str, float | str]]:
+    """Return per contender medians, quartiles, median per-round ratios to ``base``, memory."""
     rows: list[dict[str, float | str]] = []
-    for name, values in seconds.items():
-        low, middle, high = statistics.quantiles(values, n=4)
-        ratios = [v / b for v, b in zip(values, seconds[base], strict=True)]
+    for name, own in turns.items():
+        low, middle, high = statistics.quantiles([turn.wall for turn in own], n=4)
+        pairs = list(zip(own, turns[base], strict=True))
         rows.append(
             {
                 "contender": name,
                 "median ms": middle * 1e3,
                 "quartiles ms": f"{low * 1e3:.4g} – {high * 1e3:.4g}",
-                f"times {base}": statistics.median(ratios),
-                "peak MiB": memory[name],
+                f"times {base}": statistics.median(a.wall / b.wall for a, b in pairs),
+                f"CPU times {base}": statistics.median(a.cpu / b.cpu for a, b in pairs),
+                "peak MiB": own[-1].peak,
             }
         )
     return rows
@@ -155,8 +164,7 @@ def main() -> None:
     report: dict[str, object] = {}
     text = []
     for workload, base, threads, rounds, steps in workloads:
-        seconds, memory = measure(workload, threads, arguments.rounds or rounds, steps)
-        rows = table(seconds, memory, base)
+        rows = table(measure(workload, threads, arguments.rounds or rounds, steps), base)
         title = f"{workload[0]} {workload[1]}"
         report[title] = {"environment": environment(threads), "rows": rows}
         text.append(markdown(rows, f"{title} ({environment(threads)})"))
