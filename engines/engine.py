@@ -201,6 +201,7 @@ class Engine:
                 accumulation=problem.config.gradient_accumulation,
                 warmup=problem.config.warmup_steps,
                 roll_back=self.config.roll_back,
+                recorded_updates=problem.trajectory.recording.updates,
             )
             for problem in self.problems
         }

@@ -70,12 +70,14 @@ class Rhythm:
         accumulation: Micro-batches per optimizer step.
         warmup: Steps before the first hand-over.
         roll_back: Whether its last step is taken again once the upper problems have stepped.
+        recorded_updates: Optimizer steps before a hand-over that a hypergradient will replay.
     """
 
     unroll_steps: int = 1
     accumulation: int = 1
     warmup: int = 0
     roll_back: bool = False
+    recorded_updates: int = 1
 
     def hands_over(self, count: int) -> bool:
         """Whether upper problems become due after step ``count``."""
@@ -119,6 +121,11 @@ class Schedule:
         for low, ups in self._parents.items():
             for up in ups:
                 self._children[up] = (*self._children.get(up, ()), low)
+        # Whoever hands over to a problem that waits for others may take further steps meanwhile.
+        self._waits_for_others = {
+            low: any(len(self._children[up]) > 1 for up in ups)
+            for low, ups in self._parents.items()
+        }
         self._rhythms = dict(rhythms)
         self._progress: dict[str, Progress] = {}
         self._taken_back = [
@@ -200,8 +207,15 @@ class Schedule:
         accumulation = rhythm.accumulation
         loop = rhythm.unroll_steps * accumulation
         window_end = -(-count // accumulation) * accumulation
-        record = has_parents and rhythm.hands_over(window_end)
-        undone = rhythm.roll_back and has_parents and rhythm.hands_over(-(-count // loop) * loop)
+        loop_end = -(-count // loop) * loop
+        record = has_parents and (
+            self._waits_for_others.get(name, False)
+            or (
+                rhythm.hands_over(loop_end)
+                and loop_end - window_end < rhythm.recorded_updates * accumulation
+            )
+        )
+        undone = rhythm.roll_back and has_parents and rhythm.hands_over(loop_end)
         first, last = count % accumulation == 1 % accumulation, window_end == count
         return Instruction(name, Action.STEP, count, first, last, record, not undone)
 

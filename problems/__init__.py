@@ -2,14 +2,24 @@
 
 from .config import Config
 from .descent import StepResult, descend, redo, step_scheduler, waits_for_metric
-from .errors import ConfigurationError, DataError, GraphError, LossError, MetaweightError
+from .errors import (
+    ConfigurationError,
+    DataError,
+    GraphError,
+    HypergradientError,
+    LossError,
+    MetaweightError,
+)
 from .hypergradients import (
     SAMA,
     ConjugateGradient,
     FiniteDifference,
     Hypergradient,
     Neumann,
+    Product,
     Reweighting,
+    Status,
+    Unroll,
 )
 from .implicit import ImplicitProblem
 from .iterative import IterativeProblem
@@ -28,16 +38,20 @@ __all__ = [
     "GraphError",
     "GraphPosition",
     "Hypergradient",
+    "HypergradientError",
     "ImplicitProblem",
     "IterativeProblem",
     "LossError",
     "MetaweightError",
     "Neumann",
     "Problem",
+    "Product",
     "ReweightedProblem",
     "Reweighting",
     "Snapshot",
+    "Status",
     "StepResult",
+    "Unroll",
     "check_hypergradients",
     "descend",
     "place_in_graph",

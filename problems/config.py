@@ -7,9 +7,10 @@ from dataclasses import InitVar, dataclass
 
 from .errors import ConfigurationError
 from .hypergradients.base import Hypergradient
+from .hypergradients.registry import registered
 
 PRECISIONS = ("fp32", "fp16", "bf16")
-HYPERGRADIENT_NAMES = ("darts", "reweighting", "sama", "neumann", "cg")
+HYPERGRADIENT_NAMES = ("darts", "reweighting", "unroll", "sama", "neumann", "cg")
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Config:
 
     Args:
         type: How ``(dw*/dθ)ᵀ v`` is formed when an upper problem differentiates through this one:
-            ``"darts"``, ``"sama"``, ``"neumann"``, ``"cg"``, ``"reweighting"`` or a
+            ``"darts"``, ``"unroll"``, ``"sama"``, ``"neumann"``, ``"cg"``, ``"reweighting"`` or a
             :class:`~metaweight.problems.hypergradients.Hypergradient` with its own settings.
             A name takes its settings from the ``darts_*``, ``sama_*``, ``neumann_*`` and ``cg_*``
             fields below; an object ignores them.
@@ -124,6 +125,8 @@ class Config:
 def _require_type(value: object) -> None:
     if isinstance(value, Hypergradient) or value in HYPERGRADIENT_NAMES:
         return
+    if isinstance(value, str) and value in registered():
+        return
     names = ", ".join(repr(name) for name in HYPERGRADIENT_NAMES)
     if isinstance(value, type) and issubclass(value, Hypergradient):
         raise ConfigurationError(
@@ -132,7 +135,8 @@ def _require_type(value: object) -> None:
         )
     raise ConfigurationError(
         f"Config(type={value!r}) is not a known hypergradient; choose one of {names}, "
-        "or give a Hypergradient object."
+        "or give a Hypergradient object. Other packages add names as entry points of the group "
+        "'metaweight.hypergradients'."
     )
 
 

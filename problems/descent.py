@@ -8,13 +8,16 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import vectors
 from .errors import ConfigurationError, LossError
-from .problem import Problem, RecordedStep
+from .hypergradients.unroll import Unroll
+from .problem import Problem
 from .random_streams import RandomState, preserved_streams
 from .state import preserved_buffers
+from .trajectory import GradientGraph, RecordedStep
 
 
 class StepResult:
@@ -47,16 +50,20 @@ def descend(problem: Problem, *, record: bool, first: bool, last: bool) -> StepR
         last: Whether the batch completes it.
     """
     batch = problem.cur_batch = problem.get_batch()
-    if first:
-        problem.window.clear()
-    if record:
-        problem.window.append(RecordedStep(batch, RandomState(problem.device)))
     before = problem.hold_parameters()
     try:
+        if record:
+            if first:
+                problem.trajectory.open(problem)
+            problem.trajectory.add(RecordedStep(batch, RandomState(problem.device)))
         result = accumulate_gradient(problem, batch)
         problem.grad_callback()
         if last:
             update(problem)
+            problem.trajectory.complete()
+    except BaseException:
+        problem.trajectory.abandon()
+        raise
     finally:
         problem.release_parameters(before)
     return result
@@ -86,18 +93,54 @@ def accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
 
 
 def _accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
+    if problem.trajectory.wants_graph():
+        return _with_graph(problem, batch)
     loss, metrics = problem.evaluate(batch)
     scaled = loss if problem.scaler is None else problem.scaler.scale(loss)
     if problem.config.gradient_accumulation > 1:
         scaled = scaled / problem.config.gradient_accumulation
     own = list(problem.trainable_parameters())
     _require_graph(problem, scaled)
-    if problem.position.paths and problem.config.first_order:
+    if problem.position.paths:
         _add_gradients(own, hypergradient(problem, scaled, own))
     else:
         torch.autograd.backward(scaled, inputs=own)
         _require_used(problem, [p.grad for p in own])
     return StepResult(loss, metrics)
+
+
+def _with_graph(problem: Problem, batch: Any) -> StepResult:
+    """The same, at copies of the parameters, so that the graph outlives the optimizer step."""
+    own = [p for p in problem.trainable_parameters() if p.requires_grad]
+    copies = {p: p.detach().clone().requires_grad_() for p in own}
+    names = {
+        f"module.{name}": copies[p] for name, p in problem.module.named_parameters() if p in copies
+    }
+    with sdpa_kernel(SDPBackend.MATH):
+        loss, metrics = torch.func.functional_call(_Evaluated(problem), names, (batch,))
+        _require_graph(problem, loss)
+        places = list(copies.values())
+        gradients = torch.autograd.grad(loss, places, create_graph=True, allow_unused=True)
+    _require_used(problem, gradients)
+    found = {p: g for p, g in zip(own, gradients, strict=True) if g is not None}
+    problem.trajectory.keep_graph(GradientGraph(copies, found))
+    factor = 1.0 / problem.config.gradient_accumulation
+    if problem.scaler is not None:
+        factor = problem.scaler.scale(loss.new_full((), factor))
+    _add_gradients(own, [None if g is None else g.detach() * factor for g in gradients])
+    return StepResult(loss, metrics)
+
+
+class _Evaluated(nn.Module):
+    """A problem's loss as a module, for a functional call."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self.module = problem.module
+        self._evaluate = problem.evaluate
+
+    def forward(self, batch: Any) -> tuple[Tensor, Mapping[str, Any]]:
+        return self._evaluate(batch)
 
 
 def hypergradient(problem: Problem, loss: Tensor, own: list[Tensor]) -> list[Tensor | None]:
@@ -132,10 +175,10 @@ def _through_paths(
         starts[lower] = vectors.fill_none(gradients[position:end], parameters)
         position = end
     for path in paths:
-        vector = starts[path[1]]
+        vector: Sequence[Tensor] = starts[path[1]]
         for lower, above in pairwise(path[1:]):
             wanted = own if above is problem else list(above.meta_trainable_parameters())
-            vector = lower.hypergradient.product(lower, vector, wanted)
+            vector, lower.hypergradient_status = lower.hypergradient.vjp(lower, vector, wanted)
         total = [v if t is None else t + v for t, v in zip(total, vector, strict=True)]
     return total
 
@@ -143,7 +186,6 @@ def _through_paths(
 def update(problem: Problem) -> None:
     """Apply the accumulated gradient and drop it."""
     problem.optimizer_step()
-    problem.hypergradient.after_update(problem)
     problem.param_callback()
     problem.zero_grad()
 
@@ -191,9 +233,15 @@ def _require_graph(problem: Problem, loss: Tensor) -> None:
 
 def require_first_order(problem: Problem) -> None:
     """Refuse ``first_order=False``, which asks for graphs implicit problems do not keep."""
-    if not problem.config.first_order and problem.paths:
+    lowers = [lower for path in problem.paths for lower in path[1:-1]]
+    if not problem.config.first_order and not all(_unrolled(lower) for lower in lowers):
         raise ConfigurationError(
             f"Problem {problem.name!r} has Config(first_order=False): it asks to differentiate "
             "through the graph of unrolled lower problems, which implicit problems do not keep, "
-            "so nothing would reach it. Use first_order=True and choose the lower problem's type."
+            "so nothing would reach it. Derive the lower problems from IterativeProblem, or use "
+            "first_order=True and choose their type."
         )
+
+
+def _unrolled(problem: Problem) -> bool:
+    return isinstance(problem.hypergradient, Unroll)

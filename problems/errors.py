@@ -21,3 +21,7 @@ class DataError(MetaweightError, ValueError):
 
 class LossError(MetaweightError, ValueError):
     """A ``training_step`` returned something that is not a usable loss."""
+
+
+class HypergradientError(MetaweightError, ArithmeticError):
+    """A hypergradient could not be formed: a solve diverged, or what it needs was not recorded."""

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .errors import ConfigurationError
+from .hypergradients.base import Hypergradient
+from .hypergradients.unroll import Unroll
 from .problem import Problem
 
 
 class IterativeProblem(Problem):
-    """A level whose upper problems differentiate through its unrolled optimizer steps.
+    """A level whose upper problems differentiate through its last ``unroll_steps`` optimizer steps.
 
-    Raises:
-        ConfigurationError: Always; this version differentiates implicitly only.
+    It is an :class:`~metaweight.problems.ImplicitProblem` whose hypergradient is
+    :class:`~metaweight.problems.hypergradients.Unroll`: ``Config(type="darts")``, the default, and
+    ``"unroll"`` mean ``Unroll()`` here; give an ``Unroll`` object for other settings.
+
+    Constructor arguments: see :class:`~metaweight.problems.Problem`.
     """
 
-    def __init__(self, name: str, *args: Any, **kwargs: Any) -> None:
-        raise ConfigurationError(
-            f"Problem {name!r} is of class {type(self).__name__}, which asks to differentiate "
-            "through unrolled optimizer steps; this version of metaweight cannot do that. "
-            "Derive it from ImplicitProblem and choose Config(type=...) instead."
-        )
+    @property
+    def hypergradient(self) -> Hypergradient:
+        """How upper problems differentiate through this one.
+
+        Raises:
+            ConfigurationError: For a type that does not unroll.
+        """
+        chosen = self.config.type
+        if chosen == "darts":
+            return Unroll()
+        found = super().hypergradient
+        if not isinstance(found, Unroll):
+            raise ConfigurationError(
+                f"Problem {self.name!r} is of class {type(self).__name__}, which differentiates "
+                f"through unrolled optimizer steps, but has Config(type={chosen!r}); leave type "
+                "out, give an Unroll object, or derive it from ImplicitProblem."
+            )
+        return found

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 NAMES = (
     "training_step",
@@ -18,6 +18,7 @@ NAMES = (
     "configure_scheduler",
     "configure_train_data_loader",
     "param_groups",
+    "learned_settings",
     "trainable_parameters",
     "meta_trainable_parameters",
     "custom_optimizer_step",
@@ -51,6 +52,16 @@ class Overridables:
     def param_groups(self) -> Iterable[dict[str, Any]] | None:
         """Parameter groups to put into the optimizer, in place of those it was made with."""
         return None
+
+    def learned_settings(self) -> Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]:
+        """Return optimizer settings an upper problem owns, such as ``{"lr": self.outer().exp()}``.
+
+        One mapping for all parameter groups or one for each, from names of the optimizer's settings
+        to 0-dim tensors. They are read before every optimizer step, in place of the optimizer's own
+        and of a scheduler's; the hypergradient of
+        :class:`~metaweight.problems.hypergradients.Unroll` reaches what they were computed from.
+        """
+        return {}
 
     def on_inner_loop_start(self) -> None:
         """Called before the first step after the upper problems have stepped."""

@@ -10,6 +10,7 @@ from .descent import require_first_order
 from .errors import GraphError
 from .loaders import BatchSource
 from .problem import GraphPosition, Problem, apply_param_groups
+from .trajectory import Trajectory
 
 
 def place_in_graph(problem: Problem, position: GraphPosition) -> None:
@@ -57,7 +58,8 @@ def prepare(
 
 
 def check_hypergradients(problem: Problem) -> None:
-    """Refuse hypergradient settings the problem cannot serve; needs every problem prepared.
+    """Refuse hypergradient settings the problem cannot serve, and prepare the lower problems for
+    what will be asked of them; needs every problem prepared.
 
     Raises:
         ConfigurationError: Naming the problem and what to choose instead.
@@ -66,6 +68,9 @@ def check_hypergradients(problem: Problem) -> None:
     for path in problem.paths:
         for lower in path[1:-1]:
             lower.hypergradient.check(lower)
+            recording = lower.hypergradient.recording(lower)
+            if lower.trajectory.recording != recording:
+                lower.trajectory = Trajectory(recording)
 
 
 def _build(problem: Problem, device: torch.device) -> None:

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from .config import Config
 from .errors import ConfigurationError, GraphError, LossError
-from .hypergradients.base import Hypergradient
+from .hypergradients.base import Hypergradient, Status
 from .hypergradients.resolve import resolve
 from .loaders import BatchSource
 from .overridables import Overridables
 from .precision import autocast
-from .random_streams import RandomState
 from .state import BufferSlot, buffer_slots
+from .trajectory import RecordedStep, Recording, Trajectory
+from .unrolling import apply_learned_settings
 
 TrainingOutput = Tensor | Mapping[str, Any]
 
@@ -30,14 +31,6 @@ class GraphPosition:
     children: tuple[Problem, ...] = ()
     paths: tuple[tuple[Problem, ...], ...] = ()
     peers: Mapping[str, Problem] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RecordedStep:
-    """A micro-batch and the random numbers its loss drew."""
-
-    batch: Any
-    random: RandomState
 
 
 class Problem(Overridables):
@@ -97,8 +90,8 @@ class Problem(Overridables):
         self.env: Any = None
         self.logger: Any = None
         self.cur_batch: Any = None
-        self.window: list[RecordedStep] = []
-        self.last_gradients: dict[Tensor, Tensor] = {}
+        self.trajectory = Trajectory(Recording())
+        self.hypergradient_status: Status | None = None
         self._position = GraphPosition()
         self._hypergradient = resolve(self._config)
         self._source: BatchSource | None = None
@@ -203,8 +196,10 @@ class Problem(Overridables):
 
     def optimizer_step(self) -> None:
         """Unscale and clip the gradients, then apply them with :meth:`custom_optimizer_step`."""
+        apply_learned_settings(self)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
+        self.trajectory.keep_optimizer(self)
         if self._config.gradient_clipping > 0:
             torch.nn.utils.clip_grad_norm_(
                 self.trainable_parameters(), self._config.gradient_clipping
@@ -321,6 +316,11 @@ class Problem(Overridables):
     def config(self) -> Config:
         """The problem's settings."""
         return self._config
+
+    @property
+    def window(self) -> list[RecordedStep]:
+        """Micro-batches of the last optimizer step that was recorded for a hypergradient."""
+        return self.trajectory.window
 
     @property
     def hypergradient(self) -> Hypergradient:

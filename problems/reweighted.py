@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from . import vectors
 from .errors import ConfigurationError, LossError
 from .hypergradients.base import Hypergradient
 from .hypergradients.reweighting import Reweighting
 from .implicit import ImplicitProblem
+from .trajectory import RecordedStep
 
 
 class ReweightedProblem(ImplicitProblem):
@@ -52,7 +56,37 @@ class ReweightedProblem(ImplicitProblem):
     def training_step(self, batch: Any) -> Tensor:
         """Return ``mean_i V_i(sg(l); θ) l_i``."""
         losses = self.checked_losses(batch)
+        self.trajectory.keep_losses(losses)
         return (self.checked_weights(losses.detach(), batch) * losses).mean()
+
+    def weight_products(
+        self,
+        steps: Sequence[RecordedStep],
+        pairs: Sequence[tuple[Tensor, Tensor]],
+        wanted: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Return ``∇_θ mean_i V_i(sg(l); θ) sg(d_i)``, averaged over micro-batches.
+
+        Args:
+            steps: The micro-batches.
+            pairs: For each of them ``l`` and ``d``, both of shape (B,).
+            wanted: ``θ``.
+        """
+        total = [torch.zeros_like(t) for t in wanted]
+        for step, (losses, directional) in zip(steps, pairs, strict=True):
+            weights = self.checked_weights(losses, step.batch)
+            if weights.requires_grad:
+                gradient = torch.autograd.grad(
+                    (weights * directional).mean(), wanted, allow_unused=True
+                )
+                total = vectors.add(total, vectors.fill_none(gradient, wanted))
+        return total if len(steps) == 1 else vectors.scale(total, 1.0 / len(steps))
+
+    @property
+    def declares_its_loss(self) -> bool:
+        """Whether the loss is the declared weighted mean, rather than a ``training_step`` of its
+        own."""
+        return type(self).training_step is ReweightedProblem.training_step
 
     def checked_losses(self, batch: Any) -> Tensor:
         """Return the sample losses in single precision or better, shape (B,).

@@ -5,43 +5,92 @@ For a problem with solution ``w*(θ)`` and an upper loss ``F(θ, w)``::
     dF/dθ = ∂F/∂θ + (dw*/dθ)ᵀ ∂F/∂w
 
 An algorithm forms the second term for one edge of the graph: given ``v = ∂F/∂w`` it returns its
-approximation of ``(dw*/dθ)ᵀ v``.
+approximation of ``(dw*/dθ)ᵀ v``, and says how it came about.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
+
+from ..errors import HypergradientError
+from ..trajectory import Recording
 
 if TYPE_CHECKING:
     from ..problem import Problem
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a product was found. Tensors stay on their device; reading one waits for it.
+
+    Attributes:
+        method: Name of the algorithm's class.
+        iterations: Iterations of its solver or optimizer steps it went back through, 0 if neither.
+        residual: ``||(H + damping) x - v|| / ||v||`` of a linear solve, a 0-dim tensor.
+        values: Whatever else is worth knowing, 0-dim tensors or numbers by name.
+    """
+
+    method: str
+    iterations: int = 0
+    residual: Tensor | None = None
+    values: Mapping[str, Tensor | float] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """Return the status as one line of text; reads the host."""
+        parts = [self.method]
+        if self.iterations:
+            parts.append(f"iterations {self.iterations}")
+        if self.residual is not None:
+            parts.append(f"residual {float(self.residual):.3g}")
+        parts += [f"{name} {float(value):.3g}" for name, value in self.values.items()]
+        return ", ".join(parts)
+
+
+class Product(NamedTuple):
+    """``(dw*/dθ)ᵀ v``, one tensor per parameter asked for, and how it was found."""
+
+    values: list[Tensor]
+    status: Status
 
 
 class Hypergradient(ABC):
     """One way of differentiating through a lower problem.
 
     Subclass it to add an algorithm, and pass an instance as ``Config(type=...)`` of the lower
-    problem. Instances hold settings only, never state.
+    problem. To give it a name that ``Config(type="name")`` understands, declare the class as an
+    entry point of the group ``metaweight.hypergradients`` in your package. Instances hold settings
+    only, never state.
     """
 
     @abstractmethod
-    def product(
-        self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """Return ``(dw*/dθ)ᵀ v``.
+    def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
+        """Return ``(dw*/dθ)ᵀ v`` and how it was found.
 
         Args:
             problem: The lower problem, after the optimizer step(s) that are differentiated. Its
-                ``window`` holds the batches and random states of the last one.
+                ``trajectory`` holds what :meth:`recording` asked for, its ``window`` the batches
+                and random states of the last step.
             vector: ``v``, one tensor per ``problem.meta_trainable_parameters()``.
             wanted: ``θ``, parameters of the problem above it on the path.
 
         Returns:
-            One tensor per entry of ``wanted``, zeros where the lower loss does not depend on it.
+            One tensor per entry of ``wanted``, zeros where the lower loss does not depend on it,
+            and a status.
+
+        Raises:
+            HypergradientError: When the result cannot be formed, for instance by a diverged solve.
         """
+
+    def recording(self, problem: Problem) -> Recording:
+        """Return what is to be kept of the problem's steps; by default the last one's batches."""
+        del problem
+        return Recording()
 
     def check(self, problem: Problem) -> None:
         """Refuse a problem the algorithm cannot serve, when the engine is built.
@@ -51,6 +100,16 @@ class Hypergradient(ABC):
         """
         del problem
 
-    def after_update(self, problem: Problem) -> None:
-        """Read what the algorithm needs right after the optimizer step, while ``.grad`` exists."""
-        del problem
+
+def require_finite(values: Sequence[Tensor], problem: Problem, method: str, remedy: str) -> None:
+    """Refuse a result that is not finite. Reads the host once.
+
+    Raises:
+        HypergradientError: Naming the problem, the method and what to change.
+    """
+    sums = torch.stack([t.sum().double() for t in values])
+    if not bool(torch.isfinite(sums).all()):
+        raise HypergradientError(
+            f"The hypergradient of {method} through problem {problem.name!r} is not finite; "
+            f"{remedy}. Parameters are as they were."
+        )

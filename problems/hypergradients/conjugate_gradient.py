@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .. import vectors
 from ..errors import ConfigurationError
-from .base import Hypergradient
+from .base import Hypergradient, Product, Status
 from .products import curvature
 
 if TYPE_CHECKING:
@@ -43,12 +43,11 @@ class ConjugateGradient(Hypergradient):
                 f"ConjugateGradient(iterations={self.iterations}) must be at least 0."
             )
 
-    def product(
-        self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]
-    ) -> list[Tensor]:
+    def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
         with curvature(problem) as second:
             solution = conjugate_gradient(second.hessian, vector, self.iterations)
-            return second.mixed(vectors.scale(solution, -1.0), wanted)
+            values = second.mixed(vectors.scale(solution, -1.0), wanted)
+        return Product(values, Status("ConjugateGradient", iterations=self.iterations))
 
 
 def conjugate_gradient(

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .. import vectors
 from ..errors import ConfigurationError
-from .base import Hypergradient
+from .base import Hypergradient, Product, Status
 from .products import Evaluation, window_gradient
 
 if TYPE_CHECKING:
@@ -61,10 +61,8 @@ class FiniteDifference(Hypergradient):
                 "0.01 is the usual choice."
             )
 
-    def product(
-        self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]
-    ) -> list[Tensor]:
-        return central_difference(
+    def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
+        values = central_difference(
             problem,
             vector,
             wanted,
@@ -72,6 +70,7 @@ class FiniteDifference(Hypergradient):
             keep_displaced=self.multitask,
             full_precision=self.full_precision,
         )
+        return Product(values, Status("FiniteDifference"))
 
 
 def central_difference(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import vectors
 from ..errors import ConfigurationError
-from .base import Hypergradient
+from .base import Hypergradient, Product, Status
 from .products import curvature
 
 if TYPE_CHECKING:
@@ -45,12 +45,11 @@ class Neumann(Hypergradient):
                 "at least 0 and a positive, finite alpha."
             )
 
-    def product(
-        self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]
-    ) -> list[Tensor]:
+    def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
         with curvature(problem) as second:
             term, total = list(vector), list(vector)
             for _ in range(self.iterations):
                 term = vectors.add(term, second.hessian(term), alpha=-self.alpha)
                 total = vectors.add(total, term)
-            return second.mixed(vectors.scale(total, -self.alpha), wanted)
+            values = second.mixed(vectors.scale(total, -self.alpha), wanted)
+        return Product(values, Status("Neumann", iterations=self.iterations))

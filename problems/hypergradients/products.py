@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import vectors
-from ..errors import LossError
+from ..errors import HypergradientError
 from ..precision import DTYPES, autocast, difference_step, full_precision
 from ..random_streams import RandomState
 from ..state import preserved_buffers
 
 if TYPE_CHECKING:
-    from ..problem import Problem, RecordedStep
+    from ..problem import Problem
+    from ..trajectory import RecordedStep, RecordedUpdate
 
 
 class Evaluation:
@@ -37,18 +39,28 @@ class Evaluation:
         problem: The lower problem.
         graph: Whether a graph runs through its parameters.
         in_full_precision: Compute without autocast.
+        second_order: Choose attention kernels that can be differentiated twice and forward; the
+            fused ones cannot.
 
     Attributes:
         weights: The parameters a hypergradient goes through.
     """
 
-    def __init__(self, problem: Problem, *, graph: bool, in_full_precision: bool) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        graph: bool,
+        in_full_precision: bool,
+        second_order: bool = False,
+    ) -> None:
         self._held = problem.hold_parameters()
         self.weights = list(problem.meta_trainable_parameters())
         self._problem = problem
         self._stack: ExitStack | None = None
         self._frozen = [] if graph else [p for p in self._candidates() if p.requires_grad]
         self._in_full_precision = in_full_precision
+        self._second_order = second_order
 
     def _candidates(self) -> set[Tensor]:
         return {*self._problem.trainable_parameters(), *self.weights}
@@ -57,11 +69,13 @@ class Evaluation:
         self._streams = RandomState(self._problem.device)
         precision = self._problem.config.precision
         slots = self._problem.all_buffer_slots()
-        if slots or precision != "fp32":
+        if slots or precision != "fp32" or self._second_order:
             choose = full_precision if self._in_full_precision else autocast
             self._stack = ExitStack()
             self._stack.enter_context(preserved_buffers(slots))
             self._stack.enter_context(choose(precision, self._problem.device))
+            if self._second_order:
+                self._stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         for parameter in self._frozen:
             parameter.requires_grad_(False)
         return self
@@ -92,16 +106,27 @@ def replayed_loss(problem: Problem, step: RecordedStep) -> Tensor:
 def window_gradient(problem: Problem, wanted: Sequence[Tensor]) -> list[Tensor]:
     """Return ``∇_θ L`` at the problem's present parameters; one micro-batch's graph at a time."""
     total: list[Tensor] | None = None
-    for step in problem.window:
+    steps = require_recorded(problem).steps
+    for step in steps:
         loss = replayed_loss(problem, step)
         gradient = _gradient(loss, wanted, problem)
         total = gradient if total is None else vectors.add(total, gradient)
-    if total is None:
-        raise LossError(
+    assert total is not None
+    return total if len(steps) == 1 else vectors.scale(total, 1.0 / len(steps))
+
+
+def require_recorded(problem: Problem) -> RecordedUpdate:
+    """Return the last recorded optimizer step.
+
+    Raises:
+        HypergradientError: When there is none yet.
+    """
+    if not problem.trajectory.updates:
+        raise HypergradientError(
             f"A hypergradient through problem {problem.name!r} was asked for before it took a "
             "step; run the engine, or step the lower problem first."
         )
-    return total if len(problem.window) == 1 else vectors.scale(total, 1.0 / len(problem.window))
+    return problem.trajectory.updates[-1]
 
 
 def _gradient(loss: Tensor, wanted: Sequence[Tensor], problem: Problem) -> list[Tensor]:
@@ -153,7 +178,7 @@ def curvature(problem: Problem) -> Iterator[Curvature]:
 
     The graph of the whole window is held while inside.
     """
-    with Evaluation(problem, graph=True, in_full_precision=True):
-        losses = [replayed_loss(problem, step) for step in problem.window]
+    with Evaluation(problem, graph=True, in_full_precision=True, second_order=True):
+        losses = [replayed_loss(problem, step) for step in require_recorded(problem).steps]
         loss = torch.stack(losses).mean()
         yield Curvature(loss, list(problem.meta_trainable_parameters()))

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigurationError
 from .base import Hypergradient
 from .conjugate_gradient import ConjugateGradient
 from .finite_difference import FiniteDifference
 from .neumann import Neumann
+from .registry import load_registered
 from .reweighting import Reweighting
 from .sama import SAMA
+from .unroll import Unroll
 
 if TYPE_CHECKING:
     from ..config import Config
+
+BY_NAME: Mapping[str, Callable[[Config], Hypergradient]] = {
+    "darts": lambda c: FiniteDifference(alpha=c.darts_alpha, multitask=c.darts_multitask),
+    "reweighting": lambda c: Reweighting(alpha=c.darts_alpha),
+    "unroll": lambda c: Unroll(),
+    "sama": lambda c: SAMA(alpha=c.sama_adam_alpha, multitask=c.sama_multitask),
+    "neumann": lambda c: Neumann(iterations=c.neumann_iterations, alpha=c.neumann_alpha),
+    "cg": lambda c: ConjugateGradient(iterations=c.cg_iterations),
+}
 
 
 def resolve(config: Config) -> Hypergradient:
     """Return the algorithm ``config.type`` stands for, with the settings of the flat fields."""
     if isinstance(config.type, Hypergradient):
         return config.type
-    if config.type == "darts":
-        return FiniteDifference(alpha=config.darts_alpha, multitask=config.darts_multitask)
-    if config.type == "reweighting":
-        return Reweighting(alpha=config.darts_alpha)
-    if config.type == "sama":
-        return SAMA(alpha=config.sama_adam_alpha, multitask=config.sama_multitask)
-    if config.type == "neumann":
-        return Neumann(iterations=config.neumann_iterations, alpha=config.neumann_alpha)
-    if config.type == "cg":
-        return ConjugateGradient(iterations=config.cg_iterations)
-    raise ConfigurationError(f"Config(type={config.type!r}) names no hypergradient.")
+    make = BY_NAME.get(config.type)
+    return load_registered(config.type) if make is None else make(config)

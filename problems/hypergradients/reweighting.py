@@ -31,12 +31,13 @@ from torch.autograd import forward_ad
 
 from .. import vectors
 from ..errors import ConfigurationError
-from .base import Hypergradient
-from .products import Evaluation
+from .base import Hypergradient, Product, Status
+from .products import Evaluation, require_recorded
 
 if TYPE_CHECKING:
-    from ..problem import Problem, RecordedStep
+    from ..problem import Problem
     from ..reweighted import ReweightedProblem
+    from ..trajectory import RecordedStep
 
 DERIVATIVES = ("central_difference", "forward_mode")
 
@@ -74,25 +75,22 @@ class Reweighting(Hypergradient):
     def check(self, problem: Problem) -> None:
         require_reweighted(problem)
 
-    def product(
-        self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]
-    ) -> list[Tensor]:
+    def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
         problem = require_reweighted(problem)
-        with Evaluation(problem, graph=False, in_full_precision=self.full_precision) as evaluation:
+        steps = require_recorded(problem).steps
+        with Evaluation(
+            problem,
+            graph=False,
+            in_full_precision=self.full_precision,
+            second_order=self.derivative == "forward_mode",
+        ) as evaluation:
             if self.derivative == "forward_mode":
-                pairs = forward_mode_derivatives(problem, evaluation.weights, vector)
+                pairs = forward_mode_derivatives(problem, steps, evaluation.weights, vector)
             else:
                 inverse_eps = evaluation.inverse_step(vector, self.alpha)
-                pairs = central_derivatives(problem, evaluation.weights, vector, inverse_eps)
-            total = [torch.zeros_like(t) for t in wanted]
-            for step, (losses, directional) in zip(problem.window, pairs, strict=True):
-                weights = problem.checked_weights(losses, step.batch)
-                if weights.requires_grad:
-                    gradient = torch.autograd.grad(
-                        (weights * directional).mean(), wanted, allow_unused=True
-                    )
-                    total = vectors.add(total, vectors.fill_none(gradient, wanted))
-        return vectors.scale(total, -1.0 / len(problem.window))
+                pairs = central_derivatives(problem, steps, evaluation.weights, vector, inverse_eps)
+            mixed = problem.weight_products(steps, pairs, wanted)
+        return Product(vectors.scale(mixed, -1.0), Status("Reweighting"))
 
 
 def require_reweighted(problem: Problem) -> ReweightedProblem:
@@ -114,6 +112,7 @@ def require_reweighted(problem: Problem) -> ReweightedProblem:
 
 def central_derivatives(
     problem: ReweightedProblem,
+    steps: Sequence[RecordedStep],
     parameters: Sequence[Tensor],
     vector: Sequence[Tensor],
     inverse_eps: Tensor,
@@ -126,31 +125,35 @@ def central_derivatives(
     with torch.no_grad():
         with vectors.Displacement(parameters) as weights:
             weights.move(shift)
-            plus = [_replayed_losses(problem, step) for step in problem.window]
+            plus = [replayed_losses(problem, step) for step in steps]
             weights.move(shift, -2.0)
-            minus = [_replayed_losses(problem, step) for step in problem.window]
+            minus = [replayed_losses(problem, step) for step in steps]
         half = inverse_eps / 2
         return [((p + m) / 2, (p - m) * half) for p, m in zip(plus, minus, strict=True)]
 
 
-def _replayed_losses(problem: ReweightedProblem, step: RecordedStep) -> Tensor:
+def replayed_losses(problem: ReweightedProblem, step: RecordedStep) -> Tensor:
+    """Return the sample losses of one recorded micro-batch, with the random numbers it drew."""
     step.random.restore()
     return problem.checked_losses(step.batch)
 
 
 def forward_mode_derivatives(
-    problem: ReweightedProblem, parameters: Sequence[Tensor], vector: Sequence[Tensor]
+    problem: ReweightedProblem,
+    steps: Sequence[RecordedStep],
+    parameters: Sequence[Tensor],
+    vector: Sequence[Tensor],
 ) -> list[tuple[Tensor, Tensor]]:
     """Return ``(l_i, <∇_w l_i, v>)`` per micro-batch from one pass of dual numbers."""
     network = _SampleLosses(problem)
     names = {id(p): name for name, p in network.named_parameters()}
     pairs = []
-    with torch.no_grad(), _quiet_first_use(), forward_ad.dual_level():
+    with torch.no_grad(), quiet_first_use(), forward_ad.dual_level():
         tensors: dict[str, Tensor] = {
             names[id(p)]: forward_ad.make_dual(p, v)  # type: ignore[no-untyped-call]
             for p, v in zip(parameters, vector, strict=True)
         }
-        for step in problem.window:
+        for step in steps:
             step.random.restore()
             buffers = {name: b.clone() for name, b in network.named_buffers()}
             output = torch.func.functional_call(network, {**tensors, **buffers}, (step.batch,))
@@ -160,7 +163,7 @@ def forward_mode_derivatives(
 
 
 @contextmanager
-def _quiet_first_use() -> Iterator[None]:
+def quiet_first_use() -> Iterator[None]:
     """Silence a deprecation that torch's own forward-mode formulas raise when first used."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".*torch\.jit\.script", FutureWarning)

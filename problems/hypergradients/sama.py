@@ -16,8 +16,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError
-from .base import Hypergradient
+from ..trajectory import Recording
+from ..unrolling import clipped
+from .base import Hypergradient, Product, Status
 from .finite_difference import central_difference
+from .products import require_recorded
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -51,28 +54,26 @@ class SAMA(Hypergradient):
                 "Use one of these, or type='darts'."
             )
 
-    def after_update(self, problem: Problem) -> None:
-        problem.last_gradients = {
-            p: p.grad.detach().clone()
-            for p in problem.meta_trainable_parameters()
-            if p.grad is not None
-        }
+    def recording(self, problem: Problem) -> Recording:
+        del problem
+        return Recording(optimizer=True)
 
-    def product(
-        self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]
-    ) -> list[Tensor]:
+    def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
+        moment = require_recorded(problem).moment
         optimizer = problem.optimizer
-        if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+        if moment is not None and isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
             groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+            gradients = clipped(problem, moment, moment.gradients)
             vector = [
-                v * adam_jacobian(groups[p], optimizer.state[p], problem.last_gradients[p])
-                if p in problem.last_gradients
+                v * adam_jacobian(groups[p], optimizer.state[p], gradients[p])
+                if p in gradients
                 else torch.zeros_like(v)
                 for p, v in zip(problem.meta_trainable_parameters(), vector, strict=True)
             ]
-        return central_difference(
+        values = central_difference(
             problem, vector, wanted, alpha=self.alpha, keep_displaced=self.multitask
         )
+        return Product(values, Status("SAMA"))
 
 
 def adam_jacobian(

@@ -122,9 +122,9 @@ def test_a_loop_nobody_answered_is_kept() -> None:
         {"w": Rhythm(roll_back=True), "u": Rhythm(unroll_steps=2)}, {"w": ["v"], "u": ["v"]}
     )
     assert table(schedule, ["w", "u"], 3) == [
-        "w:LOOP_START w:SNAPSHOT w1*? u:LOOP_START u1",
+        "w:LOOP_START w:SNAPSHOT w1*? u:LOOP_START u1*",
         "w:KEEP w:LOOP_START w:SNAPSHOT w2*? u2* v:LOOP_START v1 w:REDO",
-        "w:LOOP_START w:SNAPSHOT w3*? u:LOOP_START u3",
+        "w:LOOP_START w:SNAPSHOT w3*? u:LOOP_START u3*",
     ]
 
 
@@ -147,11 +147,11 @@ def test_three_levels_at_three_paces() -> None:
 def test_two_leaves_at_different_paces_wait_for_each_other() -> None:
     schedule = Schedule({"x": Rhythm(unroll_steps=3)}, {"w": ["v"], "x": ["v"]})
     assert table(schedule, ["w", "x"], 6) == [
-        "w:LOOP_START w1* x:LOOP_START x1",
-        "w:LOOP_START w2* x2",
+        "w:LOOP_START w1* x:LOOP_START x1*",
+        "w:LOOP_START w2* x2*",
         "w:LOOP_START w3* x3* v:LOOP_START v1",
-        "w:LOOP_START w4* x:LOOP_START x4",
-        "w:LOOP_START w5* x5",
+        "w:LOOP_START w4* x:LOOP_START x4*",
+        "w:LOOP_START w5* x5*",
         "w:LOOP_START w6* x6* v:LOOP_START v2",
     ]
 

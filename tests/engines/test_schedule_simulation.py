@@ -136,6 +136,9 @@ def test_recorded_steps_are_exactly_those_of_windows_upper_problems_may_replay(s
                 if instruction.action is Action.STEP:
                     steps[instruction.problem].append(instruction)
     for name, taken in steps.items():
+        if any(len(simulation.children[up]) > 1 for up in simulation.parents[name]):
+            assert all(i.record for i in taken)  # others may keep an upper problem waiting
+            continue
         replayed: set[int] = set()
         window: list[int] = []
         for i in taken:

@@ -75,6 +75,11 @@ CASES = {
         40,
     ),
     "two leaves": (two_leaves, Options(outer=KEPT), 60),
+    "two leaves, one of them steps on while the other keeps their upper problem waiting": (
+        two_leaves,
+        Options(inner={"unroll_steps": 3}, outer=KEPT),
+        60,
+    ),
     "two leaves, warm-up": (
         two_leaves,
         Options(inner={"warmup_steps": 5}, outer=KEPT),

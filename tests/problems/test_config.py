@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from metaweight import Config, ConfigurationError, ConjugateGradient, IterativeProblem, Neumann
+from metaweight import (
+    Config,
+    ConfigurationError,
+    ConjugateGradient,
+    IterativeProblem,
+    Neumann,
+    Unroll,
+)
 
 
 @pytest.mark.parametrize(
@@ -68,11 +75,13 @@ def test_bettys_defaults() -> None:
     assert config.first_order
 
 
-def test_an_iterative_problem_names_the_alternative() -> None:
-    class Unrolled(IterativeProblem):
+def test_an_iterative_problem_refuses_a_type_that_does_not_unroll() -> None:
+    class Inner(IterativeProblem):
         pass
 
+    assert Inner("inner").hypergradient == Unroll()
     with pytest.raises(
-        ConfigurationError, match=r"'inner' is of class Unrolled.*Derive it from ImplicitProblem"
+        ConfigurationError,
+        match=r"'inner' is of class Inner.*type='cg'.*derive it from ImplicitProblem",
     ):
-        Unrolled("inner")
+        Inner("inner", Config(type="cg")).hypergradient  # noqa: B018 (a property that checks)

@@ -248,7 +248,9 @@ def two_leaves(lib: Library, options: Options, steps: int) -> Any:
 
     outer = make(Outer, "outer", mlp(5, (1, 6, 1), nn.Sigmoid()), 21, options.outer, 0.05)
     left = make(Leaf, "left", mlp(6, (5, 3)), 22, options.inner, 0.1)
-    right = make(Leaf, "right", mlp(7, (5, 4, 3)), 23, {**options.inner, "unroll_steps": 2}, 0.1)
+    right = make(Leaf, "right", mlp(7, (5, 4, 3)), 23, {"unroll_steps": 2, **options.inner}, 0.1)
+    if "unroll_steps" in options.inner:
+        left = make(Leaf, "left", mlp(6, (5, 3)), 22, {**options.inner, "unroll_steps": 2}, 0.1)
     return lib.Engine(
         problems=[outer, left, right],
         config=lib.EngineConfig(train_iters=steps, strategy="cpu", **options.engine),

@@ -126,16 +126,16 @@ def test_darts_is_the_mixed_derivative_of_the_attached_loss_under_dropout_and_ba
     """The loss is not quadratic: O(alpha²) = 1e-4 at the default step."""
     classifier, theta, weights, vector, loss = network_case(FiniteDifference(), "attached")
     expected = mixed_product(loss, weights, theta, vector)
-    actual = FiniteDifference().product(classifier, vector, theta)
+    actual = FiniteDifference().vjp(classifier, vector, theta).values
     assert relative_error(actual, expected) < 1e-3
-    finer = FiniteDifference(alpha=1e-4).product(classifier, vector, theta)
+    finer = FiniteDifference(alpha=1e-4).vjp(classifier, vector, theta).values
     assert relative_error(finer, expected) < 1e-6
 
 
 def test_implicit_methods_respect_detach():
     classifier, theta, weights, vector, loss = network_case(Neumann(iterations=0), None)
     expected = mixed_product(loss, weights, theta, [0.3 * v for v in vector])
-    actual = Neumann(iterations=0, alpha=0.3).product(classifier, vector, theta)
+    actual = Neumann(iterations=0, alpha=0.3).vjp(classifier, vector, theta).values
     assert relative_error(actual, expected) < 1e-10
 
 
@@ -148,7 +148,7 @@ def test_neumann_uses_the_network_hessian():
     pieces = solved.split([w.numel() for w in weights])
     solved_list = [s.reshape(w.shape) for s, w in zip(pieces, weights, strict=True)]
     expected = mixed_product(loss, weights, theta, solved_list)
-    actual = Neumann(iterations=1, alpha=alpha).product(classifier, vector, theta)
+    actual = Neumann(iterations=1, alpha=alpha).vjp(classifier, vector, theta).values
     assert relative_error(actual, expected) < 1e-10
 
 
@@ -228,5 +228,5 @@ def test_a_loss_that_ignores_the_upper_problem_is_warned_about():
     vector = [torch.ones_like(p) for p in classifier.module.parameters()]
     theta = list(engine.judge.module.parameters())
     with pytest.warns(UserWarning, match="'classifier' does not depend on the upper"):
-        product = FiniteDifference().product(classifier, vector, theta)
+        product = FiniteDifference().vjp(classifier, vector, theta).values
     assert all((p == 0).all() for p in product)

@@ -1,0 +1,33 @@
+"""Algorithms that other packages add by name."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+
+from ..errors import ConfigurationError
+from .base import Hypergradient
+
+
+def registered() -> dict[str, EntryPoint]:
+    """Return the algorithms other packages declare, by name.
+
+    A package declares one as an entry point of the group ``metaweight.hypergradients``, which
+    names a class that can be made without arguments.
+    """
+    return {point.name: point for point in entry_points(group="metaweight.hypergradients")}
+
+
+def load_registered(name: str) -> Hypergradient:
+    """Make the algorithm another package declares under ``name``.
+
+    Raises:
+        ConfigurationError: When what it declares makes no Hypergradient.
+    """
+    point = registered()[name]
+    made = point.load()()
+    if not isinstance(made, Hypergradient):
+        raise ConfigurationError(
+            f"Config(type={name!r}) is declared as {point.value!r}, which makes "
+            f"{type(made).__name__}; the entry point must name a Hypergradient class."
+        )
+    return made

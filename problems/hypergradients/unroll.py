@@ -1,0 +1,213 @@
+"""The exact derivative through the last optimizer steps, at constant memory.
+
+The lower problem takes steps ``(w_t, s_t) = U(w_{t-1}, g_t, s_{t-1})`` with
+``g_t = ∇_w L_t(w_{t-1}, θ)``, where ``U`` is its optimizer with clipping, weight decay and whatever
+settings a scheduler or an upper problem gave it. From ``λ_T = ∂F/∂w``, ``μ_T = 0`` the adjoint goes
+back over the recorded steps::
+
+    u_t             = (∂U/∂g)ᵀ (λ_t, μ_t)
+    (λ_{t-1}, μ_{t-1}) = (∂U/∂(w, s))ᵀ (λ_t, μ_t) + (∂²L_t/∂w∂w u_t, 0)
+    dF/dθ          += ∂²L_t/∂θ∂w u_t + (∂U/∂θ)ᵀ (λ_t, μ_t)
+
+One step's graph exists at a time. ``w_0``, where the loop began, counts as a constant. Unlike the
+implicit methods the result carries the scale of the learning rate, and follows its schedule.
+
+Sources: Maclaurin, Duvenaud, Adams, "Gradient-based Hyperparameter Optimization through Reversible
+Learning", ICML 2015 (arXiv:1502.03492); Franceschi et al., "Forward and Reverse Gradient-Based
+Hyperparameter Optimization", ICML 2017 (arXiv:1703.01785); truncation: Shaban et al., "Truncated
+Back-propagation for Bilevel Optimization", AISTATS 2019 (arXiv:1810.10667); one step: T1-T2 of
+Luketina et al., ICML 2016 (arXiv:1511.06727).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .. import vectors
+from ..errors import ConfigurationError
+from ..trajectory import RecordedUpdate, Recording
+from ..unrolling import update_adjoint, why_not_differentiable
+from ..unrolling.adjoint import StateCotangents
+from .base import Hypergradient, Product, Status
+from .products import Evaluation, require_recorded
+from .second_order import PRODUCTS, gradient_products
+
+if TYPE_CHECKING:
+    from ..problem import Problem
+
+MEMORY = ("flat", "full")
+
+
+@dataclass(frozen=True)
+class Unroll(Hypergradient):
+    """``(dw_T/dθ)ᵀ v`` through the real optimizer steps that led to ``w_T``.
+
+    Memory beyond that of a training step: per recorded step a copy of parameters, gradients and
+    optimizer state. Time: per step one forward and backward pass and a second-order product.
+
+    Args:
+        steps: How many of the loop's last ``unroll_steps`` optimizer steps to go back through;
+            all of them when left out.
+        product: ``"exact"``: second-order products by double backward. ``"forward_over_reverse"``:
+            the same numbers by a backward pass with tangents. ``"finite_difference"``: from two
+            ordinary gradients, for networks or kernels that cannot be differentiated twice.
+        alpha: Length of the displacement of ``"finite_difference"``.
+        memory: ``"flat"``: rebuild each step's graph. ``"full"``: keep the graphs of the training
+            steps, which saves a forward and backward pass per step and holds all activations;
+            needs ``product="exact"``, and takes the products in the precision of training.
+    """
+
+    steps: int | None = None
+    product: str = "exact"
+    alpha: float = 0.01
+    memory: str = "flat"
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and (isinstance(self.steps, bool) or self.steps < 1):
+            raise ConfigurationError(
+                f"Unroll(steps={self.steps!r}) must be at least 1, or None for the whole loop."
+            )
+        if self.product not in PRODUCTS:
+            raise ConfigurationError(
+                f"Unroll(product={self.product!r}) is not one of {', '.join(PRODUCTS)}; "
+                "choose one of these."
+            )
+        if self.memory not in MEMORY:
+            raise ConfigurationError(
+                f"Unroll(memory={self.memory!r}) is not one of {', '.join(MEMORY)}; "
+                "choose one of these."
+            )
+        if self.memory == "full" and self.product != "exact":
+            raise ConfigurationError(
+                f"Unroll(memory='full', product={self.product!r}): kept graphs are differentiated "
+                "exactly; use product='exact', or memory='flat'."
+            )
+        if not 0 < self.alpha < float("inf"):
+            raise ConfigurationError(
+                f"Unroll(alpha={self.alpha}) must be positive and finite; 0.01 is the usual choice."
+            )
+
+    def recording(self, problem: Problem) -> Recording:
+        updates = problem.config.unroll_steps
+        if self.steps is not None:
+            updates = min(updates, self.steps)
+        return Recording(
+            updates=updates,
+            parameters=True,
+            optimizer=True,
+            losses=self.product == "finite_difference",
+            graphs=self.memory == "full",
+        )
+
+    def check(self, problem: Problem) -> None:
+        _require_own_step(problem)
+        reason = why_not_differentiable(problem.optimizer)
+        if reason is not None:
+            raise ConfigurationError(
+                f"Problem {problem.name!r} asks for an unrolled hypergradient, but {reason}. "
+                "Use another optimizer, or an implicit method such as Config(type='cg')."
+            )
+        if self.steps is not None and self.steps > problem.config.unroll_steps:
+            raise ConfigurationError(
+                f"Problem {problem.name!r} asks for Unroll(steps={self.steps}) but takes "
+                f"Config(unroll_steps={problem.config.unroll_steps}) steps for every step of its "
+                "upper problems; raise unroll_steps, or leave steps out."
+            )
+
+    def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
+        require_recorded(problem)
+        updates = list(problem.trajectory.updates)
+        total = [t.new_zeros(t.shape) for t in wanted]
+        with Evaluation(
+            problem,
+            graph=True,
+            in_full_precision=True,
+            second_order=self.product != "finite_difference",
+        ) as evaluation:
+            weights = evaluation.weights
+            cotangents = dict(zip(weights, vector, strict=True))
+            states: StateCotangents = {}
+            home = list({p: None for update in updates for p in update.start})
+            with vectors.Displacement(home):
+                for number in range(len(updates) - 1, -1, -1):
+                    update = updates[number]
+                    adjoint = update_adjoint(problem, update, cotangents, states, wanted)
+                    # The parameters the loop began with are nobody's function.
+                    inputs = [*weights, *wanted] if number else list(wanted)
+                    along = [adjoint.gradients.get(p, _zero(p)) for p in weights]
+                    products = self._products(problem, evaluation, update, along, inputs)
+                    if number:
+                        moved = [adjoint.parameters[p] for p in weights]
+                        below = vectors.add(moved, products[: len(weights)])
+                        cotangents = dict(zip(weights, below, strict=True))
+                        states = adjoint.states
+                    above = products[-len(wanted) :] if wanted else []
+                    total = vectors.add(total, vectors.add(above, adjoint.wanted))
+        return Product(total, Status("Unroll", iterations=len(updates)))
+
+    def _products(
+        self,
+        problem: Problem,
+        evaluation: Evaluation,
+        update: RecordedUpdate,
+        along: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+    ) -> list[Tensor]:
+        if self.memory == "full":
+            return _kept_products(evaluation, update, along, inputs)
+        go_back_to(update)
+        return PRODUCTS[self.product](problem, evaluation, update.steps, along, inputs, self.alpha)
+
+
+def go_back_to(update: RecordedUpdate) -> None:
+    """Put parameters and buffers where they were before a recorded step."""
+    for parameter, value in update.start.items():
+        parameter.data.copy_(value)
+    for (owner, name), value in update.buffers:
+        buffer = owner._buffers[name]
+        if buffer is not None:
+            buffer.data.copy_(value)
+
+
+def _kept_products(
+    evaluation: Evaluation,
+    update: RecordedUpdate,
+    along: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+) -> list[Tensor]:
+    total = [t.new_zeros(t.shape) for t in inputs]
+    for step in update.steps:
+        graph = step.graph
+        assert graph is not None
+        gradient = [graph.gradients.get(p) for p in evaluation.weights]
+        places = [graph.parameters.get(t, t) for t in inputs]
+        total = vectors.add(total, gradient_products(gradient, along, places, keep=True))
+    return vectors.scale(total, 1.0 / len(update.steps))
+
+
+def _zero(parameter: Tensor) -> Tensor:
+    return parameter.new_zeros(parameter.shape)
+
+
+def _require_own_step(problem: Problem) -> None:
+    from ..problem import Problem  # noqa: PLC0415 (a problem knows its algorithms)
+
+    kind = type(problem)
+    if problem.optimizer is None or kind.custom_optimizer_step is not Problem.custom_optimizer_step:
+        raise ConfigurationError(
+            f"Problem {problem.name!r} asks for an unrolled hypergradient but takes steps of its "
+            "own in custom_optimizer_step, which cannot be differentiated; give it a torch "
+            "optimizer, or choose an implicit method such as Config(type='cg')."
+        )
+    for name in ("grad_callback", "param_callback"):
+        if getattr(kind, name) is not getattr(Problem, name):
+            warnings.warn(
+                f"{kind.__name__}.{name} changes the steps of problem {problem.name!r} in a way "
+                "an unrolled hypergradient cannot see; it is differentiated as if it did nothing.",
+                stacklevel=2,
+            )

@@ -1,0 +1,187 @@
+"""What a hypergradient replays: the last optimizer steps of a problem, as they happened."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .random_streams import RandomState
+from .state import BufferSlot, buffer_slots
+
+if TYPE_CHECKING:
+    from .problem import Problem
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What an algorithm wants to find of the steps it differentiates through.
+
+    Args:
+        updates: How many optimizer steps before each hand-over.
+        parameters: Keep what each of them started from: parameters, buffers, and the parameters
+            and buffers of the problems below.
+        optimizer: Keep each one's gradients, optimizer state and optimizer settings.
+        losses: Keep the sample losses of a reweighted problem.
+        graphs: Keep the graph of each micro-batch's gradient.
+    """
+
+    updates: int = 1
+    parameters: bool = False
+    optimizer: bool = False
+    losses: bool = False
+    graphs: bool = False
+
+
+@dataclass(frozen=True)
+class GradientGraph:
+    """The gradient of a micro-batch with its own graph, at copies of the parameters.
+
+    Attributes:
+        parameters: Per parameter the copy the graph ends in.
+        gradients: Per parameter the derivative of the loss by its copy.
+    """
+
+    parameters: dict[Tensor, Tensor]
+    gradients: dict[Tensor, Tensor]
+
+
+@dataclass
+class RecordedStep:
+    """A micro-batch, the random numbers its loss drew, and what else was asked for.
+
+    Attributes:
+        batch: The micro-batch.
+        random: The random streams before its loss was computed.
+        losses: The sample losses of a reweighted problem.
+        graph: Its gradient's graph.
+    """
+
+    batch: Any
+    random: RandomState
+    losses: Tensor | None = None
+    graph: GradientGraph | None = None
+
+
+@dataclass(frozen=True)
+class OptimizerMoment:
+    """An optimizer just before a step, per parameter that has a gradient.
+
+    Attributes:
+        gradients: The accumulated gradient, unscaled, before clipping.
+        states: Its entries of the optimizer's state; tensors are copies.
+        settings: The settings of its group: learning rate, momentum, …
+    """
+
+    gradients: dict[Tensor, Tensor]
+    states: dict[Tensor, dict[str, Any]]
+    settings: dict[Tensor, Mapping[str, Any]]
+
+
+@dataclass
+class RecordedUpdate:
+    """One optimizer step: its micro-batches and, where asked for, what it started from.
+
+    Attributes:
+        steps: Its micro-batches.
+        start: Parameters and values before it, of this problem and those below.
+        buffers: The same for buffers.
+        moment: The optimizer before it.
+    """
+
+    steps: list[RecordedStep] = field(default_factory=list)
+    start: dict[Tensor, Tensor] = field(default_factory=dict)
+    buffers: list[tuple[BufferSlot, Tensor]] = field(default_factory=list)
+    moment: OptimizerMoment | None = None
+
+
+class Trajectory:
+    """The last optimizer steps of one problem, as many as its hypergradient looks back."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        self.updates: deque[RecordedUpdate] = deque(maxlen=recording.updates)
+        self._open: RecordedUpdate | None = None
+
+    @property
+    def window(self) -> list[RecordedStep]:
+        """Micro-batches of the latest recorded optimizer step."""
+        return self.updates[-1].steps if self.updates else []
+
+    def open(self, problem: Problem) -> None:
+        """Begin to record an optimizer step, before its first micro-batch."""
+        self._open = RecordedUpdate()
+        if self.recording.parameters:
+            below = _descendants(problem)
+            parameters = [*problem.trainable_parameters()]
+            parameters += [p for lower in below for p in lower.parameters()]
+            slots = [slot for p in (problem, *below) for slot in buffer_slots(p.module)]
+            buffers = [(slot, slot[0]._buffers[slot[1]]) for slot in slots]
+            self._open.start = {p: p.detach().clone() for p in parameters}
+            self._open.buffers = [(s, b.detach().clone()) for s, b in buffers if b is not None]
+
+    def add(self, step: RecordedStep) -> None:
+        """Note a micro-batch of the step being recorded."""
+        if self._open is not None:
+            self._open.steps.append(step)
+
+    def complete(self) -> None:
+        """Keep the step that was being recorded, now that it has been taken."""
+        if self._open is not None:
+            self.updates.append(self._open)
+            self._open = None
+
+    def abandon(self) -> None:
+        """Forget the step that was being recorded."""
+        self._open = None
+
+    def keep_losses(self, losses: Tensor) -> None:
+        """Note the sample losses of the micro-batch under way, if they are asked for."""
+        if self._open is not None and self.recording.losses and self._open.steps:
+            self._open.steps[-1].losses = losses.detach()
+
+    def wants_graph(self) -> bool:
+        """Whether the micro-batch under way is to be differentiated with its graph kept."""
+        return self._open is not None and self.recording.graphs
+
+    def keep_graph(self, graph: GradientGraph) -> None:
+        """Note the gradient's graph of the micro-batch under way."""
+        if self._open is not None:
+            self._open.steps[-1].graph = graph
+
+    def keep_optimizer(self, problem: Problem) -> None:
+        """Note gradients, state and settings, if they are asked for; call before clipping."""
+        if self._open is not None and self.recording.optimizer:
+            self._open.moment = optimizer_moment(problem.optimizer)
+
+
+def optimizer_moment(optimizer: torch.optim.Optimizer) -> OptimizerMoment:
+    """Copy what the next step of ``optimizer`` depends on."""
+    gradients: dict[Tensor, Tensor] = {}
+    states: dict[Tensor, dict[str, Any]] = {}
+    settings: dict[Tensor, Mapping[str, Any]] = {}
+    for group in optimizer.param_groups:
+        chosen = {k: _copy(v) for k, v in group.items() if k != "params"}
+        for p in group["params"]:
+            if p.grad is not None:
+                gradients[p] = p.grad.detach().clone()
+                states[p] = {k: _copy(v) for k, v in optimizer.state.get(p, {}).items()}
+                settings[p] = chosen
+    return OptimizerMoment(gradients, states, settings)
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _descendants(problem: Problem) -> Sequence[Problem]:
+    found: list[Problem] = []
+    for child in problem.children:
+        for lower in (child, *_descendants(child)):
+            if lower is not problem and lower not in found:
+                found.append(lower)
+    return found

@@ -1,0 +1,225 @@
+"""The adjoint of one optimizer step, clipping included.
+
+With ``(w', s') = U(w, g, s; h)``, the step of an optimizer of state ``s`` and settings ``h``, and
+cotangents ``λ`` of ``w'`` and ``μ`` of ``s'``, this is ``(λ, μ)ᵀ ∂U/∂(w, g, s, θ)``, where ``θ``
+enters through settings an upper problem owns. The loss is not touched: second derivatives are
+multiplied with ``λᵀ ∂U/∂g`` elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import vectors
+from ..errors import HypergradientError
+from ..trajectory import OptimizerMoment, RecordedUpdate
+from .learned import owns_settings, settings_per_group
+from .rules import RULES, Rule
+from .torch_rule import differentiable_step
+
+if TYPE_CHECKING:
+    from ..problem import Problem
+
+Cotangents = dict[Tensor, Tensor]
+StateCotangents = dict[Tensor, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class UpdateAdjoint:
+    """Cotangents of what an optimizer step started from, keyed by parameter.
+
+    Attributes:
+        parameters: Of the parameters, through the optimizer alone.
+        gradients: Of the gradient given to the optimizer, before clipping.
+        states: Of the optimizer's state before the step.
+        wanted: Of the upper problem's parameters, through learned settings.
+    """
+
+    parameters: Cotangents
+    gradients: Cotangents
+    states: StateCotangents
+    wanted: list[Tensor]
+
+
+def why_not_differentiable(optimizer: torch.optim.Optimizer) -> str | None:
+    """Return why the steps of ``optimizer`` cannot be differentiated, or nothing if they can."""
+    if type(optimizer) in RULES:
+        return None
+    if all("differentiable" in group for group in optimizer.param_groups):
+        return None
+    names = ", ".join(kind.__name__ for kind in RULES)
+    return (
+        f"the steps of {type(optimizer).__name__} cannot be differentiated: it is none of {names} "
+        "and offers no differentiable=True"
+    )
+
+
+def update_adjoint(
+    problem: Problem,
+    update: RecordedUpdate,
+    cotangents: Cotangents,
+    states: StateCotangents,
+    wanted: Sequence[Tensor],
+) -> UpdateAdjoint:
+    """Return the adjoint of a recorded optimizer step.
+
+    Args:
+        problem: Whose step it was.
+        update: The step, recorded with parameters and optimizer.
+        cotangents: ``λ``, per parameter the hypergradient goes through.
+        states: ``μ``, per parameter and entry of the optimizer's state; absent entries are zero.
+        wanted: Parameters that learned settings may depend on.
+    """
+    moment = update.moment
+    if moment is None:
+        raise HypergradientError(
+            f"The last step of problem {problem.name!r} was not recorded with its optimizer; run "
+            "the program through an Engine, which asks the hypergradient what to record."
+        )
+    moved = [p for p in cotangents if p in moment.gradients]
+    with torch.enable_grad():
+        w = {p: update.start[p].detach().requires_grad_() for p in moved}
+        g = {p: moment.gradients[p].detach().requires_grad_() for p in moved}
+        s = {p: _floating_state(p, moment.states[p]) for p in moved}
+        final = clipped(problem, moment, g)
+        learned = _learned(problem)
+        outputs: list[Tensor] = []
+        seeds: list[Tensor] = []
+        for bucket in _buckets(problem.optimizer, moment, moved):
+            settings = {**moment.settings[bucket[0]], **learned.get(bucket[0], {})}
+            rule = _rule(problem.optimizer)
+            state = _flat_state(bucket, s, moment)
+            new_w, new_s = rule(_flat(w, bucket), _flat(final, bucket), state, settings)
+            outputs.append(new_w)
+            seeds.append(_flat(cotangents, bucket))
+            for key, value in new_s.items():
+                if value.requires_grad and any(key in states.get(p, {}) for p in bucket):
+                    outputs.append(value)
+                    seeds.append(torch.cat([_entry(states, p, key).reshape(-1) for p in bucket]))
+        names = [(p, key) for p in moved for key in s[p]]
+        leaves = [*w.values(), *g.values(), *[s[p][key] for p, key in names], *wanted]
+        found = _gradients(outputs, seeds, leaves)
+    count = len(moved)
+    result = UpdateAdjoint(
+        {**cotangents, **dict(zip(moved, found[:count], strict=True))},
+        dict(zip(moved, found[count : 2 * count], strict=True)),
+        {p: dict(states.get(p, {})) if p not in s else {} for p in cotangents},
+        found[2 * count + len(names) :],
+    )
+    for (p, key), value in zip(names, found[2 * count :], strict=False):
+        result.states[p][key] = value
+    return result if problem.scaler is None else _unless_skipped(result, moment, cotangents, states)
+
+
+def _unless_skipped(
+    taken: UpdateAdjoint, moment: OptimizerMoment, cotangents: Cotangents, states: StateCotangents
+) -> UpdateAdjoint:
+    """Let the cotangents pass where the loss scaler left the step out; decided on the device."""
+    finite = torch.stack([torch.isfinite(g).all() for g in moment.gradients.values()]).all()
+
+    def choose(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(finite, new, old)
+
+    zero = torch.zeros((), device=finite.device)
+    return UpdateAdjoint(
+        {p: choose(t, cotangents[p]) for p, t in taken.parameters.items()},
+        {p: choose(t, zero.to(t)) for p, t in taken.gradients.items()},
+        {
+            p: {k: choose(t, _entry(states, p, k)) for k, t in entries.items()}
+            for p, entries in taken.states.items()
+        },
+        [choose(t, zero.to(t)) for t in taken.wanted],
+    )
+
+
+def _rule(optimizer: torch.optim.Optimizer) -> Rule:
+    known = RULES.get(type(optimizer))
+    if known is not None:
+        return known
+    return lambda w, g, state, settings: differentiable_step(optimizer, w, g, state, settings)
+
+
+def clipped(problem: Problem, moment: OptimizerMoment, g: Cotangents) -> Cotangents:
+    """Return recorded gradients as clipping left them, differentiably in those of ``g``."""
+    limit = problem.config.gradient_clipping
+    if limit <= 0:
+        return g
+    everything = [
+        g.get(p, moment.gradients[p])
+        for p in problem.trainable_parameters()
+        if p in moment.gradients
+    ]
+    factor = (limit / (vectors.norm(everything) + 1e-6)).clamp(max=1.0)
+    return {p: t * factor for p, t in g.items()}
+
+
+def _learned(problem: Problem) -> dict[Tensor, Mapping[str, Any]]:
+    """Return the settings an upper problem owns, per parameter, with their graph."""
+    if not owns_settings(problem):
+        return {}
+    return {
+        p: settings
+        for group, settings in zip(
+            problem.optimizer.param_groups, settings_per_group(problem), strict=True
+        )
+        for p in group["params"]
+    }
+
+
+def _floating_state(p: Tensor, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the entries that are vectors like the parameter, ready to be differentiated."""
+    return {
+        key: value.detach().requires_grad_()
+        for key, value in state.items()
+        if isinstance(value, Tensor) and value.shape == p.shape and key != "step"
+    }
+
+
+def _buckets(
+    optimizer: torch.optim.Optimizer, moment: OptimizerMoment, parameters: Sequence[Tensor]
+) -> list[list[Tensor]]:
+    """Group parameters that one call of a rule can update together."""
+    buckets: dict[Any, list[Tensor]] = {}
+    together = type(optimizer) in RULES
+    for p in parameters:
+        key = (id(moment.settings[p]), p.dtype, p.device, tuple(sorted(moment.states[p])))
+        buckets.setdefault(key if together else id(p), []).append(p)
+    return list(buckets.values())
+
+
+def _flat(tensors: Mapping[Tensor, Tensor], bucket: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensors[p].reshape(-1) for p in bucket])
+
+
+def _flat_state(
+    bucket: Sequence[Tensor], vectors_: Mapping[Tensor, dict[str, Tensor]], moment: OptimizerMoment
+) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in moment.states[bucket[0]].items():
+        if key in vectors_[bucket[0]]:
+            flat[key] = torch.cat([vectors_[p][key].reshape(-1) for p in bucket])
+        elif isinstance(value, Tensor) and len(bucket) > 1:
+            counts = [moment.states[p][key].to(p.device).expand(p.numel()) for p in bucket]
+            flat[key] = torch.cat(counts)
+        elif value is not None:
+            flat[key] = value
+    return flat
+
+
+def _entry(states: Mapping[Tensor, Mapping[str, Tensor]], p: Tensor, key: str) -> Tensor:
+    value = states.get(p, {}).get(key)
+    return torch.zeros_like(p) if value is None else value
+
+
+def _gradients(
+    outputs: Sequence[Tensor], seeds: Sequence[Tensor], leaves: Sequence[Tensor]
+) -> list[Tensor]:
+    if not outputs:
+        return [torch.zeros_like(t) for t in leaves]
+    found = torch.autograd.grad(outputs, leaves, seeds, allow_unused=True)
+    return vectors.fill_none(found, leaves)

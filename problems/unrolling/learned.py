@@ -1,0 +1,65 @@
+"""Optimizer settings that an upper problem owns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from ..problem import Problem
+
+
+def settings_per_group(problem: Problem) -> list[Mapping[str, Tensor]]:
+    """Return what ``learned_settings()`` owns, one mapping per parameter group.
+
+    Raises:
+        ConfigurationError: For an unknown setting, a value that is not one number, or a wrong
+            number of groups.
+    """
+    given = problem.learned_settings()
+    groups = problem.optimizer.param_groups if problem.optimizer is not None else []
+    each = [given] * len(groups) if isinstance(given, Mapping) else list(given)
+    if len(each) != len(groups):
+        raise ConfigurationError(
+            f"learned_settings() of problem {problem.name!r} returns {len(each)} mappings for an "
+            f"optimizer of {len(groups)} parameter groups; return one mapping, or one per group."
+        )
+    for group, settings in zip(groups, each, strict=True):
+        for name, value in settings.items():
+            number = isinstance(group.get(name), (int, float)) and not isinstance(group[name], bool)
+            if not number:
+                known = [k for k, v in group.items() if type(v) in (int, float)]
+                raise ConfigurationError(
+                    f"learned_settings() of problem {problem.name!r} returns {name!r}, which is no "
+                    f"number among the settings of {type(problem.optimizer).__name__}; choose from "
+                    f"{', '.join(known)}."
+                )
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                raise ConfigurationError(
+                    f"learned_settings() of problem {problem.name!r} returns {value!r} for "
+                    f"{name!r}; return a tensor of one number, computed from the upper problem."
+                )
+    return [{k: v.reshape(()) for k, v in settings.items()} for settings in each]
+
+
+def owns_settings(problem: Problem) -> bool:
+    """Whether the problem's class defines learned settings."""
+    from ..problem import Problem  # noqa: PLC0415 (a problem reads its own learned settings)
+
+    return type(problem).learned_settings is not Problem.learned_settings
+
+
+def apply_learned_settings(problem: Problem) -> None:
+    """Give the optimizer the present values; each is read by the host, as torch's steps do."""
+    if not owns_settings(problem):
+        return
+    with torch.no_grad():
+        each = settings_per_group(problem)
+    for group, settings in zip(problem.optimizer.param_groups, each, strict=True):
+        for name, value in settings.items():
+            group[name] = float(value)
