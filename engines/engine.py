@@ -11,6 +11,7 @@ from metaweight.problems import (
     Problem,
     Snapshot,
     StepResult,
+    apply_initial_parameters,
     check_hypergradients,
     descend,
     place_in_graph,
@@ -219,6 +220,7 @@ class Engine:
             self._step(problem, instruction, global_step)
         elif action is Action.LOOP_START:
             problem.on_inner_loop_start()
+            apply_initial_parameters(problem)
         elif action is Action.SNAPSHOT:
             self._snapshots[problem.name] = Snapshot(
                 problem.module, problem.optimizer, problem.scaler

@@ -27,6 +27,7 @@ from .preparation import check_hypergradients, place_in_graph, prepare
 from .problem import GraphPosition, Problem
 from .reweighted import ReweightedProblem
 from .state import Snapshot
+from .unrolling import apply_initial_parameters
 
 __all__ = [
     "SAMA",
@@ -52,6 +53,7 @@ __all__ = [
     "Status",
     "StepResult",
     "Unroll",
+    "apply_initial_parameters",
     "check_hypergradients",
     "descend",
     "place_in_graph",

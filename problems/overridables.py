@@ -19,6 +19,7 @@ NAMES = (
     "configure_train_data_loader",
     "param_groups",
     "learned_settings",
+    "initial_parameters",
     "trainable_parameters",
     "meta_trainable_parameters",
     "custom_optimizer_step",
@@ -60,6 +61,17 @@ class Overridables:
         to 0-dim tensors. They are read before every optimizer step, in place of the optimizer's own
         and of a scheduler's; the hypergradient of
         :class:`~metaweight.problems.hypergradients.Unroll` reaches what they were computed from.
+        """
+        return {}
+
+    def initial_parameters(self) -> Mapping[str, Tensor]:
+        """Return where each inner loop starts, by parameter name, such as
+        ``dict(self.outer.module.named_parameters())``.
+
+        The tensors may be functions of an upper problem's parameters; the parameters take their
+        values when an inner loop starts, after :meth:`on_inner_loop_start`, and
+        :class:`~metaweight.problems.hypergradients.Unroll` differentiates through them (MAML: Finn,
+        Abbeel, Levine, ICML 2017, arXiv:1703.03400). Names left out go on from where they are.
         """
         return {}
 

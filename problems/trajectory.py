@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,8 @@ class Recording:
 
     Args:
         updates: How many optimizer steps before each hand-over.
-        parameters: Keep what each of them started from: parameters, buffers, and the parameters
-            and buffers of the problems below.
+        parameters: Keep what each of them started from: parameters and buffers, also of the other
+            problems that may step before it is replayed.
         optimizer: Keep each one's gradients, optimizer state and optimizer settings.
         losses: Keep the sample losses of a reweighted problem.
         graphs: Keep the graph of each micro-batch's gradient.
@@ -88,7 +88,8 @@ class RecordedUpdate:
 
     Attributes:
         steps: Its micro-batches.
-        start: Parameters and values before it, of this problem and those below.
+        start: Parameters and their values before it, of this problem and of others that may have
+            moved since.
         buffers: The same for buffers.
         moment: The optimizer before it.
     """
@@ -116,10 +117,10 @@ class Trajectory:
         """Begin to record an optimizer step, before its first micro-batch."""
         self._open = RecordedUpdate()
         if self.recording.parameters:
-            below = _descendants(problem)
+            others = _moving(problem)
             parameters = [*problem.trainable_parameters()]
-            parameters += [p for lower in below for p in lower.parameters()]
-            slots = [slot for p in (problem, *below) for slot in buffer_slots(p.module)]
+            parameters += [p for other in others for p in other.parameters()]
+            slots = [slot for p in (problem, *others) for slot in buffer_slots(p.module)]
             buffers = [(slot, slot[0]._buffers[slot[1]]) for slot in slots]
             self._open.start = {p: p.detach().clone() for p in parameters}
             self._open.buffers = [(s, b.detach().clone()) for s, b in buffers if b is not None]
@@ -178,10 +179,21 @@ def _copy(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
-def _descendants(problem: Problem) -> Sequence[Problem]:
+def _moving(problem: Problem) -> Sequence[Problem]:
+    """Return the problems that may step between a step of this one and its being replayed.
+
+    Those below do. Of those above, one that is alone is still where it was when it asks; of several
+    the nearer ones step first.
+    """
+    above = _reach(problem, lambda p: p.parents)
+    below = _reach(problem, lambda p: p.children)
+    return [*below, *(p for p in above if p not in below and len(above) > 1)]
+
+
+def _reach(problem: Problem, neighbours: Callable[[Problem], Sequence[Problem]]) -> list[Problem]:
     found: list[Problem] = []
-    for child in problem.children:
-        for lower in (child, *_descendants(child)):
-            if lower is not problem and lower not in found:
-                found.append(lower)
+    for near in neighbours(problem):
+        for other in (near, *_reach(near, neighbours)):
+            if other is not problem and other not in found:
+                found.append(other)
     return found

@@ -9,7 +9,8 @@ back over the recorded steps::
     (λ_{t-1}, μ_{t-1}) = (∂U/∂(w, s))ᵀ (λ_t, μ_t) + (∂²L_t/∂w∂w u_t, 0)
     dF/dθ          += ∂²L_t/∂θ∂w u_t + (∂U/∂θ)ᵀ (λ_t, μ_t)
 
-One step's graph exists at a time. ``w_0``, where the loop began, counts as a constant. Unlike the
+One step's graph exists at a time. ``w_0``, where the loop began, counts as a constant unless the
+problem says what it is (``initial_parameters``); then ``(∂w_0/∂θ)ᵀ λ_0`` is added. Unlike the
 implicit methods the result carries the scale of the learning rate, and follows its schedule.
 
 Sources: Maclaurin, Duvenaud, Adams, "Gradient-based Hyperparameter Optimization through Reversible
@@ -22,16 +23,23 @@ Luketina et al., ICML 2016 (arXiv:1511.06727).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from .. import vectors
 from ..errors import ConfigurationError
 from ..trajectory import RecordedUpdate, Recording
-from ..unrolling import update_adjoint, why_not_differentiable
+from ..unrolling import (
+    go_back_to,
+    owns_start,
+    start_of_loop,
+    update_adjoint,
+    why_not_differentiable,
+)
 from ..unrolling.adjoint import StateCotangents
 from .base import Hypergradient, Product, Status
 from .products import Evaluation, require_recorded
@@ -134,20 +142,23 @@ class Unroll(Hypergradient):
             states: StateCotangents = {}
             home = list({p: None for update in updates for p in update.start})
             with vectors.Displacement(home):
+                initial = start_of_loop(problem) if _whole_loop(problem, updates) else {}
                 for number in range(len(updates) - 1, -1, -1):
                     update = updates[number]
                     adjoint = update_adjoint(problem, update, cotangents, states, wanted)
-                    # The parameters the loop began with are nobody's function.
-                    inputs = [*weights, *wanted] if number else list(wanted)
+                    # The parameters the loop began with are mostly nobody's function.
+                    goes_on = number > 0 or bool(initial)
+                    inputs = [*weights, *wanted] if goes_on else list(wanted)
                     along = [adjoint.gradients.get(p, _zero(p)) for p in weights]
                     products = self._products(problem, evaluation, update, along, inputs)
-                    if number:
+                    if goes_on:
                         moved = [adjoint.parameters[p] for p in weights]
                         below = vectors.add(moved, products[: len(weights)])
                         cotangents = dict(zip(weights, below, strict=True))
                         states = adjoint.states
                     above = products[-len(wanted) :] if wanted else []
                     total = vectors.add(total, vectors.add(above, adjoint.wanted))
+                total = vectors.add(total, _through_start(initial, cotangents, wanted))
         return Product(total, Status("Unroll", iterations=len(updates)))
 
     def _products(
@@ -164,14 +175,21 @@ class Unroll(Hypergradient):
         return PRODUCTS[self.product](problem, evaluation, update.steps, along, inputs, self.alpha)
 
 
-def go_back_to(update: RecordedUpdate) -> None:
-    """Put parameters and buffers where they were before a recorded step."""
-    for parameter, value in update.start.items():
-        parameter.data.copy_(value)
-    for (owner, name), value in update.buffers:
-        buffer = owner._buffers[name]
-        if buffer is not None:
-            buffer.data.copy_(value)
+def _whole_loop(problem: Problem, updates: Sequence[RecordedUpdate]) -> bool:
+    return owns_start(problem) and len(updates) == problem.config.unroll_steps
+
+
+def _through_start(
+    initial: Mapping[Tensor, Tensor], cotangents: Mapping[Tensor, Tensor], wanted: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return ``(∂w_0/∂θ)ᵀ λ_0``."""
+    used = [(t, cotangents[p]) for p, t in initial.items() if t.requires_grad and p in cotangents]
+    if not used:
+        return [torch.zeros_like(t) for t in wanted]
+    found = torch.autograd.grad(
+        [t for t, _ in used], wanted, [c for _, c in used], allow_unused=True
+    )
+    return vectors.fill_none(found, wanted)
 
 
 def _kept_products(

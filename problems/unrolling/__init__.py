@@ -1,14 +1,21 @@
 """The derivative of an optimizer step."""
 
 from .adjoint import UpdateAdjoint, clipped, update_adjoint, why_not_differentiable
+from .initial import apply_initial_parameters, owns_start, start_of_loop
 from .learned import apply_learned_settings, owns_settings, settings_per_group
+from .replay import go_back_to, replay
 
 __all__ = [
     "UpdateAdjoint",
+    "apply_initial_parameters",
     "apply_learned_settings",
     "clipped",
+    "go_back_to",
     "owns_settings",
+    "owns_start",
+    "replay",
     "settings_per_group",
+    "start_of_loop",
     "update_adjoint",
     "why_not_differentiable",
 ]

@@ -16,17 +16,23 @@ from .rules import Settings, State
 NUDGE = 1e-18
 
 
+def twin_of(optimizer: torch.optim.Optimizer) -> Any:
+    """Return a copy to be given groups and state of its own, without schedulers and hooks."""
+    twin: Any = copy.copy(optimizer)
+    # A scheduler replaces ``step`` on the instance.
+    twin.__dict__.pop("step", None)
+    twin._optimizer_step_pre_hooks = OrderedDict()
+    twin._optimizer_step_post_hooks = OrderedDict()
+    return twin
+
+
 def differentiable_step(
     optimizer: torch.optim.Optimizer, w: Tensor, g: Tensor, state: State, settings: Settings
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return parameters and state after a step of a copy of ``optimizer``, with their graph."""
     parameter = w.clone()
     parameter.grad = g + NUDGE * (g == 0)
-    twin: Any = copy.copy(optimizer)
-    # A scheduler replaces ``step`` on the instance; hooks are the original's own business.
-    twin.__dict__.pop("step", None)
-    twin._optimizer_step_pre_hooks = OrderedDict()
-    twin._optimizer_step_post_hooks = OrderedDict()
+    twin = twin_of(optimizer)
     switches = {"differentiable": True, "foreach": False, "capturable": False, "fused": None}
     group = {k: switches.get(k, v) for k, v in settings.items()}
     twin.defaults = {**optimizer.defaults, "differentiable": True}

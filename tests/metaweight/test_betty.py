@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from metaweight import Config, ConfigurationError, Engine, EngineConfig, ImplicitProblem, Problem
+from metaweight import Config, Engine, EngineConfig, ImplicitProblem, Problem, Unroll
 from metaweight.betty import SERVED, install, main, serve
 
 CONFIG = {
@@ -209,11 +209,10 @@ def test_what_is_not_served_is_named_with_what_is(statement: str) -> None:
 @pytest.mark.parametrize(
     "name", ["IterativeProblem", "HigherIterativeProblem", "MetaIterativeProblem"]
 )
-def test_iterative_problems_are_imported_but_refused(name: str) -> None:
+def test_iterative_problems_unroll(name: str) -> None:
     with serve():
         kind = getattr(importlib.import_module("betty.problems"), name)
-    with pytest.raises(ConfigurationError, match="unrolled"):
-        kind(name="inner", config=Config())
+    assert kind(name="inner", config=Config()).hypergradient == Unroll()
 
 
 def test_logger_is_made_as_the_engine_makes_it(

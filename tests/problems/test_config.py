@@ -84,4 +84,4 @@ def test_an_iterative_problem_refuses_a_type_that_does_not_unroll() -> None:
         ConfigurationError,
         match=r"'inner' is of class Inner.*type='cg'.*derive it from ImplicitProblem",
     ):
-        Inner("inner", Config(type="cg")).hypergradient  # noqa: B018 (a property that checks)
+        Inner("inner", Config(type="cg")).hypergradient

@@ -1,0 +1,107 @@
+"""The recorded optimizer steps of a problem, taken again."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..trajectory import RecordedUpdate
+from .initial import apply_initial_parameters
+from .learned import owns_settings, settings_per_group
+from .torch_rule import twin_of
+
+if TYPE_CHECKING:
+    from ..problem import Problem
+
+
+def go_back_to(update: RecordedUpdate) -> None:
+    """Put parameters and buffers where they were before a recorded step."""
+    for parameter, value in update.start.items():
+        parameter.data.copy_(value)
+    for (owner, name), value in update.buffers:
+        buffer = owner._buffers[name]
+        if buffer is not None:
+            buffer.data.copy_(value)
+
+
+def replay(problem: Problem, updates: Sequence[RecordedUpdate]) -> None:
+    """Take recorded optimizer steps again, from where the first one started.
+
+    Batches, random numbers, optimizer state and settings are those of the recording; upper
+    parameters are what they are now, so that the problem's parameters end where they would have
+    ended with these. Needs a recording with parameters and optimizer. The optimizer itself and
+    ``.grad`` are not touched. Call it inside an
+    :class:`~metaweight.problems.hypergradients.products.Evaluation` with a
+    :class:`~metaweight.problems.vectors.Displacement` of all of ``updates[0].start``, which put
+    parameters, buffers and random streams back.
+    """
+    go_back_to(updates[0])
+    if len(updates) == problem.config.unroll_steps:
+        apply_initial_parameters(problem)
+    twin = twin_of(problem.optimizer)
+    first = updates[0].moment
+    assert first is not None
+    twin.state = defaultdict(dict, {p: _copies(state) for p, state in first.states.items()})
+    trained = [p for p in problem.trainable_parameters() if p.requires_grad]
+    with _gradients_put_back(trained):
+        for number, update in enumerate(updates):
+            if number:
+                _put_problems_below(problem, update)
+            _set_gradients(problem, update, trained)
+            twin.param_groups = _groups(problem, update)
+            type(problem.optimizer).step(twin)
+
+
+def _put_problems_below(problem: Problem, update: RecordedUpdate) -> None:
+    own = {id(p) for p in problem.parameters()}
+    for parameter, value in update.start.items():
+        if id(parameter) not in own:
+            parameter.data.copy_(value)
+
+
+def _set_gradients(problem: Problem, update: RecordedUpdate, trained: Sequence[Tensor]) -> None:
+    for p in trained:
+        p.grad = None
+    for step in update.steps:
+        step.random.restore()
+        with torch.enable_grad():
+            loss = problem.loss_of(problem.training_step(step.batch)) / len(update.steps)
+            torch.autograd.backward(loss, inputs=list(trained))
+    if problem.config.gradient_clipping > 0:
+        torch.nn.utils.clip_grad_norm_(trained, problem.config.gradient_clipping)
+
+
+def _groups(problem: Problem, update: RecordedUpdate) -> list[dict[str, Any]]:
+    """Return the optimizer's groups as they were at a recorded step, learned settings anew."""
+    moment = update.moment
+    assert moment is not None
+    groups: list[dict[str, Any]] = problem.optimizer.param_groups
+    learned: Sequence[Any] = [{}] * len(groups)
+    if owns_settings(problem):
+        with torch.no_grad():
+            learned = settings_per_group(problem)
+    found = []
+    for group, own in zip(groups, learned, strict=True):
+        recorded = next((moment.settings[p] for p in group["params"] if p in moment.settings), {})
+        numbers = {name: float(value) for name, value in own.items()}
+        found.append({**group, **recorded, **numbers, "params": group["params"]})
+    return found
+
+
+@contextmanager
+def _gradients_put_back(parameters: Sequence[Tensor]) -> Iterator[None]:
+    before = [p.grad for p in parameters]
+    try:
+        yield
+    finally:
+        for p, gradient in zip(parameters, before, strict=True):
+            p.grad = gradient
+
+
+def _copies(state: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
