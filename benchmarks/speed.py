@@ -17,36 +17,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import multiprocessing
-import platform
-import resource
 import statistics
-import time
-import warnings
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
 from speed_resnet32 import resnet32_contenders
 from speed_toy import toy_contenders
-
-import metaweight
+from turns import Make, Step, Turn, environment, markdown, measure
 
 Workload = tuple[str, int]
 """``("resnet32", batch size)`` or ``("toy", unroll steps)``."""
-
-
-class Turn(NamedTuple):
-    """What one turn of a contender measured."""
-
-    wall: float
-    """Seconds a step."""
-    cpu: float
-    """Seconds of all threads together a step; less touched by what else the machine does."""
-    peak: float
-    """Peak memory of the process so far, MiB."""
 
 
 def contenders_of(workload: Workload) -> dict[str, object]:
@@ -55,51 +35,26 @@ def contenders_of(workload: Workload) -> dict[str, object]:
     return dict(resnet32_contenders(number) if kind == "resnet32" else toy_contenders(number))
 
 
-def serve(workload: Workload, name: str, threads: int, steps: int, connection: Connection) -> None:
-    """Step one contender whenever asked; answer with wall and CPU seconds a step, peak memory."""
-    torch.set_num_threads(threads)
-    logging.disable(logging.INFO)
-    warnings.simplefilter("ignore")
-    make = contenders_of(workload)[name]
-    step = make()  # type: ignore[operator]
-    for _ in range(2):
-        step()
-    connection.send("ready")
-    while connection.recv():
-        start, start_cpu = time.perf_counter(), time.process_time()
-        for _ in range(steps):
-            step()
-        seconds = (time.perf_counter() - start) / steps
-        cpu = (time.process_time() - start_cpu) / steps
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        connection.send(Turn(seconds, cpu, peak))
+def make_contender(workload: Workload, name: str) -> Step:
+    """Return one contender's step."""
+    make: Make = contenders_of(workload)[name]  # type: ignore[assignment]
+    return make()
 
 
-def measure(workload: Workload, threads: int, rounds: int, steps: int) -> dict[str, list[Turn]]:
-    """Return what every contender measured, a turn for each round."""
-    context = multiprocessing.get_context("spawn")
-    lines: dict[str, Connection] = {}
-    workers = []
-    for name in contenders_of(workload):
-        ours, theirs = context.Pipe()
-        worker = context.Process(
-            target=serve, args=(workload, name, threads, steps, theirs), daemon=True
-        )
-        worker.start()
-        ours.recv()
-        lines[name] = ours
-        workers.append(worker)
-    turns: dict[str, list[Turn]] = {name: [] for name in lines}
-    names = list(lines)
-    for number in range(rounds):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            lines[name].send(True)
-            turns[name].append(lines[name].recv())
-    for name, worker in zip(names, workers, strict=True):
-        lines[name].send(False)
-        worker.join()
-    return turns
+def measure_workload(
+    workload: Workload, threads: int, rounds: int, steps: int
+) -> dict[str, list[Turn]]:
+    """Return what every contender measured, a turn for each round.
+
+    Raises:
+        RuntimeError: When a contender failed.
+    """
+    makes = {name: partial(make_contender, workload, name) for name in contenders_of(workload)}
+    outcomes = measure(makes, threads, rounds, steps)
+    for name, outcome in outcomes.items():
+        if outcome.error is not None:
+            raise RuntimeError(f"{name}: {outcome.error}")
+    return {name: outcome.turns for name, outcome in outcomes.items()}
 
 
 def table(turns: dict[str, list[Turn]], base: str) -> list[dict[str, float | str]]:
@@ -121,32 +76,6 @@ def table(turns: dict[str, list[Turn]], base: str) -> list[dict[str, float | str
     return rows
 
 
-def markdown(rows: list[dict[str, float | str]], title: str) -> str:
-    """Return the rows as a Markdown table."""
-    keys = list(rows[0])
-    lines = [f"### {title}", "", "| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)]
-    for row in rows:
-        cells = [v if isinstance(v, str) else f"{v:.4g}" for v in row.values()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def environment(threads: int) -> dict[str, str | int]:
-    """Return what the numbers depend on."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
-        processor = models[0].split(":", 1)[1].strip() if models else processor
-    return {
-        "processor": processor,
-        "threads": threads,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "metaweight": metaweight.__version__,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workload", choices=["resnet32", "toy", "all"], default="all")
@@ -164,7 +93,7 @@ def main() -> None:
     report: dict[str, object] = {}
     text = []
     for workload, base, threads, rounds, steps in workloads:
-        rows = table(measure(workload, threads, arguments.rounds or rounds, steps), base)
+        rows = table(measure_workload(workload, threads, arguments.rounds or rounds, steps), base)
         title = f"{workload[0]} {workload[1]}"
         report[title] = {"environment": environment(threads), "rows": rows}
         text.append(markdown(rows, f"{title} ({environment(threads)})"))

@@ -213,6 +213,9 @@ def resnet32_contenders(size: int) -> dict[str, Callable[[], Step]]:
     makers: dict[str, Callable[[Batches], Step]] = {
         "plain step": plain,
         "metaweight, native": partial(ours, config=Config()),
+        "metaweight, native, one-sided": partial(
+            ours, config=Config(type=Reweighting(derivative="one_sided"))
+        ),
         "metaweight, native, forward mode": partial(
             ours, config=Config(type=Reweighting(derivative="forward_mode"))
         ),

@@ -6,6 +6,7 @@ from .engine import Engine
 from .env import Env
 from .graph import Graph
 from .hooks import Hook
+from .hypergradient_check import HypergradientCheck
 from .loggers import Logger, RunLogger
 from .progress import ProgressBar
 from .schedule import Action, Instruction, Rhythm, Schedule
@@ -18,6 +19,7 @@ __all__ = [
     "Env",
     "Graph",
     "Hook",
+    "HypergradientCheck",
     "Instruction",
     "Logger",
     "ProgressBar",

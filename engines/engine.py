@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from metaweight.problems import (
+    Auditor,
     GraphError,
     GraphPosition,
+    HypergradientReport,
     Problem,
     Snapshot,
     StepResult,
@@ -16,6 +18,7 @@ from metaweight.problems import (
     descend,
     place_in_graph,
     prepare,
+    prepare_recording,
     redo,
     step_scheduler,
     waits_for_metric,
@@ -26,6 +29,7 @@ from .early_stopping import EarlyStopping
 from .env import Env
 from .graph import Graph
 from .hooks import Hook, HookList
+from .hypergradient_check import check_hypergradients_of
 from .loggers import flatten_stats, make_run_logger
 from .placement import choose_device
 from .progress import ProgressBar
@@ -147,6 +151,29 @@ class Engine:
         self._schedule.carry_over(earlier)
         self.dependencies = dependencies
 
+    def check_hypergradient(self, tolerance: float = 1e-2) -> list[HypergradientReport]:
+        """Compare every lower problem's hypergradient with exact ones, on its own next batches.
+
+        Two references in double precision: the method itself with its approximations taken away,
+        and the exact derivative through the last ``unroll_steps`` optimizer steps. The reports say
+        how far apart they are, and in words what is to blame: half precision, a displacement that
+        is too long, batch norm or dropout, a loss that cannot be replayed, something detached.
+        Print them. The training steps this takes are ordinary ones and count as such.
+
+        Args:
+            tolerance: Largest relative error against the method itself that is let pass.
+
+        Raises:
+            GraphError: When no problem differentiates through another.
+        """
+        return check_hypergradients_of(self, tolerance)
+
+    def audit(self, lower: Problem, auditor: Auditor | None) -> None:
+        """Let ``auditor`` stand in for the hypergradient of a lower problem, or nobody."""
+        lower.auditor = auditor
+        prepare_recording(lower)
+        self._schedule.record(lower.name, lower.trajectory.recording.updates)
+
     def do_validation(self) -> bool:
         """Whether there is a validation to run."""
         return type(self).validation is not Engine.validation and self.is_rank_zero()
@@ -219,6 +246,7 @@ class Engine:
         if action is Action.STEP:
             self._step(problem, instruction, global_step)
         elif action is Action.LOOP_START:
+            problem.trajectory.start_loop()
             problem.on_inner_loop_start()
             apply_initial_parameters(problem)
         elif action is Action.SNAPSHOT:

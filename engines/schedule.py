@@ -13,7 +13,7 @@ anything::
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple
 
@@ -145,6 +145,10 @@ class Schedule:
         """Go on counting where another schedule stopped; readiness starts anew."""
         for name, state in earlier._progress.items():
             self._progress[name] = Progress(state.count, state.loop_open)
+
+    def record(self, name: str, updates: int) -> None:
+        """From now on record so many optimizer steps of a problem before each hand-over."""
+        self._rhythms[name] = replace(self._rhythms.get(name, PLAIN), recorded_updates=updates)
 
     def advance(self, leaf: str) -> list[Instruction]:
         """Return what one step of ``leaf`` sets off, in order."""

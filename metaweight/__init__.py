@@ -5,7 +5,7 @@ The pieces most programs need are importable from here; see ``metaweight.weighti
 """
 
 from ._version import __version__
-from .engines import EarlyStopping, Engine, EngineConfig, Env, Hook, ProgressBar
+from .engines import EarlyStopping, Engine, EngineConfig, Env, Hook, HypergradientCheck, ProgressBar
 from .problems import (
     SAMA,
     Config,
@@ -16,17 +16,26 @@ from .problems import (
     GraphError,
     Hypergradient,
     HypergradientError,
+    HypergradientReport,
     ImplicitProblem,
     IterativeProblem,
+    LastLayers,
     LossError,
     MetaweightError,
     Neumann,
+    Nystrom,
+    ParameterSelection,
+    Penalty,
     Problem,
     Product,
+    Reinforce,
     ReweightedProblem,
     Reweighting,
+    SampledLayers,
     Status,
     Unroll,
+    ValueHypergradient,
+    ZeroOrder,
 )
 
 __all__ = [
@@ -43,18 +52,28 @@ __all__ = [
     "GraphError",
     "Hook",
     "Hypergradient",
+    "HypergradientCheck",
     "HypergradientError",
+    "HypergradientReport",
     "ImplicitProblem",
     "IterativeProblem",
+    "LastLayers",
     "LossError",
     "MetaweightError",
     "Neumann",
+    "Nystrom",
+    "ParameterSelection",
+    "Penalty",
     "Problem",
     "Product",
     "ProgressBar",
+    "Reinforce",
     "ReweightedProblem",
     "Reweighting",
+    "SampledLayers",
     "Status",
     "Unroll",
+    "ValueHypergradient",
+    "ZeroOrder",
     "__version__",
 ]

@@ -12,18 +12,27 @@ from .errors import (
 )
 from .hypergradients import (
     SAMA,
+    Agreement,
+    Auditor,
     ConjugateGradient,
     FiniteDifference,
     Hypergradient,
+    HypergradientReport,
     Neumann,
+    Nystrom,
+    Penalty,
     Product,
+    Reinforce,
     Reweighting,
     Status,
     Unroll,
+    ValueHypergradient,
+    ZeroOrder,
 )
 from .implicit import ImplicitProblem
 from .iterative import IterativeProblem
-from .preparation import check_hypergradients, place_in_graph, prepare
+from .partial import LastLayers, ParameterSelection, SampledLayers
+from .preparation import check_hypergradients, place_in_graph, prepare, prepare_recording
 from .problem import GraphPosition, Problem
 from .reweighted import ReweightedProblem
 from .state import Snapshot
@@ -31,6 +40,8 @@ from .unrolling import apply_initial_parameters
 
 __all__ = [
     "SAMA",
+    "Agreement",
+    "Auditor",
     "Config",
     "ConfigurationError",
     "ConjugateGradient",
@@ -40,24 +51,34 @@ __all__ = [
     "GraphPosition",
     "Hypergradient",
     "HypergradientError",
+    "HypergradientReport",
     "ImplicitProblem",
     "IterativeProblem",
+    "LastLayers",
     "LossError",
     "MetaweightError",
     "Neumann",
+    "Nystrom",
+    "ParameterSelection",
+    "Penalty",
     "Problem",
     "Product",
+    "Reinforce",
     "ReweightedProblem",
     "Reweighting",
+    "SampledLayers",
     "Snapshot",
     "Status",
     "StepResult",
     "Unroll",
+    "ValueHypergradient",
+    "ZeroOrder",
     "apply_initial_parameters",
     "check_hypergradients",
     "descend",
     "place_in_graph",
     "prepare",
+    "prepare_recording",
     "redo",
     "step_scheduler",
     "waits_for_metric",

@@ -8,9 +8,22 @@ from dataclasses import InitVar, dataclass
 from .errors import ConfigurationError
 from .hypergradients.base import Hypergradient
 from .hypergradients.registry import registered
+from .partial import Choice, checked_choice
 
 PRECISIONS = ("fp32", "fp16", "bf16")
-HYPERGRADIENT_NAMES = ("darts", "reweighting", "unroll", "sama", "neumann", "cg")
+HYPERGRADIENT_NAMES = (
+    "darts",
+    "reweighting",
+    "unroll",
+    "t1t2",
+    "sama",
+    "neumann",
+    "nystrom",
+    "cg",
+    "penalty",
+    "zero_order",
+    "reinforce",
+)
 
 
 @dataclass(frozen=True)
@@ -19,7 +32,9 @@ class Config:
 
     Args:
         type: How ``(dw*/dθ)ᵀ v`` is formed when an upper problem differentiates through this one:
-            ``"darts"``, ``"unroll"``, ``"sama"``, ``"neumann"``, ``"cg"``, ``"reweighting"`` or a
+            ``"darts"``, ``"unroll"``, ``"t1t2"`` (one unrolled step), ``"sama"``, ``"neumann"``,
+            ``"nystrom"``, ``"cg"``, ``"penalty"``, ``"zero_order"``, ``"reinforce"``,
+            ``"reweighting"`` or a
             :class:`~metaweight.problems.hypergradients.Hypergradient` with its own settings.
             A name takes its settings from the ``darts_*``, ``sama_*``, ``neumann_*`` and ``cg_*``
             fields below; an object ignores them.
@@ -48,6 +63,9 @@ class Config:
         neumann_alpha: Step ``α`` of the series ``α Σ (I - αH)^k``.
         cg_iterations: Conjugate-gradient iterations.
         cg_alpha: Scale of the linear system ``(αH) x = v``; the answer does not depend on it.
+        hypergradient_parameters: Which parameters of this problem hypergradients go through, the
+            others held fixed: ``None`` for all it trains, names of modules such as
+            ``("fc", "layer3")``, ``LastLayers(k)`` or ``SampledLayers(k)``.
         fp16: Older spelling of ``precision="fp16"``.
 
     Raises:
@@ -77,11 +95,14 @@ class Config:
     neumann_alpha: float = 1.0
     cg_iterations: int = 1
     cg_alpha: float = 1.0
+    hypergradient_parameters: Choice = None
     fp16: InitVar[bool | None] = None
 
     def __post_init__(self, fp16: bool | None) -> None:
         self._merge_fp16(fp16)
         _require_type(self.type)
+        choice = checked_choice(self.hypergradient_parameters)
+        object.__setattr__(self, "hypergradient_parameters", choice)
         if self.precision not in PRECISIONS:
             raise ConfigurationError(
                 f"Config(precision={self.precision!r}) is not one of {', '.join(PRECISIONS)}; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from . import vectors
 from .errors import ConfigurationError, LossError
 from .hypergradients.unroll import Unroll
+from .hypergradients.value import UpperLoss, ValueHypergradient
 from .problem import Problem
 from .random_streams import RandomState, preserved_streams
 from .state import preserved_buffers
@@ -95,18 +96,32 @@ def accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
 def _accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
     if problem.trajectory.wants_graph():
         return _with_graph(problem, batch)
+    by_value = [_by_value(path[1]) for path in problem.position.paths]
+    again = None
+    if any(by_value):
+        again = UpperLoss(problem, lambda: _scaled(problem, problem.evaluate(batch)[0]))
     loss, metrics = problem.evaluate(batch)
-    scaled = loss if problem.scaler is None else problem.scaler.scale(loss)
-    if problem.config.gradient_accumulation > 1:
-        scaled = scaled / problem.config.gradient_accumulation
+    scaled = _scaled(problem, loss)
     own = list(problem.trainable_parameters())
-    _require_graph(problem, scaled)
+    if not by_value or not all(by_value):
+        _require_graph(problem, scaled)
     if problem.position.paths:
-        _add_gradients(own, hypergradient(problem, scaled, own))
+        _add_gradients(own, hypergradient(problem, scaled, own, again))
     else:
         torch.autograd.backward(scaled, inputs=own)
         _require_used(problem, [p.grad for p in own])
     return StepResult(loss, metrics)
+
+
+def _scaled(problem: Problem, loss: Tensor) -> Tensor:
+    """Return the loss as it is differentiated: scaled for half precision, averaged."""
+    scaled: Tensor = loss if problem.scaler is None else problem.scaler.scale(loss)
+    accumulation = problem.config.gradient_accumulation
+    return scaled / accumulation if accumulation > 1 else scaled
+
+
+def _by_value(problem: Problem) -> bool:
+    return isinstance(problem.hypergradient, ValueHypergradient)
 
 
 def _with_graph(problem: Problem, batch: Any) -> StepResult:
@@ -143,17 +158,20 @@ class _Evaluated(nn.Module):
         return self._evaluate(batch)
 
 
-def hypergradient(problem: Problem, loss: Tensor, own: list[Tensor]) -> list[Tensor | None]:
+def hypergradient(
+    problem: Problem, loss: Tensor, own: list[Tensor], again: UpperLoss | None = None
+) -> list[Tensor | None]:
     """Return ``∂F/∂θ + Σ_paths (dw*/dθ)ᵀ ∂F/∂w`` for the loss ``F`` of ``problem``.
 
     One backward pass gives the direct part and the vectors ``v`` of all paths; then, along a path
-    ``θ → w_1 → … → w_k → θ``, each problem turns the vector into one for the next.
+    ``θ → w_1 → … → w_k → θ``, each problem turns the vector into one for the next. A path whose
+    lower problem works from values needs no vector but ``again``, which measures the loss.
     """
     paths = problem.position.paths
     lowers = {lower for path in paths for lower in path[1:-1]}
     held = [(lower, lower.hold_parameters()) for lower in lowers]
     try:
-        total = _through_paths(problem, paths, loss, own)
+        total = _through_paths(problem, paths, loss, own, again)
     finally:
         for lower, before in held:
             lower.release_parameters(before)
@@ -162,25 +180,56 @@ def hypergradient(problem: Problem, loss: Tensor, own: list[Tensor]) -> list[Ten
 
 
 def _through_paths(
-    problem: Problem, paths: Sequence[Sequence[Problem]], loss: Tensor, own: list[Tensor]
+    problem: Problem,
+    paths: Sequence[Sequence[Problem]],
+    loss: Tensor,
+    own: list[Tensor],
+    again: UpperLoss | None,
 ) -> list[Tensor | None]:
-    below = {path[1]: list(path[1].meta_trainable_parameters()) for path in paths}
+    valued = [path[1] for path in paths if _by_value(path[1])]
+    total, starts = _direct(loss, own, [path[1] for path in paths if path[1] not in valued])
+    for path in paths:
+        if path[1] in valued:
+            # The direct part is counted once: by autograd, or else with the first such path.
+            direct = not loss.requires_grad and path[1] is valued[0]
+            vector: Sequence[Tensor] = _estimate(path[1], own, again, direct=direct)
+        else:
+            vector = starts[path[1]]
+            for lower, above in pairwise(path[1:]):
+                wanted = own if above is problem else list(above.meta_trainable_parameters())
+                method = lower.auditor or lower.hypergradient
+                vector, lower.hypergradient_status = method.vjp(lower, vector, wanted)
+        total = [v if t is None else t + v for t, v in zip(total, vector, strict=True)]
+    return total
+
+
+def _direct(
+    loss: Tensor, own: list[Tensor], lowers: Sequence[Problem]
+) -> tuple[list[Tensor | None], dict[Problem, list[Tensor]]]:
+    """Return ``∂F/∂θ``, and ``∂F/∂w`` of each lower problem."""
+    below = {lower: list(lower.meta_trainable_parameters()) for lower in lowers}
     inputs = [*own, *[p for parameters in below.values() for p in parameters]]
-    gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
-    total: list[Tensor | None] = list(gradients[: len(own)])
+    gradients: Sequence[Tensor | None] = [None] * len(inputs)
+    if loss.requires_grad:
+        gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
     starts: dict[Problem, list[Tensor]] = {}
     position = len(own)
     for lower, parameters in below.items():
         end = position + len(parameters)
         starts[lower] = vectors.fill_none(gradients[position:end], parameters)
         position = end
-    for path in paths:
-        vector: Sequence[Tensor] = starts[path[1]]
-        for lower, above in pairwise(path[1:]):
-            wanted = own if above is problem else list(above.meta_trainable_parameters())
-            vector, lower.hypergradient_status = lower.hypergradient.vjp(lower, vector, wanted)
-        total = [v if t is None else t + v for t, v in zip(total, vector, strict=True)]
-    return total
+    return list(gradients[: len(own)]), starts
+
+
+def _estimate(
+    lower: Problem, own: list[Tensor], again: UpperLoss | None, *, direct: bool
+) -> list[Tensor]:
+    """Return what an algorithm that works from values finds, with the direct part or without."""
+    algorithm = lower.hypergradient
+    assert isinstance(algorithm, ValueHypergradient) and again is not None
+    value: Callable[[], Tensor] = again if direct else again.holding(own)
+    found, lower.hypergradient_status = algorithm.estimate(lower, value, own)
+    return found
 
 
 def update(problem: Problem) -> None:

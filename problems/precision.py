@@ -23,15 +23,16 @@ def full_precision(precision: str, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, enabled=False)
 
 
-def difference_step(alpha: float, dtype: torch.dtype) -> float:
-    """Widen the step of a central difference for numbers with few digits.
+def difference_step(alpha: float, dtype: torch.dtype, order: int = 2) -> float:
+    """Widen the step of a finite difference for numbers with few digits.
 
-    The error of a central difference is rounding over step plus step squared; it is least at a
-    step proportional to the cube root of the machine epsilon. ``alpha`` is meant for single
-    precision or better, so a 16-bit type takes ``alpha * (eps(dtype) / eps(float32)) ** (1/3)``:
-    40 times for bfloat16, 20 times for float16.
+    The error of a central difference, of order 2, is rounding over step plus step squared; it is
+    least at a step proportional to the cube root of the machine epsilon. ``alpha`` is meant for
+    single precision or better, so a 16-bit type takes
+    ``alpha * (eps(dtype) / eps(float32)) ** (1/3)``: 40 times for bfloat16, 20 times for float16.
+    For a one-sided difference, of order 1, it is the square root: 256 and 91 times.
     """
     if dtype not in (torch.float16, torch.bfloat16):
         return alpha
     ratio = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
-    return float(alpha * ratio ** (1 / 3))
+    return float(alpha * ratio ** (1 / (order + 1)))

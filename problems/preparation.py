@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 
 from .descent import require_first_order
-from .errors import GraphError
+from .errors import ConfigurationError, GraphError
 from .loaders import BatchSource
+from .partial import chosen_parameters
 from .problem import GraphPosition, Problem, apply_param_groups
-from .trajectory import Trajectory
 
 
 def place_in_graph(problem: Problem, position: GraphPosition) -> None:
@@ -41,6 +41,7 @@ def prepare(
     """
     _build(problem, device)
     _require_parts(problem)
+    _require_choice(problem)
     if problem.train_data_loader is not None:
         loaders = problem.train_data_loader
         if problem._source is None or loaders is not problem._source.loaders:
@@ -68,9 +69,15 @@ def check_hypergradients(problem: Problem) -> None:
     for path in problem.paths:
         for lower in path[1:-1]:
             lower.hypergradient.check(lower)
-            recording = lower.hypergradient.recording(lower)
-            if lower.trajectory.recording != recording:
-                lower.trajectory = Trajectory(recording)
+            prepare_recording(lower)
+
+
+def prepare_recording(problem: Problem) -> None:
+    """Let the problem record what its hypergradient, or a check of it, asks for."""
+    method = problem.auditor or problem.hypergradient
+    recording = method.recording(problem)
+    if problem.trajectory.recording != recording:
+        problem.trajectory = problem.trajectory.recording_as(recording)
 
 
 def _build(problem: Problem, device: torch.device) -> None:
@@ -96,6 +103,20 @@ def move_module(problem: Problem) -> None:
     tensors = (*problem.module.parameters(), *problem.module.buffers())
     if any(tensor.device != problem.device for tensor in tensors):
         problem.module = problem.module.to(problem.device)
+
+
+def _require_choice(problem: Problem) -> None:
+    choice = problem.config.hypergradient_parameters
+    if choice is None:
+        return
+    own = type(problem).meta_trainable_parameters is not Problem.meta_trainable_parameters
+    if own or "meta_trainable_parameters" in vars(problem):
+        raise ConfigurationError(
+            f"Problem {problem.name!r} defines meta_trainable_parameters and has "
+            f"Config(hypergradient_parameters={choice!r}), which say the same thing twice; "
+            "keep one of them."
+        )
+    chosen_parameters(problem)
 
 
 def _require_parts(problem: Problem) -> None:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from .config import Config
 from .errors import ConfigurationError, GraphError, LossError
+from .hypergradients.audit import Auditor
 from .hypergradients.base import Hypergradient, Status
 from .hypergradients.resolve import resolve
 from .loaders import BatchSource
 from .overridables import Overridables
+from .partial import chosen_parameters
 from .precision import autocast
 from .state import BufferSlot, buffer_slots
 from .trajectory import RecordedStep, Recording, Trajectory
@@ -92,6 +94,7 @@ class Problem(Overridables):
         self.cur_batch: Any = None
         self.trajectory = Trajectory(Recording())
         self.hypergradient_status: Status | None = None
+        self.auditor: Auditor | None = None
         self._position = GraphPosition()
         self._hypergradient = resolve(self._config)
         self._source: BatchSource | None = None
@@ -145,8 +148,11 @@ class Problem(Overridables):
         return trainable if owned.issuperset(trainable) else [p for p in trainable if p in owned]
 
     def meta_trainable_parameters(self) -> Iterable[Tensor]:
-        """The parameters upper problems differentiate through: by default all trainable ones."""
-        return self.trainable_parameters()
+        """The parameters upper problems differentiate through: by default all trainable ones, or
+        those of them that ``Config(hypergradient_parameters=...)`` chooses."""
+        if self._config.hypergradient_parameters is None:
+            return self.trainable_parameters()
+        return chosen_parameters(self)
 
     def custom_optimizer_step(self) -> None:
         """Apply the gradients; override to replace the optimizer's own step."""

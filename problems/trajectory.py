@@ -36,6 +36,16 @@ class Recording:
     losses: bool = False
     graphs: bool = False
 
+    def with_also(self, other: Recording) -> Recording:
+        """Return what serves both."""
+        return Recording(
+            updates=max(self.updates, other.updates),
+            parameters=self.parameters or other.parameters,
+            optimizer=self.optimizer or other.optimizer,
+            losses=self.losses or other.losses,
+            graphs=self.graphs or other.graphs,
+        )
+
 
 @dataclass(frozen=True)
 class GradientGraph:
@@ -108,6 +118,13 @@ class Trajectory:
         self.updates: deque[RecordedUpdate] = deque(maxlen=recording.updates)
         self._open: RecordedUpdate | None = None
 
+    def recording_as(self, recording: Recording) -> Trajectory:
+        """Return a trajectory that records otherwise and goes on where this one is."""
+        other = Trajectory(recording)
+        other.updates.extend(self.updates)
+        other._open = self._open
+        return other
+
     @property
     def window(self) -> list[RecordedStep]:
         """Micro-batches of the latest recorded optimizer step."""
@@ -129,6 +146,12 @@ class Trajectory:
         """Note a micro-batch of the step being recorded."""
         if self._open is not None:
             self._open.steps.append(step)
+
+    def start_loop(self) -> None:
+        """Give back what was kept of a loop that has been answered."""
+        for update in self.updates:
+            for step in update.steps:
+                step.graph = None
 
     def complete(self) -> None:
         """Keep the step that was being recorded, now that it has been taken."""

@@ -11,7 +11,7 @@ approximation of ``(dw*/dθ)ᵀ v``, and says how it came about.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -50,6 +50,23 @@ class Status:
             parts.append(f"residual {float(self.residual):.3g}")
         parts += [f"{name} {float(value):.3g}" for name, value in self.values.items()]
         return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """What a method takes for a derivative; told to the check of hypergradients.
+
+    Attributes:
+        alpha: Length of its displacement.
+        setting: What users call that length.
+        at: The method with another length, and without lasting effects.
+        moves_detached: Whether it differentiates what the loss detaches.
+    """
+
+    alpha: float
+    setting: str
+    at: Callable[[float], Hypergradient]
+    moves_detached: bool
 
 
 class Product(NamedTuple):
@@ -91,6 +108,11 @@ class Hypergradient(ABC):
         """Return what is to be kept of the problem's steps; by default the last one's batches."""
         del problem
         return Recording()
+
+    def approximation(self, problem: Problem) -> Approximation | None:
+        """Return how the method approximates derivatives; nothing when it takes them exactly."""
+        del problem
+        return None
 
     def check(self, problem: Problem) -> None:
         """Refuse a problem the algorithm cannot serve, when the engine is built.

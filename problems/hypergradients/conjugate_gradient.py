@@ -1,8 +1,10 @@
 """Implicit hypergradient with conjugate gradients for the inverse Hessian.
 
-At a stationary point of the lower loss, ``(dw*/dθ)ᵀ v = -(∂²L/∂θ∂w) x`` with ``H x = v``, solved by
-conjugate gradients; exact after as many iterations as ``H`` has distinct eigenvalues when it is
-positive definite.
+At a stationary point of the lower loss, ``(dw*/dθ)ᵀ v = -(∂²L/∂θ∂w) x`` with
+``(H + damping I) x = v``. The ``k``-th iterate minimises ``½ xᵀ(H + damping I)x - vᵀx`` over the
+span of ``v, Hv, …, H^{k-1}v``, so the solution is exact after as many iterations as ``H`` has
+distinct eigenvalues; rounding asks for more of them when ``H`` is badly conditioned. All of this
+needs ``H + damping I`` to be positive definite.
 
 Sources: Pedregosa, "Hyperparameter optimization with approximate gradient", ICML 2016
 (arXiv:1602.02355); Rajeswaran et al., "Meta-Learning with Implicit Gradients", NeurIPS 2019
@@ -13,65 +15,144 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import vectors
-from ..errors import ConfigurationError
-from .base import Hypergradient, Product, Status
+from ..errors import HypergradientError
+from .base import Hypergradient, Product, Status, require_finite
+from .linear_system import LinearSystem, require_count, require_number
 from .products import curvature
 
 if TYPE_CHECKING:
     from ..problem import Problem
 
+Operator = Callable[[Sequence[Tensor]], list[Tensor]]
+
+FLAT = 10.0
+"""Curvature below this many machine epsilons of the largest one met counts as none."""
+
 
 @dataclass(frozen=True)
 class ConjugateGradient(Hypergradient):
-    """``-(∂²L/∂θ∂w) x`` with ``x`` from ``iterations`` conjugate-gradient steps on ``H x = v``.
+    """``-(∂²L/∂θ∂w) x`` with ``x`` from conjugate-gradient steps on ``(H + damping I) x = v``.
+
+    The host waits for the device once, at the end, to see that all went well; with a ``tolerance``
+    before every iteration. The status holds the residual of the ``x`` that was used.
 
     Args:
-        iterations: Steps, each one Hessian-vector product. With 0 the product is zero.
+        iterations: Most steps to take, each one Hessian-vector product. With 0 the product is zero.
+        damping: Added to every eigenvalue of ``H``, which makes it positive definite if it is large
+            enough and the solution smaller.
+        tolerance: Stop once ``||r|| <= tolerance ||v||`` for the residual ``r`` the iteration
+            carries along.
+
+    Raises:
+        HypergradientError: From :meth:`vjp`, when the iteration meets a direction in which
+            ``H + damping I`` does not curve upwards, or numbers that are not finite.
     """
 
     iterations: int = 1
+    damping: float = 0.0
+    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.iterations < 0:
-            raise ConfigurationError(
-                f"ConjugateGradient(iterations={self.iterations}) must be at least 0."
-            )
+        name = "ConjugateGradient"
+        require_count(name, "iterations", self.iterations, least=0)
+        advice = "it is added to the Hessian's eigenvalues"
+        require_number(name, "damping", self.damping, advice=advice)
+        advice = "it is relative to the vector's norm, and 0 takes all iterations"
+        require_number(name, "tolerance", self.tolerance, below=1.0, advice=advice)
 
     def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
         with curvature(problem) as second:
-            solution = conjugate_gradient(second.hessian, vector, self.iterations)
-            values = second.mixed(vectors.scale(solution, -1.0), wanted)
-        return Product(values, Status("ConjugateGradient", iterations=self.iterations))
+            system = LinearSystem(second, vector, self.damping)
+            solve = solved(system.apply, system.right, self.iterations, self.tolerance)
+            answer = system.answer(solve.solution, wanted)
+        require_finite(
+            [*answer.values, answer.residual, solve.squared],
+            problem,
+            "ConjugateGradient",
+            "look at the lower loss and its second derivatives, or raise damping if the solution "
+            "is too large for the number format",
+        )
+        if bool(solve.flat):
+            raise self._not_positive(problem, float(solve.curvature))
+        return Product(
+            answer.values,
+            Status("ConjugateGradient", iterations=solve.iterations, residual=answer.residual),
+        )
+
+    def _not_positive(self, problem: Problem, found: float) -> HypergradientError:
+        return HypergradientError(
+            f"{self} met a direction of curvature {found:.3g} in the Hessian of problem "
+            f"{problem.name!r} with its damping, but conjugate gradients need one that curves "
+            f"upwards everywhere; raise damping above {self.damping + max(-found, 0.0):.3g}, or "
+            "take fewer iterations. Parameters are as they were."
+        )
+
+
+class Solve(NamedTuple):
+    """Where conjugate gradients came to.
+
+    Attributes:
+        solution: The last iterate; the one before the direction without curvature if there was one.
+        iterations: Products taken.
+        flat: Whether a direction without positive curvature was met, a 0-dim tensor.
+        curvature: ``pᵀAp / pᵀp`` of that direction.
+        squared: ``||r||²`` of the residual carried along.
+    """
+
+    solution: list[Tensor]
+    iterations: int
+    flat: Tensor
+    curvature: Tensor
+    squared: Tensor
 
 
 def conjugate_gradient(
-    operator: Callable[[Sequence[Tensor]], list[Tensor]],
-    right: Sequence[Tensor],
-    iterations: int,
+    operator: Operator, right: Sequence[Tensor], iterations: int
 ) -> list[Tensor]:
+    """Return the iterate of :func:`solved` alone."""
+    return solved(operator, right, iterations).solution
+
+
+def solved(
+    operator: Operator, right: Sequence[Tensor], iterations: int, tolerance: float = 0.0
+) -> Solve:
     """Solve ``A x = b`` for symmetric positive definite ``A`` given as a product.
 
-    Once the residual is zero further iterations change nothing (decided on the device).
+    The iterate stays where it is, decided on the device, once the residual is within ``tolerance``
+    or rounding, or a direction ``p`` has no positive curvature ``pᵀAp``. Such a direction is
+    reported unless the residual has come below ``sqrt(eps) ||b||`` by then: what is left of it is
+    full of rounding, whose directions mean nothing.
     """
     x = [torch.zeros_like(t) for t in right]
-    residual = list(right)
-    direction = list(right)
-    squared = vectors.dot(residual, residual)
-    for _ in range(iterations):
+    residual, direction = list(right), list(right)
+    squared = start = vectors.dot(residual, residual)
+    eps = max(torch.finfo(t.dtype).eps for t in right)
+    goal, rounding = start * max(tolerance, eps) ** 2, start * eps
+    active = squared > goal
+    flat = torch.zeros_like(active)
+    lowest, largest = torch.zeros_like(start), torch.zeros_like(start)
+    done = 0
+    while done < iterations and (tolerance == 0 or bool(active)):
+        done += 1
         image = operator(direction)
-        step = _quotient(squared, vectors.dot(direction, image))
+        bend = vectors.dot(direction, image)
+        curvature = bend / vectors.dot(direction, direction)
+        largest = torch.maximum(largest, curvature)
+        stuck = active & (curvature <= FLAT * eps * largest)
+        flat = flat | (stuck & (squared > rounding))
+        lowest = torch.where(stuck, curvature, lowest)
+        active = active & ~stuck
+        step = torch.where(active, squared / bend, 0.0)
         x = vectors.add(x, vectors.scale(direction, step))
         residual = vectors.add(residual, vectors.scale(image, step), alpha=-1.0)
         previous, squared = squared, vectors.dot(residual, residual)
-        direction = vectors.add(residual, vectors.scale(direction, _quotient(squared, previous)))
-    return x
-
-
-def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
-    return torch.where(numerator == 0, numerator, numerator / denominator)
+        active = active & (squared > goal)
+        turn = torch.where(active, squared / previous, 0.0)
+        direction = vectors.add(residual, vectors.scale(direction, turn))
+    return Solve(x, done, flat, lowest, squared)

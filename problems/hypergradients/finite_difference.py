@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .. import vectors
 from ..errors import ConfigurationError
-from .base import Hypergradient, Product, Status
+from .base import Approximation, Hypergradient, Product, Status
 from .products import Evaluation, window_gradient
 
 if TYPE_CHECKING:
@@ -71,6 +71,15 @@ class FiniteDifference(Hypergradient):
             full_precision=self.full_precision,
         )
         return Product(values, Status("FiniteDifference"))
+
+    def approximation(self, problem: Problem) -> Approximation:
+        del problem
+        return Approximation(
+            alpha=self.alpha,
+            setting="alpha (Config(darts_alpha=...))",
+            at=lambda alpha: FiniteDifference(alpha=alpha),
+            moves_detached=True,
+        )
 
 
 def central_difference(

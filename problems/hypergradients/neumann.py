@@ -1,9 +1,12 @@
 """Implicit hypergradient with a truncated Neumann series for the inverse Hessian.
 
-At a stationary point of the lower loss, ``(dw*/dθ)ᵀ v = -(∂²L/∂θ∂w) H⁻¹ v``, and for
-``α < 2 / λ_max(H)`` ::
+At a stationary point of the lower loss, ``(dw*/dθ)ᵀ v = -(∂²L/∂θ∂w) A⁻¹ v`` with
+``A = H + damping I``, and for positive definite ``A`` and ``α < 2 / λ_max(A)`` ::
 
-    H⁻¹ v = α Σ_{k=0}^{∞} (I - αH)^k v,    truncated after k = iterations
+    A⁻¹ v = α Σ_{k=0}^{∞} (I - αA)^k v,    truncated after k = iterations
+
+What is left out is ``A⁻¹ (I - αA)^{iterations+1} v``: each term shrinks the error by the largest
+``|1 - αλ|`` among the eigenvalues ``λ`` of ``A``.
 
 Source: Lorraine, Vicol, Duvenaud, "Optimizing Millions of Hyperparameters by Implicit
 Differentiation", AISTATS 2020 (arXiv:1911.02590).
@@ -18,38 +21,81 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from .. import vectors
-from ..errors import ConfigurationError
-from .base import Hypergradient, Product, Status
+from ..errors import HypergradientError
+from .base import Hypergradient, Product, Status, require_finite
+from .linear_system import LinearSystem, require_count, require_number
 from .products import curvature
 
 if TYPE_CHECKING:
     from ..problem import Problem
 
+GROWTH = 10.0
+"""The series counts as diverging once its next term is this many times as long as its first."""
+
 
 @dataclass(frozen=True)
 class Neumann(Hypergradient):
-    """``-(∂²L/∂θ∂w) α Σ_{k=0}^{iterations} (I - αH)^k v``.
+    """``-(∂²L/∂θ∂w) α Σ_{k=0}^{iterations} (I - α(H + damping I))^k v``.
+
+    The residual in the status is that of this sum, which is the length of the first term left out,
+    ``||(I - αA)^{iterations+1} v|| / ||v||``; it comes with the mixed product. The host waits for
+    the device once, at the end, to look at it.
 
     Args:
         iterations: Terms beyond the first; each is one Hessian-vector product.
-        alpha: ``α``. The series diverges when ``α`` exceeds ``2 / λ_max(H)``.
+        alpha: ``α``. The series diverges when ``α`` exceeds ``2 / λ_max(H + damping I)``.
+        damping: Added to every eigenvalue of ``H``.
+
+    Raises:
+        HypergradientError: From :meth:`vjp`, when the terms have grown 10 times or more, or are not
+            finite. They never grow in a series that converges.
     """
 
     iterations: int = 1
     alpha: float = 1.0
+    damping: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.iterations < 0 or not 0 < self.alpha < float("inf"):
-            raise ConfigurationError(
-                f"Neumann(iterations={self.iterations}, alpha={self.alpha}) needs iterations of "
-                "at least 0 and a positive, finite alpha."
-            )
+        require_count("Neumann", "iterations", self.iterations, least=0)
+        advice = "the series needs it below 2 / λ_max of the Hessian"
+        require_number("Neumann", "alpha", self.alpha, positive=True, advice=advice)
+        advice = "it is added to the Hessian's eigenvalues"
+        require_number("Neumann", "damping", self.damping, advice=advice)
 
     def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
         with curvature(problem) as second:
-            term, total = list(vector), list(vector)
+            system = LinearSystem(second, vector, self.damping)
+            term, total = list(system.right), list(system.right)
             for _ in range(self.iterations):
-                term = vectors.add(term, second.hessian(term), alpha=-self.alpha)
+                term = vectors.add(term, system.apply(term), alpha=-self.alpha)
                 total = vectors.add(total, term)
-            values = second.mixed(vectors.scale(total, -self.alpha), wanted)
-        return Product(values, Status("Neumann", iterations=self.iterations))
+            answer = system.answer(vectors.scale(total, self.alpha), wanted)
+        require_finite(
+            [*answer.values, answer.residual],
+            problem,
+            "Neumann",
+            f"its series may have diverged: choose alpha below 2 / λ_max of the Hessian, which was "
+            f"{self.alpha:g}, or look at the lower loss",
+        )
+        if bool(answer.residual >= GROWTH):
+            raise self._diverged(problem, term, answer.remainder, float(answer.residual))
+        return Product(
+            answer.values, Status("Neumann", iterations=self.iterations, residual=answer.residual)
+        )
+
+    def _diverged(
+        self, problem: Problem, last: list[Tensor], following: list[Tensor], growth: float
+    ) -> HypergradientError:
+        """``following = (I - αA) last`` tells the curvature along the last term."""
+        stretch = vectors.dot(last, following) / vectors.dot(last, last)
+        curvature = float(1.0 - stretch) / self.alpha
+        if curvature > 0:
+            remedy = (
+                f"choose alpha below 2 / λ_max(H + damping I), here at most {2 / curvature:.3g}"
+            )
+        else:
+            remedy = f"H curves downwards: raise damping above {self.damping - curvature:.3g}"
+        return HypergradientError(
+            f"The series of {self} through problem {problem.name!r} diverges: its terms have grown "
+            f"{growth:.3g} times; {remedy}. Parameters are as they were."
+        )

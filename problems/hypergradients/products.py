@@ -7,7 +7,7 @@ step (``problem.window``), with the random numbers that step drew.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -88,13 +88,16 @@ class Evaluation:
             self._stack.close()
         self._streams.restore()
 
-    def inverse_step(self, vector: Sequence[Tensor], alpha: float) -> Tensor:
-        """Return ``1 / eps`` for a displacement ``eps v`` of length ``alpha``, wider in 16 bits."""
+    def inverse_step(self, vector: Sequence[Tensor], alpha: float, order: int = 2) -> Tensor:
+        """Return ``1 / eps`` for a displacement ``eps v`` of length ``alpha``, wider in 16 bits.
+
+        ``order`` is that of the difference's error in ``eps``.
+        """
         precision = self._problem.config.precision
         dtype = self.weights[0].dtype if self.weights else torch.float32
         if not self._in_full_precision and precision != "fp32":
             dtype = DTYPES[precision]
-        return vectors.norm(vector).add_(1e-15).div_(difference_step(alpha, dtype))
+        return vectors.norm(vector).add_(1e-15).div_(difference_step(alpha, dtype, order))
 
 
 def replayed_loss(problem: Problem, step: RecordedStep) -> Tensor:
@@ -142,43 +145,63 @@ def _gradient(loss: Tensor, wanted: Sequence[Tensor], problem: Problem) -> list[
 
 
 class Curvature:
-    """Products with second derivatives of ``L`` from one recorded gradient graph."""
+    """Products with second derivatives of ``L`` from recorded graphs of its gradient.
 
-    def __init__(self, loss: Tensor, weights: Sequence[Tensor]) -> None:
-        self._weights = weights
-        gradient = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
-        used = [(g, i) for i, g in enumerate(gradient) if g is not None and g.requires_grad]
-        self._gradient = [g for g, _ in used]
-        self._positions = [i for _, i in used]
+    There is a graph for every micro-batch, and a product goes through one after another: what it
+    needs on the way is that of one micro-batch.
+
+    Args:
+        losses: The loss of each micro-batch, computed as it is asked for.
+        weights: ``w``.
+    """
+
+    def __init__(self, losses: Iterable[Tensor], weights: Sequence[Tensor]) -> None:
+        self.weights = weights
+        self._graphs = [_gradient_graph(loss, weights) for loss in losses]
 
     def hessian(self, vector: Sequence[Tensor]) -> list[Tensor]:
         """Return ``∂²L/∂w∂w · v``."""
-        return self._second(vector, self._weights)
+        return self._products(vector, self.weights)
 
     def mixed(self, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
         """Return ``∂²L/∂θ∂w · v``."""
-        return self._second(vector, wanted)
+        return self._products(vector, wanted)
 
-    def _second(self, vector: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-        if not self._gradient:
-            return [torch.zeros_like(t) for t in inputs]
-        products = torch.autograd.grad(
-            self._gradient,
-            inputs,
-            grad_outputs=[vector[i] for i in self._positions],
-            retain_graph=True,
-            allow_unused=True,
-        )
-        return vectors.fill_none(products, inputs)
+    def both(
+        self, vector: Sequence[Tensor], wanted: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return ``∂²L/∂w∂w · v`` and ``∂²L/∂θ∂w · v`` for the price of the first."""
+        products = self._products(vector, [*self.weights, *wanted])
+        return products[: len(self.weights)], products[len(self.weights) :]
+
+    def _products(self, vector: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+        total = [torch.zeros_like(t) for t in inputs]
+        for gradient, positions in self._graphs:
+            if gradient:
+                along = [vector[i] for i in positions]
+                found = torch.autograd.grad(
+                    gradient, inputs, along, retain_graph=True, allow_unused=True
+                )
+                total = vectors.add(total, vectors.fill_none(found, inputs))
+        return total if len(self._graphs) == 1 else vectors.scale(total, 1.0 / len(self._graphs))
+
+
+def _gradient_graph(loss: Tensor, weights: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+    """Return the parts of ``∇_w loss`` that are no constants, and which weights they belong to."""
+    if not loss.requires_grad:
+        return [], []
+    gradient = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+    used = [(g, i) for i, g in enumerate(gradient) if g is not None and g.requires_grad]
+    return [g for g, _ in used], [i for _, i in used]
 
 
 @contextmanager
 def curvature(problem: Problem) -> Iterator[Curvature]:
     """Yield second-derivative products of the lower loss at its present parameters.
 
-    The graph of the whole window is held while inside.
+    The graphs of the whole window are held while inside.
     """
-    with Evaluation(problem, graph=True, in_full_precision=True, second_order=True):
-        losses = [replayed_loss(problem, step) for step in require_recorded(problem).steps]
-        loss = torch.stack(losses).mean()
-        yield Curvature(loss, list(problem.meta_trainable_parameters()))
+    steps = require_recorded(problem).steps
+    with Evaluation(problem, graph=True, in_full_precision=True, second_order=True) as evaluation:
+        losses = (replayed_loss(problem, step) for step in steps)
+        yield Curvature(losses, evaluation.weights)

@@ -9,10 +9,14 @@ from .base import Hypergradient
 from .conjugate_gradient import ConjugateGradient
 from .finite_difference import FiniteDifference
 from .neumann import Neumann
+from .nystrom import Nystrom
+from .penalty import Penalty
 from .registry import load_registered
+from .reinforce import Reinforce
 from .reweighting import Reweighting
 from .sama import SAMA
 from .unroll import Unroll
+from .zero_order import ZeroOrder
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -21,9 +25,14 @@ BY_NAME: Mapping[str, Callable[[Config], Hypergradient]] = {
     "darts": lambda c: FiniteDifference(alpha=c.darts_alpha, multitask=c.darts_multitask),
     "reweighting": lambda c: Reweighting(alpha=c.darts_alpha),
     "unroll": lambda c: Unroll(),
+    "t1t2": lambda c: Unroll(steps=1),
     "sama": lambda c: SAMA(alpha=c.sama_adam_alpha, multitask=c.sama_multitask),
     "neumann": lambda c: Neumann(iterations=c.neumann_iterations, alpha=c.neumann_alpha),
+    "nystrom": lambda c: Nystrom(),
     "cg": lambda c: ConjugateGradient(iterations=c.cg_iterations),
+    "penalty": lambda c: Penalty(),
+    "zero_order": lambda c: ZeroOrder(),
+    "reinforce": lambda c: Reinforce(),
 }
 
 

@@ -1,7 +1,7 @@
 """SAMA: the central difference of DARTS, preconditioned by the optimizer's own Jacobian.
 
-An adaptive optimizer moves ``w`` by ``u(g)`` rather than by ``g``, so the response of ``w`` to a
-change of ``θ`` carries the diagonal factor ``∂u/∂g``: the product is ``-∂²L/∂θ∂w · (∂u/∂g ⊙ v)``.
+An optimizer moves ``w`` by ``-u(g)`` rather than by ``-g``, so the response of ``w`` to a change of
+``θ`` carries the factor ``∂u/∂g``: the product is ``-∂²L/∂θ∂w (∂u/∂g)ᵀ v``.
 
 Source: Choe et al., "Making Scalable Meta Learning Practical", NeurIPS 2023 (arXiv:2310.05674).
 """
@@ -9,71 +9,157 @@ Source: Choe et al., "Making Scalable Meta Learning Practical", NeurIPS 2023 (ar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ConfigurationError
+from .. import vectors
+from ..errors import ConfigurationError, HypergradientError
 from ..trajectory import Recording
-from ..unrolling import clipped
-from .base import Hypergradient, Product, Status
+from ..unrolling import (
+    UpdateAdjoint,
+    clipped,
+    owns_settings,
+    update_adjoint,
+    why_not_differentiable,
+)
+from .base import Approximation, Hypergradient, Product, Status
 from .finite_difference import central_difference
+from .own_steps import require_optimizer_steps
 from .products import require_recorded
 
 if TYPE_CHECKING:
     from ..problem import Problem
 
+PRECONDITIONERS = ("source", "exact")
+
 
 @dataclass(frozen=True)
 class SAMA(Hypergradient):
-    """``-∂²L/∂θ∂w · (∂u/∂g ⊙ v)`` by a central difference of length ``alpha``.
+    """``-∂²L/∂θ∂w (∂u/∂g)ᵀ v`` by a central difference of length ``alpha``.
 
-    The factor is that of Adam or AdamW at the step just taken, and 1 for SGD (whose momentum does
-    not enter).
+    With ``U(w, g) = w - u(g)`` the optimizer step just taken, state and settings as they were, the
+    two preconditioners are:
+
+    - ``"source"``: the paper's. 1 for SGD: no learning rate, no momentum, no clipping. For Adam and
+      AdamW the diagonal of :func:`adam_jacobian`, which carries the learning rate and leaves out
+      bias correction. Other optimizers, AMSGrad among them, take the exact one.
+    - ``"exact"``: ``∂u/∂g = -∂U/∂g``, learning rate, momentum, bias correction, weight decay and
+      gradient clipping included, for every optimizer that
+      :class:`~metaweight.problems.hypergradients.Unroll` can differentiate. The product is then
+      ``∂²L/∂θ∂w (∂U/∂g)ᵀ v``, that of one unrolled step, except that the mixed derivative is taken
+      where the step ended rather than where it began. Where an upper problem owns settings of the
+      optimizer, its ``(∂U/∂θ)ᵀ v`` is added.
 
     Args:
         alpha: Length of the displacement.
-        multitask: Leave the parameters at ``w - eps v``.
+        multitask: Leave the parameters at ``w - eps v``, ``v`` preconditioned.
+        preconditioner: ``"source"`` or ``"exact"``.
     """
 
     alpha: float = 1.0
     multitask: bool = False
+    preconditioner: str = "source"
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < float("inf"):
-            raise ConfigurationError(f"SAMA(alpha={self.alpha}) must be positive and finite.")
+            raise ConfigurationError(
+                f"SAMA(alpha={self.alpha}) must be positive and finite; 1.0 is the paper's."
+            )
+        if self.preconditioner not in PRECONDITIONERS:
+            raise ConfigurationError(
+                f"SAMA(preconditioner={self.preconditioner!r}) is not one of "
+                f"{', '.join(PRECONDITIONERS)}; choose one of these."
+            )
 
     def check(self, problem: Problem) -> None:
-        optimizer = problem.optimizer
-        if not isinstance(optimizer, (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)):
+        if not self._is_exact(problem):
+            return
+        require_optimizer_steps(
+            problem, "SAMA with the exact preconditioner", "choose type='darts'"
+        )
+        reason = why_not_differentiable(problem.optimizer)
+        if reason is not None:
             raise ConfigurationError(
-                f"Problem {problem.name!r} asks for type='sama' with the optimizer "
-                f"{type(optimizer).__name__}; its Jacobian is known for SGD, Adam and AdamW. "
-                "Use one of these, or type='darts'."
+                f"Problem {problem.name!r} asks for type='sama', but {reason}. Use another "
+                "optimizer, or type='darts'."
             )
 
     def recording(self, problem: Problem) -> Recording:
+        exact = self._is_exact(problem)
+        return Recording(
+            parameters=exact, optimizer=exact or not isinstance(problem.optimizer, torch.optim.SGD)
+        )
+
+    def approximation(self, problem: Problem) -> Approximation:
         del problem
-        return Recording(optimizer=True)
+        return Approximation(
+            alpha=self.alpha,
+            setting="alpha (Config(sama_adam_alpha=...))",
+            at=lambda alpha: replace(self, alpha=alpha, multitask=False),
+            moves_detached=True,
+        )
 
     def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
-        moment = require_recorded(problem).moment
-        optimizer = problem.optimizer
-        if moment is not None and isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
-            groups = {p: group for group in optimizer.param_groups for p in group["params"]}
-            gradients = clipped(problem, moment, moment.gradients)
-            vector = [
-                v * adam_jacobian(groups[p], optimizer.state[p], gradients[p])
-                if p in gradients
-                else torch.zeros_like(v)
-                for p, v in zip(problem.meta_trainable_parameters(), vector, strict=True)
-            ]
+        through_settings: list[Tensor] | None = None
+        if self._is_exact(problem):
+            adjoint = step_adjoint(problem, vector, wanted)
+            vector = exact_preconditioned(problem, adjoint)
+            through_settings = adjoint.wanted if owns_settings(problem) else None
+        elif not isinstance(problem.optimizer, torch.optim.SGD):
+            vector = adam_preconditioned(problem, vector)
         values = central_difference(
             problem, vector, wanted, alpha=self.alpha, keep_displaced=self.multitask
         )
+        if through_settings is not None:
+            values = vectors.add(values, through_settings)
         return Product(values, Status("SAMA"))
+
+    def _is_exact(self, problem: Problem) -> bool:
+        return self.preconditioner == "exact" or not in_source(problem.optimizer)
+
+
+def in_source(optimizer: torch.optim.Optimizer | None) -> bool:
+    """Whether the paper has a preconditioner for ``optimizer``."""
+    if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+        return not any(group["amsgrad"] for group in optimizer.param_groups)
+    return isinstance(optimizer, torch.optim.SGD)
+
+
+def step_adjoint(
+    problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]
+) -> UpdateAdjoint:
+    """Return the adjoint of the step just taken, ``v`` being the cotangent of the parameters."""
+    cotangents = dict(zip(problem.meta_trainable_parameters(), vector, strict=True))
+    return update_adjoint(problem, require_recorded(problem), cotangents, {}, wanted)
+
+
+def exact_preconditioned(problem: Problem, adjoint: UpdateAdjoint) -> list[Tensor]:
+    """Return ``(∂u/∂g)ᵀ v = -(∂U/∂g)ᵀ v``, 0 where the step had no gradient."""
+    found = adjoint.gradients
+    parameters = list(problem.meta_trainable_parameters())
+    return vectors.scale(vectors.fill_none([found.get(p) for p in parameters], parameters), -1.0)
+
+
+def adam_preconditioned(problem: Problem, vector: Sequence[Tensor]) -> list[Tensor]:
+    """Return ``∂u/∂g ⊙ v`` with the paper's diagonal, 0 where the step had no gradient."""
+    moment = require_recorded(problem).moment
+    if moment is None:
+        raise HypergradientError(
+            f"The last step of problem {problem.name!r} was not recorded with its gradients, which "
+            "SAMA needs; run the program through an Engine, which asks it what to record."
+        )
+    optimizer = problem.optimizer
+    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+    gradients = clipped(problem, moment, moment.gradients)
+    return [
+        v * adam_jacobian(groups[p], optimizer.state[p], gradients[p])
+        if p in gradients
+        else torch.zeros_like(v)
+        for p, v in zip(problem.meta_trainable_parameters(), vector, strict=True)
+    ]
 
 
 def adam_jacobian(

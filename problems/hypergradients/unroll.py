@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,7 +41,8 @@ from ..unrolling import (
     why_not_differentiable,
 )
 from ..unrolling.adjoint import StateCotangents
-from .base import Hypergradient, Product, Status
+from .base import Approximation, Hypergradient, Product, Status
+from .gradient_differences import declares_its_loss
 from .products import Evaluation, require_recorded
 from .second_order import PRODUCTS, gradient_products
 
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
     from ..problem import Problem
 
 MEMORY = ("flat", "full")
+
+# Length of the displacement; a one-sided difference has an error in proportion to it.
+ALPHA = {"finite_difference": 1e-2, "one_sided": 3e-4}
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ class Unroll(Hypergradient):
         product: ``"exact"``: second-order products by double backward. ``"forward_over_reverse"``:
             the same numbers by a backward pass with tangents. ``"finite_difference"``: from two
             ordinary gradients, for networks or kernels that cannot be differentiated twice.
-        alpha: Length of the displacement of ``"finite_difference"``.
+            ``"one_sided"``: from one, and that of the training step.
+        alpha: Length of the displacement of these two; 0.01 and 3e-4 when left out.
         memory: ``"flat"``: rebuild each step's graph. ``"full"``: keep the graphs of the training
             steps, which saves a forward and backward pass per step and holds all activations;
             needs ``product="exact"``, and takes the products in the precision of training.
@@ -72,7 +77,7 @@ class Unroll(Hypergradient):
 
     steps: int | None = None
     product: str = "exact"
-    alpha: float = 0.01
+    alpha: float | None = None
     memory: str = "flat"
 
     def __post_init__(self) -> None:
@@ -95,10 +100,15 @@ class Unroll(Hypergradient):
                 f"Unroll(memory='full', product={self.product!r}): kept graphs are differentiated "
                 "exactly; use product='exact', or memory='flat'."
             )
-        if not 0 < self.alpha < float("inf"):
+        if self.alpha is not None and not 0 < self.alpha < float("inf"):
             raise ConfigurationError(
                 f"Unroll(alpha={self.alpha}) must be positive and finite; 0.01 is the usual choice."
             )
+
+    @property
+    def length(self) -> float:
+        """Length of the displacement: ``alpha``, or the usual one for the product."""
+        return ALPHA.get(self.product, 1e-2) if self.alpha is None else self.alpha
 
     def recording(self, problem: Problem) -> Recording:
         updates = problem.config.unroll_steps
@@ -108,7 +118,7 @@ class Unroll(Hypergradient):
             updates=updates,
             parameters=True,
             optimizer=True,
-            losses=self.product == "finite_difference",
+            losses=self.product in ALPHA,
             graphs=self.memory == "full",
         )
 
@@ -127,6 +137,20 @@ class Unroll(Hypergradient):
                 "upper problems; raise unroll_steps, or leave steps out."
             )
 
+    def approximation(self, problem: Problem) -> Approximation | None:
+        if self.product not in ALPHA:
+            return None
+        return Approximation(
+            alpha=self.length,
+            setting="alpha",
+            at=lambda alpha: (
+                self
+                if alpha == self.length
+                else replace(self, product="finite_difference", alpha=alpha)
+            ),
+            moves_detached=not declares_its_loss(problem),
+        )
+
     def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
         require_recorded(problem)
         updates = list(problem.trajectory.updates)
@@ -135,7 +159,7 @@ class Unroll(Hypergradient):
             problem,
             graph=True,
             in_full_precision=True,
-            second_order=self.product != "finite_difference",
+            second_order=self.product not in ALPHA,
         ) as evaluation:
             weights = evaluation.weights
             cotangents = dict(zip(weights, vector, strict=True))
@@ -169,10 +193,10 @@ class Unroll(Hypergradient):
         along: Sequence[Tensor],
         inputs: Sequence[Tensor],
     ) -> list[Tensor]:
-        if self.memory == "full":
-            return _kept_products(evaluation, update, along, inputs)
+        if all(step.graph is not None for step in update.steps):
+            return _kept_products(problem, evaluation, update, along, inputs)
         go_back_to(update)
-        return PRODUCTS[self.product](problem, evaluation, update.steps, along, inputs, self.alpha)
+        return PRODUCTS[self.product](problem, evaluation, update, along, inputs, self.length)
 
 
 def _whole_loop(problem: Problem, updates: Sequence[RecordedUpdate]) -> bool:
@@ -192,19 +216,27 @@ def _through_start(
     return vectors.fill_none(found, wanted)
 
 
+def _uses(problem: Problem) -> int:
+    """Return how often one round of the upper problems differentiates through this one."""
+    everyone = [problem, *problem.position.peers.values()]
+    return sum(problem in path[1:-1] for upper in everyone for path in upper.paths)
+
+
 def _kept_products(
+    problem: Problem,
     evaluation: Evaluation,
     update: RecordedUpdate,
     along: Sequence[Tensor],
     inputs: Sequence[Tensor],
 ) -> list[Tensor]:
     total = [t.new_zeros(t.shape) for t in inputs]
+    keep = _uses(problem) > 1
     for step in update.steps:
         graph = step.graph
         assert graph is not None
         gradient = [graph.gradients.get(p) for p in evaluation.weights]
         places = [graph.parameters.get(t, t) for t in inputs]
-        total = vectors.add(total, gradient_products(gradient, along, places, keep=True))
+        total = vectors.add(total, gradient_products(gradient, along, places, keep=keep))
     return vectors.scale(total, 1.0 / len(update.steps))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from .torch_rule import twin_of
 if TYPE_CHECKING:
     from ..problem import Problem
 
+Observer = Callable[[Mapping[str, Any]], None]
+
 
 def go_back_to(update: RecordedUpdate) -> None:
     """Put parameters and buffers where they were before a recorded step."""
@@ -29,7 +31,11 @@ def go_back_to(update: RecordedUpdate) -> None:
             buffer.data.copy_(value)
 
 
-def replay(problem: Problem, updates: Sequence[RecordedUpdate]) -> None:
+def replay(
+    problem: Problem,
+    updates: Sequence[RecordedUpdate],
+    observe: Observer | None = None,
+) -> None:
     """Take recorded optimizer steps again, from where the first one started.
 
     Batches, random numbers, optimizer state and settings are those of the recording; upper
@@ -38,7 +44,8 @@ def replay(problem: Problem, updates: Sequence[RecordedUpdate]) -> None:
     ``.grad`` are not touched. Call it inside an
     :class:`~metaweight.problems.hypergradients.products.Evaluation` with a
     :class:`~metaweight.problems.vectors.Displacement` of all of ``updates[0].start``, which put
-    parameters, buffers and random streams back.
+    parameters, buffers and random streams back. ``observe`` is given the mapping each
+    ``training_step`` returns, or an empty one, before the loss is differentiated.
     """
     go_back_to(updates[0])
     if len(updates) == problem.config.unroll_steps:
@@ -52,7 +59,7 @@ def replay(problem: Problem, updates: Sequence[RecordedUpdate]) -> None:
         for number, update in enumerate(updates):
             if number:
                 _put_problems_below(problem, update)
-            _set_gradients(problem, update, trained)
+            _set_gradients(problem, update, trained, observe)
             twin.param_groups = _groups(problem, update)
             type(problem.optimizer).step(twin)
 
@@ -64,14 +71,23 @@ def _put_problems_below(problem: Problem, update: RecordedUpdate) -> None:
             parameter.data.copy_(value)
 
 
-def _set_gradients(problem: Problem, update: RecordedUpdate, trained: Sequence[Tensor]) -> None:
+def _set_gradients(
+    problem: Problem,
+    update: RecordedUpdate,
+    trained: Sequence[Tensor],
+    observe: Observer | None,
+) -> None:
     for p in trained:
         p.grad = None
     for step in update.steps:
         step.random.restore()
+        # An autocast further out would go on with casts of weights from before they moved.
+        torch.clear_autocast_cache()
         with torch.enable_grad():
-            loss = problem.loss_of(problem.training_step(step.batch)) / len(update.steps)
-            torch.autograd.backward(loss, inputs=list(trained))
+            loss, output = problem.evaluate(step.batch)
+            if observe is not None:
+                observe(output)
+            torch.autograd.backward(loss / len(update.steps), inputs=list(trained))
     if problem.config.gradient_clipping > 0:
         torch.nn.utils.clip_grad_norm_(trained, problem.config.gradient_clipping)
 

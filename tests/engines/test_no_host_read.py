@@ -19,6 +19,7 @@ from metaweight import (
     EngineConfig,
     FiniteDifference,
     Neumann,
+    Unroll,
 )
 from metaweight.weighting import MetaWeightNet
 
@@ -30,12 +31,24 @@ from metaweight.weighting import MetaWeightNet
         (Declared, "darts"),
         (Plain, FiniteDifference()),
         (Plain, SAMA()),
-        (Plain, Neumann()),
-        (Plain, ConjugateGradient()),
+        (Plain, Unroll()),
+        (Plain, Unroll(memory="full")),
+        (Plain, Unroll(product="finite_difference")),
+        (Declared, Unroll(product="finite_difference")),
     ],
-    ids=["native", "darts", "sama", "neumann", "cg"],
+    ids=["native", "darts", "sama", "unroll", "kept", "differences", "declared differences"],
 )
 def test_a_step_reads_nothing_back(kind, method, accumulation):
+    run(kind, method, accumulation)
+
+
+@pytest.mark.parametrize("method", [Neumann(), ConjugateGradient()], ids=["neumann", "cg"])
+def test_a_linear_solve_is_looked_at_before_it_is_used(method):
+    with pytest.raises(DataDependentOutputException):
+        run(Plain, method, 1)
+
+
+def run(kind, method, accumulation):
     with FakeTensorMode():
         net, weights = network(dropout=0.5), MetaWeightNet(8)
         data = [(torch.randn(8, 6), torch.randint(0, 4, (8,)))]

@@ -20,7 +20,7 @@ from metaweight import (
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"type": "nuemann"}, r"type='nuemann'\) is not a known.*'darts'.*'cg', or give a Hyper"),
+        ({"type": "nuemann"}, r"type='nuemann'\) is not a known.*'darts'.*'cg'.*or give a Hyper"),
         ({"type": None}, r"type=None\) is not a known hypergradient"),
         ({"type": Neumann}, r"type=Neumann\) received the class; instantiate it: .*Neumann\(\)"),
         ({"precision": "float16"}, r"precision='float16'\) is not one of fp32, fp16, bf16"),

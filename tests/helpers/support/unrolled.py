@@ -157,8 +157,11 @@ def engine_gradient(setting: Setting, kind: Any = "darts", **more: Any) -> list[
     return seen["upper"]
 
 
-def naive_gradient(setting: Setting, through: int | None = None) -> list[Tensor]:
-    """The same by one graph; ``through`` truncates to the last so many optimizer steps."""
+def naive_gradient(
+    setting: Setting, through: int | None = None, held: Sequence[int] = ()
+) -> list[Tensor]:
+    """The same by one graph; ``through`` truncates to the last so many optimizer steps, and of the
+    parameters with the positions ``held`` gradients and updates are detached."""
     engine = build(setting)
     upper, net = engine.upper.module, engine.lower.module
     names = [name for name, _ in net.named_parameters()]
@@ -180,6 +183,7 @@ def naive_gradient(setting: Setting, through: int | None = None) -> list[Tensor]
             )
             part = torch.autograd.grad(loss, w, create_graph=True)
             gradient = [a + b / setting.accumulation for a, b in zip(gradient, part, strict=True)]
+        gradient = [g.detach() if i in held else g for i, g in enumerate(gradient)]
         if setting.clipping:
             norm = torch.sqrt(sum((g**2).sum() for g in gradient))
             if norm + 1e-6 > setting.clipping:
@@ -193,7 +197,8 @@ def naive_gradient(setting: Setting, through: int | None = None) -> list[Tensor]
             NAIVE[setting.optimizer](p, g, state, number + 1, hyper)
             for p, g, state in zip(w, gradient, states, strict=True)
         ]
-        w, states = [s[0] for s in stepped], [s[1] for s in stepped]
+        w = [s[0].detach().requires_grad_() if i in held else s[0] for i, s in enumerate(stepped)]
+        states = [s[1] for s in stepped]
     inputs, labels = batches(2, 1)[0]
     params = dict(zip(names, w, strict=True))
     judged = F.cross_entropy(functional_call(net, params, (inputs,)), labels)

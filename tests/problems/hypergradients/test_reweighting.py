@@ -93,7 +93,8 @@ def test_hand_computed_meta_weight_net_step():
 
     The step: w' = 0 - .1 * mean(.5 * (0 - y_i)) = -.05. At w', l = (.55125, 4.35125),
     d_i = (w' - y_i) v with v = w' - 2 = -2.05, and the product is
-    -mean(V'(0) (1, l_i) d_i) with V'(0) = .25.
+    -mean(V'(0) (1, l_i) d_i) with V'(0) = .25. Before the step, l = (.5, 4.5), d_i = -y_i v; the
+    one-sided difference adds eps v² / 2 = 1e-4 to each d_i.
     """
 
     class Network(torch.nn.Module):
@@ -148,6 +149,10 @@ def test_hand_computed_meta_weight_net_step():
         lower, theta = build(derivative)
         torch.testing.assert_close(lower.detach(), torch.tensor([w], dtype=torch.float64))
         torch.testing.assert_close(-theta.detach(), expected, rtol=1e-7, atol=0)
+    losses, directional = 0.5 * y**2, -y * (w - 2)
+    expected = -torch.stack([directional.mean(), (losses * directional).mean()]) * 0.25
+    _, theta = build("one_sided")
+    torch.testing.assert_close(-theta.detach(), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("full_precision", [True, False], ids=["fp32 passes", "bf16 passes"])
@@ -198,7 +203,7 @@ def test_refuses_a_problem_that_declares_nothing():
         program(Plain, config=Config(type="reweighting"))
 
 
-@pytest.mark.parametrize("settings", [{"derivative": "magic"}, {"alpha": 0.0}])
+@pytest.mark.parametrize("settings", [{"derivative": "magic"}, {"alpha": 0.0}, {"alpha": -0.01}])
 def test_refuses_unknown_settings(settings):
     with pytest.raises(ConfigurationError, match=r"Reweighting\("):
         Reweighting(**settings)

@@ -172,40 +172,6 @@ def test_adam_jacobian_is_the_derivative_of_adams_step():
     torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-10)
 
 
-def test_sama_refuses_an_optimizer_it_does_not_know():
-    net = torch.nn.Linear(2, 2)
-
-    class Lower(ImplicitProblem):
-        def training_step(self, batch):
-            return self.module(batch).sum() * self.upper.module.weight.sum()
-
-    class Upper(ImplicitProblem):
-        def training_step(self, batch):
-            return self.lower(batch).sum()
-
-    judge = torch.nn.Linear(1, 1)
-    lower = Lower(
-        "lower",
-        Config(type="sama"),
-        net,
-        torch.optim.Adagrad(net.parameters()),
-        train_data_loader=[torch.ones(1, 2)],
-    )
-    upper = Upper(
-        "upper",
-        None,
-        judge,
-        torch.optim.SGD(judge.parameters(), 0.1),
-        train_data_loader=[torch.ones(1, 2)],
-    )
-    with pytest.raises(ConfigurationError, match=r"'lower' asks for type='sama'.*Adagrad"):
-        Engine(
-            [upper, lower],
-            EngineConfig(strategy="cpu"),
-            {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
-        )
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -86,6 +86,47 @@ def test_dropout_and_batch_norm_are_replayed(product: str) -> None:
     assert relative_error(declared(Unroll(product=product), 4, dropout=0.5), kept) < 1e-9
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_one_sided_differences_fall_with_their_step(steps: int) -> None:
+    """The error of a one-sided difference is in proportion to its step."""
+    exact = declared(Unroll(), steps, dropout=0.5)
+    errors = [
+        relative_error(
+            declared(Unroll(product="one_sided", alpha=alpha), steps, dropout=0.5), exact
+        )
+        for alpha in (1e-3, 1e-4)
+    ]
+    assert errors[0] < 1e-2
+    assert errors[1] == pytest.approx(errors[0] / 10, rel=0.2)
+
+
+@pytest.mark.parametrize("case", ["callback", "own training step", "accumulation", "clipping"])
+def test_one_sided_differences_use_only_what_training_left_as_it_was(case: str) -> None:
+    class Callback(DeclaredLower):
+        def grad_callback(self):
+            for p in self.module.parameters():
+                p.grad = p.grad * 1.0
+
+    class Own(DeclaredLower):
+        def training_step(self, batch):
+            losses = self.sample_losses(batch)
+            return (self.judge(losses.detach()) * losses).mean() + 0.01 * losses.sum()
+
+    kind = {"callback": Callback, "own training step": Own}.get(case, DeclaredLower)
+    more = {"accumulation": {"gradient_accumulation": 2}, "clipping": {"gradient_clipping": 0.1}}
+
+    def gradient(method: Unroll) -> list[torch.Tensor]:
+        config = Config(type=method, unroll_steps=2, **more.get(case, {}))
+        engine = program(kind, config=config)
+        return gradients_of(engine, engine.judge, 2 * config.gradient_accumulation)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*grad_callback changes")
+        converged = "finite_difference" if case == "own training step" else "exact"
+        exact = gradient(Unroll(product=converged, alpha=1e-4))
+        assert relative_error(gradient(Unroll(product="one_sided", alpha=1e-6)), exact) < 1e-4
+
+
 def test_finite_differences_of_a_plain_loss_do_not_respect_detach() -> None:
     setting = Setting(settings=MOMENTUM, steps=2)
     kind = Unroll(product="finite_difference", alpha=1e-4)
@@ -131,11 +172,14 @@ def test_equals_finite_differences_of_the_whole_lower_run(optimizer: Any) -> Non
     assert analytic == pytest.approx(numeric, rel=1e-5)
 
 
-@pytest.mark.parametrize("product", ["exact", "finite_difference", "forward_over_reverse"])
-def test_finite_difference_product_of_an_attached_loss(product: str) -> None:
+@pytest.mark.parametrize(
+    ("product", "alpha"),
+    [("finite_difference", 1e-3), ("forward_over_reverse", 1.0), ("one_sided", 1e-6)],
+)
+def test_products_of_an_attached_loss(product: str, alpha: float) -> None:
     setting = Setting(settings=MOMENTUM, steps=3)
     exact = engine_gradient(setting, Unroll(), lower=Attached)
-    kind = Unroll(product=product, alpha=1e-3)
+    kind = Unroll(product=product, alpha=alpha)
     assert relative_error(engine_gradient(setting, kind, lower=Attached), exact) < 1e-5
 
 

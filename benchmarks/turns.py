@@ -1,0 +1,211 @@
+"""Contenders that take turns on one machine, each in a process of its own.
+
+In each round every contender steps in turn while the others sleep, so that a machine whose speed
+drifts slows all alike; a process of its own each, so that none profits from memory another has
+warmed up and the peak is its own. A contender that fails is reported, and the others go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import platform
+import resource
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import metaweight
+
+Step = Callable[[], Any]
+Make = Callable[[], Step]
+"""Called in the contender's process; must be picklable."""
+
+SHORTEST_TURN = 0.1
+MOST_STEPS = 200
+
+
+class Turn(NamedTuple):
+    """What one turn of a contender measured."""
+
+    wall: float
+    """Seconds a step."""
+    cpu: float
+    """Seconds of all threads together a step; less touched by what else the machine does."""
+    peak: float
+    """Peak memory of the process so far, MiB."""
+
+
+@dataclass
+class Outcome:
+    """What a contender measured, or why it could not.
+
+    Attributes:
+        value: What its first step returned.
+        resting: Memory of its process before the first step, MiB.
+        first_peak: Peak memory of its process after the first step, MiB.
+        turns: A turn for each round.
+        error: The first line of its error.
+    """
+
+    value: Any = None
+    resting: float = 0.0
+    first_peak: float = 0.0
+    turns: list[Turn] = field(default_factory=list)
+    error: str | None = None
+
+
+def measure(
+    makes: Mapping[str, Make],
+    threads: int,
+    rounds: int,
+    steps: int | None,
+    *,
+    warm_ups: int = 2,
+    start: str = "spawn",
+) -> dict[str, Outcome]:
+    """Return what every contender measured.
+
+    Args:
+        makes: The makers of the contenders' steps, by name.
+        threads: Threads of each contender.
+        rounds: Turns of each contender.
+        steps: Steps of a turn; as many as fill 0.1 s when left out.
+        warm_ups: Steps before the first turn.
+        start: How processes are started; ``"forkserver"`` shares the imports.
+    """
+    context: Any = multiprocessing.get_context(start)
+    if start == "forkserver":
+        # The first optimizer of a process imports torch._dynamo, which takes seconds.
+        context.set_forkserver_preload(["metaweight", "torch._dynamo"])
+    outcomes: dict[str, Outcome] = {}
+    lines: dict[str, Connection] = {}
+    workers: dict[str, Any] = {}
+    for name, make in makes.items():
+        ours, theirs = context.Pipe()
+        arguments = (make, threads, steps, warm_ups, theirs)
+        workers[name] = context.Process(target=_serve, args=arguments, daemon=True)
+        workers[name].start()
+        theirs.close()
+        lines[name] = ours
+        answer = _answer(ours, workers[name])
+        outcomes[name] = answer if isinstance(answer, Outcome) else Outcome(error=answer)
+    names = list(makes)
+    for number in range(rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            if outcomes[name].error is None:
+                lines[name].send(True)
+                answer = _answer(lines[name], workers[name])
+                if isinstance(answer, Turn):
+                    outcomes[name].turns.append(answer)
+                else:
+                    outcomes[name].error = answer
+    for name, worker in workers.items():
+        if outcomes[name].error is None:
+            lines[name].send(False)
+        worker.join()
+    return outcomes
+
+
+def _answer(line: Connection, worker: Any) -> Any:
+    try:
+        return line.recv()
+    except EOFError:
+        worker.join()
+        return f"the process ended with exit code {worker.exitcode}"
+
+
+def _serve(
+    make: Make, threads: int, steps: int | None, warm_ups: int, connection: Connection
+) -> None:
+    torch.set_num_threads(threads)
+    logging.disable(logging.INFO)
+    warnings.simplefilter("ignore")
+    try:
+        step = make()
+        resting = resident_memory()
+        value = step()
+        outcome = Outcome(value, resting, peak_memory())
+        start = time.perf_counter()
+        for _ in range(warm_ups - 1):
+            step()
+        if steps is None:
+            seconds = (time.perf_counter() - start) / (warm_ups - 1)
+            steps = min(MOST_STEPS, max(1, round(SHORTEST_TURN / max(seconds, 1e-9))))
+        connection.send(outcome)
+        while connection.recv():
+            connection.send(_timed(step, steps))
+    except Exception as error:
+        connection.send(first_line(error))
+
+
+def _timed(step: Step, steps: int) -> Turn:
+    start, start_cpu = time.perf_counter(), time.process_time()
+    for _ in range(steps):
+        step()
+    wall = (time.perf_counter() - start) / steps
+    return Turn(wall, (time.process_time() - start_cpu) / steps, peak_memory())
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error as one line of text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def resident_memory() -> float:
+    """Return the memory of this process, MiB; 0 where the system does not say."""
+    return _proc_status("VmRSS") or 0.0
+
+
+def peak_memory() -> float:
+    """Return the peak memory of this process, MiB."""
+    # The peak getrusage knows of includes what a process was before it became another program.
+    found = _proc_status("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 if found is None else found
+
+
+def _proc_status(key: str) -> float | None:
+    path = Path("/proc/self/status")
+    if not path.exists():
+        return None
+    entries = dict(line.split(":", 1) for line in path.read_text().splitlines())
+    return float(entries[key].split()[0]) / 1024 if key in entries else None
+
+
+def environment(threads: int) -> dict[str, str | int]:
+    """Return what the numbers depend on."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        processor = models[0].split(":", 1)[1].strip() if models else processor
+    return {
+        "processor": processor,
+        "threads": threads,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "metaweight": metaweight.__version__,
+    }
+
+
+def markdown(rows: list[dict[str, Any]], title: str) -> str:
+    """Return rows as a Markdown table; the first one's keys are the columns."""
+    keys = list(rows[0])
+    lines = [f"### {title}", "", "| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)]
+    lines += ["| " + " | ".join(_cell(row.get(key)) for key in keys) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|")

@@ -1,0 +1,219 @@
+"""Second derivatives of the lower loss times a vector, from differences of ordinary gradients.
+
+With ``||eps u|| = alpha``, for ``x`` among the lower parameters ``w`` and upper ones ``θ``::
+
+    central:    (∇_x L(w + eps u) - ∇_x L(w - eps u)) / (2 eps)     error O(alpha²), two gradients
+    one-sided:  (∇_x L(w + eps u) - ∇_x L(w)) / eps                 error O(alpha), one gradient
+
+the one-sided form because the training step has left its own gradient. Nothing is differentiated
+twice. What the loss detaches moves with ``w``, unless the problem declares its sample losses and
+weights (:class:`~metaweight.problems.ReweightedProblem`): then the weights are held where they
+were, and the directional derivatives of the sample losses, which the same passes give, make up the
+derivative by ``θ``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
+
+import torch
+from torch import Tensor
+
+from .. import vectors
+from ..trajectory import RecordedStep, RecordedUpdate
+from .products import Evaluation, replayed_loss
+from .reweighting import replayed_losses
+
+if TYPE_CHECKING:
+    from ..problem import Problem
+    from ..reweighted import ReweightedProblem
+
+
+class _Point(NamedTuple):
+    """What one position of the parameters gives."""
+
+    below: list[Tensor]
+    """The gradient by lower parameters."""
+    above: list[Tensor]
+    """The gradient by upper parameters; of a declared loss nothing."""
+    losses: list[Tensor]
+    """The sample losses of a declared loss, per micro-batch."""
+
+
+def finite_difference(
+    problem: Problem,
+    evaluation: Evaluation,
+    update: RecordedUpdate,
+    vector: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    alpha: float,
+) -> list[Tensor]:
+    """Return the products by a central difference."""
+    inverse_eps = evaluation.inverse_step(vector, alpha)
+    shift = vectors.divide(vector, inverse_eps)
+    below, above = _split(evaluation, inputs)
+    held = _losses_where_recorded(problem, update)
+    with vectors.Displacement(evaluation.weights) as weights:
+        weights.move(shift)
+        plus = _point(problem, evaluation, update, below, above, held)
+        weights.move(shift, -2.0)
+        minus = _point(problem, evaluation, update, below, above, held)
+    found = _difference(problem, update, plus, minus, inverse_eps / 2, above, held)
+    return _in_order(found, [*below, *above], inputs)
+
+
+def one_sided(
+    problem: Problem,
+    evaluation: Evaluation,
+    update: RecordedUpdate,
+    vector: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    alpha: float,
+) -> list[Tensor]:
+    """Return the products by a one-sided difference, with what the training step left."""
+    inverse_eps = evaluation.inverse_step(vector, alpha, order=1)
+    shift = vectors.divide(vector, inverse_eps)
+    below, above = _split(evaluation, inputs)
+    held = _losses_where_recorded(problem, update)
+    base = _recorded_point(problem, update, below, above, held)
+    if base is None:
+        base = _point(problem, evaluation, update, below, above, held)
+    elif above and held is None:
+        # The gradient by upper parameters is the one thing a training step does not compute.
+        base = base._replace(above=_point(problem, evaluation, update, [], above, held).above)
+    with vectors.Displacement(evaluation.weights) as weights:
+        weights.move(shift)
+        plus = _point(problem, evaluation, update, below, above, held)
+    found = _difference(problem, update, plus, base, inverse_eps, above, held)
+    return _in_order(found, [*below, *above], inputs)
+
+
+def declares_its_loss(problem: Problem) -> TypeGuard[ReweightedProblem]:
+    """Whether the problem's loss is the weighted mean of declared sample losses."""
+    from ..reweighted import ReweightedProblem  # noqa: PLC0415 (a problem knows its algorithms)
+
+    return isinstance(problem, ReweightedProblem) and problem.declares_its_loss
+
+
+def _split(evaluation: Evaluation, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    own = {id(p) for p in evaluation.weights}
+    return [t for t in inputs if id(t) in own], [t for t in inputs if id(t) not in own]
+
+
+def _losses_where_recorded(problem: Problem, update: RecordedUpdate) -> list[Tensor] | None:
+    """Return the sample losses the weights of a declared loss were computed from."""
+    if not declares_its_loss(problem):
+        return None
+    recorded = [step.losses for step in update.steps if step.losses is not None]
+    if len(recorded) == len(update.steps):
+        return recorded
+    with torch.no_grad():
+        return [replayed_losses(problem, step) for step in update.steps]
+
+
+def _recorded_point(
+    problem: Problem,
+    update: RecordedUpdate,
+    below: Sequence[Tensor],
+    above: Sequence[Tensor],
+    held: list[Tensor] | None,
+) -> _Point | None:
+    """Return what training found where the step began, if it computed as the passes here do."""
+    moment = update.moment
+    altered = type(problem).grad_callback is not _base().grad_callback
+    if moment is None or altered or problem.config.precision != "fp32":
+        return None
+    gradients = [moment.gradients.get(p, torch.zeros_like(p)) for p in below]
+    return _Point(gradients, [torch.zeros_like(t) for t in above], held or [])
+
+
+def _base() -> type[Problem]:
+    from ..problem import Problem  # noqa: PLC0415 (a problem knows its algorithms)
+
+    return Problem
+
+
+def _point(
+    problem: Problem,
+    evaluation: Evaluation,
+    update: RecordedUpdate,
+    below: Sequence[Tensor],
+    above: Sequence[Tensor],
+    held: list[Tensor] | None,
+) -> _Point:
+    """Measure at the parameters' present position."""
+    with _without_graph(evaluation.weights if not below else []):
+        if held is not None and declares_its_loss(problem):
+            return _declared_point(problem, update.steps, below, held)
+        total = [torch.zeros_like(t) for t in (*below, *above)]
+        for step in update.steps:
+            loss = replayed_loss(problem, step)
+            if loss.requires_grad:
+                inputs = [*below, *above]
+                found = torch.autograd.grad(loss, inputs, allow_unused=True)
+                total = vectors.add(total, vectors.fill_none(found, inputs))
+        mean = vectors.scale(total, 1.0 / len(update.steps))
+        return _Point(mean[: len(below)], mean[len(below) :], [])
+
+
+def _declared_point(
+    problem: ReweightedProblem,
+    steps: Sequence[RecordedStep],
+    below: Sequence[Tensor],
+    held: Sequence[Tensor],
+) -> _Point:
+    total = [torch.zeros_like(t) for t in below]
+    losses = []
+    for step, recorded in zip(steps, held, strict=True):
+        sample = replayed_losses(problem, step)
+        losses.append(sample.detach())
+        if below:
+            with torch.no_grad():
+                fixed = problem.checked_weights(recorded, step.batch)
+            loss = (fixed * sample).mean() / len(steps)
+            found = torch.autograd.grad(loss, below, allow_unused=True)
+            total = vectors.add(total, vectors.fill_none(found, below))
+    return _Point(total, [], losses)
+
+
+def _difference(
+    problem: Problem,
+    update: RecordedUpdate,
+    ahead: _Point,
+    behind: _Point,
+    scale: Tensor,
+    above: Sequence[Tensor],
+    held: Sequence[Tensor] | None,
+) -> list[Tensor]:
+    """Return ``scale (ahead - behind)`` by lower and by upper parameters."""
+    first: list[Tensor] = []
+    if ahead.below:
+        first = vectors.scale(vectors.add(ahead.below, behind.below, alpha=-1.0), scale)
+    if not above:
+        return first
+    if held is None or not declares_its_loss(problem):
+        return first + vectors.scale(vectors.add(ahead.above, behind.above, alpha=-1.0), scale)
+    directional = [(a - b) * scale for a, b in zip(ahead.losses, behind.losses, strict=True)]
+    pairs = list(zip(held, directional, strict=True))
+    return first + problem.weight_products(update.steps, pairs, above)
+
+
+def _in_order(
+    found: Sequence[Tensor], given: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> list[Tensor]:
+    by_identity = {id(t): value for t, value in zip(given, found, strict=True)}
+    return [by_identity[id(t)] for t in inputs]
+
+
+@contextmanager
+def _without_graph(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Let no graph run through the parameters."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

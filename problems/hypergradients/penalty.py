@@ -1,0 +1,287 @@
+"""First-order hypergradients from a penalised lower problem.
+
+The upper loss enters by its gradient ``v = ∂F/∂w``. With the lower loss ``L`` and a strength ``ρ``,
+let ``z`` minimise ``L(w)`` and ``y`` minimise ``L(w) + <v, w> / ρ``. Then ``y - z`` is
+``-H⁻¹ v / ρ`` up to ``O(1/ρ²)``, and so ::
+
+    ρ (∇_θ L(y) - ∇_θ L(z))  =  -(∂²L/∂θ∂w) H⁻¹ v + O(1/ρ)
+
+No second derivative is taken, so it goes with networks and kernels that can be differentiated only
+once, such as fused attention.
+
+Sources: F2SA, Kwon et al., "A Fully First-Order Method for Stochastic Bilevel Optimization", ICML
+2023 (arXiv:2301.10945); Shen, Chen, "On Penalty-based Bilevel Gradient Descent Method", ICML 2023
+(arXiv:2302.05185); BOME, Ye et al., "BOME! Bilevel Optimization Made Easy: A Simple First-Order
+Approach", NeurIPS 2022 (arXiv:2209.08709).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .. import vectors
+from ..errors import ConfigurationError, HypergradientError
+from .base import Approximation, Hypergradient, Product, Status, require_finite
+from .products import Evaluation, require_recorded, window_gradient
+from .reweighting import replayed_losses
+from .gradient_differences import declares_its_loss
+
+if TYPE_CHECKING:
+    from ..problem import Problem
+    from ..reweighted import ReweightedProblem
+
+FORMS = ("f2sa", "bome")
+
+
+@dataclass(frozen=True)
+class Penalty(Hypergradient):
+    """``ρ (∇_θ L(y) - ∇_θ L(z))`` from first derivatives alone.
+
+    ``L`` is the loss of the last optimizer step's micro-batches with the random numbers they drew,
+    without the optimizer's weight decay. Gradients respect what a
+    :class:`~metaweight.problems.ReweightedProblem` detaches: its sample weights are held while
+    ``w`` moves. In another problem what the loss detaches moves with ``w`` in the difference.
+
+    - ``"f2sa"``: ``z`` and ``y`` both by ``steps`` gradient steps from the present ``w``. For
+      quadratic ``L`` without momentum this is the Neumann series
+      ``lr Σ_{k<steps} (I - lr H)^k v`` for ``H⁻¹ v``, whatever the strength; otherwise the error in
+      the strength is ``O(1/ρ)``. ``2 steps + 2`` forward and backward passes.
+    - ``"bome"``: ``z`` by ``steps`` gradient steps from ``w``, and ``y = z - v / ρ`` by one step on
+      the upper loss. The factor in front of the difference is not ``ρ`` but BOME's weight of the
+      value-function gap ``q(y) = L(y) - L(z)``, ``λ = max(-<v, ∇q> / ||∇q||², 0)``, at which a step
+      along ``v + λ ∇q`` leaves the gap as it is. The product then tends to ``-(∂²L/∂θ∂w) c v`` with
+      ``c = <v, Hv> / ||Hv||²``: of all multiples of ``v`` the one that solves ``H x = v`` best; it
+      is 0 where ``L`` curves down along ``v``. ``steps + 2`` passes.
+
+    BOME itself moves ``θ`` and ``w`` together, which is no product with ``(dw*/dθ)ᵀ``. What differs
+    here: ``w`` is not moved; ``∇q`` is its part along ``w``, ``∇_w L(y) - ∇_w L(z)``, in which the
+    gradient left at ``z`` (0 at a minimum) is taken off, so that ``v = 0`` gives 0; and the barrier
+    that would close the gap further is left out, since the lower problem's own steps do that.
+
+    The status' residual ``||H x - v|| / ||v||`` comes free; one above 1 says that ``lr`` is too
+    large.
+
+    Args:
+        strength: ``ρ`` in units that need no tuning: ``1 / strength`` is the length that ``y`` may
+            end apart from ``z`` for convex ``L``, wider in 16 bits. That is
+            ``ρ = strength ||v|| lr steps / (1 - momentum)``, and ``strength ||v||`` for
+            ``"bome"``. Too large leaves a difference of rounding errors.
+        steps: Gradient steps of each solve.
+        lr: Their length. The present learning rates of the lower problem's optimizer when left
+            out.
+        momentum: Of the gradient steps (heavy ball).
+        form: ``"f2sa"`` or ``"bome"``.
+    """
+
+    strength: float = 100.0
+    steps: int = 10
+    lr: float | None = None
+    momentum: float = 0.0
+    form: str = "f2sa"
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise ConfigurationError(
+                f"Penalty(form={self.form!r}) is not one of {', '.join(FORMS)}; "
+                "choose one of these."
+            )
+        if not 0 < self.strength < float("inf"):
+            raise ConfigurationError(
+                f"Penalty(strength={self.strength}) must be positive and finite; 100 is the "
+                "default."
+            )
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise ConfigurationError(
+                f"Penalty(steps={self.steps!r}) must be an integer of at least 1."
+            )
+        if self.lr is not None and not 0 < self.lr < float("inf"):
+            raise ConfigurationError(
+                f"Penalty(lr={self.lr}) must be positive and finite; leave it out for the lower "
+                "problem's own learning rate."
+            )
+        if not 0 <= self.momentum < 1:
+            raise ConfigurationError(
+                f"Penalty(momentum={self.momentum}) must be at least 0 and below 1."
+            )
+
+    def check(self, problem: Problem) -> None:
+        groups = [] if problem.optimizer is None else problem.optimizer.param_groups
+        if self.lr is None and not all("lr" in group for group in groups or [{}]):
+            raise ConfigurationError(
+                f"Problem {problem.name!r} asks for Penalty() but has no optimizer with a learning "
+                "rate to take over; give Penalty(lr=...)."
+            )
+
+    def approximation(self, problem: Problem) -> Approximation:
+        return Approximation(
+            alpha=1 / self.strength,
+            setting="1 / strength",
+            at=lambda alpha: replace(self, strength=1 / alpha),
+            moves_detached=not declares_its_loss(problem),
+        )
+
+    def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
+        require_recorded(problem)
+        with Evaluation(problem, graph=True, in_full_precision=True) as evaluation:
+            weights = evaluation.weights
+            rates = self._rates(problem, weights)
+            reach = max(rates) * self.steps / (1 - self.momentum) if self.form == "f2sa" else 1.0
+            inverse_eps = evaluation.inverse_step(vector, 1 / self.strength, order=1) * reach
+            push = vectors.divide(vector, inverse_eps)
+            loss = _lower_loss(problem, weights)
+            with vectors.Displacement(weights) as place:
+                self._minimise(loss, place, rates)
+                at_z = loss.measure(wanted)
+                if self.form == "bome":
+                    place.move(push, -1.0)
+                    at_y = loss.measure(wanted)
+            if self.form == "f2sa":
+                with vectors.Displacement(weights) as place:
+                    self._minimise(loss, place, rates, push)
+                    at_y = loss.measure(wanted)
+            bend = vectors.add(at_y.gradient, at_z.gradient, alpha=-1.0)
+            factor = inverse_eps if self.form == "f2sa" else _barrier_weight(vector, bend)
+            values = loss.difference(at_y, at_z, wanted, factor)
+        require_finite(values, problem, "Penalty", "lower lr, or steps if the loss is not convex")
+        left = vectors.add(vectors.scale(bend, factor), vector)
+        residual = vectors.norm(left) / (vectors.norm(vector) + 1e-15)
+        return Product(values, Status("Penalty", iterations=self.steps, residual=residual))
+
+    def _rates(self, problem: Problem, weights: Sequence[Tensor]) -> list[float]:
+        if self.lr is not None:
+            return [self.lr] * len(weights)
+        groups = problem.optimizer.param_groups
+        own = {p: float(group["lr"]) for group in groups for p in group["params"]}
+        rates = [own.get(p, float(groups[0]["lr"])) for p in weights]
+        if not max(rates) > 0:
+            raise HypergradientError(
+                f"Penalty() takes the learning rate of problem {problem.name!r}, which is now "
+                f"{max(rates)}; give Penalty(lr=...)."
+            )
+        return rates
+
+    def _minimise(
+        self,
+        loss: _LowerLoss,
+        place: vectors.Displacement,
+        rates: Sequence[float],
+        push: Sequence[Tensor] | None = None,
+    ) -> None:
+        """Take ``steps`` gradient steps on ``L(w) + <push, w>``."""
+        velocity: list[Tensor] | None = None
+        for _ in range(self.steps):
+            gradient = loss.gradient()
+            if push is not None:
+                gradient = vectors.add(gradient, push)
+            if velocity is None or not self.momentum:
+                velocity = gradient
+            else:
+                velocity = vectors.add(gradient, velocity, alpha=self.momentum)
+            place.move(torch._foreach_mul(velocity, list(rates)), -1.0)
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """The lower loss at one place: its gradient along ``w``, and what a difference along ``θ`` is
+    made of."""
+
+    gradient: list[Tensor]
+    rest: list[Tensor]
+
+
+class _LowerLoss(ABC):
+    """``L`` of the last optimizer step at the problem's present parameters."""
+
+    def __init__(self, problem: Problem, weights: Sequence[Tensor]) -> None:
+        self.problem = problem
+        self.weights = list(weights)
+
+    @abstractmethod
+    def gradient(self) -> list[Tensor]:
+        """Return ``∇_w L``."""
+
+    @abstractmethod
+    def measure(self, wanted: Sequence[Tensor]) -> _Measurement:
+        """Return what :meth:`difference` needs."""
+
+    @abstractmethod
+    def difference(
+        self, y: _Measurement, z: _Measurement, wanted: Sequence[Tensor], factor: Tensor
+    ) -> list[Tensor]:
+        """Return ``factor (∇_θ L(y) - ∇_θ L(z))``."""
+
+
+class _PlainLoss(_LowerLoss):
+    def gradient(self) -> list[Tensor]:
+        return window_gradient(self.problem, self.weights)
+
+    def measure(self, wanted: Sequence[Tensor]) -> _Measurement:
+        found = window_gradient(self.problem, [*self.weights, *wanted])
+        return _Measurement(found[: len(self.weights)], found[len(self.weights) :])
+
+    def difference(
+        self, y: _Measurement, z: _Measurement, wanted: Sequence[Tensor], factor: Tensor
+    ) -> list[Tensor]:
+        del wanted
+        return vectors.scale(vectors.add(y.rest, z.rest, alpha=-1.0), factor)
+
+
+class _DeclaredLoss(_LowerLoss):
+    """``mean_i V_i l_i(w)`` with the sample weights held where ``w`` was, as their stop-gradient
+    says."""
+
+    problem: ReweightedProblem
+
+    def __init__(self, problem: ReweightedProblem, weights: Sequence[Tensor]) -> None:
+        super().__init__(problem, weights)
+        self._steps = require_recorded(problem).steps
+        self._losses: list[Tensor] = []
+        self._held: list[Tensor] = []
+        with torch.no_grad():
+            for step in self._steps:
+                losses = replayed_losses(problem, step)
+                self._losses.append(losses)
+                self._held.append(problem.checked_weights(losses, step.batch))
+
+    def gradient(self) -> list[Tensor]:
+        return self._at_present()[0]
+
+    def measure(self, wanted: Sequence[Tensor]) -> _Measurement:
+        del wanted
+        return _Measurement(*self._at_present())
+
+    def difference(
+        self, y: _Measurement, z: _Measurement, wanted: Sequence[Tensor], factor: Tensor
+    ) -> list[Tensor]:
+        moved = [(a - b) * factor for a, b in zip(y.rest, z.rest, strict=True)]
+        pairs = list(zip(self._losses, moved, strict=True))
+        return self.problem.weight_products(self._steps, pairs, wanted)
+
+    def _at_present(self) -> tuple[list[Tensor], list[Tensor]]:
+        total = [torch.zeros_like(w) for w in self.weights]
+        samples: list[Tensor] = []
+        for step, held in zip(self._steps, self._held, strict=True):
+            losses = replayed_losses(self.problem, step)
+            found = torch.autograd.grad((held * losses).mean(), self.weights, allow_unused=True)
+            total = vectors.add(total, vectors.fill_none(found, self.weights))
+            samples.append(losses.detach())
+        return vectors.scale(total, 1.0 / len(self._steps)), samples
+
+
+def _lower_loss(problem: Problem, weights: Sequence[Tensor]) -> _LowerLoss:
+    if declares_its_loss(problem):
+        return _DeclaredLoss(problem, weights)
+    return _PlainLoss(problem, weights)
+
+
+def _barrier_weight(vector: Sequence[Tensor], bend: Sequence[Tensor]) -> Tensor:
+    """Return ``max(-<v, ∇q> / ||∇q||², 0)``, and 0 where there is no gap."""
+    square = vectors.dot(bend, bend)
+    weight = -vectors.dot(vector, bend) / torch.where(square > 0, square, 1.0)
+    return weight.clamp(min=0.0)

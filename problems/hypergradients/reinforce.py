@@ -1,0 +1,178 @@
+"""Score-function hypergradient for lower problems that make random decisions.
+
+The upper parameters ``θ`` define a distribution ``p_θ`` from which the lower problem draws
+decisions ``a_t`` at every step: which samples to keep, how to augment them, what to label them. The
+solution ``w_T(a)`` need not be differentiable in the decisions; what is differentiated is how
+probable they were::
+
+    d/dθ E[F(w_T(a))] = E[(F(w_T(a)) - b) Σ_t ∇_θ log p_θ(a_t)]
+
+for any baseline ``b`` that does not depend on the decisions, which takes variance away. The
+estimate is the mean over ``n`` runs of the loop.
+
+Sources: Williams, "Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement
+Learning" (REINFORCE), Machine Learning 1992; the leave-one-out baseline: Kool, van Hoof, Welling,
+"Buy 4 REINFORCE Samples, Get a Baseline for Free!", ICLR workshop 2019.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import vectors
+from ..errors import ConfigurationError, LossError
+from ..random_streams import RandomState
+from ..trajectory import RecordedStep, RecordedUpdate
+from .base import Product, Status, require_finite
+from .value import Rollouts, ValueHypergradient, seed_of, standard_error
+
+if TYPE_CHECKING:
+    from ..problem import Problem
+
+BASELINES = ("none", "start", "leave_one_out")
+
+
+@dataclass(frozen=True)
+class Reinforce(ValueHypergradient):
+    """``1/n Σ_k (F_k - b_k) Σ_t ∇_θ log p_θ(a_t)`` over ``n`` runs of the loop.
+
+    The lower problem's ``training_step`` returns a mapping with ``"log_prob"``, the log-probability
+    of the decisions it has drawn for the batch (a number, or one per decision), computed with the
+    upper problem, besides ``"loss"``. It draws from the global random streams, and ``θ`` enters the
+    loss through the decisions alone: whatever else depends on it is not seen. ::
+
+        def training_step(self, batch):
+            inputs, labels = batch
+            keep = torch.distributions.Bernoulli(self.policy(inputs))
+            kept = keep.sample()
+            losses = F.cross_entropy(self.module(inputs), labels, reduction="none")
+            return {"loss": (kept * losses).mean(), "log_prob": keep.log_prob(kept)}
+
+    The first run repeats the loop just taken, on its batches and with its random numbers, hence
+    with the same decisions. Each further one draws its decisions anew, from where the loop began
+    and on the same batches, and costs as much as the loop. The direct gradient ``∂F/∂θ`` is
+    autograd's, and zero where the upper loss has no graph.
+
+    The status says ``"standard error"``, as for
+    :class:`~metaweight.problems.hypergradients.ZeroOrder`.
+
+    Args:
+        baseline: ``b``. ``"leave_one_out"``: the mean ``F`` of the other runs, which takes both the
+            batch's difficulty and the usual progress of a loop away. ``"start"``: ``F`` where the
+            loop began, for a single run; the usual progress stays. ``"none"``: 0. None of them
+            keeps anything between steps.
+        samples: ``n``, the number of runs.
+        seed: Of the further runs' random numbers; the global random streams are not touched.
+    """
+
+    baseline: str = "leave_one_out"
+    samples: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.baseline not in BASELINES:
+            raise ConfigurationError(
+                f"Reinforce(baseline={self.baseline!r}) is not one of {', '.join(BASELINES)}; "
+                "choose one of these."
+            )
+        least = 2 if self.baseline == "leave_one_out" else 1
+        if isinstance(self.samples, bool) or self.samples < least:
+            raise ConfigurationError(
+                f"Reinforce(baseline={self.baseline!r}, samples={self.samples!r}) needs samples of "
+                f"at least {least}; raise it, or use baseline='start' for a single run."
+            )
+
+    def estimate(
+        self, problem: Problem, value: Callable[[], Tensor], wanted: Sequence[Tensor]
+    ) -> Product:
+        losses: list[Tensor] = []
+        scores: list[list[Tensor]] = []
+        with Rollouts(problem, wanted) as rollouts:
+            updates = rollouts.updates
+            offset = self._offset(rollouts, value)
+            for number in range(self.samples):
+                score = _Score(problem, wanted)
+                again = self._redrawn(problem, updates, number) if number else updates
+                rollouts.run(again, observe=score.add)
+                losses.append(value() - offset)
+                scores.append(score.total)
+        advantages = torch.stack(losses)
+        if self.baseline == "leave_one_out":
+            others = (advantages.sum() - advantages) / (self.samples - 1)
+            advantages = advantages - others
+        terms = [vectors.scale(s, a) for s, a in zip(scores, advantages, strict=True)]
+        mean = [torch.stack(entries).mean(0) for entries in zip(*terms, strict=True)]
+        require_finite(
+            mean, problem, "Reinforce", "keep probabilities away from 0 and the upper loss finite"
+        )
+        values = {}
+        if self.samples > 1:
+            squares = torch.stack([vectors.norm(term) ** 2 for term in terms]).sum()
+            values["standard error"] = standard_error(squares, mean, self.samples)
+        return Product(mean, Status("Reinforce", len(updates), values=values))
+
+    def _offset(self, rollouts: Rollouts, value: Callable[[], Tensor]) -> Tensor | float:
+        if self.baseline != "start":
+            return 0.0
+        rollouts.go_back()
+        return value()
+
+    def _redrawn(
+        self, problem: Problem, updates: Sequence[RecordedUpdate], number: int
+    ) -> list[RecordedUpdate]:
+        """Return the steps with other random numbers."""
+        found = []
+        for place, update in enumerate(updates):
+            steps: list[RecordedStep] = []
+            for micro, step in enumerate(update.steps):
+                parts = (self.seed, problem.name, problem.count, number, place, micro)
+                steps.append(replace(step, random=_fresh_streams(seed_of(*parts), problem.device)))
+            found.append(replace(update, steps=steps))
+        return found
+
+
+class _Score:
+    """Adds up ``∇_θ log p_θ(a_t)`` over the steps of a run."""
+
+    def __init__(self, problem: Problem, wanted: Sequence[Tensor]) -> None:
+        self.total = [torch.zeros_like(t) for t in wanted]
+        self._problem = problem
+        self._wanted = wanted
+
+    def add(self, output: Mapping[str, Any]) -> None:
+        """Take in what ``training_step`` returned."""
+        log_prob = output.get("log_prob")
+        if not isinstance(log_prob, Tensor) or not log_prob.requires_grad:
+            received = (
+                "no tensor under 'log_prob'"
+                if not isinstance(log_prob, Tensor)
+                else ("a 'log_prob' that depends on no parameter that requires a gradient")
+            )
+            raise LossError(
+                f"Problem {self._problem.name!r} asks for Reinforce, but its training_step "
+                f"returned {received}; return a dictionary with the loss under 'loss' and the "
+                "log-probability of its decisions, computed with the upper problem, under "
+                "'log_prob'."
+            )
+        found = torch.autograd.grad(
+            log_prob.sum(), self._wanted, retain_graph=True, allow_unused=True
+        )
+        self.total = vectors.add(self.total, vectors.fill_none(found, self._wanted))
+
+
+def _fresh_streams(seed: int, device: torch.device) -> RandomState:
+    """Return random streams that begin at a seed; the present ones are left there."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    if device.type != "cpu":
+        state = torch.Generator(device).manual_seed(seed).get_state()
+        torch.get_device_module(device).set_rng_state(state, device)
+    return RandomState(device)

@@ -1,0 +1,106 @@
+"""Zeroth-order hypergradient: antithetic evolution strategies over upper parameters.
+
+The recorded steps of the lower problem's loop are taken again with displaced upper parameters, so
+that ``w_T(θ)`` is a function that can be evaluated. With ``Φ(θ) = F(θ, w_T(θ))`` ::
+
+    dΦ/dθ  ≈  1/n Σ_{i=1}^{n} (Φ(θ + s e_i) - Φ(θ - s e_i)) / (2 s) · e_i,      e_i ~ N(0, I)
+
+which is unbiased for the gradient of ``Φ`` smoothed by a Gaussian of width ``s``. It exists where
+``Φ`` has no derivative (the upper loss an error rate, the lower loss a step function of ``θ``), and
+its variance grows with the number of upper parameters.
+
+Sources: Nesterov, Spokoiny, "Random Gradient-Free Minimization of Convex Functions", Foundations of
+Computational Mathematics 2017; Salimans et al., "Evolution Strategies as a Scalable Alternative to
+Reinforcement Learning", 2017 (arXiv:1703.03864).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .. import vectors
+from ..errors import ConfigurationError
+from .base import Product, Status, require_finite
+from .value import Rollouts, ValueHypergradient, seed_of, standard_error
+
+if TYPE_CHECKING:
+    from ..problem import Problem
+
+
+@dataclass(frozen=True)
+class ZeroOrder(ValueHypergradient):
+    """``1/n Σ (Φ(θ + s e_i) - Φ(θ - s e_i)) / (2s) e_i`` for ``Φ(θ) = F(θ, w_T(θ))``.
+
+    Each sample takes the loop's ``unroll_steps`` optimizer steps again twice, on their batches and
+    with their random numbers, from where the loop began, and evaluates the upper loss on its batch.
+    Like an unrolled hypergradient it carries the scale of the learning rate; unlike it, it follows
+    what the lower loss detaches, which moves with ``θ`` from the second step on.
+
+    Where the upper loss has a graph, its direct gradient comes from autograd and ``θ`` is displaced
+    in the lower problem's steps alone; where it has none, in the upper loss too. Directions are
+    drawn anew at every step of the lower problem; the global random streams are not touched.
+
+    The status says ``"standard error"``: the norm of the estimate's standard error, which is to be
+    compared with the norm of the hypergradient. It falls with the square root of ``samples``.
+
+    Args:
+        samples: ``n``, the number of directions.
+        radius: ``s``. Small for a smooth ``Φ``, whose bias grows with its square; for an error rate
+            large enough to change some predictions.
+        seed: Of the directions.
+    """
+
+    samples: int = 8
+    radius: float = 1e-2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.samples, bool) or self.samples < 1:
+            raise ConfigurationError(
+                f"ZeroOrder(samples={self.samples!r}) must be at least 1; 8 is the default."
+            )
+        if not 0 < self.radius < float("inf"):
+            raise ConfigurationError(
+                f"ZeroOrder(radius={self.radius}) must be positive and finite; give the length by "
+                "which every upper parameter may be displaced."
+            )
+
+    def estimate(
+        self, problem: Problem, value: Callable[[], Tensor], wanted: Sequence[Tensor]
+    ) -> Product:
+        seed = seed_of(self.seed, problem.name, problem.count)
+        generator = torch.Generator().manual_seed(seed)
+        total = [torch.zeros_like(t) for t in wanted]
+        squares = torch.zeros((), device=wanted[0].device)
+        with Rollouts(problem, wanted) as rollouts:
+
+            def at(shift: list[Tensor], times: float) -> Tensor:
+                with vectors.Displacement(wanted) as upper:
+                    upper.move(shift, times)
+                    rollouts.run(rollouts.updates)
+                    return value()
+
+            for _ in range(self.samples):
+                direction = [_gaussian(t, generator) for t in wanted]
+                slope = (at(direction, self.radius) - at(direction, -self.radius)) / 2
+                sample = vectors.scale(direction, slope / self.radius)
+                total = vectors.add(total, sample)
+                squares = squares + vectors.norm(sample) ** 2
+        mean = vectors.scale(total, 1.0 / self.samples)
+        require_finite(
+            mean, problem, "ZeroOrder", "use a smaller radius, or make the upper loss finite"
+        )
+        values = {}
+        if self.samples > 1:
+            values["standard error"] = standard_error(squares, mean, self.samples)
+        return Product(mean, Status("ZeroOrder", len(rollouts.updates), values=values))
+
+
+def _gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw on the host, so that directions are the same on every device."""
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)

@@ -1,0 +1,416 @@
+"""The score-function hypergradient against sums over all decisions, in float64."""
+
+from __future__ import annotations
+
+import random
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from support.naive import everything, relative_error
+
+from metaweight import (
+    Config,
+    ConfigurationError,
+    Engine,
+    EngineConfig,
+    HypergradientError,
+    ImplicitProblem,
+    LossError,
+    Reinforce,
+)
+
+START, RATE, STEPS = (0.4, -0.3), 0.3, 2
+TARGETS = torch.tensor([1.0, -2.0], dtype=torch.float64)
+
+
+class Point(torch.nn.Module):
+    def __init__(self, *values):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.tensor(values, dtype=torch.float64))
+
+
+def sample_losses(w):
+    return torch.stack([(w[0] - TARGETS[0]) ** 2, (w[0] * w[1] - TARGETS[1]) ** 2])
+
+
+class Chooser(ImplicitProblem):
+    """Keeps each of two samples or not, with learned probabilities that look at ``w``."""
+
+    def training_step(self, batch):
+        w = self.module.w
+        keep = torch.distributions.Bernoulli(logits=self.policy.module.w + w.detach())
+        kept = keep.sample()
+        self.draws = [*getattr(self, "draws", []), kept]
+        return {"loss": (kept * sample_losses(w)).sum(), "log_prob": keep.log_prob(kept)}
+
+    def on_inner_loop_start(self):
+        self.module.w.data.copy_(torch.tensor(START, dtype=torch.float64))
+
+
+class Policy(ImplicitProblem):
+    """Measures a loss that has no derivative."""
+
+    def training_step(self, batch):
+        w = self.chooser.module.w.detach()
+        return (w**2).sum() + (w > 0).sum()
+
+
+def build(method, lower=Chooser, upper=Policy, **settings):
+    low, up = Point(*START), Point(0.3, -0.2)
+    chooser = lower(
+        "chooser",
+        Config(type=method, unroll_steps=STEPS, **settings),
+        low,
+        torch.optim.SGD(low.parameters(), RATE),
+        train_data_loader=[torch.zeros(1)],
+    )
+    policy = upper(
+        "policy",
+        None,
+        up,
+        torch.optim.SGD(up.parameters(), 0.0),
+        train_data_loader=[torch.zeros(1)],
+    )
+    engine = Engine(
+        [policy, chooser],
+        EngineConfig(train_iters=STEPS, strategy="cpu"),
+        {"u2l": {policy: [chooser]}, "l2u": {chooser: [policy]}},
+    )
+    engine.found = []
+    policy.grad_callback = lambda: engine.found.append(up.w.grad.clone())
+    return engine
+
+
+def loops(engine, number):
+    for _ in range(number * STEPS):
+        engine.train_step()
+    return torch.stack(engine.found)
+
+
+def exact_gradient():
+    """``d/dθ Σ_a p_θ(a) F(w_T(a))`` over all 16 sequences of decisions."""
+    theta = torch.tensor([0.3, -0.2], dtype=torch.float64, requires_grad=True)
+    total = torch.zeros((), dtype=torch.float64)
+    for decisions in product(product((0.0, 1.0), repeat=2), repeat=STEPS):
+        w = torch.tensor(START, dtype=torch.float64)
+        log_prob = torch.zeros((), dtype=torch.float64)
+        for decision in decisions:
+            kept = torch.tensor(decision, dtype=torch.float64)
+            p = (theta + w).sigmoid()
+            log_prob = log_prob + (kept * p.log() + (1 - kept) * (1 - p).log()).sum()
+            place = w.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad((kept * sample_losses(place)).sum(), place)
+            w = w - RATE * gradient
+        total = total + log_prob.exp() * ((w**2).sum() + (w > 0).sum())
+    return torch.autograd.grad(total, theta)[0]
+
+
+METHODS = {
+    "none": (Reinforce(baseline="none", samples=1), 600),
+    "none, two runs": (Reinforce(baseline="none", samples=2), 400),
+    "start": (Reinforce(baseline="start", samples=1), 600),
+    "leave one out": (Reinforce(samples=4), 200),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_is_unbiased(name: str) -> None:
+    """Mean over independent loops, within 4 of its measured standard errors.
+
+    The seed is fixed, so this cannot fail by chance later; over all seeds the two coordinates would
+    pass with probability 0.9999.
+    """
+    method, number = METHODS[name]
+    torch.manual_seed(0)
+    found = loops(build(method), number)
+    error = found.std(0) / number**0.5
+    z = (found.mean(0) - exact_gradient()) / error
+    print(f"{name}: exact {exact_gradient().tolist()}, standard error {error.tolist()}, z {z}")
+    assert (z.abs() < 4).all()
+    assert (error < 0.3 * exact_gradient().abs().max()).all(), "too noisy to tell"
+
+
+def test_leaving_one_out_takes_noise_away() -> None:
+    """At equal cost of four runs; and the status' standard error is the noise that is seen."""
+    spread, status = {}, []
+    for baseline in ("none", "leave_one_out"):
+        torch.manual_seed(1)
+        engine = build(Reinforce(baseline=baseline, samples=4))
+        errors = []
+        for _ in range(120):
+            loops(engine, 1)
+            errors.append(engine.chooser.hypergradient_status.values["standard error"])
+        spread[baseline] = torch.stack(engine.found).var(0).sum()
+        status.append(float(torch.stack(errors).square().mean() / spread[baseline]))
+    print(f"variance {spread}, mean squared standard error over variance {status}")
+    assert spread["leave_one_out"] < 0.5 * spread["none"]
+    assert status[0] == pytest.approx(1, rel=0.3)
+    assert status[1] == pytest.approx(1, rel=0.5)
+
+
+def test_the_first_run_repeats_the_decisions_and_the_others_draw_anew() -> None:
+    engine = build(Reinforce(baseline="leave_one_out", samples=3))
+    torch.manual_seed(3)
+    loops(engine, 1)
+    draws = engine.chooser.draws
+    assert len(draws) == STEPS * (1 + 3)
+    assert all(
+        torch.equal(a, b) for a, b in zip(draws[:STEPS], draws[STEPS : 2 * STEPS], strict=True)
+    )
+    later = torch.stack(draws[2 * STEPS :])
+    assert not torch.equal(later[:STEPS], later[STEPS:])
+
+
+class Masked(ImplicitProblem):
+    """A network with dropout and batch norm that keeps samples at random."""
+
+    def training_step(self, batch):
+        inputs, labels = batch
+        keep = torch.distributions.Bernoulli(logits=self.policy.module.w[labels])
+        kept = keep.sample()
+        losses = F.cross_entropy(self.module(inputs), labels, reduction="none")
+        log_prob = keep.log_prob(kept).sum()
+        if self.trajectory._open is not None:
+            self.cfg.append(log_prob)
+        return {"loss": (kept * losses).mean(), "log_prob": log_prob}
+
+
+class Error(ImplicitProblem):
+    def training_step(self, batch):
+        inputs, labels = batch
+        return (self.chooser(inputs).argmax(1) != labels).double().mean()
+
+
+def masked(method, accumulation, kind=Masked):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 3)
+    ).double()
+    generator = torch.Generator().manual_seed(1)
+    data = [
+        (
+            torch.randn(12, 4, generator=generator, dtype=torch.float64),
+            torch.randint(0, 3, (12,), generator=generator),
+        )
+        for _ in range(5)
+    ]
+    chooser = kind(
+        "chooser",
+        Config(type=method, unroll_steps=2, gradient_accumulation=accumulation),
+        network,
+        torch.optim.SGD(network.parameters(), 0.1, momentum=0.9),
+        train_data_loader=data,
+        extra_config=[],
+    )
+    up = Point(0.1, 0.2, 0.3)
+    policy = Error(
+        "policy", None, up, torch.optim.SGD(up.parameters(), 0.0), train_data_loader=data[:1]
+    )
+    engine = Engine(
+        [policy, chooser],
+        EngineConfig(train_iters=2 * accumulation, strategy="cpu"),
+        {"u2l": {policy: [chooser]}, "l2u": {chooser: [policy]}},
+    )
+    return engine
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_scores_are_those_of_all_micro_batches_of_the_loop(accumulation: int) -> None:
+    """One run without a baseline is ``F Σ ∇ log p``; both are known from training itself.
+
+    The loss is that of the step itself, so equal masks and statistics give it to rounding.
+    """
+    engine = masked(Reinforce(baseline="none", samples=1), accumulation)
+    seen, losses = [], []
+    policy, w = engine.policy, engine.policy.module.w
+    policy.grad_callback = lambda: seen.append(w.grad.clone())
+    evaluate = policy.evaluate
+
+    def noted(batch):
+        loss, metrics = evaluate(batch)
+        losses.append(loss)
+        return loss, metrics
+
+    policy.evaluate = noted
+    engine.run()
+    assert len(engine.chooser.cfg) == 2 * accumulation
+    (score,) = torch.autograd.grad(sum(engine.chooser.cfg), w)
+    assert float(losses[0]) > 0.1
+    assert relative_error(seen, [losses[0] * score]) < 1e-10
+
+
+def test_an_error_rate_is_reduced() -> None:
+    """A policy learns to drop the group whose labels are flipped, from the error rate alone."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 5, generator=generator, dtype=torch.float64)
+    truth = torch.randn(5, generator=generator, dtype=torch.float64)
+    y = (x @ truth > 0).double()
+    group = (torch.arange(100) < 60).long()
+    noisy = torch.where(group == 1, 1 - y[:100], y[:100])
+
+    class Classifier(ImplicitProblem):
+        def training_step(self, batch):
+            keep = torch.distributions.Bernoulli(logits=self.policy.module.w)
+            kept = keep.sample()
+            losses = F.binary_cross_entropy_with_logits(
+                x[:100] @ self.module.w, noisy, reduction="none"
+            )
+            return {"loss": (kept[group] * losses).mean(), "log_prob": keep.log_prob(kept)}
+
+        def on_inner_loop_start(self):
+            self.module.w.data.zero_()
+
+    class Policy(ImplicitProblem):
+        def training_step(self, batch):
+            with torch.no_grad():
+                guess = x[100:] @ self.classifier.module.w > 0
+                return (guess.double() != y[100:]).double().mean()
+
+    low, up = Point(*[0.0] * 5), Point(0.0, 0.0)
+    classifier = Classifier(
+        "classifier",
+        Config(type="reinforce", unroll_steps=3, log_step=1),
+        low,
+        torch.optim.SGD(low.parameters(), 1.0),
+        train_data_loader=[0],
+    )
+    policy = Policy(
+        "policy", None, up, torch.optim.Adam(up.parameters(), 0.1), train_data_loader=[0]
+    )
+    engine = Engine(
+        [policy, classifier],
+        EngineConfig(train_iters=180, strategy="cpu"),
+        {"u2l": {policy: [classifier]}, "l2u": {classifier: [policy]}},
+    )
+    torch.manual_seed(0)
+    engine.run()
+    clean, flipped = up.w.detach().sigmoid().tolist()
+    error = float(((x[100:] @ low.w.detach() > 0).double() != y[100:]).double().mean())
+    print(f"kept with probability: clean {clean:.2f}, flipped {flipped:.2f}; error {error:.2f}")
+    assert clean > 0.7
+    assert flipped < 0.3
+    assert error < 0.2
+
+
+def test_a_direct_gradient_comes_from_autograd() -> None:
+    """The decisions have no influence on this loss, and with the baseline none is seen."""
+
+    class Direct(Policy):
+        def training_step(self, batch):
+            return (self.module.w**3).sum()
+
+    engine = build(Reinforce(samples=2), upper=Direct)
+    found = loops(engine, 1)
+    torch.testing.assert_close(found[0], 3 * engine.policy.module.w.detach() ** 2)
+
+
+def test_same_seed_same_result() -> None:
+    def run(seed):
+        torch.manual_seed(0)
+        return loops(build(Reinforce(samples=3, seed=seed)), 2)
+
+    assert torch.equal(run(0), run(0))
+    assert not torch.allclose(run(0), run(1), rtol=1e-3)
+
+
+class Restless(Masked):
+    fail = False
+
+    def training_step(self, batch):
+        output = super().training_step(batch)
+        scale = 1 + 0.1 * (random.random() + np.random.rand())
+        if self.fail:
+            raise RuntimeError("the loss failed")
+        return {**output, "loss": output["loss"] * scale}
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["ends", "raises"])
+def test_leaves_no_trace(fails: bool) -> None:
+    method = Reinforce(baseline="start", samples=2)
+    engine = masked(method, accumulation=2, kind=Restless)
+    engine.run()
+    chooser, theta = engine.chooser, list(engine.policy.module.parameters())
+    parameters = [*chooser.module.parameters(), *theta]
+    parameters[0].grad = torch.ones_like(parameters[0])
+
+    def state():
+        buffers = [s["momentum_buffer"].clone() for s in chooser.optimizer.state.values()]
+        return [
+            *everything(chooser.module),
+            *everything(engine.policy.module),
+            torch.get_rng_state(),
+            torch.tensor(random.getstate()[1]),
+            torch.from_numpy(np.random.get_state()[1].astype(np.int64)),
+            torch.tensor([p.requires_grad for p in parameters]),
+            *[p.grad.clone() for p in parameters if p.grad is not None],
+            *buffers,
+        ]
+
+    def value():
+        return engine.policy.training_step(engine.policy.cur_batch)
+
+    before = state()
+    chooser.fail = fails
+    if fails:
+        with pytest.raises(RuntimeError, match="the loss failed"):
+            method.estimate(chooser, value, theta)
+    else:
+        method.estimate(chooser, value, theta)
+    after = state()
+    assert len(before) == len(after)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+class Plain(Chooser):
+    def training_step(self, batch):
+        return super().training_step(batch)["loss"]
+
+
+class Detached(Chooser):
+    def training_step(self, batch):
+        output = super().training_step(batch)
+        return {**output, "log_prob": output["log_prob"].detach()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            Plain,
+            r"'chooser' asks for Reinforce, but.*returned no tensor under 'log_prob'; return a",
+        ),
+        (Detached, r"returned a 'log_prob' that depends on no parameter that requires a gradient"),
+    ],
+)
+def test_a_step_without_a_log_probability_is_refused(kind, message) -> None:
+    with pytest.raises(LossError, match=message):
+        loops(build(Reinforce(), lower=kind), 1)
+
+
+def test_an_impossible_decision_is_refused() -> None:
+    class Certain(Chooser):
+        def training_step(self, batch):
+            output = super().training_step(batch)
+            return {**output, "log_prob": (self.policy.module.w * 0).log()}
+
+    with pytest.raises(HypergradientError, match="Reinforce through problem 'chooser' is not fin"):
+        loops(build(Reinforce(), lower=Certain), 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"baseline": "mean"},
+            r"Reinforce\(baseline='mean'\) is not one of none, start, leave_one",
+        ),
+        ({"samples": 1}, r"samples=1\) needs samples of at least 2; raise it, or use .*'start'"),
+        ({"baseline": "start", "samples": 0}, r"samples=0\) needs samples of at least 1"),
+    ],
+)
+def test_settings_are_checked(settings, message) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        Reinforce(**settings)
