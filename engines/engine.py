@@ -246,7 +246,7 @@ class Engine:
         if action is Action.STEP:
             self._step(problem, instruction, global_step)
         elif action is Action.LOOP_START:
-            problem.trajectory.start_loop()
+            problem.trajectory.release_graphs()
             problem.on_inner_loop_start()
             apply_initial_parameters(problem)
         elif action is Action.SNAPSHOT:

@@ -147,8 +147,8 @@ class Trajectory:
         if self._open is not None:
             self._open.steps.append(step)
 
-    def start_loop(self) -> None:
-        """Give back what was kept of a loop that has been answered."""
+    def release_graphs(self) -> None:
+        """Give up kept graphs; what needs them builds them anew."""
         for update in self.updates:
             for step in update.steps:
                 step.graph = None

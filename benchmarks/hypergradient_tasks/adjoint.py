@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .unrolled import SGD, Workload, flat, judged_loss, weighted_loss
+from .unrolled import MOMENTUM, WEIGHT_DECAY, Workload, flat, judged_loss, weighted_loss
 
 
 def truths(work: Workload, counts: Sequence[int]) -> dict[int, Tensor]:
@@ -25,7 +25,7 @@ def truths(work: Workload, counts: Sequence[int]) -> dict[int, Tensor]:
     The graph of a step's gradient is made once for all loops that reach it.
     """
     net, weights = (module.double() for module in work.networks())
-    *train, judge = [(x.double(), y) for x, y in work.batches()]
+    *train, judge = [(x.double(), y) for x, y in (*work.batches, work.judge)]
     theta = list(weights.parameters())
     names = [name for name, _ in net.named_parameters()]
 
@@ -41,10 +41,10 @@ def truths(work: Workload, counts: Sequence[int]) -> dict[int, Tensor]:
         gradient = torch.autograd.grad(loss, w)
         with torch.no_grad():
             momentum = [
-                SGD["momentum"] * b + g + SGD["weight_decay"] * p
+                MOMENTUM * b + g + WEIGHT_DECAY * p
                 for b, g, p in zip(momentum, gradient, w, strict=True)
             ]
-            path.append([p - SGD["lr"] * b for p, b in zip(w, momentum, strict=True)])
+            path.append([p - work.lr * b for p, b in zip(w, momentum, strict=True)])
     found = {k: [torch.zeros_like(t) for t in theta] for k in counts}
     lambdas: dict[int, list[Tensor]] = {}
     nus: dict[int, list[Tensor]] = {}
@@ -58,12 +58,12 @@ def truths(work: Workload, counts: Sequence[int]) -> dict[int, Tensor]:
         loss = weighted_loss(lambda x, w=w: predict(w, x), weights, train[step - 1])  # type: ignore[misc]
         gradient = torch.autograd.grad(loss, w, create_graph=True)
         for k in lambdas:
-            beta = [n - SGD["lr"] * a for n, a in zip(nus[k], lambdas[k], strict=True)]
+            beta = [n - work.lr * a for n, a in zip(nus[k], lambdas[k], strict=True)]
             products = torch.autograd.grad(gradient, [*w, *theta], beta, retain_graph=True)
             lambdas[k] = [
-                a + SGD["weight_decay"] * b + h
+                a + WEIGHT_DECAY * b + h
                 for a, b, h in zip(lambdas[k], beta, products[: len(w)], strict=True)
             ]
-            nus[k] = [SGD["momentum"] * b for b in beta]
+            nus[k] = [MOMENTUM * b for b in beta]
             found[k] = [t + m for t, m in zip(found[k], products[len(w) :], strict=True)]
     return {k: flat(gradients) for k, gradients in found.items()}

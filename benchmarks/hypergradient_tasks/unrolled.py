@@ -1,4 +1,4 @@
-"""ResNet-32 under learned sample weights, unrolled: the program in every library.
+"""A network under learned sample weights, unrolled: the program in every library.
 
 ``k`` steps of SGD with momentum on ``mean_i V(sg(l_i); θ) l_i``, each on a batch of its own, then
 the gradient by ``θ`` of the cross-entropy of other samples at the parameters reached. Every maker
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,12 +21,12 @@ from torch.nn import functional as F
 
 import metaweight
 from metaweight import Hypergradient, Reweighting, Unroll
-from metaweight.models import ResNet32
 from metaweight.weighting import MetaWeightNet
 
 from .programs import Library, on_betty, on_metaweight
 
-SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+Batch = tuple[Tensor, Tensor]
 Run = Callable[[], Tensor]
 
 
@@ -36,29 +36,37 @@ class Workload:
 
     Attributes:
         steps: ``k``.
-        size: Samples of a batch.
-        net: Maker of the lower network.
+        net: Where the lower network starts.
+        train: Batches of the first steps, at least ``k`` of them.
+        judge: The batch to judge by.
+        lr: Learning rate.
     """
 
     steps: int
-    size: int
-    net: Callable[[], nn.Module] = ResNet32
+    net: nn.Module
+    train: Sequence[Batch]
+    judge: Batch
+    lr: float = 0.1
 
-    def batches(self) -> list[tuple[Tensor, Tensor]]:
-        """Return the batches of the steps, those to judge by last."""
-        generator = torch.Generator().manual_seed(0)
-        judge = self._batch(generator)
-        return [*[self._batch(generator) for _ in range(self.steps)], judge]
-
-    def _batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        images = torch.randn(self.size, 3, 32, 32, generator=generator)
-        return images, torch.randint(0, 10, (self.size,), generator=generator)
+    @property
+    def batches(self) -> list[Batch]:
+        """The batches of the ``k`` steps."""
+        return list(self.train[: self.steps])
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
-        """Return the lower network and the weight network."""
+        """Return a lower network and a weight network of one's own."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return self.net(), MetaWeightNet()
+            return copy.deepcopy(self.net), MetaWeightNet()
+
+    def optimizer(self, net: nn.Module) -> torch.optim.SGD:
+        """Return the optimizer of the lower network."""
+        return torch.optim.SGD(net.parameters(), **self.settings)
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """Settings of the optimizer."""
+        return {"lr": self.lr, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}
 
 
 def sample_losses(net: Callable[[Tensor], Tensor], batch: Any) -> Tensor:
@@ -110,7 +118,6 @@ def program(library: Library, inner_type: Any, settings: dict[str, Any], work: W
     """Return the run of a two-level program on metaweight or Betty."""
     seen: list[Tensor] = []
     net, weights = work.networks()
-    *train, judge = work.batches()
 
     class Outer(library.problem):  # type: ignore[misc, name-defined]
         def training_step(self, batch: Any) -> Tensor:
@@ -124,14 +131,14 @@ def program(library: Library, inner_type: Any, settings: dict[str, Any], work: W
         config=library.config(retain_graph=True),
         module=weights,
         optimizer=torch.optim.SGD(weights.parameters(), lr=0.0),
-        train_data_loader=[judge],
+        train_data_loader=[work.judge],
     )
     inner = inner_type(
         name="inner",
         config=library.config(unroll_steps=work.steps, **settings),
         module=net,
-        optimizer=torch.optim.SGD(net.parameters(), **SGD),
-        train_data_loader=train,
+        optimizer=work.optimizer(net),
+        train_data_loader=work.batches,
     )
     engine = library.engine(
         problems=[outer, inner],
@@ -172,14 +179,13 @@ def higher(work: Workload) -> Run:
     import higher as library
 
     net, weights = work.networks()
-    optimizer = torch.optim.SGD(net.parameters(), **SGD)
-    *train, judge = work.batches()
+    optimizer = work.optimizer(net)
 
     def run() -> Tensor:
         with library.innerloop_ctx(net, optimizer, copy_initial_weights=False) as (fast, inner):
-            for batch in train:
+            for batch in work.batches:
                 inner.step(weighted_loss(fast, weights, batch))
-            loss = judged_loss(fast, judge)
+            loss = judged_loss(fast, work.judge)
             return flat(torch.autograd.grad(loss, list(weights.parameters())))
 
     return run
@@ -190,17 +196,16 @@ def torchopt(work: Workload) -> Run:
     import torchopt as library
 
     net, weights = work.networks()
-    inner = library.MetaSGD(net, **SGD)
-    *train, judge = work.batches()
+    inner = library.MetaSGD(net, **work.settings)
     start = library.extract_state_dict(net, by="copy")
     optimizer_start = library.extract_state_dict(inner, by="copy")
 
     def run() -> Tensor:
         library.recover_state_dict(net, start)
         library.recover_state_dict(inner, optimizer_start)
-        for batch in train:
+        for batch in work.batches:
             inner.step(weighted_loss(net, weights, batch))
-        loss = judged_loss(net, judge)
+        loss = judged_loss(net, work.judge)
         found = flat(torch.autograd.grad(loss, list(weights.parameters())))
         library.stop_gradient(net)
         library.stop_gradient(inner)
@@ -212,11 +217,10 @@ def torchopt(work: Workload) -> Run:
 def training(work: Workload) -> Run:
     """Return a run of the training steps alone."""
     net, weights = work.networks()
-    optimizer = torch.optim.SGD(net.parameters(), **SGD)
-    *train, _ = work.batches()
+    optimizer = work.optimizer(net)
 
     def run() -> Tensor:
-        for batch in train:
+        for batch in work.batches:
             optimizer.zero_grad()
             weighted_loss(net, weights.requires_grad_(False), batch).backward()
             optimizer.step()

@@ -142,8 +142,13 @@ class Auditor:
         if not self._due() or not self._recorded(problem):
             return problem.hypergradient.vjp(problem, vector, wanted)
         check = _Check(problem, problem.hypergradient, vector, wanted)
+        # References come first, since a method may leave the parameters elsewhere; but they cost
+        # graphs that were kept.
+        keeps = problem.trajectory.recording.graphs
+        product = check.method.vjp(problem, vector, wanted) if keeps else None
         references = check.references()
-        product = check.method.vjp(problem, vector, wanted)
+        if product is None:
+            product = check.method.vjp(problem, vector, wanted)
         self._report(check.report(product.values, references, self._tolerance))
         return product
 

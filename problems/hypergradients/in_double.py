@@ -34,8 +34,14 @@ def as_double(value: Any) -> Any:
 @contextmanager
 def in_double(problem: Problem) -> Iterator[None]:
     """Inside, the problem and all its peers have parameters, buffers, optimizer state and recorded
-    steps in double precision; afterwards the very tensors they had before."""
+    steps in double precision; afterwards the very tensors they had before.
+
+    Graphs kept of earlier steps are given up: a parameter that has changed its type for a while is
+    no longer found in them.
+    """
     everyone = [problem, *problem.position.peers.values()]
+    for one in everyone:
+        one.trajectory.release_graphs()
     with ExitStack() as stack:
         for one in everyone:
             stack.enter_context(_module_in_double(one))

@@ -237,6 +237,8 @@ def _kept_products(
         gradient = [graph.gradients.get(p) for p in evaluation.weights]
         places = [graph.parameters.get(t, t) for t in inputs]
         total = vectors.add(total, gradient_products(gradient, along, places, keep=keep))
+        if not keep:
+            step.graph = None
     return vectors.scale(total, 1.0 / len(update.steps))
 
 

@@ -82,7 +82,7 @@ TYPES = {
     "reweighting": Reweighting(),
     "forward mode": Reweighting(derivative="forward_mode"),
     "neumann": Neumann(iterations=3, alpha=0.1),
-    "cg": ConjugateGradient(iterations=2),
+    "cg": ConjugateGradient(iterations=2, damping=1.0),
 }
 
 

@@ -20,6 +20,7 @@ from metaweight import (
     Nystrom,
     Penalty,
     Reweighting,
+    Unroll,
 )
 
 METHODS = {
@@ -35,6 +36,11 @@ METHODS = {
     "nystrom": Nystrom(rank=5, damping=1.0),
     "penalty, f2sa": Penalty(strength=1e6, steps=3),
     "penalty, bome": Penalty(strength=1e6, steps=3, form="bome"),
+    "unroll": Unroll(),
+    "unroll, forward over reverse": Unroll(product="forward_over_reverse"),
+    "unroll, difference": Unroll(product="finite_difference"),
+    "unroll, one-sided": Unroll(product="one_sided", alpha=1e-6),
+    "unroll, kept graphs": Unroll(memory="full"),
 }
 
 

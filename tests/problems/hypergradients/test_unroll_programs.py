@@ -511,3 +511,65 @@ def test_status_tells_how_many_steps_it_went_back() -> None:
     status = engine.lower.hypergradient_status
     assert status is not None
     assert status.describe() == "Unroll, iterations 2"
+
+
+@pytest.mark.parametrize("memory", ["flat", "full"])
+def test_roll_back_takes_the_loop_back_after_it_was_differentiated(memory: str) -> None:
+    """The first loop is the same with and without, the second starts where the last step left."""
+    config = Config(type=Unroll(memory=memory), unroll_steps=3)
+    plain = program(DeclaredLower, config=config)
+    rolled = Engine(
+        [(other := program(DeclaredLower, config=config)).judge, other.classifier],
+        EngineConfig(strategy="cpu", roll_back=True),
+        {"u2l": {other.judge: [other.classifier]}, "l2u": {other.classifier: [other.judge]}},
+    )
+    first = gradients_of(plain, plain.judge, 3)
+    assert relative_error(gradients_of(rolled, rolled.judge, 3), first) < 1e-12
+    second = gradients_of(rolled, rolled.judge, 3)
+    assert relative_error(second, gradients_of(plain, plain.judge, 3)) > 1e-6
+
+
+def test_kept_graphs_serve_every_upper_problem() -> None:
+    """Two upper problems differentiate through one lower one; the graphs last for both."""
+
+    class First(Judge):
+        def training_step(self, batch):
+            inputs, labels = batch
+            return F.cross_entropy(self.lower(inputs), labels)
+
+    class Both(IterativeProblem):
+        def training_step(self, batch):
+            inputs, labels = batch
+            losses = F.cross_entropy(self.module(inputs), labels, reduction="none").unsqueeze(1)
+            return ((self.one(losses.detach()) + self.two(losses.detach())) * losses).mean()
+
+    def gradients(memory: str) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        net = network()
+        lower = Both(
+            "lower",
+            Config(type=Unroll(memory=memory), unroll_steps=2),
+            net,
+            torch.optim.SGD(net.parameters(), lr=0.1),
+            train_data_loader=batches(1, 4),
+        )
+        uppers = []
+        for name in ("one", "two"):
+            module = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+            optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
+            uppers.append(First(name, None, module, optimizer, train_data_loader=batches(2, 1)))
+        engine = Engine(
+            [*uppers, lower],
+            EngineConfig(strategy="cpu"),
+            {"u2l": {u: [lower] for u in uppers}, "l2u": {lower: uppers}},
+        )
+        seen: list[torch.Tensor] = []
+        for upper in uppers:
+            upper.grad_callback = lambda u=upper: seen.extend(
+                p.grad.clone() for p in u.module.parameters()
+            )
+        for _ in range(4):
+            engine.train_step()
+        return seen
+
+    assert relative_error(gradients("full"), gradients("flat")) < 1e-12

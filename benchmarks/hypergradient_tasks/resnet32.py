@@ -1,0 +1,191 @@
+"""Meta-Weight-Net on ResNet-32 through 1, 2, 4, 8 steps: error, time and peak memory.
+
+The images are scikit-learn's digits enlarged to 32 × 32, the network has been trained for a few
+steps, every batch has 100 samples. The truth is the derivative of the very same steps in float64.
+Time is that of the ``k`` training steps and one hypergradient, from the second run of a process that
+does nothing else; memory is the peak of that process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from turns import Outcome, measure
+
+from .adjoint import truths
+from .case import accuracy
+from .unrolled import DIFFERENCE, EXACT, HIGHER, TRAINING, Workload, contenders
+
+LR = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How much is measured.
+
+    Attributes:
+        steps: The numbers of steps ``k``.
+        size: Samples of a batch.
+        trained: Steps the network is trained for beforehand.
+        rounds: Processes of every contender for each ``k``.
+        threads: Threads of each process.
+        lr: Learning rate of the unrolled steps.
+    """
+
+    steps: tuple[int, ...] = (1, 2, 4, 8)
+    size: int = 100
+    trained: int = 20
+    rounds: int = 1
+    threads: int = 2
+    lr: float = LR
+
+
+QUICK = Effort(steps=(1, 2), size=4, trained=1)
+
+
+def run(effort: Effort) -> dict[str, Any]:
+    """Measure the task; return its description, a row for every contender and ``k``, the claims."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "workload.pt"
+        truth = alone(partial(prepared, path, effort), effort.threads)
+        if truth.error is not None:
+            raise RuntimeError(f"The truth could not be computed: {truth.error}")
+        rows = [
+            row(label, k, outcomes, torch.tensor(truth.value[k], dtype=torch.float64))
+            for k in effort.steps
+            for label, outcomes in measured(path, k, effort).items()
+        ]
+    description = {
+        "batch": effort.size,
+        "learning rate": effort.lr,
+        "trained before": effort.trained,
+        "threads": effort.threads,
+        "truth": "an adjoint of the same steps written out in float64",
+    }
+    return {"description": description, "rows": rows, "claims": claims(rows)}
+
+
+def alone(make: Callable[[], Callable[[], Any]], threads: int, rounds: int = 0) -> Outcome:
+    """Return what one contender measures in a process of its own."""
+    return measure({"it": make}, threads, rounds, 1, warm_ups=1, start="forkserver")["it"]
+
+
+def measured(path: Path, k: int, effort: Effort) -> dict[str, list[Outcome]]:
+    """Return what each contender measured, a process for each round, taking turns."""
+    found: dict[str, list[Outcome]] = {label: [] for label in contenders()}
+    labels = list(found)
+    for number in range(effort.rounds):
+        turn = number % len(labels)
+        for label in labels[turn:] + labels[:turn]:
+            make = partial(contender, path, label, k, effort.lr)
+            found[label].append(alone(make, effort.threads, rounds=1))
+    return found
+
+
+def contender(path: Path, label: str, k: int, lr: float) -> Callable[[], list[float]]:
+    """Return a contender's run, with numbers as its answer."""
+    work: Workload = torch.load(path, weights_only=False)
+    run = contenders()[label](dataclasses.replace(work, steps=k, lr=lr))
+    return lambda: run().tolist()
+
+
+def prepared(path: Path, effort: Effort) -> Callable[[], dict[int, list[float]]]:
+    """Return what saves the workload and computes the truths."""
+
+    def prepare() -> dict[int, list[float]]:
+        work = workload(effort)
+        torch.save(work, path)
+        found = truths(work, effort.steps)
+        return {k: gradient.tolist() for k, gradient in found.items()}
+
+    return prepare
+
+
+def workload(effort: Effort) -> Workload:
+    """Return the workload of the most steps."""
+    from metaweight.data import load_digits
+    from metaweight.models import ResNet32
+
+    generator = torch.Generator().manual_seed(0)
+    data, _ = load_digits(test_size=1)
+
+    def batch() -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = torch.randint(0, len(data.labels), (effort.size,), generator=generator)
+        images = F.interpolate(data.inputs[chosen], size=32, mode="bilinear")
+        return images.expand(-1, 3, -1, -1).mul(2).sub(1).contiguous(), data.labels[chosen]
+
+    net = ResNet32(generator=generator)
+    work = Workload(max(effort.steps), net, [batch() for _ in range(max(effort.steps))], batch())
+    optimizer = work.optimizer(net)
+    for _ in range(effort.trained):
+        inputs, labels = batch()
+        optimizer.zero_grad()
+        F.cross_entropy(net(inputs), labels).backward()
+        optimizer.step()
+    net.zero_grad()
+    return dataclasses.replace(work, lr=effort.lr)
+
+
+def row(label: str, k: int, outcomes: list[Outcome], truth: torch.Tensor) -> dict[str, Any]:
+    """Return a contender's row of the table; the first error stands in for numbers."""
+    failed = next((o.error for o in outcomes if o.error is not None), None)
+    found: dict[str, Any] = {
+        "contender": label,
+        "k": k,
+        "error": None,
+        "cosine": None,
+        "s": None,
+        "CPU s": None,
+        "peak MiB": None,
+        "own MiB": None,
+        "failed": failed,
+    }
+    if failed is None:
+        turns = [turn for outcome in outcomes for turn in outcome.turns]
+        found["s"] = statistics.median(turn.wall for turn in turns)
+        found["CPU s"] = statistics.median(turn.cpu for turn in turns)
+        found["peak MiB"] = statistics.median(turn.peak for turn in turns)
+        found["own MiB"] = found["peak MiB"] - outcomes[0].resting
+        if label != TRAINING:
+            found |= accuracy(torch.tensor(outcomes[0].value), truth)
+    return found
+
+
+def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what is claimed of the unrolled methods, with what came out."""
+    table = {(r["contender"], r["k"]): r for r in rows if r["failed"] is None}
+    ks = sorted({r["k"] for r in rows})
+
+    def value(label: str, k: int, key: str) -> float | None:
+        found = table.get((label, k))
+        return None if found is None else found[key]
+
+    def ratio(above: float | None, below: float | None) -> float | None:
+        return None if above is None or below is None else above / below
+
+    def claim(text: str, found: float | None, aim: float | None) -> dict[str, Any]:
+        met = None if found is None or aim is None else "yes" if found <= aim else "no"
+        return {"claim": text, "found": found, "aim": aim, "met": met}
+
+    low, high = ks[0], ks[-1]
+    made = []
+    for label, aim in ((EXACT, 1.15), (DIFFERENCE, 1.15), (HIGHER, None)):
+        grown = ratio(value(label, high, "peak MiB"), value(label, low, "peak MiB"))
+        made.append(claim(f"{label}: peak memory at k={high} over k={low}", grown, aim))
+    for key in ("s", "CPU s"):
+        for label, aim in ((EXACT, 1.0), (DIFFERENCE, 0.75)):
+            for k in ks:
+                times = ratio(value(label, k, key), value(HIGHER, k, key))
+                made.append(claim(f"{label}: {key} over {HIGHER}'s at k={k}", times, aim))
+    for k in ks:
+        error = value(DIFFERENCE, k, "error")
+        made.append(claim(f"{DIFFERENCE}: relative error at k={k}", error, 1e-2))
+    return made

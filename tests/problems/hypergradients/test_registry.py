@@ -1,0 +1,51 @@
+"""Algorithms other packages declare are known by their names."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+
+import pytest
+from metaweight.problems.hypergradients import registry
+from support.reweighting import program
+
+from metaweight import Config, ConfigurationError, Hypergradient, Product, Status
+
+
+class Nothing(Hypergradient):
+    """The hypergradient of a lower problem that responds to nothing."""
+
+    def vjp(self, problem, vector, wanted):
+        return Product([0.0 * t for t in wanted], Status("Nothing"))
+
+
+class NoAlgorithm:
+    pass
+
+
+@pytest.fixture
+def declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = "metaweight.hypergradients"
+    points = [
+        EntryPoint("nothing", f"{__name__}:Nothing", group),
+        EntryPoint("odd", f"{__name__}:NoAlgorithm", group),
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+
+
+@pytest.mark.usefixtures("declared")
+def test_a_declared_name_is_a_type() -> None:
+    engine = program(config=Config(type="nothing"))
+    engine.train_step()
+    assert isinstance(engine.classifier.hypergradient, Nothing)
+    assert engine.classifier.hypergradient_status == Status("Nothing")
+
+
+@pytest.mark.usefixtures("declared")
+def test_what_is_no_algorithm_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"type='odd'.*makes NoAlgorithm; the entry point"):
+        program(config=Config(type="odd"))
+
+
+def test_an_unknown_name_tells_how_to_add_one() -> None:
+    with pytest.raises(ConfigurationError, match="entry points of the group"):
+        Config(type="nothing")
