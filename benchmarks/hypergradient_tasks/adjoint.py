@@ -11,12 +11,39 @@ With ``b_t = μ b_{t-1} + g_t + δ w_{t-1}`` and ``w_t = w_{t-1} - η b_t``, fro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
-from .unrolled import MOMENTUM, WEIGHT_DECAY, Workload, flat, judged_loss, weighted_loss
+from .unrolled import MOMENTUM, WEIGHT_DECAY, Batch, Workload, flat, judged_loss, weighted_loss
+
+
+@dataclass
+class Loop:
+    """The adjoint of one number of steps, on its way back.
+
+    Attributes:
+        w: ``λ``.
+        momentum: ``ν``.
+        found: ``dF/dθ`` so far.
+    """
+
+    w: list[Tensor]
+    momentum: list[Tensor]
+    found: list[Tensor]
+
+    def go_back(
+        self, gradient: Sequence[Tensor], w: Sequence[Tensor], theta: Sequence[Tensor], lr: float
+    ) -> None:
+        """Pass a step whose gradient, with its graph, was taken at ``w``."""
+        beta = [n - lr * a for n, a in zip(self.momentum, self.w, strict=True)]
+        products = torch.autograd.grad(gradient, [*w, *theta], beta, retain_graph=True)
+        hessian, mixed = products[: len(w)], products[len(w) :]
+        self.w = [a + WEIGHT_DECAY * b + h for a, b, h in zip(self.w, beta, hessian, strict=True)]
+        self.momentum = [MOMENTUM * b for b in beta]
+        self.found = [t + m for t, m in zip(self.found, mixed, strict=True)]
 
 
 def truths(work: Workload, counts: Sequence[int]) -> dict[int, Tensor]:
@@ -33,37 +60,33 @@ def truths(work: Workload, counts: Sequence[int]) -> dict[int, Tensor]:
         found: Tensor = functional_call(net, dict(zip(names, w, strict=True)), (inputs,))
         return found
 
-    path = [[p.detach().clone() for p in net.parameters()]]
+    def lower_gradient(w: Sequence[Tensor], batch: Batch, graph: bool) -> tuple[Tensor, ...]:
+        loss = weighted_loss(lambda inputs: predict(w, inputs), weights, batch)
+        return torch.autograd.grad(loss, w, create_graph=graph)
+
+    path = [[p.detach().clone().requires_grad_() for p in net.parameters()]]
     momentum = [torch.zeros_like(p) for p in path[0]]
     for batch in train:
-        w = [p.requires_grad_() for p in path[-1]]
-        loss = weighted_loss(lambda x, w=w: predict(w, x), weights, batch)  # type: ignore[misc]
-        gradient = torch.autograd.grad(loss, w)
+        gradient = lower_gradient(path[-1], batch, graph=False)
         with torch.no_grad():
             momentum = [
                 MOMENTUM * b + g + WEIGHT_DECAY * p
-                for b, g, p in zip(momentum, gradient, w, strict=True)
+                for b, g, p in zip(momentum, gradient, path[-1], strict=True)
             ]
-            path.append([p - work.lr * b for p, b in zip(w, momentum, strict=True)])
-    found = {k: [torch.zeros_like(t) for t in theta] for k in counts}
-    lambdas: dict[int, list[Tensor]] = {}
-    nus: dict[int, list[Tensor]] = {}
+            after = [p - work.lr * b for p, b in zip(path[-1], momentum, strict=True)]
+        path.append([p.requires_grad_() for p in after])
+    loops: dict[int, Loop] = {}
     for step in range(len(train), 0, -1):
         if step in counts:
-            w = [p.requires_grad_() for p in path[step]]
-            loss = judged_loss(lambda x, w=w: predict(w, x), judge)  # type: ignore[misc]
-            lambdas[step] = list(torch.autograd.grad(loss, w))
-            nus[step] = [torch.zeros_like(p) for p in w]
-        w = [p.requires_grad_() for p in path[step - 1]]
-        loss = weighted_loss(lambda x, w=w: predict(w, x), weights, train[step - 1])  # type: ignore[misc]
-        gradient = torch.autograd.grad(loss, w, create_graph=True)
-        for k in lambdas:
-            beta = [n - work.lr * a for n, a in zip(nus[k], lambdas[k], strict=True)]
-            products = torch.autograd.grad(gradient, [*w, *theta], beta, retain_graph=True)
-            lambdas[k] = [
-                a + WEIGHT_DECAY * b + h
-                for a, b, h in zip(lambdas[k], beta, products[: len(w)], strict=True)
-            ]
-            nus[k] = [MOMENTUM * b for b in beta]
-            found[k] = [t + m for t, m in zip(found[k], products[len(w) :], strict=True)]
-    return {k: flat(gradients) for k, gradients in found.items()}
+            end = path[step]
+            loss = judged_loss(lambda inputs, end=end: predict(end, inputs), judge)  # type: ignore[misc]
+            loops[step] = Loop(
+                list(torch.autograd.grad(loss, end)),
+                [torch.zeros_like(p) for p in end],
+                [torch.zeros_like(t) for t in theta],
+            )
+        w = path[step - 1]
+        gradient = lower_gradient(w, train[step - 1], graph=True)
+        for loop in loops.values():
+            loop.go_back(gradient, w, theta, work.lr)
+    return {k: flat(loop.found) for k, loop in loops.items()}

@@ -2,8 +2,8 @@
 
 The images are scikit-learn's digits enlarged to 32 × 32, the network has been trained for a few
 steps, every batch has 100 samples. The truth is the derivative of the very same steps in float64.
-Time is that of the ``k`` training steps and one hypergradient, from the second run of a process that
-does nothing else; memory is the peak of that process.
+Time is that of the ``k`` training steps and one hypergradient, from the second run of a process
+that does nothing else; memory is the peak of that process.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Effort:
     lr: float = LR
 
 
-QUICK = Effort(steps=(1, 2), size=4, trained=1)
+QUICK = Effort(steps=(1, 2), size=8, trained=2, lr=0.01)
 
 
 def run(effort: Effort) -> dict[str, Any]:

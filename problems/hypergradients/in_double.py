@@ -71,7 +71,7 @@ def _module_in_double(problem: Problem) -> Iterator[None]:
 @contextmanager
 def _recorded_in_double(problem: Problem) -> Iterator[None]:
     trajectory, optimizer = problem.trajectory, problem.optimizer
-    state = None if optimizer is None else optimizer.state
+    state: Mapping[Tensor, Any] = {} if optimizer is None else optimizer.state
     try:
         problem.trajectory = _doubled(trajectory)
         if optimizer is not None:

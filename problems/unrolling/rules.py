@@ -42,7 +42,8 @@ def signed(g: Tensor, settings: Settings) -> Tensor:
 
 def decayed(w: Tensor, g: Tensor, settings: Settings) -> Tensor:
     """Return the gradient with the L2 penalty's own."""
-    return g + settings["weight_decay"] * w
+    penalised: Tensor = g + settings["weight_decay"] * w
+    return penalised
 
 
 def sgd(w: Tensor, g: Tensor, state: State, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:

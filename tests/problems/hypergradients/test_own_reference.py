@@ -64,3 +64,24 @@ def test_agrees_with_itself_in_double_precision(
     (report,) = engine.check_hypergradient()
     assert report.converged.cosine > least, str(report)
     assert 0.9 < report.converged.norm_ratio < 1.1
+
+
+def test_bettys_displacement_is_too_long_for_one_of_these_programs() -> None:
+    """The report that the README shows."""
+    engine = program(
+        Plain,
+        config=Config(unroll_steps=2),
+        dropout=0.5,
+        dtype=torch.float32,
+        seed=2,
+    )
+    for _ in range(4):
+        engine.train_step()
+    (report,) = engine.check_hypergradient()
+    print(report)
+    assert report.converged.cosine < 0.8
+    assert [advice.split()[:2] for advice in report.advice] == [
+        ["Batch", "norm"],
+        ["The", "loss"],
+        ["Its", "direction"],
+    ]

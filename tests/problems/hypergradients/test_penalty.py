@@ -431,7 +431,7 @@ def test_a_problem_without_a_rate_is_refused() -> None:
     ("settings", "message"),
     [
         ({"form": "bomb"}, r"Penalty\(form='bomb'\) is not one of f2sa, bome"),
-        ({"strength": 0.0}, r"Penalty\(strength=0.0\) must be positive and finite; 100 is"),
+        ({"strength": 0.0}, r"Penalty\(strength=0.0\) must be positive and finite; 1000 is"),
         ({"steps": 0}, r"Penalty\(steps=0\) must be an integer of at least 1"),
         ({"steps": True}, r"Penalty\(steps=True\) must be an integer"),
         ({"lr": -0.1}, r"Penalty\(lr=-0.1\) must be positive.*leave it out"),
