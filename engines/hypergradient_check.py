@@ -12,6 +12,7 @@ from metaweight.problems import (
     GraphError,
     HypergradientReport,
     Problem,
+    ValueHypergradient,
 )
 
 from .hooks import Hook
@@ -83,12 +84,12 @@ class HypergradientCheck(Hook):
 
 
 def lower_problems(engine: Engine) -> list[Problem]:
-    """Return the problems some upper problem differentiates through."""
+    """Return the problems some upper problem differentiates through, by a gradient of its loss."""
     found: list[Problem] = []
     for problem in engine.problems:
         for path in problem.paths:
             found += [lower for lower in path[1:-1] if lower not in found]
-    return found
+    return [p for p in found if not isinstance(p.hypergradient, ValueHypergradient)]
 
 
 def check_hypergradients_of(engine: Engine, tolerance: float) -> list[HypergradientReport]:
@@ -101,7 +102,8 @@ def check_hypergradients_of(engine: Engine, tolerance: float) -> list[Hypergradi
     if not lowers:
         raise GraphError(
             "check_hypergradient() was asked of a program in which no problem differentiates "
-            "through another; add a 'u2l' edge to the dependencies."
+            "through another; add a 'u2l' edge to the dependencies, and choose a method that works "
+            "from a gradient: what zero_order and reinforce estimate has none to be compared with."
         )
     reports: list[HypergradientReport] = []
     limit = _iterations_at_most(engine)

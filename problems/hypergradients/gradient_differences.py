@@ -123,6 +123,8 @@ def _recorded_point(
     """Return what training found where the step began, if it computed as the passes here do."""
     moment = update.moment
     altered = type(problem).grad_callback is not _base().grad_callback
+    # What flowed in through problems below is no part of this loss's own gradient.
+    altered = altered or bool(problem.position.paths)
     if moment is None or altered or problem.config.precision != "fp32":
         return None
     gradients = [moment.gradients.get(p, torch.zeros_like(p)) for p in below]

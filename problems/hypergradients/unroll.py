@@ -11,7 +11,8 @@ back over the recorded steps::
 
 One step's graph exists at a time. ``w_0``, where the loop began, counts as a constant unless the
 problem says what it is (``initial_parameters``); then ``(∂w_0/∂θ)ᵀ λ_0`` is added. Unlike the
-implicit methods the result carries the scale of the learning rate, and follows its schedule.
+implicit methods the result carries the scale of the learning rate, and follows its schedule. Of a
+problem that itself differentiates through others, those are held where each step found them.
 
 Sources: Maclaurin, Duvenaud, Adams, "Gradient-based Hyperparameter Optimization through Reversible
 Learning", ICML 2015 (arXiv:1502.03492); Franceschi et al., "Forward and Reverse Gradient-Based
@@ -22,7 +23,6 @@ Luketina et al., ICML 2016 (arXiv:1511.06727).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -43,6 +43,7 @@ from ..unrolling import (
 from ..unrolling.adjoint import StateCotangents
 from .base import Approximation, Hypergradient, Product, Status
 from .gradient_differences import declares_its_loss
+from .own_steps import require_optimizer_steps
 from .products import Evaluation, require_recorded
 from .second_order import PRODUCTS, gradient_products
 
@@ -123,7 +124,14 @@ class Unroll(Hypergradient):
         )
 
     def check(self, problem: Problem) -> None:
-        _require_own_step(problem)
+        require_optimizer_steps(
+            problem, "an unrolled hypergradient", "choose an implicit method such as type='cg'"
+        )
+        if self.memory == "full" and problem.position.paths:
+            raise ConfigurationError(
+                f"Problem {problem.name!r} asks for Unroll(memory='full') but differentiates "
+                "through problems below it, which no kept graph reaches; use memory='flat'."
+            )
         reason = why_not_differentiable(problem.optimizer)
         if reason is not None:
             raise ConfigurationError(
@@ -244,22 +252,3 @@ def _kept_products(
 
 def _zero(parameter: Tensor) -> Tensor:
     return parameter.new_zeros(parameter.shape)
-
-
-def _require_own_step(problem: Problem) -> None:
-    from ..problem import Problem  # noqa: PLC0415 (a problem knows its algorithms)
-
-    kind = type(problem)
-    if problem.optimizer is None or kind.custom_optimizer_step is not Problem.custom_optimizer_step:
-        raise ConfigurationError(
-            f"Problem {problem.name!r} asks for an unrolled hypergradient but takes steps of its "
-            "own in custom_optimizer_step, which cannot be differentiated; give it a torch "
-            "optimizer, or choose an implicit method such as Config(type='cg')."
-        )
-    for name in ("grad_callback", "param_callback"):
-        if getattr(kind, name) is not getattr(Problem, name):
-            warnings.warn(
-                f"{kind.__name__}.{name} changes the steps of problem {problem.name!r} in a way "
-                "an unrolled hypergradient cannot see; it is differentiated as if it did nothing.",
-                stacklevel=2,
-            )

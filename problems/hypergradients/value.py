@@ -79,6 +79,12 @@ class ValueHypergradient(Hypergradient):
                 f"Problem {problem.name!r} asks for {name} with precision='fp16', whose loss "
                 "scaling leaves steps out that cannot be told from others; use 'bf16' or 'fp32'."
             )
+        if problem.config.hypergradient_parameters is not None:
+            raise ConfigurationError(
+                f"Problem {problem.name!r} asks for {name} with hypergradient_parameters, but it "
+                "takes all its steps again and differentiates through no parameter; leave "
+                "hypergradient_parameters out."
+            )
         if problem.position.paths:
             raise ConfigurationError(
                 f"Problem {problem.name!r} asks for {name}, which takes its steps again, but they "

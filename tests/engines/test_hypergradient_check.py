@@ -182,6 +182,11 @@ def test_a_program_without_lower_problems_is_refused() -> None:
         alone.check_hypergradient()
 
 
+def test_estimates_from_values_have_nothing_to_be_compared_with() -> None:
+    with pytest.raises(GraphError, match="zero_order and reinforce estimate"):
+        program(config=Config(type="zero_order")).check_hypergradient()
+
+
 def test_as_a_hook_it_watches_every_so_many_steps(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     hook = HypergradientCheck(every=4)

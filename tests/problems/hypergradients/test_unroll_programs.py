@@ -529,6 +529,54 @@ def test_roll_back_takes_the_loop_back_after_it_was_differentiated(memory: str) 
     assert relative_error(second, gradients_of(plain, plain.judge, 3)) > 1e-6
 
 
+class Chain:
+    """θ judges m, m is fitted by its own loss and by what it does to the lower w."""
+
+    class Top(ImplicitProblem):
+        def training_step(self, batch):
+            return ((self.mid.module.weight - 1.0) ** 2).sum() + self.low.module.weight.sum()
+
+    class Mid(IterativeProblem):
+        def training_step(self, batch):
+            m, t = self.module.weight, self.top.module.weight
+            return (t.sin() * m**2).sum() + (self.low.module.weight**2).sum()
+
+    class Low(IterativeProblem):
+        def training_step(self, batch):
+            return ((self.module.weight - self.mid.module.weight) ** 2).sum()
+
+
+def chain(kind: Unroll) -> tuple[Engine, Any]:
+    torch.manual_seed(0)
+    names = (("top", Chain.Top, 0.0), ("mid", Chain.Mid, 0.1), ("low", Chain.Low, 0.1))
+    problems = []
+    for name, cls, lr in names:
+        module = nn.Linear(3, 1, bias=False).double()
+        config = Config(type=kind) if name == "mid" else None
+        optimizer = torch.optim.SGD(module.parameters(), lr=lr)
+        problems.append(cls(name, config, module, optimizer, train_data_loader=[0]))
+    top, mid, low = problems
+    engine = Engine(
+        problems,
+        EngineConfig(strategy="cpu"),
+        {"u2l": {top: [mid], mid: [low]}, "l2u": {low: [mid], mid: [top]}},
+    )
+    return engine, top
+
+
+def test_one_sided_differences_start_from_the_loss_alone_where_more_flowed_in() -> None:
+    """The recorded gradient of a middle problem holds what came through the one below it."""
+    exact = gradients_of(*chain(Unroll()), 2)
+    assert float(exact[0].norm()) > 1e-3
+    kind = Unroll(product="one_sided", alpha=1e-6)
+    assert relative_error(gradients_of(*chain(kind), 2), exact) < 1e-4
+
+
+def test_kept_graphs_are_refused_where_hypergradients_flow_in() -> None:
+    with pytest.raises(ConfigurationError, match=r"'mid' asks for Unroll\(memory='full'\).*'flat'"):
+        chain(Unroll(memory="full"))
+
+
 def test_kept_graphs_serve_every_upper_problem() -> None:
     """Two upper problems differentiate through one lower one; the graphs last for both."""
 

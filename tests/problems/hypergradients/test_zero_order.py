@@ -733,6 +733,9 @@ def test_steps_that_cannot_be_taken_again_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="'lower' asks for ZeroOrder but takes steps of"):
         joined(upper_problem(), lower_problem(Own))
     half = lower_problem()
+    half._config = Config(type=ONE, hypergradient_parameters=("0",))
+    with pytest.raises(ConfigurationError, match=r"leave hypergradient_parameters out"):
+        ONE.check(half)
     half._config = Config(type=ONE, precision="fp16")
     with pytest.raises(ConfigurationError, match=r"ZeroOrder with precision='fp16'.*use 'bf16'"):
         joined(upper_problem(), half)
