@@ -9,6 +9,7 @@ in one vector, so that a dense Hessian ``H`` of ``L`` can be formed. ``F`` depen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -132,7 +133,14 @@ def newton(lower_loss: LowerLoss, w: Tensor, theta: Tensor, batch: Batch) -> Ten
 
 
 def accuracy(found: Tensor, truth: Tensor) -> dict[str, float]:
-    """Return the relative error and the cosine of what was found."""
+    """Return the relative error and the cosine of what was found.
+
+    Raises:
+        ArithmeticError: When it is not finite.
+    """
     found, truth = found.double(), truth.double()
-    cosine = found @ truth / (found.norm() * truth.norm())
-    return {"error": float((found - truth).norm() / truth.norm()), "cosine": float(cosine)}
+    error = float((found - truth).norm() / truth.norm())
+    cosine = float(found @ truth / (found.norm() * truth.norm()).clamp(min=1e-300))
+    if not (math.isfinite(error) and math.isfinite(cosine)):
+        raise ArithmeticError("the gradient is not finite")
+    return {"error": error, "cosine": cosine}

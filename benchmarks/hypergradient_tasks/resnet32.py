@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from turns import Outcome, measure
+from turns import Outcome, first_line, measure
 
 from .adjoint import truths
 from .case import accuracy
@@ -154,8 +154,11 @@ def row(label: str, k: int, outcomes: list[Outcome], truth: torch.Tensor) -> dic
         found["CPU s"] = statistics.median(turn.cpu for turn in turns)
         found["peak MiB"] = statistics.median(turn.peak for turn in turns)
         found["own MiB"] = found["peak MiB"] - outcomes[0].resting
-        if label != TRAINING:
+    if failed is None and label != TRAINING:
+        try:
             found |= accuracy(torch.tensor(outcomes[0].value), truth)
+        except ArithmeticError as error:
+            found["failed"] = first_line(error)
     return found
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from turns import Outcome, first_line, measure
 
+import metaweight
+
 from . import cleaning, logistic, quadratic, ridge
 from .case import Case, accuracy
 from .methods import Method, methods
@@ -117,9 +119,16 @@ def accuracy_step(path: Path, library: str, effort: Effort) -> Callable[[], dict
         def at(number: int) -> dict[str, float]:
             return accuracy(method.build(case, number)().flatten(), case.truth)
 
+        def drawn(number: int) -> list[dict[str, float]]:
+            # A series that has diverged beyond every number simply ends in the figure.
+            try:
+                return [{"iterations": number, **at(number)}]
+            except (ArithmeticError, metaweight.HypergradientError):
+                return []
+
         try:
             grid = effort.grid if method.curve else ()
-            curve = [{"iterations": k, **at(k)} for k in grid]
+            curve = [point for k in grid for point in drawn(k)]
             return {"main": at(iterations(method, effort)), "curve": curve, "failed": None}
         except Exception as error:
             return {"failed": first_line(error)}
@@ -149,11 +158,14 @@ def row(
         "failed": timed.error or checked["failed"],
     }
     if timed.error is None:
-        single = accuracy(torch.tensor(timed.value, dtype=torch.float64), case.truth)
-        found["error fp32"], found["cosine fp32"] = single["error"], single["cosine"]
         found["ms"] = statistics.median(turn.wall for turn in timed.turns) * 1e3
         found["CPU ms"] = statistics.median(turn.cpu for turn in timed.turns) * 1e3
         found["own MiB"] = timed.first_peak - timed.resting
+        try:
+            single = accuracy(torch.tensor(timed.value, dtype=torch.float64), case.truth)
+            found["error fp32"], found["cosine fp32"] = single["error"], single["cosine"]
+        except ArithmeticError as error:
+            found["failed"] = f"fp32: {first_line(error)}"
     if checked["failed"] is None:
         found["error fp64"] = checked["main"]["error"]
     return found

@@ -552,7 +552,7 @@ def chain(kind: Unroll) -> tuple[Engine, Any]:
     problems = []
     for name, cls, lr in names:
         module = nn.Linear(3, 1, bias=False).double()
-        config = Config(type=kind) if name == "mid" else None
+        config = Config(type=kind, unroll_steps=2) if name == "mid" else None
         optimizer = torch.optim.SGD(module.parameters(), lr=lr)
         problems.append(cls(name, config, module, optimizer, train_data_loader=[0]))
     top, mid, low = problems
