@@ -40,14 +40,16 @@ class Effort:
         rounds: Turns of every contender.
         grid: Iterations at which curves are drawn.
         most: Iterations a method may spend at most.
+        steps: Gradients of a turn; as many as fill 0.1 s when left out.
     """
 
     rounds: int = 3
     grid: tuple[int, ...] = GRID
     most: int = 1000
+    steps: int | None = None
 
 
-QUICK = Effort(rounds=1, grid=(1, 10, 100), most=100)
+QUICK = Effort(rounds=1, grid=(1, 50), most=50, steps=1)
 
 
 def run(name: str, effort: Effort) -> dict[str, Any]:
@@ -61,7 +63,8 @@ def run(name: str, effort: Effort) -> dict[str, Any]:
             {label: partial(main_step, path, label, effort) for label in known},
             1,
             effort.rounds,
-            None,
+            effort.steps,
+            warm_ups=2 if effort.steps is None else 1,
             start="forkserver",
         )
         checked = check(path, known, effort)

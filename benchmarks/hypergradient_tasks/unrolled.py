@@ -234,6 +234,8 @@ Make = Callable[[Workload], Run]
 TRAINING = "training alone"
 EXACT = "metaweight: exact"
 DIFFERENCE = "metaweight: finite_difference, declared"
+ONE_SIDED = "metaweight: one_sided, declared"
+KEPT = "metaweight: exact, full memory"
 HIGHER = "higher: unroll"
 
 
@@ -245,10 +247,11 @@ def contenders() -> dict[str, Make]:
         TRAINING: training,
         EXACT: partial(ours, exact, False),
         "metaweight: exact, declared": partial(ours, exact, True),
-        "metaweight: exact, full memory": partial(ours, Unroll(memory="full"), False),
+        KEPT: partial(ours, Unroll(memory="full"), False),
         "metaweight: forward_over_reverse": partial(ours, forward, False),
         "metaweight: finite_difference": partial(ours, difference, False),
         DIFFERENCE: partial(ours, difference, True),
+        ONE_SIDED: partial(ours, Unroll(product="one_sided"), True),
         "metaweight: Reweighting, last step": partial(ours, Reweighting(), True),
     }
     peers: dict[str, tuple[str, Make]] = {

@@ -1,0 +1,107 @@
+"""How exact hypergradients are, and what they cost, against peers.
+
+::
+
+    python benchmarks/hypergradients.py                             # all tasks, about 10 minutes
+    python benchmarks/hypergradients.py --task ridge --task logistic
+    python benchmarks/hypergradients.py --task resnet32 --steps 1 8
+
+``quadratic``, ``ridge``, ``logistic`` and ``cleaning`` are small problems whose true hypergradient
+is known: every method of metaweight and its peers, its relative error and cosine, time and memory,
+and for iterative methods the error over iterations. ``resnet32`` differentiates through the steps
+of a ResNet-32 under learned sample weights. Every contender has a process of its own; they take
+turns. A method that fails has a row with the first line of its error.
+
+A method that takes the identity for the inverse Hessian has another scale than the truth, so that
+only its cosine counts; so has one that leaves the learning rate out.
+
+Written to ``--out``: ``hypergradients.json`` and ``.md``, ``curves.png``, ``memory.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hypergradient_tasks import resnet32, small
+from turns import environment, markdown
+
+TASKS = (*small.CASES, "resnet32")
+
+
+def parse(given: Sequence[str] | None) -> argparse.Namespace:
+    """Return what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", choices=TASKS, action="append", help="repeatable; default: all")
+    parser.add_argument("--quick", action="store_true", help="a smoke test of less than a minute")
+    parser.add_argument("--rounds", type=int, help="turns of every contender")
+    parser.add_argument("--steps", type=int, nargs="+", help="numbers of steps of resnet32")
+    parser.add_argument("--lr", type=float, help="learning rate of resnet32")
+    parser.add_argument("--threads", type=int, default=2, help="of resnet32; others take one")
+    parser.add_argument("--out", type=Path, default=Path("results/hypergradients"))
+    return parser.parse_args(given)
+
+
+def run(task: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure one task."""
+    threads = arguments.threads if task == "resnet32" else 1
+    load = os.getloadavg()[0]
+    if task == "resnet32":
+        effort = resnet32.QUICK if arguments.quick else resnet32.Effort()
+        chosen = {"threads": threads, "rounds": arguments.rounds, "lr": arguments.lr}
+        chosen["steps"] = tuple(arguments.steps) if arguments.steps else None
+        found = resnet32.run(
+            replace(effort, **{name: v for name, v in chosen.items() if v is not None})
+        )
+    else:
+        little = small.QUICK if arguments.quick else small.Effort()
+        found = small.run(task, replace(little, rounds=arguments.rounds or little.rounds))
+    loads = f"{load:.2f} before, {os.getloadavg()[0]:.2f} after"
+    return {"environment": {**environment(threads), "load average": loads}, **found}
+
+
+def text(task: str, found: dict[str, Any]) -> str:
+    """Return a task's results as Markdown."""
+    parts = [markdown(found["rows"], task)]
+    for key in ("description", "environment"):
+        parts.append(", ".join(f"{name}: {value}" for name, value in found[key].items()))
+    if found.get("claims"):
+        parts.append(markdown(found["claims"], f"{task}, what is claimed"))
+    return "\n\n".join(parts)
+
+
+def write(report: dict[str, dict[str, Any]], out: Path) -> None:
+    """Write everything measured so far."""
+    # Every contender's process imports this script, which is no reason to import matplotlib.
+    from hypergradient_tasks.figures import error_curves, memory_curves
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "hypergradients.json").write_text(json.dumps(report, indent=2, allow_nan=False))
+    tables = "\n\n".join(text(task, found) for task, found in report.items())
+    (out / "hypergradients.md").write_text(tables + "\n")
+    curves = {task: found["curves"] for task, found in report.items() if found.get("curves")}
+    if curves:
+        error_curves(curves).savefig(out / "curves.png", dpi=150)
+    if "resnet32" in report:
+        memory_curves(report["resnet32"]["rows"]).savefig(out / "memory.png", dpi=150)
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Measure the tasks asked for."""
+    arguments = parse(given)
+    report: dict[str, dict[str, Any]] = {}
+    for task in arguments.task or TASKS:
+        report[task] = run(task, arguments)
+        print(text(task, report[task]), flush=True)
+        write(report, arguments.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
