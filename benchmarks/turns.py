@@ -82,8 +82,8 @@ def measure(
     """
     context: Any = multiprocessing.get_context(start)
     if start == "forkserver":
-        # The first optimizer of a process imports torch._dynamo, which takes seconds.
-        context.set_forkserver_preload(["metaweight", "torch._dynamo"])
+        # Together these take seconds; the first optimizer of a process imports torch._dynamo.
+        context.set_forkserver_preload(["metaweight.weighting", "torch._dynamo"])
     outcomes: dict[str, Outcome] = {}
     lines: dict[str, Connection] = {}
     workers: dict[str, Any] = {}
