@@ -10,8 +10,9 @@
 is known: every method of metaweight and its peers, its relative error and cosine, time and memory,
 and for iterative methods the error over iterations. ``resnet32`` differentiates through the steps
 of a ResNet-32 under learned sample weights. Every contender has a process of its own; they take
-turns. A method that fails has a row with the first line of its error. The small tasks take a few minutes; the truth of ``resnet32``, in
-double precision, takes several alone on 2 cores.
+turns. A method that fails has a row with the first line of its error.
+The small tasks take a few minutes; the truth of ``resnet32``, in double precision, takes several
+alone on 2 cores.
 
 A method that takes the identity for the inverse Hessian has another scale than the truth, so that
 only its cosine counts; so has one that leaves the learning rate out.
