@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import platform
 import resource
 import time
@@ -187,12 +188,14 @@ def environment(threads: int) -> dict[str, str | int]:
     if cpuinfo.exists():
         models = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
         processor = models[0].split(":", 1)[1].strip() if models else processor
+    allocator = [f"{key}={os.environ[key]}" for key in sorted(os.environ) if "MALLOC" in key]
     return {
         "processor": processor,
         "threads": threads,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "metaweight": metaweight.__version__,
+        "allocator": ", ".join(allocator) or "as the system sets it",
     }
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import vectors
 from .errors import ConfigurationError, LossError
 from .hypergradients.unroll import Unroll
 from .hypergradients.value import UpperLoss, ValueHypergradient
+from .kernels import differentiable_twice
 from .problem import Problem
 from .random_streams import RandomState, preserved_streams
 from .state import preserved_buffers
@@ -131,7 +131,7 @@ def _with_graph(problem: Problem, batch: Any) -> StepResult:
     names = {
         f"module.{name}": copies[p] for name, p in problem.module.named_parameters() if p in copies
     }
-    with sdpa_kernel(SDPBackend.MATH):
+    with differentiable_twice():
         loss, metrics = torch.func.functional_call(_Evaluated(problem), names, (batch,))
         _require_graph(problem, loss)
         places = list(copies.values())

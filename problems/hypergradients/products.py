@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import vectors
 from ..errors import HypergradientError
+from ..kernels import TwiceDifferentiable, differentiable_twice
 from ..precision import DTYPES, autocast, difference_step, full_precision
 from ..random_streams import RandomState
 from ..state import preserved_buffers
@@ -39,8 +39,7 @@ class Evaluation:
         problem: The lower problem.
         graph: Whether a graph runs through its parameters.
         in_full_precision: Compute without autocast.
-        second_order: Choose attention kernels that can be differentiated twice and forward; the
-            fused ones cannot.
+        second_order: Choose kernels for being differentiated twice and forward.
 
     Attributes:
         weights: The parameters a hypergradient goes through.
@@ -58,6 +57,7 @@ class Evaluation:
         self.weights = list(problem.meta_trainable_parameters())
         self._problem = problem
         self._stack: ExitStack | None = None
+        self._kernels: TwiceDifferentiable | None = None
         self._frozen = [] if graph else [p for p in self._candidates() if p.requires_grad]
         self._in_full_precision = in_full_precision
         self._second_order = second_order
@@ -75,7 +75,7 @@ class Evaluation:
             self._stack.enter_context(preserved_buffers(slots))
             self._stack.enter_context(choose(precision, self._problem.device))
             if self._second_order:
-                self._stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                self._kernels = self._stack.enter_context(differentiable_twice())
         for parameter in self._frozen:
             parameter.requires_grad_(False)
         return self
@@ -87,6 +87,16 @@ class Evaluation:
         if self._stack is not None:
             self._stack.close()
         self._streams.restore()
+
+    def gradient_graph(self, loss: Tensor) -> tuple[Tensor | None, ...]:
+        """Return ``∇_w loss`` with its graph, to be differentiated, not read.
+
+        Parts of it are zeros where computing values can be avoided.
+        """
+        with ExitStack() as stack:
+            if self._kernels is not None:
+                stack.enter_context(self._kernels.values_unread(self.weights))
+            return torch.autograd.grad(loss, self.weights, create_graph=True, allow_unused=True)
 
     def inverse_step(self, vector: Sequence[Tensor], alpha: float, order: int = 2) -> Tensor:
         """Return ``1 / eps`` for a displacement ``eps v`` of length ``alpha``, wider in 16 bits.
@@ -152,12 +162,12 @@ class Curvature:
 
     Args:
         losses: The loss of each micro-batch, computed as it is asked for.
-        weights: ``w``.
+        evaluation: What they are computed in.
     """
 
-    def __init__(self, losses: Iterable[Tensor], weights: Sequence[Tensor]) -> None:
-        self.weights = weights
-        self._graphs = [_gradient_graph(loss, weights) for loss in losses]
+    def __init__(self, losses: Iterable[Tensor], evaluation: Evaluation) -> None:
+        self.weights = evaluation.weights
+        self._graphs = [_gradient_graph(loss, evaluation) for loss in losses]
 
     def hessian(self, vector: Sequence[Tensor]) -> list[Tensor]:
         """Return ``∂²L/∂w∂w · v``."""
@@ -186,11 +196,11 @@ class Curvature:
         return total if len(self._graphs) == 1 else vectors.scale(total, 1.0 / len(self._graphs))
 
 
-def _gradient_graph(loss: Tensor, weights: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+def _gradient_graph(loss: Tensor, evaluation: Evaluation) -> tuple[list[Tensor], list[int]]:
     """Return the parts of ``∇_w loss`` that are no constants, and which weights they belong to."""
     if not loss.requires_grad:
         return [], []
-    gradient = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+    gradient = evaluation.gradient_graph(loss)
     used = [(g, i) for i, g in enumerate(gradient) if g is not None and g.requires_grad]
     return [g for g, _ in used], [i for _, i in used]
 
@@ -204,4 +214,4 @@ def curvature(problem: Problem) -> Iterator[Curvature]:
     steps = require_recorded(problem).steps
     with Evaluation(problem, graph=True, in_full_precision=True, second_order=True) as evaluation:
         losses = (replayed_loss(problem, step) for step in steps)
-        yield Curvature(losses, evaluation.weights)
+        yield Curvature(losses, evaluation)

@@ -66,8 +66,7 @@ def exact(
 
     def one(step: RecordedStep) -> list[Tensor]:
         loss = replayed_loss(problem, step)
-        gradient = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
-        return gradient_products(gradient, vector, inputs)
+        return gradient_products(evaluation.gradient_graph(loss), vector, inputs)
 
     return _mean(update.steps, one)
 

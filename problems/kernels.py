@@ -1,0 +1,76 @@
+"""Which of torch's kernels compute what is differentiated twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from .batch_norm import batch_norm
+from .convolution import DIMENSIONS, convolution
+
+
+class TwiceDifferentiable(TorchFunctionMode):
+    """Inside, batch norm and convolutions are differentiated twice at no waste.
+
+    Values and derivatives are torch's. :mod:`.batch_norm` has second derivatives in few passes;
+    :mod:`.convolution` need not compute gradients nobody reads (:meth:`values_unread`). Under
+    autocast, inside ``torch.func`` transforms and on tensor subclasses torch computes all.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._unread: frozenset[int] = frozenset()
+        convolutions = {
+            own: partial(convolution, own, lambda key: key in self._unread) for own in DIMENSIONS
+        }
+        self._instead: dict[Any, Any] = {F.batch_norm: batch_norm, **convolutions}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        instead = self._instead.get(func)
+        if instead is not None and not _left_to_torch(args):
+            func = instead
+        return func(*args, **(kwargs or {}))
+
+    @contextmanager
+    def values_unread(self, leaves: Iterable[Tensor]) -> Iterator[None]:
+        """Inside, gradients by convolution weights among ``leaves`` may be zeros with their graph.
+
+        For a gradient that is only differentiated again.
+        """
+        before, self._unread = self._unread, frozenset(id(t) for t in leaves)
+        try:
+            yield
+        finally:
+            self._unread = before
+
+
+@contextmanager
+def differentiable_twice() -> Iterator[TwiceDifferentiable]:
+    """Compute inside with kernels that can be differentiated twice and forward.
+
+    Of attention that is the math kernel; the fused ones cannot.
+    """
+    with sdpa_kernel(SDPBackend.MATH), TwiceDifferentiable() as kernels:
+        yield kernels
+
+
+def _left_to_torch(arguments: tuple[Any, ...]) -> bool:
+    """Whether something else decides how an operation is computed or differentiated."""
+    first = arguments[0] if arguments else None
+    return (
+        not isinstance(first, Tensor)
+        or torch.is_autocast_enabled(first.device.type)
+        or torch._C._are_functorch_transforms_active()
+        or any(isinstance(t, Tensor) and type(t) not in _PLAIN for t in arguments)
+    )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
