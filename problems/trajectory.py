@@ -26,6 +26,7 @@ class Recording:
         parameters: Keep what each of them started from: parameters and buffers, also of the other
             problems that may step before it is replayed.
         optimizer: Keep each one's gradients, optimizer state and optimizer settings.
+        values: Whether the numbers in the first two of these are read, not only their shapes.
         losses: Keep the sample losses of a reweighted problem.
         graphs: Keep the graph of each micro-batch's gradient.
     """
@@ -33,6 +34,7 @@ class Recording:
     updates: int = 1
     parameters: bool = False
     optimizer: bool = False
+    values: bool = True
     losses: bool = False
     graphs: bool = False
 
@@ -42,6 +44,7 @@ class Recording:
             updates=max(self.updates, other.updates),
             parameters=self.parameters or other.parameters,
             optimizer=self.optimizer or other.optimizer,
+            values=any(r.optimizer and r.values for r in (self, other)),
             losses=self.losses or other.losses,
             graphs=self.graphs or other.graphs,
         )
@@ -85,11 +88,13 @@ class OptimizerMoment:
         gradients: The accumulated gradient, unscaled, before clipping.
         states: Its entries of the optimizer's state; tensors are copies.
         settings: The settings of its group: learning rate, momentum, …
+        values: Whether gradients and states hold their numbers, or only shapes.
     """
 
     gradients: dict[Tensor, Tensor]
     states: dict[Tensor, dict[str, Any]]
     settings: dict[Tensor, Mapping[str, Any]]
+    values: bool = True
 
 
 @dataclass
@@ -180,11 +185,11 @@ class Trajectory:
     def keep_optimizer(self, problem: Problem) -> None:
         """Note gradients, state and settings, if they are asked for; call before clipping."""
         if self._open is not None and self.recording.optimizer:
-            self._open.moment = optimizer_moment(problem.optimizer)
+            self._open.moment = optimizer_moment(problem.optimizer, values=self.recording.values)
 
 
-def optimizer_moment(optimizer: torch.optim.Optimizer) -> OptimizerMoment:
-    """Copy what the next step of ``optimizer`` depends on."""
+def optimizer_moment(optimizer: torch.optim.Optimizer, *, values: bool = True) -> OptimizerMoment:
+    """Copy what the next step of ``optimizer`` depends on; without ``values``, zeros of no size."""
     gradients: dict[Tensor, Tensor] = {}
     states: dict[Tensor, dict[str, Any]] = {}
     settings: dict[Tensor, Mapping[str, Any]] = {}
@@ -192,14 +197,19 @@ def optimizer_moment(optimizer: torch.optim.Optimizer) -> OptimizerMoment:
         chosen = {k: _copy(v) for k, v in group.items() if k != "params"}
         for p in group["params"]:
             if p.grad is not None:
-                gradients[p] = p.grad.detach().clone()
-                states[p] = {k: _copy(v) for k, v in optimizer.state.get(p, {}).items()}
+                copy = _copy if values else _shape_of
+                gradients[p] = copy(p.grad)
+                states[p] = {k: copy(v) for k, v in optimizer.state.get(p, {}).items()}
                 settings[p] = chosen
-    return OptimizerMoment(gradients, states, settings)
+    return OptimizerMoment(gradients, states, settings, values)
 
 
 def _copy(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _shape_of(value: Any) -> Any:
+    return value.new_zeros(()).expand(value.shape) if isinstance(value, Tensor) else value
 
 
 def _moving(problem: Problem) -> Sequence[Problem]:

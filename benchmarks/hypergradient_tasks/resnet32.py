@@ -2,6 +2,8 @@
 
 The images are scikit-learn's digits enlarged to 32 × 32, the network has been trained for a few
 steps, every batch has 100 samples. The truth is the derivative of the very same steps in float64.
+The learning rate is 0.01, since at 0.1 this program is chaotic: what rounding does to one product
+grows a hundredfold over 8 steps, in the exact derivative as well.
 Time is that of the ``k`` training steps and one hypergradient, from the second run of a process
 that does nothing else; memory is the peak of that process.
 """
@@ -33,7 +35,7 @@ from .unrolled import (
     contenders,
 )
 
-LR = 0.1
+LR = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Effort:
     lr: float = LR
 
 
-QUICK = Effort(steps=(1, 2), size=8, trained=2, lr=0.01)
+QUICK = Effort(steps=(1, 2), size=8, trained=2)
 
 
 def run(effort: Effort) -> dict[str, Any]:

@@ -158,6 +158,7 @@ class Auditor:
         return len(updates) == asked.updates and all(
             (bool(u.start) or not asked.parameters)
             and (u.moment is not None or not asked.optimizer)
+            and (u.moment is None or u.moment.values or not asked.values)
             for u in updates
         )
 

@@ -125,7 +125,7 @@ def _recorded_point(
     altered = type(problem).grad_callback is not _base().grad_callback
     # What flowed in through problems below is no part of this loss's own gradient.
     altered = altered or bool(problem.position.paths)
-    if moment is None or altered or problem.config.precision != "fp32":
+    if moment is None or not moment.values or altered or problem.config.precision != "fp32":
         return None
     gradients = [moment.gradients.get(p, torch.zeros_like(p)) for p in below]
     return _Point(gradients, [torch.zeros_like(t) for t in above], held or [])

@@ -105,7 +105,7 @@ def _doubled_moment(moment: OptimizerMoment) -> OptimizerMoment:
     def doubled(states: Mapping[Tensor, Any]) -> dict[Tensor, Any]:
         return {p: as_double(value) for p, value in states.items()}
 
-    return OptimizerMoment(doubled(moment.gradients), doubled(moment.states), moment.settings)
+    return replace(moment, gradients=doubled(moment.gradients), states=doubled(moment.states))
 
 
 def has_double(device: torch.device) -> bool:

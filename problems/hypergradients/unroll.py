@@ -36,6 +36,7 @@ from ..trajectory import RecordedUpdate, Recording
 from ..unrolling import (
     go_back_to,
     owns_start,
+    reads_values,
     start_of_loop,
     update_adjoint,
     why_not_differentiable,
@@ -119,6 +120,7 @@ class Unroll(Hypergradient):
             updates=updates,
             parameters=True,
             optimizer=True,
+            values=self.product == "one_sided" or reads_values(problem),
             losses=self.product in ALPHA,
             graphs=self.memory == "full",
         )

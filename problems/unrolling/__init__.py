@@ -1,6 +1,12 @@
 """The derivative of an optimizer step."""
 
-from .adjoint import UpdateAdjoint, clipped, update_adjoint, why_not_differentiable
+from .adjoint import (
+    UpdateAdjoint,
+    clipped,
+    reads_values,
+    update_adjoint,
+    why_not_differentiable,
+)
 from .initial import apply_initial_parameters, owns_start, start_of_loop
 from .learned import apply_learned_settings, owns_settings, settings_per_group
 from .replay import go_back_to, replay
@@ -13,6 +19,7 @@ __all__ = [
     "go_back_to",
     "owns_settings",
     "owns_start",
+    "reads_values",
     "replay",
     "settings_per_group",
     "start_of_loop",

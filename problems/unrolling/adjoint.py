@@ -59,6 +59,16 @@ def why_not_differentiable(optimizer: torch.optim.Optimizer) -> str | None:
     )
 
 
+def reads_values(problem: Problem) -> bool:
+    """Whether the adjoint of a step depends on its gradients and state, not on settings alone.
+
+    SGD is linear in both.
+    """
+    linear = type(problem.optimizer) is torch.optim.SGD
+    clips = problem.config.gradient_clipping > 0
+    return not linear or clips or owns_settings(problem) or problem.config.precision == "fp16"
+
+
 def update_adjoint(
     problem: Problem,
     update: RecordedUpdate,

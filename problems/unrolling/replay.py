@@ -52,7 +52,7 @@ def replay(
         apply_initial_parameters(problem)
     twin = twin_of(problem.optimizer)
     first = updates[0].moment
-    assert first is not None
+    assert first is not None and first.values
     twin.state = defaultdict(dict, {p: _copies(state) for p, state in first.states.items()})
     trained = [p for p in problem.trainable_parameters() if p.requires_grad]
     with _gradients_put_back(trained):

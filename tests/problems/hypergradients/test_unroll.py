@@ -6,12 +6,15 @@ optimizers divide it by small second moments.
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from support.naive import relative_error
 from support.unrolled import Setting, engine_gradient, naive_gradient
+from torch import nn
 
-from metaweight import Unroll
+from metaweight import Config, Engine, EngineConfig, ImplicitProblem, Unroll
 
 SGD = {"lr": 0.1}
 MOMENTUM = {"lr": 0.1, "momentum": 0.9}
@@ -83,3 +86,53 @@ def test_truncation_goes_back_through_the_last_steps(steps: int) -> None:
     setting = Setting(settings=MOMENTUM, steps=4)
     actual = engine_gradient(setting, Unroll(steps=steps))
     assert relative_error(actual, naive_gradient(setting, through=steps)) < 1e-9
+
+
+class Judge(ImplicitProblem):
+    def training_step(self, batch):
+        return (self.trained(batch) - 1).square().mean()
+
+
+class Trained(ImplicitProblem):
+    def training_step(self, batch):
+        return (self.module(batch) - self.judge(batch)).square().mean()
+
+
+def recorded_numbers(
+    optimizer: type[torch.optim.Optimizer], method: Unroll, **config: float
+) -> int:
+    """Numbers held per weight and step of what was recorded of the optimizer."""
+    torch.manual_seed(0)
+    above, net = nn.Linear(2, 50), nn.Linear(2, 50)
+    judge = Judge(
+        "judge",
+        module=above,
+        optimizer=torch.optim.SGD(above.parameters(), lr=0.1),
+        train_data_loader=[torch.ones(4, 2)],
+    )
+    trained = Trained(
+        "trained",
+        Config(type=method, unroll_steps=3, **config),
+        module=net,
+        optimizer=optimizer(net.parameters(), lr=0.1),
+        train_data_loader=[torch.ones(4, 2)],
+    )
+    engine = Engine(
+        [judge, trained],
+        EngineConfig(train_iters=6, strategy="cpu"),
+        {"u2l": {judge: [trained]}, "l2u": {trained: [judge]}},
+    )
+    engine.run()
+    moments = [update.moment for update in engine.trained.trajectory.updates]
+    entries = [t for m in moments for s in (m.gradients, *m.states.values()) for t in s.values()]
+    held = [t.untyped_storage().nbytes() for t in entries if t.numel() == net.weight.numel()]
+    return sum(held) // (4 * net.weight.numel() * len(moments))
+
+
+def test_keeps_of_the_optimizer_only_what_its_adjoint_reads() -> None:
+    """SGD is linear: gradient and momentum do not enter. Adam's gradient and two moments do."""
+    heavy = partial(torch.optim.SGD, momentum=0.9)
+    assert recorded_numbers(heavy, Unroll()) == 0
+    assert recorded_numbers(heavy, Unroll(), gradient_clipping=1.0) == 2
+    assert recorded_numbers(heavy, Unroll(product="one_sided")) == 2
+    assert recorded_numbers(torch.optim.Adam, Unroll()) == 3
