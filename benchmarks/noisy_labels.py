@@ -14,12 +14,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from study.arguments import Options, make_parser, share, to_options
+from study.arguments import Options, at_least, make_parser, share, to_options
 from study.protocols import CIFAR_NOISE, DIGITS_NOISE
+from study.remedies import REMEDIES
 from study.splits import DATASETS, Corruption
 from study.study import run_study
 
-_WEIGHTINGS = ("ce", "meta-weight-net", "meta-weight-net-normalised", "class-aware")
+_WEIGHTINGS = ("ce", *REMEDIES, "meta-weight-net", "meta-weight-net-normalised", "class-aware")
 _DEFAULT_METHODS = (
     "ce",
     "ce+meta",
@@ -42,13 +43,27 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         default="uniform",
         help="to any class at random, or each class to the next one (default: %(default)s)",
     )
+    parser.add_argument(
+        "--network", choices=("resnet32", "resnet18"), help="for CIFAR (default: resnet32)"
+    )
+    parser.add_argument("--epochs", type=at_least(1), help="passes over the training split")
+    parser.add_argument("--batch-size", type=at_least(1), help="samples of a batch")
     given = parser.parse_args(arguments)
+    if given.network is not None and given.dataset == "digits":
+        parser.error("argument --network: digits have a network of their own; leave it out")
+    if given.epochs is not None and given.steps is not None:
+        parser.error("argument --epochs: --steps already says how long to train; give one of them")
     protocol = {
         "digits": DIGITS_NOISE,
         "cifar10": CIFAR_NOISE,
         # The same 1 000 meta samples in all.
         "cifar100": replace(CIFAR_NOISE, meta_per_class=10),
     }[given.dataset]
+    changes = {"network": given.network, "batch_size": given.batch_size}
+    if given.epochs is not None:
+        changes |= {"epochs": given.epochs, "steps": None}
+    kept = {name: v for name, v in changes.items() if v is not None or name == "steps"}
+    protocol = replace(protocol, **kept)
     corruption = Corruption(noise=given.noise, noise_kind=given.noise_kind)
     return to_options(parser, given, "noisy_labels", corruption, protocol, _DEFAULT_METHODS)
 

@@ -286,6 +286,7 @@ class Engine:
         self.logger.log(stats, tag=problem.name, step=problem.count if local else global_step)
 
     def _validate(self) -> None:
+        self.hooks.before_validation(self)
         self.eval()
         try:
             stats = self.validation() or {}

@@ -36,6 +36,10 @@ class Hook:
     def iteration_end(self, engine: Engine) -> None:
         """After all leaf problems have stepped once."""
 
+    def before_validation(self, engine: Engine) -> None:
+        """Before ``engine.validation()``, which may raise: ``after_validation`` then stays out, and
+        ``run_end`` comes next."""
+
     def after_validation(self, engine: Engine, stats: Mapping[str, Any]) -> None:
         """After ``engine.validation()``, with what it returned."""
 
@@ -60,6 +64,9 @@ class HookList(Hook):
         self._epochs = [h for h in self.hooks if type(h).epoch_end is not Hook.epoch_end]
         self._iterations = [
             h for h in self.hooks if type(h).iteration_end is not Hook.iteration_end
+        ]
+        self._before_validations = [
+            h for h in self.hooks if type(h).before_validation is not Hook.before_validation
         ]
         self._validations = [
             h for h in self.hooks if type(h).after_validation is not Hook.after_validation
@@ -88,6 +95,10 @@ class HookList(Hook):
     def iteration_end(self, engine: Engine) -> None:
         for hook in self._iterations:
             hook.iteration_end(engine)
+
+    def before_validation(self, engine: Engine) -> None:
+        for hook in self._before_validations:
+            hook.before_validation(engine)
 
     def after_validation(self, engine: Engine, stats: Mapping[str, Any]) -> None:
         for hook in self._validations:

@@ -1,7 +1,8 @@
 """Bilevel meta-learning on PyTorch: a graph of problems, hypergradients, learned weights.
 
 The pieces most programs need are importable from here; see ``metaweight.weighting``,
-``metaweight.data``, ``metaweight.models`` and ``metaweight.noise`` for the rest.
+``metaweight.averaging``, ``metaweight.ensembles``, ``metaweight.noise``, ``metaweight.data`` and
+``metaweight.models`` for the rest.
 """
 
 from ._version import __version__

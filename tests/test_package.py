@@ -20,6 +20,8 @@ PACKAGES = (
     "metaweight.problems",
     "metaweight.problems.hypergradients",
     "metaweight.weighting",
+    "metaweight.averaging",
+    "metaweight.ensembles",
     "metaweight.data",
     "metaweight.models",
     "metaweight.noise",

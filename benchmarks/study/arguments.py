@@ -58,10 +58,10 @@ def make_parser(description: str, weightings: Sequence[str], out: str) -> argpar
         help="a number of seeds, counted from 0 (default 3), or a list: 0 1 2, or 7, with a comma",
     )
     parser.add_argument(
-        "--steps", type=_at_least(1), help="steps of a run (default: the protocol's)"
+        "--steps", type=at_least(1), help="steps of a run (default: the protocol's)"
     )
     parser.add_argument(
-        "--meta-per-class", type=_at_least(1), help="clean meta samples of each class"
+        "--meta-per-class", type=at_least(1), help="clean meta samples of each class"
     )
     parser.add_argument(
         "--lr", type=_positive, help="learning rate of the classifier, of all methods"
@@ -73,7 +73,7 @@ def make_parser(description: str, weightings: Sequence[str], out: str) -> argpar
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument(
         "--threads",
-        type=_at_least(1),
+        type=at_least(1),
         help="CPU threads (default: 1 for digits, whose tensors are small; torch's choice else)",
     )
     parser.add_argument(
@@ -205,7 +205,9 @@ def _positive(text: str) -> float:
     return value
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def at_least(least: int) -> Callable[[str], int]:
+    """Return a reader of whole numbers from ``least`` on."""
+
     def read(text: str) -> int:
         value = int(text)
         if value < least:

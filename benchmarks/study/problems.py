@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaweight import Config, ImplicitProblem, Problem
+from metaweight import Config, Hook, ImplicitProblem, Problem
 from metaweight.data import (
     CIFAR_MEAN,
     CIFAR_STD,
@@ -21,7 +21,7 @@ from metaweight.data import (
     RandomCropFlip,
     TensorLoader,
 )
-from metaweight.models import DigitsNet, ResNet32
+from metaweight.models import DigitsNet, ResNet18, ResNet32
 from metaweight.weighting import (
     ClassAwareWeightNet,
     MetaWeightNet,
@@ -35,6 +35,7 @@ from metaweight.weighting import (
 
 from .methods import Method
 from .protocols import Protocol
+from .remedies import REMEDIES, Loss, Remedy, of_logits, remedy
 from .splits import Splits, stream
 
 BatchLoss = Callable[[Tensor, Tensor], Tensor]
@@ -46,17 +47,17 @@ class BaselineClassifier(ImplicitProblem):
     Args:
         name: Its name.
         config: Its settings.
-        loss: ``loss(logits, labels)``, one number for the batch.
+        loss: ``loss(problem, batch)``, one number for the batch.
         **problem: ``module``, ``optimizer`` and the rest of :class:`~metaweight.Problem`.
     """
 
-    def __init__(self, name: str, config: Config, *, loss: BatchLoss, **problem: Any) -> None:
+    def __init__(self, name: str, config: Config, *, loss: Loss, **problem: Any) -> None:
         super().__init__(name, config, **problem)
         self._loss = loss
 
     def training_step(self, batch: Any) -> Tensor:
         """Return the loss of the batch."""
-        return self._loss(self.module(batch[0]), batch[1])
+        return self._loss(self, batch)
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class Program:
     dependencies: dict[str, dict[Problem, list[Problem]]]
     groups: Tensor | None
     """For learned weights the group of each class, (C,); ``None`` for given ones."""
+    hooks: Sequence[Hook] = ()
+    rejected: Tensor | None = None
+    """Which samples of ``data`` were taken for wrong, (N,); ``None`` where none was judged."""
+    data: LabelledTensors | None = None
+    """What was judged."""
 
 
 @dataclass(frozen=True)
@@ -94,21 +100,10 @@ def build(run: Run, splits: Splits) -> Program:
     """Return the problems of ``run``: the classifier, and above it the learner of its weights."""
     protocol, weighting = run.protocol, run.method.weighting
     data = splits.train.concat(splits.meta) if run.method.with_meta else splits.train
-    # Methods of the same seed start from the same network and draw the same batches.
-    network = _network(splits, stream(run.seed, "network"))
-    sgd = _sgd(network, _learning_rate(run), protocol)
-    shared: dict[str, Any] = {
-        "config": Config(precision=run.precision),
-        "module": network,
-        "optimizer": sgd,
-        "scheduler": _milestones(sgd, run),
-        "train_data_loader": _loader(data, run, "train"),
-    }
     if not run.method.learned:
-        loss = batch_loss(weighting, data, protocol, run.device)
-        return Program([BaselineClassifier("classifier", loss=loss, **shared)], {}, None)
+        return _single_level(run, splits, data)
+    shared = _trained("classifier", run, splits, data, stream(run.seed, "network"))
     classifier = WeightedClassifier(
-        "classifier",
         weights="reweight",
         normalise=protocol.normalise or weighting != "meta-weight-net",
         **shared,
@@ -117,6 +112,69 @@ def build(run: Run, splits: Splits) -> Program:
     learner = _weight_learner(run, splits, groups)
     dependencies = {"u2l": {learner: [classifier]}, "l2u": {classifier: [learner]}}
     return Program([learner, classifier], dependencies, groups)
+
+
+def _single_level(run: Run, splits: Splits, data: LabelledTensors) -> Program:
+    weighting = run.method.weighting
+    if weighting in REMEDIES:
+
+        def make_judge(name: str, part: LabelledTensors, number: int) -> Problem:
+            network = stream(run.seed, f"judge {number}")
+            given = _trained(name, run, splits, part, network, wrap=_of_pixels(splits))
+            return BaselineClassifier(loss=of_logits(F.cross_entropy), **given)
+
+        # Networks draw from the global stream where they are made or mixed.
+        torch.manual_seed(stream(run.seed, "remedy").initial_seed())
+        chosen = remedy(weighting, data, make_judge, run.steps, run.device)
+    else:
+        chosen = Remedy(data, of_logits(batch_loss(weighting, data, run.protocol, run.device)))
+    given = _trained(
+        "classifier", run, splits, chosen.data, stream(run.seed, "network"), wrap=chosen.wrap
+    )
+    classifier = BaselineClassifier(loss=chosen.loss, **given)
+    return Program([classifier], {}, None, chosen.hooks, chosen.rejected, data)
+
+
+def _trained(
+    name: str,
+    run: Run,
+    splits: Splits,
+    data: LabelledTensors,
+    generator: torch.Generator,
+    wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
+) -> dict[str, Any]:
+    """Return what every classifier is made of.
+
+    Methods of the same seed start from the same network and draw the same batches.
+    """
+    network = wrap(_network(run, splits, generator))
+    sgd = _sgd(network, _learning_rate(run), run.protocol)
+    return {
+        "name": name,
+        "config": Config(precision=run.precision),
+        "module": network,
+        "optimizer": sgd,
+        "scheduler": _milestones(sgd, run),
+        "train_data_loader": _loader(data, run, "train"),
+    }
+
+
+class _OfPixels(nn.Module):
+    """A network of normalised images that takes bytes as well, as labels are judged by."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self._normalise = Normalise(CIFAR_MEAN, CIFAR_STD)
+
+    def forward(self, images: Tensor) -> Tensor:
+        given = self._normalise(images) if images.dtype == torch.uint8 else images
+        logits: Tensor = self.network(given)
+        return logits
+
+
+def _of_pixels(splits: Splits) -> Callable[[nn.Module], nn.Module]:
+    return _OfPixels if _is_cifar(splits) else lambda network: network
 
 
 def batch_loss(weighting: str, data: LabelledTensors, protocol: Protocol, device: str) -> BatchLoss:
@@ -178,8 +236,12 @@ def _weight_learner(run: Run, splits: Splits, groups: Tensor) -> WeightLearner:
     )
 
 
-def _network(splits: Splits, generator: torch.Generator) -> nn.Module:
-    model = ResNet32 if _is_cifar(splits) else DigitsNet
+NETWORKS = {"resnet32": ResNet32, "resnet18": ResNet18, "digits-net": DigitsNet}
+
+
+def _network(run: Run, splits: Splits, generator: torch.Generator) -> nn.Module:
+    usual = "resnet32" if _is_cifar(splits) else "digits-net"
+    model = NETWORKS[run.protocol.network or usual]
     return model(splits.train.num_classes, generator=generator)
 
 
@@ -218,5 +280,6 @@ def _loader(data: LabelledTensors, run: Run, part: str) -> TensorLoader:
         transform=transform,
         generator=stream(run.seed, f"{part} order"),
         with_replacement=run.protocol.with_replacement,
+        with_indices=True,
         device=run.device,
     )

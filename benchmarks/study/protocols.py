@@ -29,6 +29,7 @@ class Protocol:
         batch_size: Samples in a batch, of the meta set too.
         momentum: Of the classifier's SGD.
         weight_decay: Of the classifier's SGD.
+        network: ``"resnet32"`` or ``"resnet18"``; the data's own where ``None``.
     """
 
     learning_rate: float
@@ -49,6 +50,7 @@ class Protocol:
     batch_size: int = 100
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    network: str | None = None
 
 
 # Shu et al., "Meta-Weight-Net", NeurIPS 2019 (arXiv:1902.07379), the authors' long-tail settings.

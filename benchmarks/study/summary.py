@@ -47,6 +47,8 @@ def to_table(record: dict[str, Any]) -> str:
     detects = any("weight_auc" in run or "loss_auc" in run for run in record["runs"])
     if detects:
         columns |= {"weight_auc": "AUC of 1 − weight", "loss_auc": "AUC of the loss"}
+    if any("precision" in run for run in record["runs"]):
+        columns |= {"precision": "precision of rejected", "recall": "recall of wrong"}
     columns["seconds"] = "seconds a run"
     lines = ["| method | " + " | ".join(columns.values()) + " |"]
     lines.append("|:--|" + "--:|" * len(columns))
@@ -76,6 +78,11 @@ def to_page(record: dict[str, Any]) -> str:
         notes.append(
             "AUC: how well a small weight, or a large loss, tells the wrong labels of the training "
             "split from the right ones at the end; 0.5 is chance."
+        )
+    if "precision" in notes[2]:
+        notes.append(
+            "Precision and recall: of the samples a method left out or put last, the share whose "
+            "labels are wrong; and of the wrong labels, the share that were among these."
         )
     if not record["complete"]:
         notes.append("Some runs are still to come.")
@@ -126,6 +133,8 @@ def _detection(judgement: Judgement) -> dict[str, float]:
         "wrong_labels": float(wrong.double().mean()),
         "loss_auc": float(roc_auc_score(wrong, losses)),
     }
+    if judgement.found is not None:
+        found["precision"], found["recall"] = judgement.found
     if weights is not None and weights.isfinite().all():
         found["weight_auc"] = float(roc_auc_score(wrong, 1 - weights))
         found["mean_weight_right"] = float(weights[~wrong].mean())
@@ -134,7 +143,7 @@ def _detection(judgement: Judgement) -> dict[str, float]:
 
 
 def _over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    columns = ("last", "best", "loss_auc", "weight_auc", "seconds")
+    columns = ("last", "best", "loss_auc", "weight_auc", "precision", "recall", "seconds")
     return {
         column: {
             "mean": statistics.fmean(values),
@@ -148,6 +157,6 @@ def _over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def _cell(value: dict[str, float | None] | None, column: str) -> str:
     if value is None:
         return "–"
-    digits = 3 if column.endswith("auc") else 1
+    digits = 3 if column.endswith(("auc", "precision", "recall")) else 1
     text = f"{value['mean']:.{digits}f}"
     return text if value["std"] is None else f"{text} ± {value['std']:.{digits}f}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metaweight import EngineConfig, Hook
+from metaweight.averaging import EMAHook
 from metaweight.data import LabelledTensors
 from metaweight.weighting import normalise_weights
 
@@ -45,11 +47,14 @@ class Judgement:
         losses: Of the labels as given, (N,).
         weights: Learned ones, (N,), with mean 1; ``None`` for a method that learns none.
         wrong: Which labels are wrong, (N,).
+        found: Share of the rejected samples whose labels are wrong, and share of the wrong labels
+            that were rejected; ``None`` for a method that rejects none.
     """
 
     losses: Tensor
     weights: Tensor | None
     wrong: Tensor
+    found: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def train(run: Run, splits: Splits, bar: tqdm[Any]) -> Outcome:
     """
     began = time.perf_counter()
     program = build(run, splits)
-    hooks: list[Hook] = [Bar(bar)]
+    hooks: list[Hook] = [Bar(bar), *program.hooks]
     functions = None
     if program.groups is not None:
         functions = WeightFunctions(_representatives(program.groups), _moments(run.steps))
@@ -94,14 +99,21 @@ def train(run: Run, splits: Splits, bar: tqdm[Any]) -> Outcome:
     engine.history = History()
     engine.run()
     engine.eval()
-    if engine.history.steps[-1:] != [run.steps]:
-        engine.validation()
+    with ExitStack() as teachers:
+        for hook in program.hooks:
+            if isinstance(hook, EMAHook):
+                teachers.enter_context(hook.applied())
+        if engine.history.steps[-1:] != [run.steps]:
+            engine.validation()
+        judgement = _judge(engine, splits.train.to(run.device), functions is not None)
     learned = None
     if functions is not None and program.groups is not None:
         learned = LearnedWeights(
             functions.losses.tolist(), functions.weights, program.groups.tolist()
         )
-    judgement = _judge(engine, splits.train.to(run.device), learned is not None)
+    if program.rejected is not None and program.data is not None:
+        found = precision_and_recall(program.rejected, program.data.wrong_labels.cpu())
+        judgement = replace(judgement, found=found)
     counts = splits.train.class_counts().tolist()
     seconds = time.perf_counter() - began
     return Outcome(run, engine.history, counts, seconds, learned, judgement)
@@ -115,6 +127,12 @@ def _judge(engine: MeasuredEngine, data: LabelledTensors, learned: bool) -> Judg
         with torch.no_grad():
             weights = normalise_weights(engine.reweight(losses, data.labels)).cpu()
     return Judgement(losses.cpu(), weights, data.wrong_labels.cpu())
+
+
+def precision_and_recall(rejected: Tensor, wrong: Tensor) -> tuple[float, float]:
+    """Return how many of the rejected samples are wrong, and of the wrong ones rejected."""
+    hits = float((rejected & wrong).sum())
+    return hits / max(1, int(rejected.sum())), hits / max(1, int(wrong.sum()))
 
 
 def _representatives(groups: Tensor) -> Tensor:

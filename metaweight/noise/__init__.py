@@ -1,7 +1,56 @@
-"""Label noise with a known ground truth."""
+"""Label noise with a known ground truth, and losses and mixtures that withstand it."""
 
 from __future__ import annotations
 
+from ._token_rows import SpecialTokens
+from .bootstrapping import HardBootstrappingLoss, SoftBootstrappingLoss
+from .confident_epochs import OnlineConfidentLearningHook
+from .confident_learning import FilterBy, LabelIssues, confident_learning
+from .cross_validation import CrossValidated, CrossValidatedConfidence, stratified_folds
 from .label_noise import LabelNoise, NoiseKind, inject_label_noise
+from .learned_bootstrapping import BootstrappedClassifier, LearnedTrust
+from .learned_confidence import (
+    Confidence,
+    ConfidenceLearner,
+    ConfidentClassifier,
+    LearnedConfidence,
+)
+from .learned_mixup import LearnedConcentration, MixupClassifier
+from .mixgen import mixgen
+from .mixup import MixupBatch, mix_pairs, mixup, mixup_accuracy, mixup_loss
+from .online_confident_learning import OnlineConfidentLearning, WithCriterion
+from .robust import GeneralisedCrossEntropy, SymmetricCrossEntropy
 
-__all__ = ["LabelNoise", "NoiseKind", "inject_label_noise"]
+__all__ = [
+    "BootstrappedClassifier",
+    "Confidence",
+    "ConfidenceLearner",
+    "ConfidentClassifier",
+    "CrossValidated",
+    "CrossValidatedConfidence",
+    "FilterBy",
+    "GeneralisedCrossEntropy",
+    "HardBootstrappingLoss",
+    "LabelIssues",
+    "LabelNoise",
+    "LearnedConcentration",
+    "LearnedConfidence",
+    "LearnedTrust",
+    "MixupBatch",
+    "MixupClassifier",
+    "NoiseKind",
+    "OnlineConfidentLearning",
+    "OnlineConfidentLearningHook",
+    "SoftBootstrappingLoss",
+    "SpecialTokens",
+    "SymmetricCrossEntropy",
+    "WithCriterion",
+    "confident_learning",
+    "inject_label_noise",
+    "mix_pairs",
+    "mixgen",
+    "mixup",
+    "mixup_accuracy",
+    "mixup_loss",
+    "stratified_folds",
+]

@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
-import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torchvision.datasets import CIFAR10
 
 SCRIPT = "imbalanced_cifar.py"
 TINY = ("--dataset", "digits", "--steps", "6", "--seeds", "1")
@@ -160,30 +157,6 @@ def test_class_balanced_counts_the_labels_as_given(benchmark_modules):
     # Sizes 3 and 1 give weights near 1 : 3, that is 0.5 and 1.5 where the mean is 1.
     losses = np.log1p(np.exp(-2.0)), np.log(2.0)
     assert float(value) == pytest.approx((0.5 * losses[0] + 1.5 * losses[1]) / 2, rel=1e-3)
-
-
-def _write(path: Path, content: dict) -> str:
-    text = pickle.dumps(content, protocol=2)
-    path.write_bytes(text)
-    return hashlib.md5(text).hexdigest()
-
-
-@pytest.fixture
-def tiny_cifar10(tmp_path, monkeypatch):
-    """Twelve training and two test images a class in the official layout, checksums to match."""
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    pixels = np.random.default_rng(0)
-
-    def batch(name: str, per_class: int) -> list[str]:
-        images = pixels.integers(0, 256, (10 * per_class, 3072), dtype=np.uint8)
-        return [name, _write(folder / name, {"data": images, "labels": [*range(10)] * per_class})]
-
-    monkeypatch.setattr(CIFAR10, "train_list", [batch(f"data_batch_{i}", 4) for i in (1, 2, 3)])
-    monkeypatch.setattr(CIFAR10, "test_list", [batch("test_batch", 2)])
-    meta = _write(folder / "batches.meta", {"label_names": list("abcdefghij")})
-    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": meta})
-    return tmp_path
 
 
 @pytest.mark.parametrize("method", ["class-balanced+meta", "meta-weight-net", "class-aware+meta"])

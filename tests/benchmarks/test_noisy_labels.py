@@ -94,3 +94,91 @@ def test_detection_is_the_area_under_the_curve(benchmark_modules):
     assert found["weight_auc"] == pytest.approx(0.75)
     assert found["loss_auc"] == 1
     assert math.isclose(found["mean_weight_wrong"], 0.35, rel_tol=1e-6)
+
+
+def test_every_remedy_trains_and_judges_say_what_they_rejected(run_script, tmp_path):
+    names = [
+        "soft-bootstrapping",
+        "hard-bootstrapping",
+        "gce",
+        "sce",
+        "mixup",
+        "ema",
+        "ocl",
+        "prune",
+        "ensemble-resample",
+        "ensemble-reweight+meta",
+    ]
+    asked = [word for name in names for word in ("--method", name)]
+    done = run_script(SCRIPT, "--steps", "31", "--seeds", "1", "--lr", "0.05", *asked, "--out", "a")
+    assert done.returncode == 0, done.stderr
+    runs = {run["method"]: run for run in summary(tmp_path / "a")["runs"]}
+    assert list(runs) == names
+    judged = {name for name, run in runs.items() if "precision" in run}
+    assert judged == {"prune", "ensemble-resample", "ensemble-reweight+meta"}
+    for name, run in runs.items():
+        # Chance is 10 %; the loss is smaller on right labels after these few steps.
+        assert run["last"] > 30, name
+        assert run["loss_auc"] > 0.7, name
+        assert run["history"]["steps"][-1] == 31
+    for name in judged:
+        # 36 % of the labels are wrong: rejecting at random would have that precision.
+        assert runs[name]["precision"] > 0.5, name
+        assert 0 < runs[name]["recall"] <= 1
+    assert "precision of rejected" in (tmp_path / "a" / "summary.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["mixup", "prune", "ensemble-resample"])
+def test_remedies_are_the_same_for_the_same_seed(run_script, tmp_path, name):
+    for out in ("first", "second"):
+        assert run_script(SCRIPT, *TINY, "--method", name, "--out", out).returncode == 0
+    first, second = (summary(tmp_path / out)["runs"] for out in ("first", "second"))
+    for run in (*first, *second):
+        del run["seconds"]
+    assert first == second
+
+
+def test_precision_and_recall(benchmark_modules):
+    measure = importlib.import_module("study.training").precision_and_recall
+    rejected = torch.tensor([True, True, True, False, False])
+    wrong = torch.tensor([True, False, False, True, False])
+    assert measure(rejected, wrong) == (pytest.approx(1 / 3), pytest.approx(1 / 2))
+    nobody = torch.zeros(5, dtype=torch.bool)
+    assert measure(nobody, nobody) == (0, 0)
+
+
+def test_options_change_the_protocol(benchmark_modules, capsys):
+    parse = importlib.import_module("noisy_labels").parse
+    asked = ["--dataset", "cifar10", "--network", "resnet18", "--epochs", "20"]
+    protocol = parse([*asked, "--batch-size", "128"]).protocol
+    assert (protocol.network, protocol.epochs, protocol.batch_size) == ("resnet18", 20, 128)
+    assert parse(["--epochs", "3"]).protocol.steps is None
+    for wrong, message in (
+        (["--network", "resnet18"], "digits have a network of their own"),
+        (["--epochs", "2", "--steps", "5"], "--steps already says how long to train"),
+    ):
+        with pytest.raises(SystemExit):
+            parse(wrong)
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--method prune --network resnet18",
+        "--method ensemble-reweight --method mixup --method ocl --method ema",
+    ],
+)
+def test_remedies_run_on_cifar_in_the_official_layout(
+    benchmark_modules, tiny_cifar10, monkeypatch, arguments
+):
+    monkeypatch.chdir(tiny_cifar10)
+    script = importlib.import_module("noisy_labels")
+    asked = f"--dataset cifar10 --data . --meta-per-class 2 --steps 3 --batch-size 20 {arguments}"
+    rest = ["--seeds", "1", "--device", "cpu", "--threads", "1", "--out", "out"]
+    assert script.run_study(script.parse([*asked.split(), *rest])) == 0
+    runs = summary(tiny_cifar10 / "out")["runs"]
+    assert [run["method"] for run in runs] == arguments.replace("--network resnet18", "").split()[
+        1::2
+    ]
+    assert all(run["history"]["steps"][-1] == 3 for run in runs)

@@ -39,6 +39,9 @@ class Recorder(Hook):
     def iteration_end(self, engine: Engine) -> None:
         self.note(f"iteration {engine.global_step}")
 
+    def before_validation(self, engine: Engine) -> None:
+        self.note("before validation")
+
     def after_validation(self, engine: Engine, stats: Any) -> None:
         self.note(f"validation {stats['acc']}")
 
@@ -59,6 +62,7 @@ def test_moments_come_in_order() -> None:
         # 0.5 (0.05 - 3)²
         "after outer 1: 4.35125",
         "iteration 1",
+        "before validation",
         "validation 0.5",
         "run end at 1",
     ]
@@ -96,6 +100,17 @@ def test_the_run_ends_for_hooks_also_after_an_exception() -> None:
     assert hook.moments == ["run start at 0", "run end at 1"]
 
 
+def test_a_validation_that_raises_is_followed_by_the_end_of_the_run() -> None:
+    class Failing(Engine):
+        def validation(self) -> dict[str, float]:
+            raise RuntimeError("broken")
+
+    hook = Recorder()
+    with pytest.raises(RuntimeError, match="broken"):
+        single(problem(), engine=Failing, valid_step=1, hooks=[hook]).run()
+    assert hook.moments[-2:] == ["before validation", "run end at 1"]
+
+
 def test_only_overridden_moments_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
     class OnlyIterations(Hook):
         def __init__(self) -> None:
@@ -110,7 +125,8 @@ def test_only_overridden_moments_are_called(monkeypatch: pytest.MonkeyPatch) -> 
     def called(*args: Any) -> None:
         raise AssertionError("a moment nobody joins was called")
 
-    for name in ("run_start", "run_end", "before_step", "after_step", "after_validation"):
+    moments = ("run_start", "run_end", "before_step", "after_step")
+    for name in (*moments, "before_validation", "after_validation"):
         monkeypatch.setattr(Hook, name, called)
     engine.run()
     assert hook.seen == 2

@@ -187,3 +187,30 @@ def test_flip_two_needs_three_classes():
         inject_label_noise(
             torch.tensor([0, 1]), 0.5, num_classes=2, kind="flip_two", generator=generator()
         )
+
+
+def test_half_of_ten_classes_relabelled_makes_nine_tenths_of_that_wrong():
+    true = labels(20_000, 10)
+    share = inject_label_noise(true, 0.5, num_classes=10, generator=generator()).mask
+    # 10 000 draws, of which each is wrong with chance 0.9: eight standard deviations.
+    assert abs(float(share.double().mean()) - 0.45) < 0.012
+
+
+def test_rate_zero_is_the_identity_and_exclusive_rate_one_leaves_nothing():
+    true = labels(20_000, 10)
+    for kind in (None, "uniform_exclusive", "flip", "flip_two"):
+        none = inject_label_noise(true, 0, num_classes=10, kind=kind, generator=generator())
+        assert torch.equal(none.noisy, true)
+        assert not none.mask.any()
+    everything = inject_label_noise(
+        true, 1, num_classes=10, kind="uniform_exclusive", generator=generator()
+    )
+    assert everything.mask.all()
+    assert ((everything.noisy >= 0) & (everything.noisy < 10)).all()
+
+
+def test_noise_upon_noise_starts_from_what_it_was_given():
+    first = inject_label_noise(labels(), 0.3, num_classes=CLASSES, generator=generator())
+    second = inject_label_noise(first.noisy, 0.3, num_classes=CLASSES, generator=generator(1))
+    assert torch.equal(first.clean, labels())
+    assert torch.equal(second.clean, first.noisy)

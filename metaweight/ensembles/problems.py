@@ -1,0 +1,77 @@
+"""A classifier whose sample weights an upper level computes from ensemble scores.
+
+::
+
+    scores = ensemble.member_scores(data)                            # (N, K), once
+    low = ScoreWeightedClassifier("classifier", weights="weights", scores=scores, module=net,
+                                  optimizer=sgd,
+                                  train_data_loader=TensorLoader(data, 100, with_indices=True))
+    top = WeightLearner("weights", classifier="classifier", module=ScoreWeightNet(members=K),
+                        optimizer=adam, train_data_loader=clean)
+    Engine([top, low], config, {"u2l": {top: [low]}, "l2u": {low: [top]}}).run()
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from metaweight.problems import Config, ConfigurationError, DataError
+from metaweight.weighting import WeightedClassifier, normalise_weights
+from metaweight.weighting.problems import SampleLoss
+
+
+class ScoreWeightedClassifier(WeightedClassifier):
+    """Lower level: ``min_w mean_i V(s_i, y_i) l_i`` over batches ``(inputs, labels, indices)``.
+
+    A :class:`~metaweight.weighting.WeightedClassifier` that hands over scores in place of losses.
+
+    Args:
+        name: Its name.
+        config: Its settings.
+        weights: Name of the problem that turns ``(scores, labels)`` into weights.
+        scores: The score of every sample, (N,), or of every sample by every member, (N, K); row i
+            is that of the sample with index i. Another table may take its place at any time.
+        normalise: Scale the weights of each batch to mean 1.
+        loss: ``loss(logits, labels, reduction="none")`` per sample.
+        **problem: ``module``, ``optimizer``, ``train_data_loader`` and the rest of
+            :class:`~metaweight.problems.Problem`.
+
+    Raises:
+        ConfigurationError: For scores of another shape.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: Config | None = None,
+        *,
+        weights: str,
+        scores: Tensor,
+        normalise: bool = False,
+        loss: SampleLoss = F.cross_entropy,
+        **problem: Any,
+    ) -> None:
+        super().__init__(name, config, weights=weights, normalise=normalise, loss=loss, **problem)
+        if scores.ndim not in (1, 2) or not scores.is_floating_point():
+            raise ConfigurationError(
+                f"Problem {name!r} received scores of shape {tuple(scores.shape)} and type "
+                f"{scores.dtype}; give what score() or member_scores() returns, (N,) or (N, K)."
+            )
+        self.scores = scores.detach()
+
+    def sample_weights(self, losses: Tensor, batch: Any) -> Tensor:
+        """Return the weight of each sample, (B,)."""
+        if len(batch) < 3:
+            raise DataError(
+                f"Problem {self.name!r} looks scores up by sample index, but its batch has "
+                f"{len(batch)} parts; give batches (inputs, labels, indices), for instance with "
+                "TensorLoader(..., with_indices=True)."
+            )
+        if self.scores.device != losses.device:
+            self.scores = self.scores.to(losses.device)
+        scores = self.scores.index_select(0, batch[2])
+        weights: Tensor = getattr(self, self._weights)(scores, batch[1])
+        return normalise_weights(weights) if self._normalise else weights

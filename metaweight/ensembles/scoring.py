@@ -1,0 +1,201 @@
+"""One number per sample and member, kept under the index of the sample it belongs to.
+
+Samples are told apart by index rather than by when they were read, so that neither shuffling nor
+repetition can mix them up. Nothing is read on the host until every batch has been scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from tqdm import tqdm
+
+from metaweight.data import LabelledTensors, Resumable, TensorLoader
+from metaweight.problems import DataError, LossError
+from metaweight.problems.batches import move_batch
+
+Metric = Callable[[Any, Any], Tensor]
+
+
+def cross_entropy_scores(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return ``-log softmax(z_i)[y_i]`` of each sample, (B,), in single precision or better."""
+    wide = logits.float() if logits.dtype.itemsize < 4 else logits
+    return F.cross_entropy(wide, labels, reduction="none")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Batches to score.
+
+    Attributes:
+        batches: Batches ``(inputs, labels, …)``.
+        size: How many samples there are, where that is known.
+        index: Which part of a batch holds the indices of its samples; ``None`` when batches come
+            in the order of the samples.
+    """
+
+    batches: Iterable[Any]
+    size: int | None
+    index: int | None
+
+
+def source_of(data: Any, index: int | None, batch_size: int) -> Source:
+    """Decide how ``data`` is read and how its samples are told apart.
+
+    Raises:
+        DataError: When nothing says which sample a score would belong to.
+    """
+    if isinstance(data, TensorLoader):
+        # The loader itself is left alone: it may be amid an epoch.
+        return Source(_in_order(data.data, batch_size, data.transform), len(data.data), None)
+    if isinstance(data, LabelledTensors):
+        return Source(_in_order(data, batch_size, None), len(data), None)
+    if isinstance(data, DataLoader):
+        if index is None and not _reads_in_order(data):
+            raise DataError(
+                "A DataLoader that shuffles, or has a sampler of its own "
+                f"({type(data.sampler).__name__}), was given without index=...: nothing says which "
+                "sample a score belongs to. Let batches hold (inputs, labels, indices) and give "
+                "index=2, give its dataset instead, or use shuffle=False."
+            )
+        return Source(data, _size(data), index)
+    if isinstance(data, (list, tuple)):
+        return Source(data, None, index)
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        return Source(DataLoader(data, batch_size), len(data), index)
+    if index is None:
+        raise DataError(
+            f"{type(data).__name__} was given without index=...: it may not read samples in a "
+            "fixed order. Let batches hold (inputs, labels, indices) and give index=2, or give a "
+            "dataset, LabelledTensors, or a list of batches."
+        )
+    return Source(data, None, index)
+
+
+def member_scores(
+    members: Sequence[nn.Module], source: Source, metric: Metric, progress: bool
+) -> Tensor:
+    """Return the score of every sample by every member, (N, K), without a graph.
+
+    The CPU's global random stream is left as it was.
+
+    Raises:
+        DataError: When a sample was not read, an index does not fit, or a score is nan.
+        LossError: When the metric does not return one number per sample.
+    """
+    device = next((p.device for member in members for p in member.parameters()), None)
+    rows: list[Tensor] = []
+    places: list[Tensor] = []
+    read = 0
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[]),
+        tqdm(total=source.size, desc="scoring", unit="sample", disable=not progress) as bar,
+    ):
+        for batch in source.batches:
+            inputs, labels = batch[0], batch[1]
+            if device is not None:
+                inputs, labels = move_batch((inputs, labels), device)
+            scores = [_checked(metric(member(inputs), labels), labels) for member in members]
+            rows.append(torch.stack(scores, dim=1))
+            places.append(_places(batch, source.index, read, rows[-1]))
+            read += len(rows[-1])
+            bar.update(len(rows[-1]))
+    if not rows:
+        raise DataError("The data to score gave no batch; give at least one sample.")
+    return _by_index(torch.cat(rows), torch.cat(places), source.size)
+
+
+def _in_order(
+    data: LabelledTensors, batch_size: int, transform: Callable[[Tensor], Tensor] | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    held: object = transform
+    state = held.state_dict() if isinstance(held, Resumable) else None
+    try:
+        for start in range(0, len(data), batch_size):
+            inputs = data.inputs[start : start + batch_size]
+            labels = data.labels[start : start + batch_size]
+            yield (inputs if transform is None else transform(inputs)), labels
+    finally:
+        if isinstance(held, Resumable) and state is not None:
+            held.load_state_dict(state)
+
+
+def _reads_in_order(loader: DataLoader[Any]) -> bool:
+    batches: Any = loader.batch_sampler
+    sampler = batches.sampler if type(batches) is BatchSampler else loader.sampler
+    own = batches is not None and type(batches) is not BatchSampler
+    return not own and isinstance(sampler, SequentialSampler)
+
+
+def _size(loader: DataLoader[Any]) -> int | None:
+    dataset: Any = loader.dataset
+    # Without a batch sampler an item of the dataset is a batch, so its length says nothing.
+    return (
+        len(dataset) if loader.batch_sampler is not None and hasattr(dataset, "__len__") else None
+    )
+
+
+def _checked(scores: Tensor, labels: Any) -> Tensor:
+    wanted = len(labels)
+    if not isinstance(scores, Tensor) or scores.ndim != 1 or len(scores) != wanted:
+        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise LossError(
+            f"The metric returned {shape} for a batch of {wanted} samples; return one number per "
+            f"sample, shape ({wanted},), for instance with reduction='none'."
+        )
+    return scores if scores.dtype.itemsize >= 4 and scores.is_floating_point() else scores.float()
+
+
+def _places(batch: Any, index: int | None, read: int, rows: Tensor) -> Tensor:
+    size = len(rows)
+    if index is None:
+        return torch.arange(read, read + size, device=rows.device)
+    if not -len(batch) <= index < len(batch):
+        raise DataError(
+            f"index={index} was given, but a batch has {len(batch)} parts; let batches hold "
+            "(inputs, labels, indices) and give index=2."
+        )
+    places = torch.as_tensor(batch[index])
+    integers = not places.is_floating_point() and places.dtype != torch.bool
+    if places.shape != (size,) or not integers:
+        raise DataError(
+            f"Part {index} of a batch has shape {tuple(places.shape)} and type {places.dtype}; "
+            f"give one integer index for each of its {size} samples."
+        )
+    return places.to(rows.device, torch.int64, non_blocking=True)
+
+
+def _by_index(rows: Tensor, places: Tensor, size: int | None) -> Tensor:
+    low, high = (int(v) for v in torch.aminmax(places))
+    size = high + 1 if size is None else size
+    if low < 0 or high >= size:
+        raise DataError(
+            f"Sample indices span {low} to {high} for {size} samples; give positions in the data, "
+            "counted from 0."
+        )
+    table = rows.new_empty(size, rows.shape[1])
+    table[places] = rows
+    read = torch.zeros(size, dtype=torch.bool, device=rows.device)
+    read[places] = True
+    missing = (~read).nonzero()
+    if len(missing):
+        raise DataError(
+            f"{len(missing)} of {size} samples were not read and have no score, sample "
+            f"{int(missing[0])} first; read each of them, without drop_last, and count indices "
+            "from 0."
+        )
+    unknown = table.isnan().nonzero()
+    if len(unknown):
+        sample, member = (int(v) for v in unknown[0])
+        raise DataError(
+            f"Member {member} of {table.shape[1]} scores sample {sample} with nan; check its "
+            "weights, the inputs and the metric."
+        )
+    return table

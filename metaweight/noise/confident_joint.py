@@ -1,0 +1,86 @@
+"""Which labels predicted probabilities confidently contradict, on the device, without reading it.
+
+With ``p`` of shape (B, C) and labels y, class j's threshold is the mean confidence of those who
+carry its label, ``t_j = mean{p_ij : y_i = j}``. Class j is confident for sample i when
+``p_ij ≥ t_j``; the guess of its true class is the confident class, or where there are several the
+largest entry of the whole row. Samples are counted by (label, guess) in the confident joint, and
+those off its diagonal carry a label that is contradicted.
+
+Source: Northcutt, Jiang, Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels",
+JAIR 2021 (arXiv:1911.00068). Among several confident classes the paper takes the largest of these;
+this is cleanlab's rule, which takes the largest of all, so that a class whose own threshold is not
+reached can be the guess.
+
+Labels of -1 are ignored. Nothing here loops over samples or waits for the device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SLACK = 1e-6
+"""How far below its threshold a probability still counts as reaching it."""
+
+LEAST_THRESHOLD = 2e-6
+
+UNREACHABLE = 2.0
+"""Threshold of a class nobody is labelled with; no probability reaches it."""
+
+
+def class_confidence(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return per class the sum of ``p_ij`` over its samples and their number, both (C,)."""
+    labelled = labels != -1
+    classes = labels.masked_fill(~labelled, 0)
+    own = probabilities.gather(1, classes.unsqueeze(1)).squeeze(1).masked_fill(~labelled, 0.0)
+    both = probabilities.new_zeros(2, probabilities.shape[1])
+    both.index_add_(1, classes, torch.stack([own, labelled.to(own.dtype)]))
+    return both[0], both[1]
+
+
+def confident_thresholds(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Return ``t``, (C,), in the dtype of the probabilities.
+
+    Args:
+        probabilities: (B, C), single precision or better, rows that sum to 1.
+        labels: (B,), int64, in [0, C), or -1.
+    """
+    sums, counts = class_confidence(probabilities, labels)
+    means = (sums / counts.clamp(min=1.0)).clamp(min=LEAST_THRESHOLD)
+    return means.masked_fill(counts == 0, UNREACHABLE)
+
+
+def confident_guess(probabilities: Tensor, thresholds: Tensor) -> Tensor:
+    """Return the guess of each sample's true class, (B,), int64; -1 where no class is confident."""
+    confident = probabilities >= thresholds - SLACK
+    number = confident.sum(1)
+    only = confident.to(torch.uint8).argmax(1)
+    guess = torch.where(number > 1, probabilities.argmax(1), only)
+    return guess.masked_fill(number == 0, -1)
+
+
+def contradicted(probabilities: Tensor, labels: Tensor, thresholds: Tensor | None = None) -> Tensor:
+    """Return which labels are off the diagonal of the confident joint, (B,), bool.
+
+    Args:
+        probabilities: (B, C), single precision or better, rows that sum to 1.
+        labels: (B,), int64, in [0, C), or -1.
+        thresholds: (C,); those of this batch when left out.
+    """
+    if thresholds is None:
+        thresholds = confident_thresholds(probabilities, labels)
+    guess = confident_guess(probabilities, thresholds)
+    return (guess != labels) & (guess != -1) & (labels != -1)
+
+
+def confident_joint(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Return how many samples have each label (row) and each guess (column), (C, C), int64.
+
+    These are raw counts: not calibrated to the class sizes, and the diagonal may hold zeros.
+    """
+    classes = probabilities.shape[1]
+    guess = confident_guess(probabilities, confident_thresholds(probabilities, labels))
+    counted = (guess != -1) & (labels != -1)
+    cell = (labels * classes + guess).masked_fill(~counted, 0)
+    joint = torch.zeros(classes * classes, dtype=torch.int64, device=labels.device)
+    return joint.index_add_(0, cell, counted.long()).view(classes, classes)

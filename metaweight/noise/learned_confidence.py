@@ -1,0 +1,145 @@
+"""Online confident learning whose mixture an upper problem learns on clean labels.
+
+The lower problem trains on ``α hard + (1 - α) soft``, whose derivative by α is ``hard - soft``; the
+upper one owns ``α = sigmoid(s)`` and, where asked, soft targets whose columns are softmaxes::
+
+    net = WithCriterion(DigitsNet(), OnlineConfidentLearning(10))
+    confidence = LearnedConfidence(10)
+    lower = ConfidentClassifier("classifier", confidence="confidence", module=net, optimizer=sgd,
+                                train_data_loader=noisy)
+    upper = ConfidenceLearner("confidence", classifier="classifier", module=confidence,
+                              optimizer=adam, train_data_loader=clean)
+    Engine([upper, lower], config, {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
+           hooks=[OnlineConfidentLearningHook()]).run()
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metaweight.problems import Config, ConfigurationError, ImplicitProblem
+
+from .online_confident_learning import OnlineConfidentLearning, smoothed_targets
+
+
+class Confidence(NamedTuple):
+    """What an upper problem decides about the lower loss."""
+
+    alpha: Tensor
+    """Weight of the labels given, in (0, 1), 0-dim."""
+
+    soft_targets: Tensor | None
+    """(C, C), columns that sum to 1; ``None`` leaves the criterion its own."""
+
+
+class LearnedConfidence(nn.Module):
+    """``α = sigmoid(s)`` and, where asked, soft targets with a softmax in each column.
+
+    Args:
+        num_classes: C, at least 2.
+        alpha: First value of α, in (0, 1).
+        learn_targets: Learn the soft targets too, instead of those the criterion collects.
+        smoothing: First soft targets are one-hot but for this much, in (0, 1).
+
+    Raises:
+        ConfigurationError: For a setting out of range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        alpha: float = 0.5,
+        *,
+        learn_targets: bool = False,
+        smoothing: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2 or not (0 < alpha < 1 and 0 < smoothing < 1):
+            raise ConfigurationError(
+                f"LearnedConfidence(num_classes={num_classes}, alpha={alpha}, "
+                f"smoothing={smoothing}) was asked for; use at least 2 classes and numbers "
+                "strictly between 0 and 1, where a sigmoid and a softmax can start."
+            )
+        self.logit = nn.Parameter(torch.tensor(math.log(alpha / (1 - alpha))))
+        self.target_logits: nn.Parameter | None = None
+        if learn_targets:
+            first = smoothed_targets(num_classes, smoothing, torch.get_default_dtype())
+            self.target_logits = nn.Parameter(first.log())
+
+    def forward(self) -> Confidence:
+        """Return the present mixture, with its graph."""
+        targets = None if self.target_logits is None else self.target_logits.softmax(0)
+        return Confidence(self.logit.sigmoid(), targets)
+
+
+class ConfidentClassifier(ImplicitProblem):
+    """Lower level: trains on noisy ``(inputs, labels, …)`` with the mixture it is given.
+
+    Args:
+        name: Its name.
+        config: Its settings.
+        confidence: Name of the problem whose call returns a :class:`Confidence`; left out, the
+            criterion's own α and targets hold.
+        module: A network with an :class:`OnlineConfidentLearning` as its ``criterion``, such as
+            :class:`WithCriterion`.
+        **problem: ``optimizer``, ``train_data_loader`` and the rest of
+            :class:`~metaweight.problems.Problem`.
+
+    Raises:
+        ConfigurationError: When the module has no such criterion.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: Config | None = None,
+        *,
+        confidence: str | None = None,
+        module: nn.Module,
+        **problem: Any,
+    ) -> None:
+        super().__init__(name, config, module, **problem)
+        if not isinstance(getattr(module, "criterion", None), OnlineConfidentLearning):
+            raise ConfigurationError(
+                f"ConfidentClassifier {name!r} received a module without an "
+                "OnlineConfidentLearning as its criterion; give it "
+                "module=WithCriterion(network, OnlineConfidentLearning(num_classes))."
+            )
+        self._confidence = confidence
+
+    def training_step(self, batch: Any) -> Tensor:
+        """Return the mixed loss of a noisy batch."""
+        logits, labels = self.module(batch[0]), batch[1]
+        if self._confidence is None:
+            loss: Tensor = self.module.criterion(logits, labels)
+        else:
+            alpha, targets = getattr(self, self._confidence)()
+            loss = self.module.criterion(logits, labels, alpha=alpha, soft_targets=targets)
+        return loss
+
+
+class ConfidenceLearner(ImplicitProblem):
+    """Upper level: the classifier's cross-entropy on clean ``(inputs, labels, …)``.
+
+    Args:
+        name: Its name.
+        config: Its settings.
+        classifier: Name of the problem whose network is judged.
+        **problem: ``module`` (a :class:`LearnedConfidence`), ``optimizer``, ``train_data_loader``
+            and the rest.
+    """
+
+    def __init__(
+        self, name: str, config: Config | None = None, *, classifier: str, **problem: Any
+    ) -> None:
+        super().__init__(name, config, **problem)
+        self._classifier = classifier
+
+    def training_step(self, batch: Any) -> Tensor:
+        """Return the classifier's loss on a clean batch."""
+        return F.cross_entropy(getattr(self, self._classifier)(batch[0]), batch[1])

@@ -1,0 +1,82 @@
+"""mixup whose concentration another level learns.
+
+::
+
+    classifier = MixupClassifier("classifier", alpha="mixing", module=net, optimizer=sgd,
+                                 train_data_loader=noisy)
+    mixing = WeightLearner("mixing", classifier="classifier", module=LearnedConcentration(),
+                           optimizer=adam, train_data_loader=clean)
+    Engine([mixing, classifier], config, {"u2l": {mixing: [classifier]},
+                                          "l2u": {classifier: [mixing]}}).run()
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metaweight.problems import Config, ConfigurationError, ImplicitProblem
+
+from .mixup import SampleLoss, mixup, mixup_loss
+
+
+class LearnedConcentration(nn.Module):
+    """``α = softplus(s)``, the concentration of Beta(α, α); calling it returns ``α``.
+
+    Args:
+        initial: ``α`` at the start, above 0.
+    """
+
+    def __init__(self, initial: float = 1.0) -> None:
+        super().__init__()
+        if not 0 < initial < math.inf:
+            raise ConfigurationError(
+                f"LearnedConcentration(initial={initial}) is no value of a softplus; give a finite "
+                "number above 0."
+            )
+        # The inverse of softplus, in a form that does not overflow.
+        self.s = nn.Parameter(torch.tensor(initial + math.log(-math.expm1(-initial))))
+
+    def forward(self) -> Tensor:
+        """Return ``α``, one number."""
+        return F.softplus(self.s)
+
+
+class MixupClassifier(ImplicitProblem):
+    """Lower level: mixup with ``d ~ Beta(α, α)``, differentiated along the path of the draws.
+
+    Args:
+        name: Its name.
+        config: Its settings; ``Config(type="unroll")``, which is exact, when left out.
+        alpha: Name of the problem that returns ``α`` when called.
+        per_sample: Draw one ``d`` for each sample: a hypergradient of less variance.
+        loss: ``loss(logits, labels, reduction="none")`` per sample.
+        **problem: ``module``, ``optimizer``, ``train_data_loader`` and the rest of
+            :class:`~metaweight.problems.Problem`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: Config | None = None,
+        *,
+        alpha: str,
+        per_sample: bool = True,
+        loss: SampleLoss = F.cross_entropy,
+        **problem: Any,
+    ) -> None:
+        super().__init__(name, Config(type="unroll") if config is None else config, **problem)
+        self._alpha = alpha
+        self._per_sample = per_sample
+        self._loss = loss
+
+    def training_step(self, batch: Any) -> Tensor:
+        """Return the mixed loss of ``(inputs, labels, …)``."""
+        alpha: Tensor = getattr(self, self._alpha)()
+        mixed = mixup(batch[0], batch[1], alpha, per_sample=self._per_sample)
+        logits = self.module(mixed.inputs)
+        return mixup_loss(logits, *mixed[1:], criterion=self._loss)

@@ -1,0 +1,272 @@
+"""Training on noisy labels with soft targets learned from the labels that are not contradicted.
+
+``L = α CE(z, y) + (1 - α) mean_i [-Σ_j S_{j y_i} log p_ij]`` with ``p = softmax(z)``. Column c of S
+is the soft target of class c. It starts as a smoothed one-hot and becomes, after each epoch, the
+mean prediction for class c over the samples whose label the batch's confident joint does not
+contradict.
+
+Sources: Zhang et al., "Delving Deep into Label Smoothing", IEEE TIP 2021 (arXiv:2011.12562), for
+the soft targets; Northcutt et al., "Confident Learning", JAIR 2021 (arXiv:1911.00068), for the
+filter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from metaweight.problems import ConfigurationError, LossError
+
+from .confident_joint import UNREACHABLE, class_confidence, contradicted
+
+CollectBy = Literal["pred", "label", "agree"]
+Thresholds = Literal["batch", "ema"]
+Reduction = Literal["none", "mean", "sum"]
+
+
+class OnlineConfidentLearning(nn.Module):
+    """Cross-entropy mixed with soft targets that follow the network's own predictions.
+
+    A forward pass in training mode adds to the statistics of the epoch; :meth:`reset` makes them
+    the new targets. In a :class:`~metaweight.problems.Problem` make the criterion part of its
+    module (:class:`WithCriterion`, or ``net.criterion = …``): the engine then takes back what a
+    hypergradient's evaluations add, so that every training step counts once, and
+    :class:`OnlineConfidentLearningHook` calls ``reset``. Under ``DistributedDataParallel`` keep it
+    out of the wrapped module, whose buffers are overwritten by those of the first process.
+
+    Args:
+        num_classes: C, at least 2.
+        alpha: Weight α in [0, 1] of the labels given.
+        smoothing: The first targets have ``1 - smoothing`` on the diagonal of S, the rest spread
+            over the other classes; in [0, 1].
+        by: Whose target a sample's prediction enters: ``"pred"``, the class predicted;
+            ``"label"``, the class given; ``"agree"``, only where both are the same.
+        drop_hard: Leave contradicted labels out of the first term too, as terms of zero.
+        thresholds: Of the confident joint: ``"batch"``, or ``"ema"``, running means over batches,
+            with which a class absent from a small batch can still contradict a label.
+        momentum: Weight of the past in the running means, in [0, 1).
+        reduction: ``"mean"`` over labelled samples, ``"sum"``, or ``"none"``.
+        dtype: Of the statistics, single precision or better; they keep it when the module around
+            them is cast to half precision.
+
+    Raises:
+        ConfigurationError: For a setting out of range, or ``drop_hard`` with running thresholds.
+
+    Attributes:
+        targets: S, (C, C).
+        sums: Predictions collected this epoch, (C, C), by column.
+        counts: How many, (C,).
+    """
+
+    targets: Tensor
+    sums: Tensor
+    counts: Tensor
+    running_thresholds: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        alpha: float = 0.5,
+        smoothing: float = 0.1,
+        *,
+        by: CollectBy = "pred",
+        drop_hard: bool = False,
+        thresholds: Thresholds = "batch",
+        momentum: float = 0.9,
+        reduction: Reduction = "mean",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        _check_choices(by, thresholds, reduction, drop_hard)
+        _check_numbers(num_classes, alpha, smoothing, momentum, dtype)
+        self.num_classes = num_classes
+        self.alpha = alpha
+        self.by = by
+        self.drop_hard = drop_hard
+        self.momentum = momentum
+        self.reduction = reduction
+        self.running = thresholds == "ema"
+        self.register_buffer("targets", smoothed_targets(num_classes, smoothing, dtype))
+        self.register_buffer("sums", torch.zeros_like(self.targets))
+        self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
+        if self.running:
+            unknown = torch.full((num_classes,), UNREACHABLE, dtype=dtype)
+            self.register_buffer("running_thresholds", unknown)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_classes}, alpha={self.alpha}, by={self.by!r}"
+
+    def forward(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        *,
+        alpha: Tensor | float | None = None,
+        soft_targets: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss, in single precision or better.
+
+        Args:
+            logits: (B, C).
+            labels: (B,), int64; samples of label -1 are ignored. Without any other the loss is 0.
+            alpha: α in place of the criterion's own, for instance an upper problem's output.
+            soft_targets: S in place of the criterion's own, (C, C), columns that sum to 1.
+
+        Raises:
+            LossError: For shapes that do not fit.
+        """
+        self._check_shapes(logits, labels, soft_targets)
+        labelled = labels != -1
+        classes = labels.masked_fill(~labelled, 0)
+        scores = logits.float() if logits.dtype.itemsize < 4 else logits
+        # An ignored row may hold anything: even an infinite one must not reach the gradient.
+        log_p = scores.masked_fill(~labelled.unsqueeze(1), 0.0).log_softmax(1)
+        hard = -log_p.gather(1, classes.unsqueeze(1)).squeeze(1)
+        table = self.targets if soft_targets is None else soft_targets
+        soft = -(table.to(log_p.dtype).t().index_select(0, classes) * log_p).sum(1)
+        if self.training or self.drop_hard:
+            wrong = self._filter(log_p.detach().exp(), labels, classes, labelled)
+            hard = hard.masked_fill(wrong, 0.0) if self.drop_hard else hard
+        weight = self.alpha if alpha is None else alpha
+        losses = (weight * hard + (1 - weight) * soft).masked_fill(~labelled, 0.0)
+        if self.reduction == "none":
+            return losses
+        total = losses.sum()
+        return total if self.reduction == "sum" else total / labelled.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Make the means collected the new targets, and begin to collect anew.
+
+        A class nobody was collected for keeps its target. With ``torch.distributed`` initialised,
+        every process has to call it: what all have collected is added up.
+        """
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(self.sums)
+            torch.distributed.all_reduce(self.counts)
+        means = self.sums / self.counts.clamp(min=1)
+        self.targets.copy_(torch.where(self.counts > 0, means, self.targets))
+        self.sums.zero_()
+        self.counts.zero_()
+
+    @torch.no_grad()
+    def _filter(self, p: Tensor, labels: Tensor, classes: Tensor, labelled: Tensor) -> Tensor:
+        """Return which labels are contradicted; in training mode, collect the others."""
+        thresholds = self._thresholds(p, labels) if self.running else None
+        wrong = contradicted(p, labels, thresholds)
+        if self.training:
+            # A half-precision step that overflows is skipped; it must not be collected either.
+            kept = labelled & ~wrong & p.sum(1).isfinite()
+            predicted = p.argmax(1)
+            if self.by == "agree":
+                kept = kept & (predicted == labels)
+            columns = predicted if self.by == "pred" else classes
+            collected = p.masked_fill(~kept.unsqueeze(1), 0.0).to(self.sums.dtype)
+            self.sums.index_add_(1, columns, collected.t())
+            self.counts.index_add_(0, columns, kept.long())
+        return wrong
+
+    def _thresholds(self, p: Tensor, labels: Tensor) -> Tensor:
+        """Return the running thresholds, in training mode with this batch taken in."""
+        running = self.running_thresholds
+        if self.training:
+            sums, counts = class_confidence(p, labels)
+            means = (sums / counts.clamp(min=1.0)).to(running.dtype)
+            moved = torch.where(
+                running == UNREACHABLE, means, running.lerp(means, 1 - self.momentum)
+            )
+            known = (counts > 0) & means.isfinite()
+            running.copy_(torch.where(known, moved, running))
+        return running.to(p.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def in_full(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.dtype.itemsize < 4 else moved
+
+        return super()._apply(in_full, recurse)  # type: ignore[no-untyped-call]
+
+    def _check_shapes(self, logits: Tensor, labels: Tensor, soft_targets: Tensor | None) -> None:
+        classes = self.num_classes
+        if logits.ndim != 2 or logits.shape[1] != classes or labels.shape != logits.shape[:1]:
+            raise LossError(
+                f"OnlineConfidentLearning of {classes} classes received logits of shape "
+                f"{tuple(logits.shape)} and labels of shape {tuple(labels.shape)}; give "
+                f"(B, {classes}) and (B,)."
+            )
+        if soft_targets is not None and soft_targets.shape != (classes, classes):
+            raise LossError(
+                f"soft_targets of shape {tuple(soft_targets.shape)} were given for {classes} "
+                f"classes; give ({classes}, {classes}), column c for class c."
+            )
+
+
+class WithCriterion(nn.Module):
+    """A network and the criterion it is trained with as one module; calling it calls the network.
+
+    Args:
+        network: Any module.
+        criterion: A criterion whose buffers belong to the training state.
+    """
+
+    def __init__(self, network: nn.Module, criterion: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.criterion = criterion
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the network does."""
+        return self.network(*args, **kwargs)
+
+
+def smoothed_targets(num_classes: int, smoothing: float, dtype: torch.dtype) -> Tensor:
+    """Return ``1 - smoothing`` on the diagonal and the rest spread evenly, (C, C)."""
+    targets = torch.full((num_classes, num_classes), smoothing / (num_classes - 1), dtype=dtype)
+    return targets.fill_diagonal_(1 - smoothing)
+
+
+def _check_choices(by: str, thresholds: str, reduction: str, drop_hard: bool) -> None:
+    for name, value, kinds in (
+        ("by", by, CollectBy),
+        ("thresholds", thresholds, Thresholds),
+        ("reduction", reduction, Reduction),
+    ):
+        if value not in get_args(kinds):
+            raise ConfigurationError(
+                f"OnlineConfidentLearning({name}={value!r}) was asked for; use one of "
+                f"{', '.join(get_args(kinds))}."
+            )
+    if drop_hard and thresholds == "ema":
+        raise ConfigurationError(
+            "OnlineConfidentLearning(drop_hard=True, thresholds='ema') would change its loss from "
+            "one evaluation of a batch to the next; use thresholds='batch', or drop_hard=False."
+        )
+
+
+def _check_numbers(
+    num_classes: int, alpha: float, smoothing: float, momentum: float, dtype: torch.dtype
+) -> None:
+    if num_classes < 2:
+        raise ConfigurationError(
+            f"OnlineConfidentLearning(num_classes={num_classes}) was asked for; it compares "
+            "classes, use at least 2."
+        )
+    for name, value in (("alpha", alpha), ("smoothing", smoothing)):
+        if isinstance(value, Tensor) or not 0 <= value <= 1:
+            raise ConfigurationError(
+                f"OnlineConfidentLearning({name}={value}) was asked for; use a number in [0, 1]. "
+                "A learned alpha is given to each call instead."
+            )
+    if not 0 <= momentum < 1:
+        raise ConfigurationError(
+            f"OnlineConfidentLearning(momentum={momentum}) was asked for; use a number in [0, 1)."
+        )
+    if not dtype.is_floating_point or dtype.itemsize < 4:
+        raise ConfigurationError(
+            f"OnlineConfidentLearning(dtype={dtype}) was asked for; sums over an epoch need "
+            "torch.float32 or torch.float64."
+        )
