@@ -114,7 +114,7 @@ def learn(
 SETTINGS = ("trust of bootstrapping", "share of hard labels", "concentration of mixup")
 
 
-def main(steps: int = 300, seed: int = 0) -> dict[str, tuple[float, float]]:
+def main(steps: int = 200, seed: int = 0) -> dict[str, tuple[float, float]]:
     """Learn every setting on right and on partly wrong labels, print and return the numbers."""
     # The networks are small: a second thread costs more than it brings.
     torch.set_num_threads(1)
@@ -135,6 +135,6 @@ def main(steps: int = 300, seed: int = 0) -> dict[str, tuple[float, float]]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=300, help="training steps")
+    parser.add_argument("--steps", type=int, default=200, help="training steps")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
     main(**vars(parser.parse_args()))
