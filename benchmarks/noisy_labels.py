@@ -5,6 +5,11 @@ Meta-Weight-Net::
 
     python benchmarks/noisy_labels.py --noise 0.4 --noise-kind uniform
 
+A smaller CIFAR experiment, half of the labels redrawn::
+
+    python benchmarks/noisy_labels.py --dataset cifar10 --network resnet18 --per-class 2000 \
+        --noise 0.5 --epochs 20 --batch-size 128 --lr 0.1 --constant-lr --method ce --method mixup
+
 Leaves ``summary.json`` (every run), ``summary.md`` (a table) and figures in ``--out``.
 """
 
@@ -13,6 +18,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from study.arguments import Options, at_least, make_parser, share, to_options
 from study.protocols import CIFAR_NOISE, DIGITS_NOISE
@@ -48,6 +54,10 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     )
     parser.add_argument("--epochs", type=at_least(1), help="passes over the training split")
     parser.add_argument("--batch-size", type=at_least(1), help="samples of a batch")
+    parser.add_argument("--per-class", type=at_least(1), help="training samples of each class")
+    parser.add_argument(
+        "--constant-lr", action="store_true", help="leave the learning rate as it starts"
+    )
     given = parser.parse_args(arguments)
     if given.network is not None and given.dataset == "digits":
         parser.error("argument --network: digits have a network of their own; leave it out")
@@ -59,7 +69,12 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         # The same 1 000 meta samples in all.
         "cifar100": replace(CIFAR_NOISE, meta_per_class=10),
     }[given.dataset]
-    changes = {"network": given.network, "batch_size": given.batch_size}
+    changes: dict[str, Any] = {
+        "network": given.network,
+        "batch_size": given.batch_size,
+        "per_class": given.per_class,
+        "milestones": () if given.constant_lr else None,
+    }
     if given.epochs is not None:
         changes |= {"epochs": given.epochs, "steps": None}
     kept = {name: v for name, v in changes.items() if v is not None or name == "steps"}

@@ -30,6 +30,7 @@ class Protocol:
         momentum: Of the classifier's SGD.
         weight_decay: Of the classifier's SGD.
         network: ``"resnet32"`` or ``"resnet18"``; the data's own where ``None``.
+        per_class: Training samples of each class; all there are where ``None``.
     """
 
     learning_rate: float
@@ -51,6 +52,7 @@ class Protocol:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     network: str | None = None
+    per_class: int | None = None
 
 
 # Shu et al., "Meta-Weight-Net", NeurIPS 2019 (arXiv:1902.07379), the authors' long-tail settings.

@@ -64,14 +64,22 @@ class Source:
             else None
         )
 
-    def split(self, seed: int, meta_per_class: int, corruption: Corruption) -> Splits:
-        """Take out the meta samples, then make the tail, then the noise.
+    def split(
+        self,
+        seed: int,
+        meta_per_class: int,
+        corruption: Corruption,
+        per_class: int | None = None,
+    ) -> Splits:
+        """Take out the meta samples, keep ``per_class`` others, make the tail, then the noise.
 
         Raises:
             ValueError: When the data are too few for what is asked.
         """
         everything, test = self._cifar or load_digits(seed=seed)
         train, meta = meta_split(everything, meta_per_class, generator=stream(seed, "meta"))
+        if per_class is not None:
+            _, train = meta_split(train, per_class, generator=stream(seed, "train"))
         if corruption.imbalance_factor > 1:
             train = long_tailed(
                 train,

@@ -66,7 +66,8 @@ def _run_all(options: Options, source: Source) -> list[Outcome]:
 
 def _split(options: Options, source: Source, seed: int) -> Splits:
     try:
-        return source.split(seed, options.protocol.meta_per_class, options.corruption)
+        protocol = options.protocol
+        return source.split(seed, protocol.meta_per_class, options.corruption, protocol.per_class)
     except ValueError as reason:
         raise _TooFewSamplesError(str(reason)) from reason
 

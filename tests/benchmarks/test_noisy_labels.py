@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,8 @@ def test_options_change_the_protocol(benchmark_modules, capsys):
     protocol = parse([*asked, "--batch-size", "128"]).protocol
     assert (protocol.network, protocol.epochs, protocol.batch_size) == ("resnet18", 20, 128)
     assert parse(["--epochs", "3"]).protocol.steps is None
+    protocol = parse(["--per-class", "7", "--constant-lr"]).protocol
+    assert (protocol.per_class, protocol.milestones) == (7, ())
     for wrong, message in (
         (["--network", "resnet18"], "digits have a network of their own"),
         (["--epochs", "2", "--steps", "5"], "--steps already says how long to train"),
@@ -165,7 +168,7 @@ def test_options_change_the_protocol(benchmark_modules, capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
-        "--method prune --network resnet18",
+        "--method prune --network resnet18 --per-class 5 --constant-lr",
         "--method ensemble-reweight --method mixup --method ocl --method ema",
     ],
 )
@@ -178,7 +181,7 @@ def test_remedies_run_on_cifar_in_the_official_layout(
     rest = ["--seeds", "1", "--device", "cpu", "--threads", "1", "--out", "out"]
     assert script.run_study(script.parse([*asked.split(), *rest])) == 0
     runs = summary(tiny_cifar10 / "out")["runs"]
-    assert [run["method"] for run in runs] == arguments.replace("--network resnet18", "").split()[
-        1::2
-    ]
+    assert [run["method"] for run in runs] == re.findall("--method (\\S+)", arguments)
+    if "--per-class" in arguments:
+        assert sum(runs[0]["class_counts"]) == 50
     assert all(run["history"]["steps"][-1] == 3 for run in runs)
