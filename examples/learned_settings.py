@@ -5,10 +5,8 @@ redrawn at random. An upper level, which sees 10 clean samples of each class, le
 hypergradients through the training steps: how far bootstrapping trusts a label, how far online
 confident learning counts labels against its soft targets, or how strongly mixup mixes.
 
-The trust settles lower where labels are wrong. The other two show what a hypergradient through one
-step asks for, which is what helps the next step: early on labels, even noisy ones, teach more than
-soft targets do, and mixing slows learning down; what they are good for, not learning wrong labels
-by heart, comes later than one step. ::
+The trust settles lower where labels are wrong. The other two need not move as a whole training run
+would ask for: the hypergradient goes through one step, and so rewards what helps the next one. ::
 
     python examples/learned_settings.py
 """

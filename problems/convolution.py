@@ -50,7 +50,7 @@ def convolution(
 
     Args:
         own: Torch's function, for what is not covered: samples without a batch, padding by name.
-        unread: Asked in every backward pass about the id of the weight, for leaves without hooks.
+        unread: Asked in every backward pass about the id of the weight, unless it has hooks.
         input: See ``own``, as for the arguments that follow.
     """
     n = DIMENSIONS[own]
@@ -87,7 +87,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, a: Tensor) -> Any:
         x, w = ctx.saved_tensors
         by_x, by_w, by_bias, *_ = ctx.needs_input_grad
-        skip = by_w and w.is_leaf and not w._backward_hooks and ctx.unread(ctx.weight)
+        skip = by_w and not w._backward_hooks and ctx.unread(ctx.weight)
         found = _ConvolutionBackward.apply(
             a, x, w, ctx.geometry, (by_x, by_w and not skip, by_bias)
         )

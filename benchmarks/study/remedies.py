@@ -37,9 +37,10 @@ Loss = Callable[[ImplicitProblem, Any], Tensor]
 MakeProblem = Callable[[str, LabelledTensors, int], Problem]
 
 JUDGES = 3
-# Chosen on seeds 100 and 101; the share of samples kept is the one setting told how much is wrong.
+# Chosen from 0.2, 1, 8 and 32 on seeds 100 and 101.
 MIXUP_ALPHA = 32.0
 EMA_BETA = 0.99
+# The one setting that is told how much is wrong.
 KEPT = 0.6
 
 
