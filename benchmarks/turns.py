@@ -7,6 +7,7 @@ warmed up and the peak is its own. A contender that fails is reported, and the o
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -29,6 +30,8 @@ Make = Callable[[], Step]
 """Called in the contender's process; must be picklable."""
 
 SHORTEST_TURN = 0.1
+M_MMAP_THRESHOLD = -3
+MIB = 2**20
 MOST_STEPS = 200
 
 
@@ -70,6 +73,7 @@ def measure(
     *,
     warm_ups: int = 2,
     start: str = "spawn",
+    returns_memory: bool = False,
 ) -> dict[str, Outcome]:
     """Return what every contender measured.
 
@@ -80,6 +84,9 @@ def measure(
         steps: Steps of a turn; as many as fill 0.1 s when left out.
         warm_ups: Steps before the first turn.
         start: How processes are started; ``"forkserver"`` shares the imports.
+        returns_memory: Let glibc hand arrays of a MiB and more back to the system once they are
+            freed, so that the peak counts what is alive and not what the allocator keeps for
+            later. Slower, by page faults.
     """
     context: Any = multiprocessing.get_context(start)
     if start == "forkserver":
@@ -90,7 +97,7 @@ def measure(
     workers: dict[str, Any] = {}
     for name, make in makes.items():
         ours, theirs = context.Pipe()
-        arguments = (make, threads, steps, warm_ups, theirs)
+        arguments = (make, threads, steps, warm_ups, returns_memory, theirs)
         workers[name] = context.Process(target=_serve, args=arguments, daemon=True)
         workers[name].start()
         theirs.close()
@@ -124,9 +131,16 @@ def _answer(line: Connection, worker: Any) -> Any:
 
 
 def _serve(
-    make: Make, threads: int, steps: int | None, warm_ups: int, connection: Connection
+    make: Make,
+    threads: int,
+    steps: int | None,
+    warm_ups: int,
+    returns_memory: bool,
+    connection: Connection,
 ) -> None:
     torch.set_num_threads(threads)
+    if returns_memory and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MIB)
     logging.disable(logging.INFO)
     warnings.simplefilter("ignore")
     try:

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from .batch_norm import batch_norm
 from .convolution import DIMENSIONS, convolution
+from .substitution import left_to_torch
 
 
 class TwiceDifferentiable(TorchFunctionMode):
@@ -22,7 +23,7 @@ class TwiceDifferentiable(TorchFunctionMode):
 
     Values and derivatives are torch's. :mod:`.batch_norm` has second derivatives in few passes;
     :mod:`.convolution` need not compute gradients nobody reads (:meth:`values_unread`). Under
-    autocast, inside ``torch.func`` transforms and on tensor subclasses torch computes all.
+    autocast, and where something else decides (:mod:`.substitution`), torch computes all.
     """
 
     def __init__(self) -> None:
@@ -35,7 +36,7 @@ class TwiceDifferentiable(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         instead = self._instead.get(func)
-        if instead is not None and not _left_to_torch(args):
+        if instead is not None and not left_to_torch(args) and not _in_autocast(args[0]):
             func = instead
         return func(*args, **(kwargs or {}))
 
@@ -62,15 +63,5 @@ def differentiable_twice() -> Iterator[TwiceDifferentiable]:
         yield kernels
 
 
-def _left_to_torch(arguments: tuple[Any, ...]) -> bool:
-    """Whether something else decides how an operation is computed or differentiated."""
-    first = arguments[0] if arguments else None
-    return (
-        not isinstance(first, Tensor)
-        or torch.is_autocast_enabled(first.device.type)
-        or torch._C._are_functorch_transforms_active()
-        or any(isinstance(t, Tensor) and type(t) not in _PLAIN for t in arguments)
-    )
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)
+def _in_autocast(tensor: Tensor) -> bool:
+    return torch.is_autocast_enabled(tensor.device.type)

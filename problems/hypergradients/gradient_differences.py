@@ -6,10 +6,12 @@ With ``||eps u|| = alpha``, for ``x`` among the lower parameters ``w`` and upper
     one-sided:  (∇_x L(w + eps u) - ∇_x L(w)) / eps                 error O(alpha), one gradient
 
 the one-sided form because the training step has left its own gradient. Nothing is differentiated
-twice. What the loss detaches moves with ``w``, unless the problem declares its sample losses and
-weights (:class:`~metaweight.problems.ReweightedProblem`): then the weights are held where they
-were, and the directional derivatives of the sample losses, which the same passes give, make up the
-derivative by ``θ``.
+twice. The displaced passes keep the activation pattern found at ``w``
+(:mod:`metaweight.problems.activation_pattern`), for which a pass without a graph is made there; a
+network without kinks makes one in all. What the loss detaches moves with ``w``, unless the problem
+declares its sample losses and weights (:class:`~metaweight.problems.ReweightedProblem`): then the
+weights are held where they were, and the directional derivatives of the sample losses, which the
+same passes give, make up the derivative by ``θ``.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .. import vectors
+from ..activation_pattern import ActivationPattern
 from ..trajectory import RecordedStep, RecordedUpdate
 from .products import Evaluation, replayed_loss
 from .reweighting import replayed_losses
@@ -54,12 +57,12 @@ def finite_difference(
     inverse_eps = evaluation.inverse_step(vector, alpha)
     shift = vectors.divide(vector, inverse_eps)
     below, above = _split(evaluation, inputs)
-    held = _losses_where_recorded(problem, update)
+    patterns, held = _at_home(problem, evaluation, update)
     with vectors.Displacement(evaluation.weights) as weights:
         weights.move(shift)
-        plus = _point(problem, evaluation, update, below, above, held)
+        plus = _point(problem, evaluation, update, patterns, below, above, held)
         weights.move(shift, -2.0)
-        minus = _point(problem, evaluation, update, below, above, held)
+        minus = _point(problem, evaluation, update, patterns, below, above, held)
     found = _difference(problem, update, plus, minus, inverse_eps / 2, above, held)
     return _in_order(found, [*below, *above], inputs)
 
@@ -76,16 +79,17 @@ def one_sided(
     inverse_eps = evaluation.inverse_step(vector, alpha, order=1)
     shift = vectors.divide(vector, inverse_eps)
     below, above = _split(evaluation, inputs)
-    held = _losses_where_recorded(problem, update)
+    patterns, held = _at_home(problem, evaluation, update)
     base = _recorded_point(problem, update, below, above, held)
     if base is None:
-        base = _point(problem, evaluation, update, below, above, held)
+        base = _point(problem, evaluation, update, patterns, below, above, held)
     elif above and held is None:
         # The gradient by upper parameters is the one thing a training step does not compute.
-        base = base._replace(above=_point(problem, evaluation, update, [], above, held).above)
+        again = _point(problem, evaluation, update, patterns, [], above, held)
+        base = base._replace(above=again.above)
     with vectors.Displacement(evaluation.weights) as weights:
         weights.move(shift)
-        plus = _point(problem, evaluation, update, below, above, held)
+        plus = _point(problem, evaluation, update, patterns, below, above, held)
     found = _difference(problem, update, plus, base, inverse_eps, above, held)
     return _in_order(found, [*below, *above], inputs)
 
@@ -102,15 +106,33 @@ def _split(evaluation: Evaluation, inputs: Sequence[Tensor]) -> tuple[list[Tenso
     return [t for t in inputs if id(t) in own], [t for t in inputs if id(t) not in own]
 
 
-def _losses_where_recorded(problem: Problem, update: RecordedUpdate) -> list[Tensor] | None:
-    """Return the sample losses the weights of a declared loss were computed from."""
-    if not declares_its_loss(problem):
-        return None
+def _at_home(
+    problem: Problem, evaluation: Evaluation, update: RecordedUpdate
+) -> tuple[list[ActivationPattern], list[Tensor] | None]:
+    """Return the activation patterns where the step began, per micro-batch.
+
+    With them, of a declared loss, the sample losses that its weights were computed from.
+    """
+    patterns = [ActivationPattern() for _ in update.steps]
     recorded = [step.losses for step in update.steps if step.losses is not None]
-    if len(recorded) == len(update.steps):
-        return recorded
-    with torch.no_grad():
-        return [replayed_losses(problem, step) for step in update.steps]
+    complete = len(recorded) == len(update.steps)
+    losses: list[Tensor] | None = recorded if declares_its_loss(problem) else None
+    if evaluation.has_kinks or (losses is not None and not complete):
+        with torch.no_grad():
+            found = [
+                _noted(problem, step, pattern)
+                for step, pattern in zip(update.steps, patterns, strict=True)
+            ]
+        losses = found if losses is not None and not complete else losses
+        evaluation.has_kinks = any(len(pattern) for pattern in patterns)
+    return patterns, losses
+
+
+def _noted(problem: Problem, step: RecordedStep, pattern: ActivationPattern) -> Tensor:
+    with pattern.noted():
+        if declares_its_loss(problem):
+            return replayed_losses(problem, step)
+        return replayed_loss(problem, step)
 
 
 def _recorded_point(
@@ -141,6 +163,7 @@ def _point(
     problem: Problem,
     evaluation: Evaluation,
     update: RecordedUpdate,
+    patterns: Sequence[ActivationPattern],
     below: Sequence[Tensor],
     above: Sequence[Tensor],
     held: list[Tensor] | None,
@@ -148,14 +171,15 @@ def _point(
     """Measure at the parameters' present position."""
     with _without_graph(evaluation.weights if not below else []):
         if held is not None and declares_its_loss(problem):
-            return _declared_point(problem, update.steps, below, held)
-        total = [torch.zeros_like(t) for t in (*below, *above)]
-        for step in update.steps:
-            loss = replayed_loss(problem, step)
-            if loss.requires_grad:
-                inputs = [*below, *above]
-                found = torch.autograd.grad(loss, inputs, allow_unused=True)
-                total = vectors.add(total, vectors.fill_none(found, inputs))
+            return _declared_point(problem, update.steps, patterns, below, held)
+        inputs = [*below, *above]
+        total = [torch.zeros_like(t) for t in inputs]
+        for step, pattern in zip(update.steps, patterns, strict=True):
+            with pattern.held():
+                loss = replayed_loss(problem, step)
+                if loss.requires_grad:
+                    found = torch.autograd.grad(loss, inputs, allow_unused=True)
+                    total = vectors.add(total, vectors.fill_none(found, inputs))
         mean = vectors.scale(total, 1.0 / len(update.steps))
         return _Point(mean[: len(below)], mean[len(below) :], [])
 
@@ -163,20 +187,22 @@ def _point(
 def _declared_point(
     problem: ReweightedProblem,
     steps: Sequence[RecordedStep],
+    patterns: Sequence[ActivationPattern],
     below: Sequence[Tensor],
     held: Sequence[Tensor],
 ) -> _Point:
     total = [torch.zeros_like(t) for t in below]
     losses = []
-    for step, recorded in zip(steps, held, strict=True):
-        sample = replayed_losses(problem, step)
-        losses.append(sample.detach())
-        if below:
-            with torch.no_grad():
-                fixed = problem.checked_weights(recorded, step.batch)
-            loss = (fixed * sample).mean() / len(steps)
-            found = torch.autograd.grad(loss, below, allow_unused=True)
-            total = vectors.add(total, vectors.fill_none(found, below))
+    for step, pattern, recorded in zip(steps, patterns, held, strict=True):
+        with torch.no_grad():
+            fixed = problem.checked_weights(recorded, step.batch) if below else recorded
+        with pattern.held():
+            sample = replayed_losses(problem, step)
+            losses.append(sample.detach())
+            if below:
+                loss = (fixed * sample).mean() / len(steps)
+                found = torch.autograd.grad(loss, below, allow_unused=True)
+                total = vectors.add(total, vectors.fill_none(found, below))
     return _Point(total, [], losses)
 
 

@@ -43,6 +43,7 @@ class Evaluation:
 
     Attributes:
         weights: The parameters a hypergradient goes through.
+        has_kinks: Whether a pass may meet operations with kinks; ``False`` once one met none.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Evaluation:
     ) -> None:
         self._held = problem.hold_parameters()
         self.weights = list(problem.meta_trainable_parameters())
+        self.has_kinks = True
         self._problem = problem
         self._stack: ExitStack | None = None
         self._kernels: TwiceDifferentiable | None = None

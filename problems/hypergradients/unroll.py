@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 MEMORY = ("flat", "full")
 
 # Length of the displacement; a one-sided difference has an error in proportion to it.
-ALPHA = {"finite_difference": 1e-2, "one_sided": 3e-4}
+ALPHA = {"finite_difference": 3e-3, "one_sided": 3e-4}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Unroll(Hypergradient):
             the same numbers by a backward pass with tangents. ``"finite_difference"``: from two
             ordinary gradients, for networks or kernels that cannot be differentiated twice.
             ``"one_sided"``: from one, and that of the training step.
-        alpha: Length of the displacement of these two; 0.01 and 3e-4 when left out.
+        alpha: Length of the displacement of these two; 0.003 and 3e-4 when left out.
         memory: ``"flat"``: rebuild each step's graph. ``"full"``: keep the graphs of the training
             steps, which saves a forward and backward pass per step and holds all activations;
             needs ``product="exact"``, and takes the products in the precision of training.
@@ -104,13 +104,14 @@ class Unroll(Hypergradient):
             )
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
             raise ConfigurationError(
-                f"Unroll(alpha={self.alpha}) must be positive and finite; 0.01 is the usual choice."
+                f"Unroll(alpha={self.alpha}) must be positive and finite; leave it out for the "
+                "usual choice."
             )
 
     @property
     def length(self) -> float:
         """Length of the displacement: ``alpha``, or the usual one for the product."""
-        return ALPHA.get(self.product, 1e-2) if self.alpha is None else self.alpha
+        return ALPHA.get(self.product, 3e-3) if self.alpha is None else self.alpha
 
     def recording(self, problem: Problem) -> Recording:
         updates = problem.config.unroll_steps

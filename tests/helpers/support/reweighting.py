@@ -61,10 +61,12 @@ def program(
     lr: float = 0.1,
     batch_size: int = 20,
     device: str = "cpu",
+    net: nn.Module | None = None,
 ) -> Engine:
     """Return an engine with the problems ``judge`` (upper) and ``classifier`` (lower)."""
     torch.manual_seed(seed)
-    net, weights = network(dropout, batch_norm).to(dtype), MetaWeightNet(8).to(dtype)
+    net = (network(dropout, batch_norm) if net is None else net).to(dtype)
+    weights = MetaWeightNet(8).to(dtype)
     generator = torch.Generator().manual_seed(seed + 1)
 
     def batches(number: int) -> list[Any]:
