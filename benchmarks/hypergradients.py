@@ -11,12 +11,7 @@ is known: every method of metaweight and its peers, its relative error and cosin
 and for iterative methods the error over iterations. ``resnet32`` differentiates through the steps
 of a ResNet-32 under learned sample weights. Every contender has a process of its own; they take
 turns. A method that fails has a row with the first line of its error.
-The small tasks take a few minutes, ``resnet32`` about 12 alone on 2 cores.
-
-On Linux, freed activations go back to the system and come again page by page. Where that is slow,
-let the allocator keep them, for all contenders alike::
-
-    MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=17179869184 python benchmarks/...
+The small tasks take a few minutes, ``resnet32`` about 20 alone on 2 cores.
 
 A method that takes the identity for the inverse Hessian has another scale than the truth, so that
 only its cosine counts; so has one that leaves the learning rate out.

@@ -58,6 +58,20 @@ def preserved_streams(device: torch.device) -> Iterator[RandomState]:
         state.restore()
 
 
+@contextmanager
+def seeded_streams(device: torch.device, seed: int) -> Iterator[None]:
+    """Inside, torch draws what ``seed`` gives; all streams go on afterwards as if nothing had been.
+
+    The streams are that of the host and that of ``device``.
+    """
+    with preserved_streams(device):
+        torch.default_generator.manual_seed(seed)
+        if device.type != "cpu":
+            seeded = torch.Generator(device).manual_seed(seed).get_state()
+            torch.get_device_module(device).set_rng_state(seeded, device)
+        yield
+
+
 State = tuple[Any, Any]
 
 

@@ -49,6 +49,21 @@ def preserved_buffers(slots: Sequence[BufferSlot]) -> Iterator[None]:
                 owner._buffers[name] = buffer
 
 
+@contextmanager
+def frozen_statistics(*models: nn.Module) -> Iterator[None]:
+    """Inside, the models' passes leave their running estimates alone.
+
+    In training mode every normalisation layer of torch (``BatchNorm``, ``SyncBatchNorm``,
+    ``InstanceNorm``) goes on using the statistics of its batch, and a spectral norm its power
+    iteration; what they would have noted is taken back at the end, also after an exception. Modes,
+    parameters and graphs are not touched. Nestable.
+
+    A pass over perturbed inputs is of another distribution than those the model will be used on.
+    """
+    with preserved_buffers([slot for model in models for slot in buffer_slots(model)]):
+        yield
+
+
 class Snapshot:
     """Parameters, buffers, optimizer and loss-scaler state of a problem at one moment."""
 

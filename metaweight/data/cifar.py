@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
+from ._unavailable import UNREADABLE, DatasetUnavailableError, download_failure
 from .labelled import LabelledTensors
 
 CifarName = Literal["cifar10", "cifar100"]
@@ -22,12 +22,6 @@ CIFAR_MEAN: tuple[float, float, float] = (125.3 / 255, 123.0 / 255, 113.9 / 255)
 
 CIFAR_STD: tuple[float, float, float] = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 """Channel standard deviations that Meta-Weight-Net normalises with (Shu et al., 2019)."""
-
-_UNREADABLE = (RuntimeError, OSError, http.client.HTTPException)
-
-
-class DatasetUnavailableError(RuntimeError):
-    """Data that were asked for are neither on this machine nor could be downloaded."""
 
 
 def load_cifar(
@@ -72,7 +66,7 @@ def _source(name: str) -> Any:
 def _open(source: Any, name: str, root: Path, download: bool) -> Any:
     try:
         return source(str(root), train=True, download=download)
-    except _UNREADABLE as reason:
+    except UNREADABLE as reason:
         if download or not check_integrity(str(root / source.filename), source.tgz_md5):
             raise DatasetUnavailableError(
                 _unavailable(source, name, root, reason if download else None)
@@ -85,8 +79,7 @@ def _unavailable(source: Any, name: str, root: Path, download_error: Exception |
     folder, archive = root / source.base_folder, root / source.filename
     found = "is incomplete or fails its checksums" if folder.is_dir() else "does not exist"
     if download_error is not None:
-        first_line = (str(download_error).splitlines() or [""])[0].rstrip(". ")
-        found += f", and downloading it failed ({first_line or type(download_error).__name__})"
+        found += f", and {download_failure(download_error)}"
     elif archive.is_file():
         found += f", and the archive {archive} fails its checksum"
     return (

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metaweight.problems import ConfigurationError, LossError
 
-from ._label_loss import LabelLoss
+from .._label_loss import LabelLoss
 
 Beta = float | Tensor
 

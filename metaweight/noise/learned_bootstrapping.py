@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
 
-from ._label_loss import full_precision
+from .._label_loss import full_precision
 from .bootstrapping import HardBootstrappingLoss, SoftBootstrappingLoss
 
 _LOSSES = {"soft": SoftBootstrappingLoss, "hard": HardBootstrappingLoss}

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from metaweight.problems import ConfigurationError, DataError, LossError
 
-from ._beta import draw_symmetric_beta
-from ._label_loss import checked_reduction, full_precision
+from .._beta import draw_symmetric_beta
+from .._label_loss import checked_reduction, full_precision
 
 SampleLoss = Callable[..., Tensor]
 

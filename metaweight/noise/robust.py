@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metaweight.problems import ConfigurationError
 
-from ._label_loss import LabelLoss
+from .._label_loss import LabelLoss
 
 
 class GeneralisedCrossEntropy(LabelLoss):

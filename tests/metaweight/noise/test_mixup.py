@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from metaweight.problems import ConfigurationError, DataError, LossError
 
+from metaweight._beta import draw_symmetric_beta
 from metaweight.noise import (
     SoftBootstrappingLoss,
     mix_pairs,
@@ -17,7 +18,6 @@ from metaweight.noise import (
     mixup_accuracy,
     mixup_loss,
 )
-from metaweight.noise._beta import draw_symmetric_beta
 
 LN3 = torch.tensor(3.0, dtype=torch.float64).log().item()
 

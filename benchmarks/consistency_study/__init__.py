@@ -1,0 +1,1 @@
+"""What the semi-supervised benchmark is made of: tasks, cells, training, reports."""

@@ -1,0 +1,200 @@
+"""What the consistency methods have in common: what they are given, and what they return."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metaweight.problems import ConfigurationError
+from metaweight.problems.state import frozen_statistics
+
+from .._label_loss import full_precision
+
+Transform = Callable[[Tensor], Tensor]
+Apply = Callable[[nn.Module, Tensor], Tensor]
+
+
+def unchanged(x: Tensor) -> Tensor:
+    """Return what is given."""
+    return x
+
+
+def as_given(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the inputs themselves, which are their own embedding."""
+    del model
+    return x
+
+
+def called(model: nn.Module, x: Tensor) -> Tensor:
+    """Return what the model computes."""
+    output: Tensor = model(x)
+    return output
+
+
+@dataclass(frozen=True)
+class Network:
+    """How a model computes, in two parts where inputs cannot be perturbed or mixed themselves.
+
+    Args:
+        embed: Inputs to real numbers; the inputs themselves when left out. For tokens, their
+            embeddings.
+        classify: Those to logits (B, C); the model itself when left out.
+    """
+
+    embed: Apply = as_given
+    classify: Apply = called
+
+
+@dataclass
+class ConsistencyStep:
+    """One step, as a method sees it.
+
+    Args:
+        model: The student.
+        network: How it computes.
+        inputs: Labelled inputs, augmented, (B_l, …).
+        labels: Their labels, (B_l,), -1 where there is none.
+        unlabelled: Unlabelled inputs as given, (B_u, …), B_u at least 1.
+        augmented: A random view of them, (B_u, …).
+        logits: What the student says of ``augmented`` in the main pass, (B_u, C), with a graph;
+            none for a method that makes the main pass itself.
+        teacher: An average of the student, for methods that need one.
+        augment: Makes a random view of inputs.
+        strong_augment: Makes a view further away.
+    """
+
+    model: nn.Module
+    network: Network
+    inputs: Tensor
+    labels: Tensor
+    unlabelled: Tensor
+    augmented: Tensor
+    logits: Tensor
+    teacher: nn.Module | None = None
+    augment: Transform = unchanged
+    strong_augment: Transform | None = None
+
+    def view(self) -> Tensor:
+        """Return another random view of the unlabelled inputs."""
+        return self.augment(self.unlabelled)
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Return the student's logits; running statistics are not touched."""
+        return self.classify(self.embed(inputs))
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Return the student's embedding of inputs; running statistics are not touched."""
+        if self.network.embed is as_given:
+            return inputs
+        with frozen_statistics(self.model):
+            return self.network.embed(self.model, inputs)
+
+    def classify(self, embedded: Tensor) -> Tensor:
+        """Return the student's logits of embedded inputs; running statistics are not touched."""
+        with frozen_statistics(self.model):
+            return self.classify_and_follow(embedded)
+
+    def classify_and_follow(self, embedded: Tensor) -> Tensor:
+        """Return the student's logits of embedded inputs; running statistics follow the pass."""
+        return full_precision(self.network.classify(self.model, embedded))
+
+    @torch.no_grad()
+    def teach(self, inputs: Tensor) -> Tensor:
+        """Return the teacher's logits, without a graph; nor are its running statistics touched."""
+        assert self.teacher is not None
+        with frozen_statistics(self.teacher):
+            embedded = self.network.embed(self.teacher, inputs)
+            return full_precision(self.network.classify(self.teacher, embedded))
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """What a method found for the unlabelled samples of a step.
+
+    Args:
+        values: The divergence of each, (B_u,), with a graph.
+        confidence: The largest probability of its target, (B_u,), without a graph.
+        agreement: ``1 - ½ Σ_c |p_c - q_c|`` between student and target, (B_u,), without a graph.
+        predicted: The class of its target, (B_u,), int64.
+        accepted: Which of them count, (B_u,), bool; all when left out.
+        labelled: The loss of the labelled samples, where the method has its own.
+        metrics: Further numbers to log.
+    """
+
+    values: Tensor
+    confidence: Tensor
+    agreement: Tensor
+    predicted: Tensor
+    accepted: Tensor | None = None
+    labelled: Tensor | None = None
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def compared(values: Tensor, student: Tensor, target: Tensor, **more: Any) -> Consistency:
+    """Return a result with confidence and agreement.
+
+    Args:
+        values: (B_u,).
+        student: Logits (B_u, C).
+        target: Probabilities (B_u, C).
+        **more: Further fields of :class:`Consistency`.
+    """
+    with torch.no_grad():
+        confidence, predicted = target.max(-1)
+        agreement = 1 - (student.softmax(-1) - target).abs().sum(-1) / 2
+    return Consistency(values, confidence, agreement, predicted, **more)
+
+
+class ConsistencyMethod(ABC):
+    """A rule that asks a student to agree with a target on unlabelled samples.
+
+    Methods are frozen dataclasses of settings and hold no state.
+    """
+
+    needs_teacher: bool = False
+    """Whether there has to be an average of the student."""
+
+    needs_strong_augment: bool = False
+    """Whether there have to be strongly augmented views."""
+
+    needs_noise: bool = False
+    """Whether nothing is learned from a student that computes the same twice."""
+
+    makes_main_pass: bool = False
+    """Whether the method itself makes the pass that running statistics follow, and returns the loss
+    of the labelled samples; ``logits`` are then empty."""
+
+    @abstractmethod
+    def __call__(self, step: ConsistencyStep) -> Consistency:
+        """Return the divergences of the unlabelled samples of a step."""
+
+
+def checked_threshold(who: str, threshold: float | None) -> None:
+    """Refuse what is no probability.
+
+    Raises:
+        ConfigurationError: Outside (0, 1].
+    """
+    if threshold is not None and not 0 < threshold <= 1:
+        raise ConfigurationError(
+            f"{who}(threshold={threshold}) is no probability; give a number in (0, 1], or None to "
+            "accept every sample."
+        )
+
+
+def checked_concentration(who: str, alpha: float) -> None:
+    """Refuse what is no concentration of a Beta distribution.
+
+    Raises:
+        ConfigurationError: Below 0 or not finite.
+    """
+    if not 0 <= alpha < float("inf"):
+        raise ConfigurationError(
+            f"{who}(alpha={alpha}) is no concentration of a Beta distribution; give a finite "
+            "number of at least 0, where 0 mixes nothing."
+        )

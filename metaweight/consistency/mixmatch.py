@@ -1,0 +1,168 @@
+"""MixMatch: guess labels by averaging and sharpening, then mix labelled and unlabelled samples.
+
+``q_i = sharpen(mean_k softmax f(u_ik), T)`` over K views with ``sharpen(q) = softmax(log q / T)``.
+All ``(x_l, onehot)`` and ``(u_ik, q_i)`` together, shuffled, are the partners of themselves in
+order: ``x̃ = λ' x + (1-λ') x_partner``, the targets alike, ``λ' = max(λ, 1-λ)``,
+``λ ~ Beta(α, α)``. The labelled part has the cross-entropy, the unlabelled one the divergence.
+
+Source: Berthelot et al., "MixMatch: A Holistic Approach to Semi-Supervised Learning", NeurIPS 2019
+(arXiv:1905.02249).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metaweight.problems import ConfigurationError, DataError
+
+from .divergences import Divergence, Probabilities, divergence_of
+from .interpolation import draw_shares, interpolated
+from .method import (
+    Consistency,
+    ConsistencyMethod,
+    ConsistencyStep,
+    checked_concentration,
+    compared,
+)
+
+
+@dataclass(frozen=True)
+class MixMatch(ConsistencyMethod):
+    """Cross-entropy and divergence on mixtures of everything.
+
+    Args:
+        temperature: ``T`` above 0; 1 leaves guesses as they are.
+        views: ``K``.
+        alpha: Concentration of the Beta distribution.
+        divergence: A name of :data:`~metaweight.consistency.DIVERGENCES` or a function.
+        per_sample: Draw one ``λ`` for each sample, as the authors' code does, rather than one for
+            the batch.
+        interleave: Spread the labelled samples over K + 1 passes of their number, of which the
+            running statistics follow the first, as the authors' code does. Needs as many labelled
+            as unlabelled samples; else one pass takes all.
+
+    Raises:
+        ConfigurationError: For values out of range.
+    """
+
+    temperature: float = 0.5
+    views: int = 2
+    alpha: float = 0.75
+    divergence: str | Divergence = "mse"
+    per_sample: bool = True
+    interleave: bool = False
+
+    makes_main_pass = True
+
+    def __post_init__(self) -> None:
+        _check_temperature(self.temperature)
+        if isinstance(self.views, bool) or self.views < 1:
+            raise ConfigurationError(f"MixMatch(views={self.views}) sees nothing; give at least 1.")
+        checked_concentration("MixMatch", self.alpha)
+        divergence_of("MixMatch", self.divergence)
+
+    def __call__(self, step: ConsistencyStep) -> Consistency:
+        """Return the divergences and the loss of the labelled samples.
+
+        Raises:
+            DataError: For a batch whose halves cannot be interleaved.
+        """
+        views = [step.augmented, *[step.view() for _ in range(self.views - 1)]]
+        with torch.no_grad():
+            guesses = torch.stack([step.predict(view).softmax(-1) for view in views]).mean(0)
+            guesses = sharpen(guesses, self.temperature)
+            targets = torch.cat([_one_hot(step.labels, guesses), *[guesses] * self.views])
+            partners = torch.randperm(len(targets), device=targets.device)
+            shares = draw_shares(
+                self.alpha,
+                len(targets),
+                targets,
+                per_sample=self.per_sample,
+                at_least_half=True,
+            )
+            targets = interpolated(targets, targets[partners], shares)
+        embedded = step.embed(torch.cat([step.inputs, *views]))
+        logits = self._predict(step, interpolated(embedded, embedded[partners], shares))
+        return self._judge(logits, targets, guesses, len(step.inputs))
+
+    def _predict(self, step: ConsistencyStep, mixed: Tensor) -> Tensor:
+        labelled, size = len(step.inputs), len(step.unlabelled)
+        if not self.interleave or not labelled:
+            return step.classify_and_follow(mixed)
+        if labelled != size:
+            raise DataError(
+                f"MixMatch(interleave=True) received {labelled} labelled and {size} unlabelled "
+                "samples; give batches of one size, or use interleave=False."
+            )
+        first, *others = interleaved(mixed, self.views + 1).chunk(self.views + 1)
+        parts = [step.classify_and_follow(first), *[step.classify(other) for other in others]]
+        return interleaved(torch.cat(parts), self.views + 1, back=True)
+
+    def _judge(
+        self, logits: Tensor, targets: Tensor, guesses: Tensor, labelled: int
+    ) -> Consistency:
+        of_labelled = soft_cross_entropy(logits[:labelled], targets[:labelled])
+        student, target = logits[labelled:], targets[labelled:]
+        divergence = divergence_of("MixMatch", self.divergence)
+        values = divergence(student, Probabilities(target, check=False))
+        found = compared(values, student, target)
+        with torch.no_grad():
+            confidence, predicted = guesses.max(-1)
+        return Consistency(
+            values=values.view(self.views, -1).mean(0),
+            confidence=confidence,
+            agreement=found.agreement.view(self.views, -1).mean(0),
+            predicted=predicted,
+            labelled=of_labelled.sum() / max(labelled, 1),
+        )
+
+
+def sharpen(probabilities: Tensor, temperature: float) -> Tensor:
+    """Return ``softmax(log q / T)``, which neither under- nor overflows; (…, C).
+
+    Raises:
+        ConfigurationError: For a temperature that is not above 0.
+    """
+    _check_temperature(temperature)
+    least = torch.finfo(probabilities.dtype).tiny
+    return (probabilities.clamp_min(least).log() / temperature).softmax(-1)
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return ``-Σ_c q_c log p_c`` of each sample, (N,), for logits and targets (N, C)."""
+    return -(targets * logits.log_softmax(-1)).sum(-1)
+
+
+def interleaved(values: Tensor, parts: int, *, back: bool = False) -> Tensor:
+    """Spread the samples of each of ``parts`` equal parts over all of them, or take that back.
+
+    Args:
+        values: (parts · B, …).
+        parts: Number of parts.
+        back: Undo it.
+    """
+    size = len(values) // parts
+    column = torch.arange(size, device=values.device)
+    turn = column * parts // size
+    row = torch.arange(parts, device=values.device).unsqueeze(1)
+    source = (row + (turn if back else -turn)) % parts
+    return values[(source * size + column).flatten()]
+
+
+def _one_hot(labels: Tensor, like: Tensor) -> Tensor:
+    """Return (B, C); a row without a label holds zeros."""
+    known = labels >= 0
+    hot = F.one_hot(torch.where(known, labels, 0), like.shape[1]).to(like.dtype)
+    return hot * known.unsqueeze(1)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not 0 < temperature < float("inf"):
+        raise ConfigurationError(
+            f"A temperature of {temperature} was given; give a finite number above 0, where 1 "
+            "changes nothing and less sharpens."
+        )

@@ -1,0 +1,132 @@
+"""Random views of inputs that draw from torch's own streams.
+
+A consistency loss has to find the same noise when a hypergradient evaluates it again: torch's
+streams are replayed then, a generator inside a transform is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from metaweight.data.augmentation import crop_flip
+from metaweight.problems import ConfigurationError, DataError
+
+
+class GaussianNoise:
+    """Adds ``N(0, σ²)`` to every number of inputs of any shape.
+
+    Args:
+        std: ``σ``, at least 0.
+    """
+
+    def __init__(self, std: float = 0.15) -> None:
+        if not 0 <= std < float("inf"):
+            raise ConfigurationError(
+                f"GaussianNoise(std={std}) is no deviation; give a finite number of at least 0."
+            )
+        self.std = std
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return inputs with noise."""
+        return inputs + self.std * torch.randn_like(inputs)
+
+
+class CropFlip:
+    """Shifts images (B, C, H, W) by up to ``padding`` pixels, and mirrors them with probability ½.
+
+    The margin is reflected. Every image has its own draws.
+
+    Args:
+        padding: Pixels, at least 0.
+        flip: Whether to mirror.
+    """
+
+    def __init__(self, padding: int = 2, *, flip: bool = False) -> None:
+        if padding < 0:
+            raise ConfigurationError(f"CropFlip(padding={padding}) is below 0; give 0 or more.")
+        self.padding = padding
+        self.flip = flip
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return shifted images."""
+        size, device = len(images), images.device
+        offsets = torch.randint(2 * self.padding + 1, (2, size), device=device)
+        if self.flip:
+            flips = torch.randint(2, (size,), device=device).bool()
+        else:
+            flips = torch.zeros(size, dtype=torch.bool, device=device)
+        return crop_flip(images, offsets, flips, self.padding)
+
+
+class Cutout:
+    """Blanks a random square of each image (B, C, H, W).
+
+    Source: DeVries, Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout",
+    2017 (arXiv:1708.04552).
+
+    Args:
+        size: Pixels of a side, at least 1; where the square leaves the image it is cut off.
+        value: What it holds afterwards.
+    """
+
+    def __init__(self, size: int, value: float = 0.0) -> None:
+        if size < 1:
+            raise ConfigurationError(f"Cutout(size={size}) covers nothing; give at least 1.")
+        self.size = size
+        self.value = value
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return images with a blank square each."""
+        if images.ndim != 4:
+            raise DataError(
+                f"Cutout received inputs of shape {tuple(images.shape)}; give images (B, C, H, W)."
+            )
+        covered = [self._covered(len(images), length, images.device) for length in images.shape[2:]]
+        square = covered[0].unsqueeze(2) & covered[1].unsqueeze(1)
+        return images.masked_fill(square.unsqueeze(1), self.value)
+
+    def _covered(self, number: int, length: int, device: torch.device) -> Tensor:
+        first = torch.randint(length, (number, 1), device=device) - self.size // 2
+        position = torch.arange(length, device=device)
+        return (position >= first) & (position < first + self.size)
+
+
+class Erasing:
+    """Sets numbers of vectors or images to 0, each with a probability; no rescaling.
+
+    Args:
+        probability: In [0, 1).
+    """
+
+    def __init__(self, probability: float) -> None:
+        if not 0 <= probability < 1:
+            raise ConfigurationError(
+                f"Erasing(probability={probability}) leaves nothing or is no probability; give a "
+                "number in [0, 1)."
+            )
+        self.probability = probability
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return inputs with some numbers erased."""
+        kept = torch.rand(inputs.shape, device=inputs.device) >= self.probability
+        return inputs * kept
+
+
+class Chain:
+    """Several transforms in a row.
+
+    Args:
+        *transforms: Applied from the first to the last.
+    """
+
+    def __init__(self, *transforms: Callable[[Tensor], Tensor]) -> None:
+        self.transforms = transforms
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return the inputs after all of them."""
+        for transform in self.transforms:
+            inputs = transform(inputs)
+        return inputs

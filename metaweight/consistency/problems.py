@@ -1,0 +1,345 @@
+"""A level trained on labelled and unlabelled samples together.
+
+::
+
+    average = EMAHook("student", beta=0.95, warm_up="mean_teacher", validate_teacher=True)
+    student = SemiSupervisedProblem("student", method=MeanTeacher(), teacher=average, module=net,
+                                    optimizer=adam, augment=CropFlip(2),
+                                    train_data_loader=(labelled, unlabelled))
+    Engine([student], EngineConfig(train_iters=5000), {"u2l": {}, "l2u": {}},
+           hooks=[RampHook(student, Ramp(weight=8.0)), average]).run()
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metaweight.averaging import EMAHook
+from metaweight.problems import Config, ConfigurationError, DataError, ImplicitProblem, LossError
+from metaweight.problems.random_streams import seeded_streams
+
+from .._label_loss import full_precision, predict
+from .divergences import entropy
+from .gates import UnlabelledFeatures
+from .method import Consistency, ConsistencyMethod, ConsistencyStep, Network, Transform, unchanged
+
+NormaliseBy = Literal["part", "batch"]
+
+
+class SemiSupervisedBatch(NamedTuple):
+    """A batch with all a step depends on, so that a hypergradient finds the same loss again."""
+
+    inputs: Tensor
+    """Labelled inputs, (B_l, …)."""
+
+    labels: Tensor
+    """(B_l,), int64, -1 for samples that count as unlabelled inputs of no label."""
+
+    unlabelled: Tensor
+    """(B_u, …)."""
+
+    indices: Tensor | None
+    """Positions of the unlabelled samples, (B_u,), where their loader gives them."""
+
+    weight: float
+    """Weight of the consistency loss."""
+
+    seed: int
+    """Of the noise of the consistency passes."""
+
+
+class SemiSupervisedProblem(ImplicitProblem):
+    """A level trained on ``L_l + c (1/B_u) Σ_i v_i S_i``, with ``S`` of a consistency method.
+
+    ``L_l`` is the cross-entropy of the labelled samples, ``c`` the :attr:`consistency_weight`,
+    which a :class:`~metaweight.consistency.RampHook` may raise, and ``v`` the method's acceptance,
+    times the weights of an upper problem where there is one.
+
+    The main pass, over labelled and unlabelled inputs in one, is what running statistics and the
+    random streams of the run see. All else a method computes uses the statistics of its own batch
+    and draws its noise from a stream of its own, seeded batch by batch: the supervised part of a
+    run is the same whatever the method. A teacher is the average of an
+    :class:`~metaweight.averaging.EMAHook`; evaluate it with ``validate_teacher=True``.
+
+    Args:
+        name: Its name.
+        config: Its settings; ``Config(type="unroll")``, which is exact, when left out.
+        method: One of this package's, or your own.
+        consistency_weight: ``c``, where no hook sets it.
+        entropy_weight: Weight of the entropy of what is predicted for unlabelled samples; 0.06
+            beside VAT in Oliver et al. (2018).
+        normalise: Whether the two terms are divided by the numbers of their own ``"part"``, or both
+            by the size of the whole ``"batch"``, B_l + B_u, as in that protocol.
+        include_labelled: Whether labelled inputs are among those the method is asked about too.
+        augment: Random view of inputs, drawn from torch's streams; also of labelled ones.
+        strong_augment: A view further away, for FixMatch.
+        network: How to perturb and mix something other than the inputs; see :class:`Network`.
+        teacher: The hook that averages this problem.
+        gate: Name of an upper problem that turns
+            :class:`~metaweight.consistency.UnlabelledFeatures` into weights (B_u,).
+        seed: Seed of the noise of the consistency passes.
+        **problem: ``module``, ``optimizer``, ``train_data_loader`` and the rest of
+            :class:`~metaweight.problems.Problem`. The loaders are a pair of any lengths, of batches
+            ``(inputs, labels, …)`` and of batches ``inputs`` or ``(inputs, …)``; of the latter the
+            third part, where there is one, holds positions.
+
+    Attributes:
+        method: The method.
+        consistency_weight: ``c`` of the next batch.
+        average: The hook that averages the problem, or none.
+        gated_by: Name of the upper problem that weights unlabelled samples, or none.
+
+    Raises:
+        ConfigurationError: For a setting that is unknown, out of range or missing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: Config | None = None,
+        *,
+        method: ConsistencyMethod,
+        consistency_weight: float = 1.0,
+        entropy_weight: float = 0.0,
+        normalise: NormaliseBy = "part",
+        include_labelled: bool = False,
+        augment: Transform | None = None,
+        strong_augment: Transform | None = None,
+        network: Network | None = None,
+        teacher: EMAHook | None = None,
+        gate: str | None = None,
+        seed: int = 0,
+        **problem: Any,
+    ) -> None:
+        super().__init__(name, Config(type="unroll") if config is None else config, **problem)
+        _check_settings(name, method, teacher, strong_augment)
+        _check_weights(name, consistency_weight, entropy_weight)
+        if normalise not in ("part", "batch"):
+            raise ConfigurationError(
+                f"Problem {name!r} received normalise={normalise!r}, which is not one of part, "
+                "batch; choose one of these."
+            )
+        self.method = method
+        self.consistency_weight = consistency_weight
+        self._entropy_weight = entropy_weight
+        self._normalise = normalise
+        self._include_labelled = include_labelled
+        self._augment = unchanged if augment is None else augment
+        self._strong_augment = strong_augment
+        self._network = Network() if network is None else network
+        self.average = teacher
+        self.gated_by = gate
+        self._noise = torch.Generator().manual_seed(seed)
+        self._looked = False
+
+    def get_batch(self) -> SemiSupervisedBatch:
+        """Return the next labelled and unlabelled batch, with the weight and seed of this step.
+
+        Raises:
+            DataError: When the problem does not have two loaders, or they give something else.
+        """
+        if len(self.source.loaders) != 2:
+            raise DataError(
+                f"Problem {self.name!r} has {len(self.source.loaders)} loader(s); give a pair, "
+                "train_data_loader=(labelled, unlabelled)."
+            )
+        labelled, unlabelled = (self.get_batch_single_loader(i) for i in (0, 1))
+        if isinstance(labelled, Tensor) or len(labelled) < 2:
+            raise DataError(
+                f"The first loader of problem {self.name!r} gave a batch of type "
+                f"{type(labelled).__name__}; it must give (inputs, labels)."
+            )
+        parts: Sequence[Any] = (unlabelled,) if isinstance(unlabelled, Tensor) else unlabelled
+        return SemiSupervisedBatch(
+            labelled[0],
+            labelled[1],
+            parts[0],
+            parts[2] if len(parts) > 2 else None,
+            float(self.consistency_weight),
+            int(torch.randint(2**62, (), generator=self._noise)),
+        )
+
+    def training_step(self, batch: SemiSupervisedBatch) -> Mapping[str, Tensor]:
+        """Return the loss and its parts."""
+        inputs = self._augment(batch.inputs) if len(batch.inputs) else batch.inputs
+        pool = torch.cat([batch.inputs, batch.unlabelled]) if self._include_labelled else None
+        unlabelled = batch.unlabelled if pool is None else pool
+        augmented = self._augment(unlabelled) if len(unlabelled) else unlabelled
+        if not len(unlabelled):
+            loss = self._labelled_loss(self._main_pass(inputs), batch.labels, len(inputs))
+            return {"loss": loss, "labelled": loss.detach()}
+        logits = None
+        if not self.method.makes_main_pass:
+            logits = self._main_pass(torch.cat([inputs, augmented]))
+        size = len(inputs)
+        step = ConsistencyStep(
+            self.module,
+            self._network,
+            inputs,
+            batch.labels,
+            unlabelled,
+            augmented,
+            inputs.new_empty(0) if logits is None else logits[size:],
+            None if self.average is None else self.average.teacher(),
+            self._augment,
+            self._strong_augment,
+        )
+        with seeded_streams(unlabelled.device, batch.seed):
+            found = self.method(step)
+        self._look_once(found)
+        if logits is None:
+            assert found.labelled is not None
+            labelled = found.labelled
+            if self._normalise == "batch":
+                labelled = labelled * (size / (size + len(unlabelled)))
+        else:
+            labelled = self._labelled_loss(logits[:size], batch.labels, size + len(unlabelled))
+        return self._together(batch, step, labelled, found)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the module, optimizer, scheduler, loss scaler, and of the noise."""
+        return super().state_dict() | {
+            "noise": self._noise.get_state(),
+            "consistency_weight": self.consistency_weight,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned."""
+        super().load_state_dict(state_dict)
+        if "noise" in state_dict:
+            self._noise.set_state(state_dict["noise"])
+            self.consistency_weight = state_dict["consistency_weight"]
+
+    def features(self, found: Consistency, indices: Tensor | None) -> UnlabelledFeatures:
+        """Return what an upper problem weights unlabelled samples by."""
+        return UnlabelledFeatures(
+            found.values.detach(), found.confidence, found.agreement, found.predicted, indices
+        )
+
+    def _main_pass(self, inputs: Tensor) -> Tensor:
+        embedded = self._network.embed(self.module, inputs)
+        logits = full_precision(self._network.classify(self.module, embedded))
+        if logits.ndim != 2:
+            raise LossError(
+                f"The network of problem {self.name!r} returned shape {tuple(logits.shape)} for "
+                f"{len(inputs)} samples; it must return logits (B, C), also for a batch of one."
+            )
+        _require_finite(self, logits)
+        return logits
+
+    def _labelled_loss(self, logits: Tensor, labels: Tensor, size: int) -> Tensor:
+        """Return the cross-entropy of samples with a label; 0 without any."""
+        found = predict(logits, labels, -1)
+        total = torch.where(found.kept, -found.log_p_label, 0.0).sum()
+        if self._normalise == "batch":
+            return total / max(size, 1)
+        return total / found.kept.sum().clamp_min(1)
+
+    def _together(
+        self,
+        batch: SemiSupervisedBatch,
+        step: ConsistencyStep,
+        labelled: Tensor,
+        found: Consistency,
+    ) -> Mapping[str, Tensor]:
+        values, number = found.values, len(found.values)
+        _require_finite(self, values)
+        parts = {"labelled": labelled.detach(), "agreement": found.agreement.mean()}
+        if found.accepted is not None:
+            parts["accept rate"] = found.accepted.to(values.dtype).mean()
+            values = torch.where(found.accepted, values, 0.0)
+        if self.gated_by is not None:
+            weights: Tensor = getattr(self, self.gated_by)(
+                self.features(found, None if self._include_labelled else batch.indices)
+            )
+            _check_gate(self, weights, number)
+            parts["unlabelled weight"] = weights.detach().mean()
+            values = weights * values
+        if self._normalise == "batch":
+            number += len(step.inputs)
+        consistency = values.sum() / number
+        loss = labelled + batch.weight * consistency
+        if self._entropy_weight:
+            logits = step.logits if len(step.logits) else step.predict(step.augmented)
+            uncertainty = entropy(logits, reduction="sum") / number
+            loss = loss + self._entropy_weight * uncertainty
+            parts["entropy"] = uncertainty.detach()
+        parts |= {"consistency": consistency.detach(), **found.metrics}
+        return {"loss": loss, **parts}
+
+    def _look_once(self, found: Consistency) -> None:
+        """Warn of two passes that came out alike, where looking costs nothing."""
+        if self._looked or not self.method.needs_noise or found.values.device.type != "cpu":
+            return
+        self._looked = True
+        if not found.values.detach().any():
+            warnings.warn(
+                f"Problem {self.name!r} compares two passes of its network, but they came out "
+                "alike, from which nothing is learned: give it augment=..., or dropout.",
+                stacklevel=3,
+            )
+
+
+def _check_settings(
+    name: str,
+    method: ConsistencyMethod,
+    teacher: EMAHook | None,
+    strong_augment: Transform | None,
+) -> None:
+    if not isinstance(method, ConsistencyMethod):
+        raise ConfigurationError(
+            f"Problem {name!r} received method={method!r}; give a consistency method such as "
+            "PiModel(), an object rather than a name or a class."
+        )
+    kind = type(method).__name__
+    if method.needs_teacher and teacher is None:
+        raise ConfigurationError(
+            f"Problem {name!r} uses {kind}, which needs a teacher; give teacher=EMAHook({name!r}, "
+            "beta=0.95) and hand the same hook to the engine."
+        )
+    if teacher is not None:
+        averaged = teacher.problem if isinstance(teacher.problem, str) else teacher.problem.name
+        if averaged != name:
+            raise ConfigurationError(
+                f"Problem {name!r} received a teacher that averages problem {averaged!r}; give "
+                f"EMAHook({name!r})."
+            )
+    if method.needs_strong_augment and strong_augment is None:
+        raise ConfigurationError(
+            f"Problem {name!r} uses {kind}, which needs strong_augment=...; without it a sample "
+            "would only be asked to agree with itself."
+        )
+
+
+def _check_weights(name: str, consistency: float, uncertainty: float) -> None:
+    for key, value in (("consistency_weight", consistency), ("entropy_weight", uncertainty)):
+        if not 0 <= value < float("inf"):
+            raise ConfigurationError(
+                f"Problem {name!r} received {key}={value}; give a finite number of at least 0."
+            )
+
+
+def _require_finite(problem: SemiSupervisedProblem, values: Tensor) -> None:
+    """Refuse what is not finite where looking does not wait for a device."""
+    seen = values.detach()
+    if seen.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if not seen.isfinite().all():
+        raise LossError(
+            f"The network of problem {problem.name!r} returned numbers that are not finite in step "
+            f"{problem.count}; lower the learning rate or clip gradients "
+            "(Config(gradient_clipping=...)), and look at the inputs of that step."
+        )
+
+
+def _check_gate(problem: SemiSupervisedProblem, weights: Tensor, number: int) -> None:
+    if weights.shape != (number,):
+        raise LossError(
+            f"Problem {problem.gated_by!r} returned weights of shape {tuple(weights.shape)} for "
+            f"{number} unlabelled samples of problem {problem.name!r}; return shape ({number},)."
+        )

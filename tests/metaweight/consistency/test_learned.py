@@ -1,0 +1,267 @@
+"""What an upper level learns of a consistency loss, against answers found another way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.naive import relative_error
+from support.semi_supervised import CLASSES, labelled_batch, network, student, unlabelled_batch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metaweight import Config, ConfigurationError, EngineConfig, LossError, Unroll
+from metaweight.consistency import (
+    Consistency,
+    ConsistencyMethod,
+    LearnedConsistencyWeight,
+    LearnedThreshold,
+    MeanTeacher,
+    PiModel,
+    PseudoLabel,
+    SampleWeightTable,
+    SemiSupervisedProblem,
+    UnlabelledFeatures,
+    UnlabelledWeightNet,
+    learn_gate,
+    learn_sample_weights,
+    learn_threshold,
+    learn_weight,
+)
+from metaweight.weighting import WeightLearner
+
+LR = 0.3
+
+
+class Toy(SemiSupervisedProblem):
+    """``½ w² + λ ½ (w - 2)²``: a supervised term that wants 0, a consistency term that wants 2."""
+
+    def training_step(self, batch: Any) -> Any:
+        w = self.module.weight.squeeze()
+        features = UnlabelledFeatures(*[torch.zeros(1).double()] * 3, torch.zeros(1).long(), None)
+        return (
+            0.5 * w**2 + getattr(self, str(self.gated_by))(features).squeeze() * 0.5 * (w - 2) ** 2
+        )
+
+
+class Wants(WeightLearner):
+    """``½ (w - 1.5)²``."""
+
+    def training_step(self, batch: Any) -> Any:
+        return 0.5 * (self.student.module.weight.squeeze() - 1.5) ** 2
+
+
+def toy(config: Config, train_iters: int, upper_lr: float) -> tuple[Any, list[float]]:
+    from metaweight import Engine
+
+    net, gate = nn.Linear(1, 1, bias=False).double(), LearnedConsistencyWeight().double()
+    with torch.no_grad():
+        net.weight.zero_()
+    lower = Toy(
+        "student",
+        config,
+        method=PiModel(),
+        gate="gate",
+        module=net,
+        optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
+        train_data_loader=([labelled_batch()], [unlabelled_batch()]),
+    )
+    gradients: list[float] = []
+
+    class Noting(Wants):
+        def grad_callback(self) -> None:
+            # By the weight itself: dλ/ds = sigmoid(s).
+            gradients.append((gate.s.grad / torch.sigmoid(gate.s)).item())  # type: ignore[operator]
+
+    upper = Noting(
+        "gate",
+        classifier="student",
+        module=gate,
+        optimizer=torch.optim.SGD(gate.parameters(), lr=upper_lr),
+        train_data_loader=[labelled_batch()],
+    )
+    engine = Engine(
+        [upper, lower],
+        EngineConfig(train_iters=train_iters, strategy="cpu"),
+        {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
+    )
+    engine.run()
+    return engine, gradients
+
+
+def test_a_learned_weight_by_hand() -> None:
+    """One step from w = 0 at λ = 1: w' = 0.2, dL/dλ = (w' - 1.5) · (-0.1) · (w - 2) = -0.26.
+
+    ``λ`` begins in single precision.
+    """
+    engine, gradients = toy(Config(type="unroll"), 1, 0.0)
+    assert engine.student.module.weight.item() == pytest.approx(0.2, abs=1e-9)
+    assert gradients == pytest.approx([-0.26], abs=1e-9)
+
+
+def test_the_implicit_gradient_of_a_learned_weight_by_hand() -> None:
+    """Converged, ``w* = 2λ/(1+λ) = 1`` and ``dL/dλ = -½ · 2/(1+λ)² = -0.25``."""
+    config = Config(type="cg", cg_iterations=5, unroll_steps=400)
+    _, gradients = toy(config, 400, 0.0)
+    assert gradients[-1] == pytest.approx(-0.25, abs=1e-9)
+
+
+def test_a_learned_weight_arrives_at_its_optimum() -> None:
+    """``2λ/(1+λ) = 1.5`` at ``λ = 3``."""
+    engine, _ = toy(Config(type="cg", cg_iterations=5, unroll_steps=20), 20 * 400, 2.0)
+    assert engine.gate.module.weight.item() == pytest.approx(3.0, abs=1e-3)
+
+
+GATES: dict[str, Any] = {
+    "weight": LearnedConsistencyWeight,
+    "threshold": lambda: LearnedThreshold(0.4, 0.1),
+    "thresholds": lambda: LearnedThreshold(0.4, 0.1, classes=CLASSES),
+    "network": UnlabelledWeightNet,
+    "table": lambda: SampleWeightTable(5),
+}
+
+
+def plain(
+    net: nn.Module, gate: nn.Module, batches: Any, steps: int, judged: Any, kind: str
+) -> list[Tensor]:
+    """Plain pseudo-labels on the same views, everything in one graph."""
+    w = {k: p.detach().requires_grad_() for k, p in net.named_parameters()}
+    (x, y), u = batches
+    for _ in range(steps):
+        z = functional_call(net, w, (torch.cat([x, u]),))
+        values = F.cross_entropy(z[len(x) :], z[len(x) :].argmax(-1), reduction="none")
+        with torch.no_grad():
+            p = z[len(x) :].softmax(-1)
+            confidence, predicted = p.max(-1)
+            hard = F.one_hot(predicted, CLASSES)
+            agreement = 1 - 0.5 * (p - hard).abs().sum(-1)
+        features = values.detach(), confidence, agreement, predicted, torch.arange(len(u))
+        weights = gate(UnlabelledFeatures(*features))
+        loss = F.cross_entropy(z[: len(x)], y) + 2.0 * (weights * values).mean()
+        gradient = torch.autograd.grad(loss, list(w.values()), create_graph=True)
+        w = {k: p - LR * g for (k, p), g in zip(w.items(), gradient, strict=True)}
+    loss = F.cross_entropy(functional_call(net, w, (judged[0],)), judged[1])
+    found = torch.autograd.grad(loss, list(gate.parameters()), allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, gate.parameters())]  # noqa: B905
+
+
+@pytest.mark.parametrize("name", GATES)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_hypergradients_of_every_gate(name: str, steps: int) -> None:
+    """Against one naive graph in float64, to rounding (1e-9)."""
+    torch.manual_seed(0)
+    net, gate = network(batch_norm=False), GATES[name]().double()
+    with torch.no_grad():
+        for p in gate.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    labelled, u, judged = labelled_batch(), unlabelled_batch(), labelled_batch(6, seed=9)
+    expected = plain(network(batch_norm=False), gate, (labelled, u), steps, judged, name)
+    lower = student(
+        PseudoLabel(None, another_view=False),
+        net=net,
+        lr=LR,
+        config=Config(type=Unroll(), unroll_steps=steps),
+        loader=([labelled], [(u, torch.zeros(5), torch.arange(5))]),
+        consistency_weight=2.0,
+        augment=None,
+    )
+    engine = learn_gate(
+        lower, [judged], gate, EngineConfig(train_iters=steps, strategy="cpu"), lr=0.0
+    )
+    seen: list[Tensor] = []
+    engine.gate.grad_callback = lambda: seen.extend(p.grad.clone() for p in gate.parameters())
+    engine.run()
+    assert relative_error(seen, expected) < 1e-9
+
+
+@pytest.mark.parametrize("method", [PiModel(), PseudoLabel(0.4), MeanTeacher()])
+def test_one_call_each(method: ConsistencyMethod) -> None:
+    """Each builder trains student and gate; a threshold of the method's own is switched off."""
+    for build in (learn_weight, learn_threshold, learn_sample_weights):
+        lower = student(method)
+        hooks = [] if lower.average is None else [lower.average]
+        config = EngineConfig(train_iters=3, strategy="cpu")
+        engine = build(lower, [_single(labelled_batch())], config, hooks=hooks)
+        gate = engine.gate.module.double()
+        before = [p.detach().clone() for p in gate.parameters()]
+        engine.run()
+        assert any(not torch.equal(a, b) for a, b in zip(before, gate.parameters(), strict=True))
+        if build is learn_threshold and isinstance(method, PseudoLabel):
+            assert lower.method == PseudoLabel(None)
+
+
+def _single(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch
+
+
+def features(loss: list[float], confidence: list[float]) -> UnlabelledFeatures:
+    return UnlabelledFeatures(
+        torch.tensor(loss),
+        torch.tensor(confidence),
+        torch.ones(len(loss)),
+        torch.arange(len(loss)),
+        None,
+    )
+
+
+def test_gates_by_hand() -> None:
+    given = features([0.1, 2.0], [0.9, 0.5])
+    torch.testing.assert_close(LearnedConsistencyWeight(3.0)(given), torch.tensor([3.0, 3.0]))
+    soft = LearnedThreshold(0.9, 0.1)(given)
+    torch.testing.assert_close(soft, torch.tensor([0.5, 1 / (1 + torch.tensor(4.0).exp())]))
+    each = LearnedThreshold(0.9, 0.1, classes=2)
+    with torch.no_grad():
+        each.t[1] = 0.0
+    torch.testing.assert_close(each(given), torch.tensor([0.5, 0.5]))
+    torch.testing.assert_close(UnlabelledWeightNet(initial=0.3)(given), torch.tensor([0.3, 0.3]))
+
+
+def test_a_table_needs_positions() -> None:
+    with pytest.raises(LossError, match="with_indices=True"):
+        SampleWeightTable(3)(features([1.0], [1.0]))
+
+
+def test_gates_of_another_shape_are_refused() -> None:
+    class Scalar(LearnedConsistencyWeight):
+        def forward(self, features: UnlabelledFeatures) -> Tensor:
+            return self.weight
+
+    engine = learn_gate(
+        student(PiModel()), [labelled_batch()], Scalar(), EngineConfig(train_iters=1)
+    )
+    with pytest.raises(LossError, match=r"'gate' returned weights of shape \(\) for 5 unlabelled"):
+        engine.run()
+
+
+def test_a_gate_is_given_once() -> None:
+    lower = student(PiModel())
+    learn_weight(lower, [labelled_batch()])
+    with pytest.raises(ConfigurationError, match="has a gate already"):
+        learn_weight(lower, [labelled_batch()])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LearnedConsistencyWeight(0.0), "no value of a softplus"),
+        (lambda: LearnedThreshold(1.0), "strictly between"),
+        (lambda: LearnedThreshold(0.5, 0.0), "no width"),
+        (lambda: LearnedThreshold(classes=0), "no threshold"),
+        (lambda: UnlabelledWeightNet(initial=0.0), "strictly between"),
+        (lambda: UnlabelledWeightNet(0), "no hidden"),
+        (lambda: SampleWeightTable(0), "at least 1 sample"),
+    ],
+)
+def test_settings_are_checked(make: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        make()
+
+
+def test_a_consistency_result_says_what_is_left_out() -> None:
+    values = torch.ones(2)
+    found = Consistency(values, values, values, values.long())
+    assert found.accepted is None
+    assert found.labelled is None
+    assert found.metrics == {}

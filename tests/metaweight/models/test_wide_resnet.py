@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from metaweight.models import WideResNet28x2
+
+
+@pytest.fixture(scope="module")
+def model() -> WideResNet28x2:
+    return WideResNet28x2(generator=torch.Generator().manual_seed(0))
+
+
+def images(batch: int = 2, size: int = 32, channels: int = 3) -> torch.Tensor:
+    return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    return [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def test_the_published_number_of_parameters(model):
+    assert sum(p.numel() for p in model.parameters()) == 1_467_610
+
+
+def test_parameters_follow_the_closed_form():
+    classes, channels = 7, 1
+    expected = 9 * channels * 16
+    for before, width in ((16, 32), (32, 64), (64, 128)):
+        expected += 9 * width * (before + 7 * width) + before * width
+        expected += 2 * (before + 7 * width)
+    expected += 2 * 128 + 128 * classes + classes
+    assert sum(p.numel() for p in WideResNet28x2(classes, channels).parameters()) == expected
+
+
+def test_twenty_eight_convolutions_of_which_three_are_shortcuts(model):
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert all(c.bias is None for c in convolutions)
+    assert len(convolutions) == 28
+    assert sum(c.kernel_size == (3, 3) for c in convolutions) == 25
+    assert sum(c.kernel_size == (1, 1) for c in convolutions) == 3
+    assert len(norms(model)) == 25
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "channels", "classes"), [(2, 32, 3, 10), (1, 32, 3, 6), (3, 20, 1, 100)]
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_shapes(batch, size, channels, classes, training):
+    net = WideResNet28x2(classes, channels, generator=torch.Generator()).train(training)
+    with torch.no_grad():
+        assert net(images(batch, size, channels)).shape == (batch, classes)
+
+
+def reference(parameters, x, eps, slope):
+    """The network written out, in evaluation mode, from named tensors."""
+
+    def activated(name, x):
+        mean, var = parameters[f"{name}.running_mean"], parameters[f"{name}.running_var"]
+        weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
+        scale = weight / (var + eps).sqrt()
+        x = (x - mean[:, None, None]) * scale[:, None, None] + bias[:, None, None]
+        return torch.where(x < 0, slope * x, x)
+
+    x = F.conv2d(x, parameters["conv.weight"], padding=1)
+    for stage in (1, 2, 3):
+        for block in range(4):
+            name = f"stage{stage}.{block}"
+            stride = 2 if stage > 1 and block == 0 else 1
+            inner = activated(f"{name}.norm1", x)
+            if (stage, block) == (1, 0):
+                x = inner
+            inner = F.conv2d(inner, parameters[f"{name}.conv1.weight"], stride=stride, padding=1)
+            inner = activated(f"{name}.norm2", inner)
+            inner = F.conv2d(inner, parameters[f"{name}.conv2.weight"], padding=1)
+            if block == 0:
+                x = F.conv2d(x, parameters[f"{name}.shortcut.weight"], stride=stride)
+            x = x + inner
+    pooled = F.adaptive_avg_pool2d(activated("norm", x), 1).flatten(1)
+    return pooled @ parameters["linear.weight"].T + parameters["linear.bias"]
+
+
+@pytest.mark.parametrize(("eps", "slope"), [(1e-5, 0.1), (0.3, 0.25)])
+def test_logits_equal_a_second_implementation(eps, slope):
+    generator = torch.Generator().manual_seed(2)
+    net = WideResNet28x2(eps=eps, slope=slope, generator=generator).double().eval()
+    for module in norms(net):
+        nn.init.normal_(module.running_mean, generator=generator)
+        nn.init.uniform_(module.running_var, 0.5, 2, generator=generator)
+        nn.init.uniform_(module.weight, 0.1, 0.5, generator=generator)
+        nn.init.normal_(module.bias, generator=generator)
+    x = images(size=16).double()
+    with torch.no_grad():
+        # The same sums in another order: assert_close's relative 1e-7 in double precision.
+        torch.testing.assert_close(net(x), reference(net.state_dict(), x, eps, slope))
+
+
+def test_batch_norm_settings_reach_every_layer():
+    default = {(m.momentum, m.eps) for m in norms(WideResNet28x2())}
+    assert default == {(0.1, 1e-5)}
+    of_the_paper = {(m.momentum, m.eps) for m in norms(WideResNet28x2(momentum=0.001, eps=1e-3))}
+    assert of_the_paper == {(0.001, 1e-3)}
+
+
+def test_running_statistics_move_by_the_momentum():
+    net = WideResNet28x2(momentum=0.25, generator=torch.Generator().manual_seed(0))
+    x = images(4, 8)
+    with torch.no_grad():
+        first = net.conv(x)
+        net(x)
+    expected = 0.25 * first.mean(dim=(0, 2, 3))
+    torch.testing.assert_close(net.stage1[0].norm1.running_mean, expected)
+
+
+def test_initial_weights_have_the_kaiming_variance(model):
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            scaled = module.weight.detach() * (module.weight[0].numel() / 2) ** 0.5
+            # Sampling error of a mean and of a standard deviation, five times each.
+            assert scaled.mean().abs() < 5 / scaled.numel() ** 0.5
+            assert (scaled.std() - 1).abs() < 5 / (2 * scaled.numel()) ** 0.5
+    assert not model.linear.bias.any()
+
+
+def test_the_generator_decides_the_weights(model):
+    before = torch.get_rng_state()
+    same = WideResNet28x2(generator=torch.Generator().manual_seed(0))
+    other = WideResNet28x2(generator=torch.Generator().manual_seed(1))
+    assert all(map(torch.equal, model.state_dict().values(), same.state_dict().values()))
+    assert not torch.equal(model.conv.weight, other.conv.weight)
+    torch.set_rng_state(before)
+    drawn = WideResNet28x2()
+    torch.set_rng_state(before)
+    assert torch.equal(drawn.conv.weight, WideResNet28x2().conv.weight)
+
+
+def test_a_functional_call_leaves_the_module_alone():
+    net = WideResNet28x2(3, generator=torch.Generator().manual_seed(0))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    scaled = {k: v.detach().clone() for k, v in net.named_parameters()}
+    scaled["linear.weight"] *= 2
+    buffers = {k: v.clone() for k, v in net.named_buffers()}
+    logits = functional_call(net, (scaled, buffers), (images(size=8),))
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    torch.testing.assert_close(logits, 2 * net(images(size=8)))
+
+
+def test_pickling_keeps_the_function(model):
+    copy = pickle.loads(pickle.dumps(model)).eval()
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(copy(images()), model(images()))
