@@ -35,7 +35,7 @@ from consistency_study.cells import DIVERGENCES, LEARNED, METHODS, SUPERVISED, C
 from consistency_study.report import accuracy_bars, curves, heading, table
 from consistency_study.study import Options, as_dict, run_study
 from consistency_study.tasks import DATASETS, LABELS_OF, PROTOCOL_OF
-from study.arguments import at_least, share
+from study.arguments import at_least, not_negative, share
 from study.files import write_figure, write_text
 from turns import environment
 
@@ -60,6 +60,9 @@ def parse(given: Sequence[str] | None = None) -> Options:
     parser.add_argument("--seeds", type=at_least(1), default=5, help="runs that are reported")
     parser.add_argument(
         "--tuning-seeds", type=at_least(1), default=2, help="runs that judge each weight"
+    )
+    parser.add_argument(
+        "--weight", type=not_negative, help="weight of every method, which is not tuned then"
     )
     parser.add_argument("--steps", type=at_least(1), help="steps of a run")
     parser.add_argument("--lr", type=float, help="learning rate of every method")
@@ -94,6 +97,7 @@ def parse(given: Sequence[str] | None = None) -> Options:
         tuning_seeds=asked.tuning_seeds,
         protocol=protocol,
         foreign_share=asked.foreign,
+        weight=asked.weight,
         workers=asked.workers,
         out=asked.out,
     )

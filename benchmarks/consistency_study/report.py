@@ -43,11 +43,14 @@ def heading(options: Options) -> str:
         f"{options.dataset}, {options.labels} labels, {len(options.seeds)} seeds, "
         f"{protocol.steps} steps of Adam at {protocol.lr:g}; test accuracy in percent, mean ± "
         "standard deviation. Student: the network as trained; teacher: its exponential moving "
-        f"average ({protocol.decay:g}). last: at the end; best: where validation was best. Weights "
-        f"chosen by the teacher's accuracy on {protocol.validation} validation samples, over "
-        f"{options.tuning_seeds} other splits. Over supervised: the teacher at the end, seed by "
-        "seed."
+        f"average ({protocol.decay:g}). last: at the end; best: where validation was best. Over "
+        "supervised: the teacher at the end, seed by seed."
     )
+    if options.weight is None:
+        text += (
+            f" Weights chosen by the teacher's accuracy on {protocol.validation} validation "
+            f"samples, over {options.tuning_seeds} other splits."
+        )
     if options.foreign_share is not None:
         text += (
             f" A share of {options.foreign_share:g} of the unlabelled pool is of the half of the "

@@ -37,6 +37,7 @@ class Options:
         tuning_seeds: Runs that each weight is judged by; of other splits than those reported.
         protocol: Settings of every run.
         foreign_share: Share of the pool without a known class; none when left out.
+        weight: Consistency weight of every cell; chosen on validation when left out.
         workers: Processes.
         out: Where results go.
     """
@@ -49,6 +50,7 @@ class Options:
     tuning_seeds: int
     protocol: Protocol
     foreign_share: float | None
+    weight: float | None
     workers: int
     out: Path
 
@@ -109,10 +111,17 @@ def run_study(options: Options) -> list[Result]:
     ]
 
 
+def tried(options: Options, cell: Cell) -> tuple[float, ...]:
+    """Return the weights a cell is tried with."""
+    fixed = options.weight is not None and cell.divergence is not None
+    return (options.weight,) if fixed else cell.weights  # type: ignore[return-value]
+
+
 def _tuning_jobs(options: Options) -> Iterator[Job]:
     for cell in options.cells:
-        if len(cell.weights) > 1:
-            for weight in cell.weights:
+        weights = tried(options, cell)
+        if len(weights) > 1:
+            for weight in weights:
                 for number in range(options.tuning_seeds):
                     yield Job(cell, weight, FIRST_TUNING_SEED + number)
 
@@ -122,7 +131,7 @@ def _tuned(options: Options, runs: dict[Job, History]) -> dict[Cell, dict[float,
     found: dict[Cell, dict[float, float]] = {}
     for cell in options.cells:
         found[cell] = {}
-        for weight in cell.weights:
+        for weight in tried(options, cell):
             ends = [
                 run.validation["teacher"][-1]
                 for job, run in runs.items()

@@ -28,7 +28,7 @@ from .learned import learn_gate, learn_sample_weights, learn_threshold, learn_we
 from .mean_teacher import MeanTeacher
 from .method import Consistency, ConsistencyMethod, ConsistencyStep, Network
 from .mixmatch import MixMatch, sharpen
-from .perturbations import Chain, CropFlip, Cutout, Erasing, GaussianNoise
+from .perturbations import Affine, Chain, CropFlip, Cutout, Erasing, GaussianNoise
 from .pi_model import PiModel
 from .presets import PRESETS, Preset, preset
 from .problems import SemiSupervisedBatch, SemiSupervisedProblem
@@ -41,6 +41,7 @@ __all__ = [
     "ICT",
     "PRESETS",
     "VAT",
+    "Affine",
     "Chain",
     "Consistency",
     "ConsistencyMethod",

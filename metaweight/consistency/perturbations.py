@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from metaweight.data.augmentation import crop_flip
@@ -61,6 +62,36 @@ class CropFlip:
         return crop_flip(images, offsets, flips, self.padding)
 
 
+class Affine:
+    """Rotates, scales, shears and shifts images (B, C, H, W), each with draws of its own.
+
+    The coordinates, from -1 to 1, are mapped by ``(I + σ A) x + σ b`` with standard normal entries
+    of ``A`` and ``b``; pixels are interpolated bilinearly, beyond the image they are 0.
+
+    Args:
+        std: ``σ``, at least 0.
+    """
+
+    def __init__(self, std: float = 0.1) -> None:
+        if not 0 <= std < float("inf"):
+            raise ConfigurationError(
+                f"Affine(std={std}) is no deviation; give a finite number of at least 0."
+            )
+        self.std = std
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return transformed images.
+
+        Raises:
+            DataError: For inputs that are no images.
+        """
+        _require_images("Affine", images)
+        drawn = torch.randn(len(images), 2, 3, dtype=images.dtype, device=images.device)
+        identity = torch.eye(2, 3, dtype=images.dtype, device=images.device)
+        grid = F.affine_grid(identity + self.std * drawn, list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, align_corners=False)
+
+
 class Cutout:
     """Blanks a random square of each image (B, C, H, W).
 
@@ -80,10 +111,7 @@ class Cutout:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return images with a blank square each."""
-        if images.ndim != 4:
-            raise DataError(
-                f"Cutout received inputs of shape {tuple(images.shape)}; give images (B, C, H, W)."
-            )
+        _require_images("Cutout", images)
         covered = [self._covered(len(images), length, images.device) for length in images.shape[2:]]
         square = covered[0].unsqueeze(2) & covered[1].unsqueeze(1)
         return images.masked_fill(square.unsqueeze(1), self.value)
@@ -130,3 +158,10 @@ class Chain:
         for transform in self.transforms:
             inputs = transform(inputs)
         return inputs
+
+
+def _require_images(who: str, images: Tensor) -> None:
+    if images.ndim != 4:
+        raise DataError(
+            f"{who} received inputs of shape {tuple(images.shape)}; give images (B, C, H, W)."
+        )

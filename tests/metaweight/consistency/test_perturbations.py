@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from metaweight import ConfigurationError, DataError
-from metaweight.consistency import Chain, CropFlip, Cutout, Erasing, GaussianNoise
+from metaweight.consistency import Affine, Chain, CropFlip, Cutout, Erasing, GaussianNoise
 
 VIEWS: dict[str, Any] = {
     "noise": GaussianNoise(0.2),
     "crop": CropFlip(2),
     "flip": CropFlip(1, flip=True),
+    "affine": Affine(0.1),
     "cutout": Cutout(3, value=-1.0),
     "erasing": Erasing(0.3),
     "chain": Chain(CropFlip(2), GaussianNoise(0.1), Cutout(2)),
@@ -41,13 +42,14 @@ def test_sizes() -> None:
     assert int(blank.max()) == 9
     assert int(blank.min()) == 4, "in a corner a quarter is left"
     assert torch.equal(CropFlip(0)(inputs), inputs)
+    torch.testing.assert_close(Affine(0.0)(inputs), inputs)
     assert torch.equal(Chain()(inputs), inputs)
 
 
 def test_every_image_has_its_own_draws() -> None:
     torch.manual_seed(0)
     image = torch.randn(1, 1, 8, 8).expand(50, -1, -1, -1).contiguous()
-    for view in (CropFlip(2), Cutout(3)):
+    for view in (CropFlip(2), Cutout(3), Affine(0.1)):
         assert len(view(image).flatten(1).unique(dim=0)) > 10
 
 
@@ -56,6 +58,8 @@ def test_every_image_has_its_own_draws() -> None:
     [
         (lambda: GaussianNoise(-1.0), ConfigurationError, "no deviation"),
         (lambda: CropFlip(-1), ConfigurationError, "below 0"),
+        (lambda: Affine(-0.1), ConfigurationError, "no deviation"),
+        (lambda: Affine()(torch.zeros(3, 4)), DataError, "Affine received"),
         (lambda: Cutout(0), ConfigurationError, "covers nothing"),
         (lambda: Erasing(1.0), ConfigurationError, "leaves nothing"),
         (lambda: Cutout(2)(torch.zeros(3, 4)), DataError, r"\(B, C, H, W\)"),
