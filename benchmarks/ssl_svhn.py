@@ -34,10 +34,12 @@ from pathlib import Path
 from consistency_study.cells import DIVERGENCES, LEARNED, METHODS, SUPERVISED, Cell
 from consistency_study.report import accuracy_bars, curves, heading, table
 from consistency_study.study import Options, as_dict, run_study
-from consistency_study.tasks import DATASETS, LABELS_OF, PROTOCOL_OF
+from consistency_study.tasks import DATASETS, LABELS_OF, PROTOCOL_OF, load
 from study.arguments import at_least, not_negative, share
 from study.files import write_figure, write_text
 from turns import environment
+
+from metaweight.data import DatasetUnavailableError
 
 NAMES = (SUPERVISED, *METHODS, *(method + LEARNED for method in METHODS))
 
@@ -106,6 +108,12 @@ def parse(given: Sequence[str] | None = None) -> Options:
 def main(given: Sequence[str] | None = None) -> int:
     """Run the study, print its table and write its results."""
     options = parse(given)
+    try:
+        # Before the workers, each of which reads the files again.
+        load(options.dataset, options.root, download=True)
+    except DatasetUnavailableError as reason:
+        print(reason, file=sys.stderr)
+        return 2
     results = run_study(options)
     text = f"{heading(options)}\n\n{table(results)}\n"
     report = {

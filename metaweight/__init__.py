@@ -1,8 +1,8 @@
 """Bilevel meta-learning on PyTorch: a graph of problems, hypergradients, learned weights.
 
 The pieces most programs need are importable from here; see ``metaweight.weighting``,
-``metaweight.averaging``, ``metaweight.ensembles``, ``metaweight.noise``, ``metaweight.data`` and
-``metaweight.models`` for the rest.
+``metaweight.averaging``, ``metaweight.ensembles``, ``metaweight.consistency``,
+``metaweight.noise``, ``metaweight.data`` and ``metaweight.models`` for the rest.
 """
 
 from ._version import __version__

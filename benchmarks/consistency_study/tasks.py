@@ -113,11 +113,20 @@ KNOWN = {"digits": (1, 3, 5, 8, 9), "svhn": (1, 3, 5, 8, 9), "cifar10": (2, 3, 4
 LABELS_OF = {"digits": 20, "svhn": 1000, "cifar10": 4000}
 
 
-def load(dataset: str, root: Path) -> tuple[LabelledTensors, LabelledTensors]:
-    """Return training and test data, images in [-1, 1], of digits in [0, 1]."""
+def load(
+    dataset: str, root: Path, *, download: bool = False
+) -> tuple[LabelledTensors, LabelledTensors]:
+    """Return training and test data, images in [-1, 1], of digits in [0, 1].
+
+    Raises:
+        DatasetUnavailableError: When SVHN or CIFAR can neither be read nor downloaded.
+    """
     if dataset == "digits":
         return load_digits(test_size=500, seed=0)
-    loaded = load_svhn(root) if dataset == "svhn" else load_cifar("cifar10", root)
+    if dataset == "svhn":
+        loaded = load_svhn(root, download)
+    else:
+        loaded = load_cifar("cifar10", root, download)
     return _scaled(loaded[0]), _scaled(loaded[1])
 
 

@@ -142,11 +142,20 @@ class SemiSupervisedProblem(ImplicitProblem):
 
         Raises:
             DataError: When the problem does not have two loaders, or they give something else.
+            ConfigurationError: When an upper problem differentiates through several steps of a
+                student with a teacher.
         """
         if len(self.source.loaders) != 2:
             raise DataError(
                 f"Problem {self.name!r} has {len(self.source.loaders)} loader(s); give a pair, "
                 "train_data_loader=(labelled, unlabelled)."
+            )
+        recording = self.trajectory.recording
+        if self.method.needs_teacher and recording.parameters and recording.updates > 1:
+            raise ConfigurationError(
+                f"Problem {self.name!r} is differentiated through its last {recording.updates} "
+                "steps, but its teacher moves with every step and would not be found where it was; "
+                "use Config(unroll_steps=1), or a method without a teacher."
             )
         labelled, unlabelled = (self.get_batch_single_loader(i) for i in (0, 1))
         if isinstance(labelled, Tensor) or len(labelled) < 2:

@@ -8,7 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.naive import relative_error
-from support.semi_supervised import CLASSES, labelled_batch, network, student, unlabelled_batch
+from support.semi_supervised import (
+    CLASSES,
+    labelled_batch,
+    network,
+    noisy,
+    student,
+    unlabelled_batch,
+)
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -174,6 +181,50 @@ def test_hypergradients_of_every_gate(name: str, steps: int) -> None:
     engine.gate.grad_callback = lambda: seen.extend(p.grad.clone() for p in gate.parameters())
     engine.run()
     assert relative_error(seen, expected) < 1e-9
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_hypergradients_through_frozen_passes_and_their_noise(steps: int) -> None:
+    """A Π-model with batch norm, against one naive graph with the same noise; rounding (1e-9)."""
+    gate, judged = LearnedConsistencyWeight(0.7).double(), labelled_batch(6, seed=9)
+    (x, y), u = labelled_batch(), unlabelled_batch()
+    torch.manual_seed(11)
+    w = {k: p.detach().requires_grad_() for k, p in network().named_parameters()}
+    net, seeds = network(), torch.Generator().manual_seed(5)
+    for _ in range(steps):
+        z = functional_call(net, w, (torch.cat([noisy(x), noisy(u)]),))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=seeds)))
+            other = functional_call(net, w, (noisy(u),))
+        values = (other.softmax(-1) - z[len(x) :].softmax(-1).detach()).square().mean(-1)
+        loss = F.cross_entropy(z[: len(x)], y) + 20.0 * gate.weight * values.mean()
+        gradient = torch.autograd.grad(loss, list(w.values()), create_graph=True)
+        w = {k: p - LR * g for (k, p), g in zip(w.items(), gradient, strict=True)}
+    loss = F.cross_entropy(functional_call(net, w, (judged[0],)), judged[1])
+    expected = torch.autograd.grad(loss, list(gate.parameters()))
+    lower = student(
+        PiModel(),
+        lr=LR,
+        config=Config(type=Unroll(), unroll_steps=steps),
+        loader=([(x, y)], [u]),
+        consistency_weight=20.0,
+        seed=5,
+    )
+    config = EngineConfig(train_iters=steps, strategy="cpu")
+    engine = learn_gate(lower, [judged], gate, config, lr=0.0)
+    seen: list[Tensor] = []
+    engine.gate.grad_callback = lambda: seen.extend(p.grad.clone() for p in gate.parameters())
+    torch.manual_seed(11)
+    engine.run()
+    assert relative_error(seen, list(expected)) < 1e-9
+
+
+def test_several_steps_with_a_moving_teacher_are_refused() -> None:
+    lower = student(MeanTeacher(), config=Config(type="unroll", unroll_steps=2))
+    assert lower.average is not None
+    engine = learn_weight(lower, [labelled_batch()], hooks=[lower.average])
+    with pytest.raises(ConfigurationError, match=r"last 2 steps, but its teacher moves"):
+        engine.run()
 
 
 @pytest.mark.parametrize("method", [PiModel(), PseudoLabel(0.4), MeanTeacher()])

@@ -29,6 +29,7 @@ from metaweight.consistency import (
     FixMatch,
     MeanTeacher,
     MixMatch,
+    Network,
     PiModel,
     PseudoLabel,
     Ramp,
@@ -36,6 +37,7 @@ from metaweight.consistency import (
     SemiSupervisedBatch,
     SemiSupervisedProblem,
     frozen_statistics,
+    learn_weight,
 )
 
 METHODS: dict[str, ConsistencyMethod] = {
@@ -135,6 +137,27 @@ def test_a_loss_is_a_function_of_its_batch(name: str) -> None:
     assert torch.equal(*losses)
 
 
+@every_method
+def test_gradients_of_others_are_left_alone(name: str) -> None:
+    problem = student(METHODS[name])
+    engine = learn_weight(
+        problem,
+        [labelled_batch()],
+        EngineConfig(train_iters=1, strategy="cpu"),
+        hooks=[] if problem.average is None else [problem.average],
+    )
+    engine.run()
+    teacher = None if problem.average is None else problem.average.teacher()
+    modules = [engine.gate.module, problem.module, *([teacher] if teacher is not None else [])]
+    before = [torch.full_like(p, 7.0) for m in modules for p in m.parameters()]
+    for p, g in zip([p for m in modules for p in m.parameters()], before, strict=True):
+        p.grad = g.clone()
+    problem.training_step(problem.get_batch())
+    after = [p.grad for m in modules for p in m.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True) if b is not None)
+    assert all(g is not None for g in after)
+
+
 def step_once(method: ConsistencyMethod, x: Tensor, y: Tensor, u: Tensor, **more: Any) -> Any:
     problem = student(method, loader=([(x, y)], [u]), **more)
     run(problem, 1)
@@ -225,6 +248,42 @@ def test_inputs_of_any_rank(name: str, shape: tuple[int, ...]) -> None:
     problem = student(METHODS[name], net=net, loader=loader)
     run(problem, 2)
     assert all(p.isfinite().all() for p in net.parameters())
+
+
+class Tokens(nn.Module):
+    """Sequences of tokens to logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(10, 4)
+        self.mixer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.1, batch_first=True)
+        self.last = nn.Linear(4, CLASSES)
+
+    def classify(self, embedded: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.mixer(embedded).mean(1))
+        return logits
+
+
+@every_method
+def test_tokens_by_their_embeddings(name: str) -> None:
+    torch.manual_seed(0)
+    net = Tokens()
+    by_embedding = Network(
+        embed=lambda model, x: model.embedding(x), classify=lambda model, e: model.classify(e)
+    )
+    labelled = torch.randint(10, (4, 5)), torch.arange(4) % CLASSES
+    problem = student(
+        METHODS[name],
+        net=net,
+        loader=([labelled], [torch.randint(10, (6, 5))]),
+        network=by_embedding,
+        augment=None,
+        strong_augment=lambda tokens: tokens.flip(1),
+    )
+    before = state(net)
+    run(problem, 2)
+    assert all(p.isfinite().all() for p in net.parameters())
+    assert not torch.equal(before["embedding.weight"], net.embedding.weight)
 
 
 def test_terms_are_divided_as_asked() -> None:
