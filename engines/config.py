@@ -32,6 +32,8 @@ class EngineConfig:
         early_stopping_mode: ``"min"`` or ``"max"``: which way is better.
         early_stopping_tolerance: Validations without improvement before stopping.
         early_stopping_metric: Name of the metric in what ``validation`` returns.
+        channels_last: Lay out convolution weights and batches of images with their channels
+            innermost, which convolutions mostly compute faster. Values are the same to rounding.
         progress: Show a progress bar with the time left.
         distributed: Older spelling of ``strategy="distributed"``.
 
@@ -51,6 +53,7 @@ class EngineConfig:
     early_stopping_mode: str = "min"
     early_stopping_tolerance: int = 5
     early_stopping_metric: str = "loss"
+    channels_last: bool = False
     progress: bool = False
     distributed: InitVar[bool | None] = None
 

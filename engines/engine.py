@@ -218,7 +218,13 @@ class Engine:
         for problem in self.problems:
             problem.logger = self.logger
             problem.env = self.env
-            prepare(problem, self.device, self._epoch_end, self._drive)
+            prepare(
+                problem,
+                self.device,
+                self._epoch_end,
+                self._drive,
+                channels_last=self.config.channels_last,
+            )
         for problem in self.problems:
             check_hypergradients(problem)
 

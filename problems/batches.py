@@ -3,35 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def move_batch(batch: Any, device: torch.device) -> Any:
+def move_batch(batch: Any, device: torch.device, *, channels_last: bool = False) -> Any:
     """Return ``batch`` with every tensor in it on ``device``.
 
     Tuples, named tuples, lists, dictionaries, other mappings and nestings of these keep their type
     and order; an object with a ``to`` method (a Hugging Face ``BatchEncoding``, a packed sequence,
     a graph batch) is moved by it; everything else is passed through. Nothing is modified in place.
     Copies from pinned memory do not block the host.
+
+    Args:
+        batch: The batch.
+        device: Where to.
+        channels_last: Lay out tensors of four dimensions, images, with their channels innermost.
     """
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True) if batch.device != device else batch
+        return _move_tensor(batch, device, channels_last)
+    move = partial(move_batch, device=device, channels_last=channels_last)
     if type(batch) in (tuple, list):
-        return type(batch)([move_batch(item, device) for item in batch])
+        return type(batch)([move(item) for item in batch])
     if callable(getattr(batch, "to", None)):
         return batch.to(device)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*[move_batch(item, device) for item in batch])
+        return type(batch)(*[move(item) for item in batch])
     if isinstance(batch, Mapping):
-        return _move_mapping(batch, device)
+        return _with_content(batch, {key: move(value) for key, value in batch.items()})
     return batch
 
 
-def _move_mapping(batch: Mapping[Any, Any], device: torch.device) -> Mapping[Any, Any]:
-    content = {key: move_batch(value, device) for key, value in batch.items()}
+def _move_tensor(tensor: Tensor, device: torch.device, channels_last: bool) -> Tensor:
+    if channels_last and tensor.ndim == 4:
+        return tensor.to(device, non_blocking=True, memory_format=torch.channels_last)
+    return tensor.to(device, non_blocking=True) if tensor.device != device else tensor
+
+
+def _with_content(batch: Mapping[Any, Any], content: dict[Any, Any]) -> Mapping[Any, Any]:
     if type(batch) is dict:
         return content
     try:

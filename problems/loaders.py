@@ -40,8 +40,8 @@ class BatchSource:
         self.loaders[index] = loader
         self._iterators[index] = None
 
-    def draw(self, index: int, device: torch.device) -> Any:
-        """Return the next batch of one loader, on ``device``.
+    def draw(self, index: int, device: torch.device, *, channels_last: bool = False) -> Any:
+        """Return the next batch of one loader, on ``device``; images laid out as asked.
 
         Raises:
             DataError: When the loader gives no batch even at the start of an epoch.
@@ -53,7 +53,7 @@ class BatchSource:
             batch = next(iterator)
         except StopIteration:
             batch = self._first_of_next_epoch(index)
-        return move_batch(batch, device)
+        return move_batch(batch, device, channels_last=channels_last)
 
     def _first_of_next_epoch(self, index: int) -> Any:
         if index == 0:

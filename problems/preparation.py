@@ -8,6 +8,7 @@ import torch
 
 from .descent import require_first_order
 from .errors import ConfigurationError, GraphError
+from .layout import laid_out
 from .loaders import BatchSource
 from .partial import chosen_parameters
 from .problem import GraphPosition, Problem, apply_param_groups
@@ -23,6 +24,8 @@ def prepare(
     device: torch.device,
     on_epoch_end: Callable[[Problem], None],
     driver: Callable[[Problem, int | None], None],
+    *,
+    channels_last: bool = False,
 ) -> None:
     """Build what the problem configures, move it to its device and check that it can be stepped.
 
@@ -34,11 +37,13 @@ def prepare(
         device: Where to put it, unless it names a device itself.
         on_epoch_end: Called with the problem when its first loader has ended.
         driver: What ``problem.step()`` calls.
+        channels_last: Lay out convolution weights and image batches with channels innermost.
 
     Raises:
         GraphError: When it has no module, no loss, no data, or nothing to update it with.
         ConfigurationError: When its hypergradient does not fit it.
     """
+    problem.channels_last = channels_last
     _build(problem, device)
     _require_parts(problem)
     _require_choice(problem)
@@ -103,6 +108,7 @@ def move_module(problem: Problem) -> None:
     tensors = (*problem.module.parameters(), *problem.module.buffers())
     if any(tensor.device != problem.device for tensor in tensors):
         problem.module = problem.module.to(problem.device)
+    problem.module = laid_out(problem.module, problem.channels_last)
 
 
 def _require_choice(problem: Problem) -> None:

@@ -14,6 +14,7 @@ from .errors import ConfigurationError, GraphError, LossError
 from .hypergradients.audit import Auditor
 from .hypergradients.base import Hypergradient, Status
 from .hypergradients.resolve import resolve
+from .layout import laid_out
 from .loaders import BatchSource
 from .overridables import Overridables
 from .partial import chosen_parameters
@@ -88,6 +89,7 @@ class Problem(Overridables):
         self.scheduler = scheduler
         self.train_data_loader = train_data_loader
         self.device: Any = None if device is None else torch.device(device)
+        self.channels_last = False
         self.scaler: Any = None
         self.env: Any = None
         self.logger: Any = None
@@ -170,7 +172,7 @@ class Problem(Overridables):
 
     def get_batch_single_loader(self, idx: int) -> Any:
         """Return the next batch of one loader, on the problem's device."""
-        return self.source.draw(idx, self.device)
+        return self.source.draw(idx, self.device, channels_last=self.channels_last)
 
     def evaluate(self, batch: Any) -> tuple[Tensor, Mapping[str, Any]]:
         """Return the loss of ``batch`` in the problem's precision, and what else to log."""
@@ -239,7 +241,7 @@ class Problem(Overridables):
 
     def set_module(self, module: nn.Module) -> None:
         """Use another module from now on. The optimizer is left as it is."""
-        self.module = module.to(self.device)
+        self.module = laid_out(module.to(self.device), self.channels_last)
 
     def set_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Use another optimizer from now on."""
