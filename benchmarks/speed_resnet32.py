@@ -48,20 +48,28 @@ def parts() -> tuple[nn.Module, nn.Module, Any, Any]:
     )
 
 
-def plain(batches: Batches) -> Step:
+def plain(batches: Batches, channels_last: bool = False) -> Step:
     """Return an ordinary training step, without any weights."""
     net, _, optimizer, _ = parts()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    net, x = net.to(memory_format=layout), batches.x.to(memory_format=layout)
 
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(net(batches.x), batches.y).backward()
+        F.cross_entropy(net(x), batches.y).backward()
         optimizer.step()
 
     return step
 
 
-def ours(batches: Batches, config: Config) -> Step:
-    """Return the step of metaweight's ready-made problems."""
+def ours(batches: Batches, config: Config, channels_last: bool = False) -> Step:
+    """Return the step of metaweight's ready-made problems.
+
+    Args:
+        batches: What to train on and judge by.
+        config: Of the classifier; the upper problem computes in its precision.
+        channels_last: How images lie in memory.
+    """
     net, weights, optimizer, meta_optimizer = parts()
     classifier = WeightedClassifier(
         "classifier",
@@ -73,6 +81,7 @@ def ours(batches: Batches, config: Config) -> Step:
     )
     reweight = WeightLearner(
         "reweight",
+        Config(precision=config.precision),
         classifier="classifier",
         module=weights,
         optimizer=meta_optimizer,
@@ -80,7 +89,7 @@ def ours(batches: Batches, config: Config) -> Step:
     )
     engine = Engine(
         [reweight, classifier],
-        EngineConfig(strategy="cpu"),
+        EngineConfig(strategy="cpu", channels_last=channels_last),
         {"u2l": {reweight: [classifier]}, "l2u": {classifier: [reweight]}},
     )
     return engine.train_step
@@ -212,12 +221,24 @@ def resnet32_contenders(size: int) -> dict[str, Callable[[], Step]]:
     """Return what makes each contender's step, by name; peers that are missing are left out."""
     makers: dict[str, Callable[[Batches], Step]] = {
         "plain step": plain,
+        "plain step, channels last": partial(plain, channels_last=True),
         "metaweight, native": partial(ours, config=Config()),
         "metaweight, native, one-sided": partial(
             ours, config=Config(type=Reweighting(derivative="one_sided"))
         ),
         "metaweight, native, forward mode": partial(
             ours, config=Config(type=Reweighting(derivative="forward_mode"))
+        ),
+        "metaweight, native, channels last": partial(ours, config=Config(), channels_last=True),
+        "metaweight, native, one-sided, channels last": partial(
+            ours, config=Config(type=Reweighting(derivative="one_sided")), channels_last=True
+        ),
+        "metaweight, native, one-sided, channels last, bf16": partial(
+            ours,
+            config=Config(
+                type=Reweighting(derivative="one_sided", full_precision=False), precision="bf16"
+            ),
+            channels_last=True,
         ),
         "metaweight, Betty's program": on_metaweight,
     }
