@@ -61,7 +61,8 @@ def predict(logits: Tensor, labels: Tensor, ignore_index: int) -> Prediction:
     _check(logits, labels)
     kept = labels != ignore_index
     classes = torch.where(kept, labels, 0)
-    if classes.device.type == "cpu" and classes.numel() and not torch.compiler.is_compiling():
+    real = type(classes) is Tensor and classes.device.type == "cpu"
+    if real and classes.numel() and not torch.compiler.is_compiling():
         _check_range(classes, logits.shape[1])
     log_p = torch.log_softmax(full_precision(logits), dim=1)
     return Prediction(log_p, log_p.gather(1, classes.unsqueeze(1)).squeeze(1), kept)

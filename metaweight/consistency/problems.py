@@ -12,12 +12,13 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metaweight.averaging import EMAHook
 from metaweight.problems import Config, ConfigurationError, DataError, ImplicitProblem, LossError
@@ -134,7 +135,8 @@ class SemiSupervisedProblem(ImplicitProblem):
         self._network = Network() if network is None else network
         self.average = teacher
         self.gated_by = gate
-        self._noise = torch.Generator().manual_seed(seed)
+        self._seed = seed
+        self._drawn = 0
         self._looked = False
 
     def get_batch(self) -> SemiSupervisedBatch:
@@ -163,6 +165,7 @@ class SemiSupervisedProblem(ImplicitProblem):
                 f"The first loader of problem {self.name!r} gave a batch of type "
                 f"{type(labelled).__name__}; it must give (inputs, labels)."
             )
+        self._drawn += 1
         parts: Sequence[Any] = (unlabelled,) if isinstance(unlabelled, Tensor) else unlabelled
         return SemiSupervisedBatch(
             labelled[0],
@@ -170,7 +173,7 @@ class SemiSupervisedProblem(ImplicitProblem):
             parts[0],
             parts[2] if len(parts) > 2 else None,
             float(self.consistency_weight),
-            int(torch.randint(2**62, (), generator=self._noise)),
+            noise_seed(self._seed, self._drawn),
         )
 
     def training_step(self, batch: SemiSupervisedBatch) -> Mapping[str, Tensor]:
@@ -194,7 +197,7 @@ class SemiSupervisedProblem(ImplicitProblem):
             unlabelled,
             augmented,
             inputs.new_empty(0) if logits is None else logits[size:],
-            None if self.average is None else self.average.teacher(),
+            self._teacher(),
             self._augment,
             self._strong_augment,
         )
@@ -211,17 +214,17 @@ class SemiSupervisedProblem(ImplicitProblem):
         return self._together(batch, step, labelled, found)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the module, optimizer, scheduler, loss scaler, and of the noise."""
+        """State of the module, optimizer, scheduler and loss scaler, and the batches drawn."""
         return super().state_dict() | {
-            "noise": self._noise.get_state(),
+            "batches": self._drawn,
             "consistency_weight": self.consistency_weight,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
-        if "noise" in state_dict:
-            self._noise.set_state(state_dict["noise"])
+        if "batches" in state_dict:
+            self._drawn = state_dict["batches"]
             self.consistency_weight = state_dict["consistency_weight"]
 
     def features(self, found: Consistency, indices: Tensor | None) -> UnlabelledFeatures:
@@ -229,6 +232,11 @@ class SemiSupervisedProblem(ImplicitProblem):
         return UnlabelledFeatures(
             found.values.detach(), found.confidence, found.agreement, found.predicted, indices
         )
+
+    def _teacher(self) -> nn.Module | None:
+        if self.average is None or not self.method.needs_teacher:
+            return None
+        return self.average.teacher()
 
     def _main_pass(self, inputs: Tensor) -> Tensor:
         embedded = self._network.embed(self.module, inputs)
@@ -283,7 +291,7 @@ class SemiSupervisedProblem(ImplicitProblem):
 
     def _look_once(self, found: Consistency) -> None:
         """Warn of two passes that came out alike, where looking costs nothing."""
-        if self._looked or not self.method.needs_noise or found.values.device.type != "cpu":
+        if self._looked or not self.method.needs_noise or not _costs_nothing_to_read(found.values):
             return
         self._looked = True
         if not found.values.detach().any():
@@ -336,14 +344,23 @@ def _check_weights(name: str, consistency: float, uncertainty: float) -> None:
 def _require_finite(problem: SemiSupervisedProblem, values: Tensor) -> None:
     """Refuse what is not finite where looking does not wait for a device."""
     seen = values.detach()
-    if seen.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    if not seen.isfinite().all():
+    if _costs_nothing_to_read(seen) and not seen.isfinite().all():
         raise LossError(
             f"The network of problem {problem.name!r} returned numbers that are not finite in step "
             f"{problem.count}; lower the learning rate or clip gradients "
             "(Config(gradient_clipping=...)), and look at the inputs of that step."
         )
+
+
+def _costs_nothing_to_read(values: Tensor) -> bool:
+    """Whether there are numbers, on the host."""
+    real = type(values) is Tensor and values.device.type == "cpu"
+    return real and not torch.compiler.is_compiling()
+
+
+def noise_seed(seed: int, number: int) -> int:
+    """Return the seed of the noise of the ``number``-th batch of a problem."""
+    return random.Random(f"{seed}, {number}").getrandbits(62)
 
 
 def _check_gate(problem: SemiSupervisedProblem, weights: Tensor, number: int) -> None:

@@ -21,6 +21,22 @@ from metaweight import (
     Neumann,
     Unroll,
 )
+from metaweight.averaging import EMAHook
+from metaweight.consistency import (
+    ICT,
+    VAT,
+    Erasing,
+    FixMatch,
+    GaussianNoise,
+    MeanTeacher,
+    MixMatch,
+    PiModel,
+    PseudoLabel,
+    Ramp,
+    RampHook,
+    SemiSupervisedProblem,
+    learn_sample_weights,
+)
 from metaweight.weighting import MetaWeightNet
 
 
@@ -69,6 +85,41 @@ def run(kind, method, accumulation):
         )
         engine.run()
     assert judge.count == 2
+
+
+@pytest.mark.parametrize(
+    "method",
+    [PseudoLabel(), PiModel(), VAT(), MeanTeacher(), ICT(), MixMatch(), FixMatch()],
+    ids=lambda method: type(method).__name__,
+)
+def test_a_semi_supervised_step_reads_nothing_back(method):
+    """Average, noise of its own and an upper problem that weights unlabelled samples included."""
+
+    class Standing(EMAHook):
+        """Hands out a network made beforehand: fake tensors cannot be copied deeply."""
+
+        def teacher(self):
+            return teacher
+
+    with FakeTensorMode():
+        net, teacher = network(dropout=0.5), network(dropout=0.5)
+        average = Standing("student", beta=0.9)
+        labelled = torch.randn(4, 6), torch.randint(0, 4, (4,))
+        student = SemiSupervisedProblem(
+            "student",
+            method=method,
+            teacher=average,
+            augment=GaussianNoise(),
+            strong_augment=Erasing(0.3),
+            module=net,
+            optimizer=torch.optim.Adam(net.parameters()),
+            train_data_loader=([labelled], [torch.randn(5, 6)]),
+        )
+        config = EngineConfig(train_iters=2, strategy="cpu")
+        ramp = RampHook("student", Ramp(2.0))
+        engine = learn_sample_weights(student, [labelled], config, hooks=[ramp, average])
+        engine.run()
+    assert engine.gate.count == 2
 
 
 def test_a_host_read_would_be_noticed():

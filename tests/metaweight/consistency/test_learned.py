@@ -37,6 +37,7 @@ from metaweight.consistency import (
     learn_threshold,
     learn_weight,
 )
+from metaweight.consistency.problems import noise_seed
 from metaweight.weighting import WeightLearner
 
 LR = 0.3
@@ -190,11 +191,11 @@ def test_hypergradients_through_frozen_passes_and_their_noise(steps: int) -> Non
     (x, y), u = labelled_batch(), unlabelled_batch()
     torch.manual_seed(11)
     w = {k: p.detach().requires_grad_() for k, p in network().named_parameters()}
-    net, seeds = network(), torch.Generator().manual_seed(5)
-    for _ in range(steps):
+    net = network()
+    for number in range(steps):
         z = functional_call(net, w, (torch.cat([noisy(x), noisy(u)]),))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=seeds)))
+            torch.manual_seed(noise_seed(5, number + 1))
             other = functional_call(net, w, (noisy(u),))
         values = (other.softmax(-1) - z[len(x) :].softmax(-1).detach()).square().mean(-1)
         loss = F.cross_entropy(z[: len(x)], y) + 20.0 * gate.weight * values.mean()
