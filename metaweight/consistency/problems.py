@@ -12,11 +12,11 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -135,8 +135,8 @@ class SemiSupervisedProblem(ImplicitProblem):
         self._network = Network() if network is None else network
         self.average = teacher
         self.gated_by = gate
-        self._seed = seed
-        self._drawn = 0
+        # Not torch's generator, whose numbers would be tensors to be read.
+        self._noise = np.random.RandomState(seed)
         self._looked = False
 
     def get_batch(self) -> SemiSupervisedBatch:
@@ -165,7 +165,6 @@ class SemiSupervisedProblem(ImplicitProblem):
                 f"The first loader of problem {self.name!r} gave a batch of type "
                 f"{type(labelled).__name__}; it must give (inputs, labels)."
             )
-        self._drawn += 1
         parts: Sequence[Any] = (unlabelled,) if isinstance(unlabelled, Tensor) else unlabelled
         return SemiSupervisedBatch(
             labelled[0],
@@ -173,7 +172,7 @@ class SemiSupervisedProblem(ImplicitProblem):
             parts[0],
             parts[2] if len(parts) > 2 else None,
             float(self.consistency_weight),
-            noise_seed(self._seed, self._drawn),
+            int(self._noise.randint(2**62, dtype=np.int64)),
         )
 
     def training_step(self, batch: SemiSupervisedBatch) -> Mapping[str, Tensor]:
@@ -214,17 +213,17 @@ class SemiSupervisedProblem(ImplicitProblem):
         return self._together(batch, step, labelled, found)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the module, optimizer, scheduler and loss scaler, and the batches drawn."""
+        """State of the module, optimizer, scheduler, loss scaler, and of the noise."""
         return super().state_dict() | {
-            "batches": self._drawn,
+            "noise": self._noise.get_state(legacy=False),
             "consistency_weight": self.consistency_weight,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
-        if "batches" in state_dict:
-            self._drawn = state_dict["batches"]
+        if "noise" in state_dict:
+            self._noise.set_state(state_dict["noise"])
             self.consistency_weight = state_dict["consistency_weight"]
 
     def features(self, found: Consistency, indices: Tensor | None) -> UnlabelledFeatures:
@@ -356,11 +355,6 @@ def _costs_nothing_to_read(values: Tensor) -> bool:
     """Whether there are numbers, on the host."""
     real = type(values) is Tensor and values.device.type == "cpu"
     return real and not torch.compiler.is_compiling()
-
-
-def noise_seed(seed: int, number: int) -> int:
-    """Return the seed of the noise of the ``number``-th batch of a problem."""
-    return random.Random(f"{seed}, {number}").getrandbits(62)
 
 
 def _check_gate(problem: SemiSupervisedProblem, weights: Tensor, number: int) -> None:
