@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from metaweight.problems.state import frozen_statistics
 
+from .batch import SemiSupervisedBatch
 from .divergences import (
     DIVERGENCES,
     Divergence,
@@ -31,7 +32,7 @@ from .mixmatch import MixMatch, sharpen
 from .perturbations import Affine, Chain, CropFlip, Cutout, Erasing, GaussianNoise
 from .pi_model import PiModel
 from .presets import PRESETS, Preset, preset
-from .problems import SemiSupervisedBatch, SemiSupervisedProblem
+from .problems import SemiSupervisedProblem
 from .pseudo_label import PseudoLabel
 from .ramps import Ramp, RampHook, ramp
 from .vat import VAT, adversarial_direction

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,33 +25,19 @@ from metaweight.problems import Config, ConfigurationError, DataError, ImplicitP
 from metaweight.problems.random_streams import seeded_streams
 
 from .._label_loss import full_precision, predict
+from ._checks import (
+    check_gate,
+    check_settings,
+    check_weights,
+    costs_nothing_to_read,
+    require_finite,
+)
+from .batch import SemiSupervisedBatch
 from .divergences import entropy
 from .gates import UnlabelledFeatures
 from .method import Consistency, ConsistencyMethod, ConsistencyStep, Network, Transform, unchanged
 
 NormaliseBy = Literal["part", "batch"]
-
-
-class SemiSupervisedBatch(NamedTuple):
-    """A batch with all a step depends on, so that a hypergradient finds the same loss again."""
-
-    inputs: Tensor
-    """Labelled inputs, (B_l, …)."""
-
-    labels: Tensor
-    """(B_l,), int64, -1 for samples that count as unlabelled inputs of no label."""
-
-    unlabelled: Tensor
-    """(B_u, …)."""
-
-    indices: Tensor | None
-    """Positions of the unlabelled samples, (B_u,), where their loader gives them."""
-
-    weight: float
-    """Weight of the consistency loss."""
-
-    seed: int
-    """Of the noise of the consistency passes."""
 
 
 class SemiSupervisedProblem(ImplicitProblem):
@@ -118,8 +104,8 @@ class SemiSupervisedProblem(ImplicitProblem):
         **problem: Any,
     ) -> None:
         super().__init__(name, Config(type="unroll") if config is None else config, **problem)
-        _check_settings(name, method, teacher, strong_augment)
-        _check_weights(name, consistency_weight, entropy_weight)
+        check_settings(name, method, teacher, strong_augment)
+        check_weights(name, consistency_weight, entropy_weight)
         if normalise not in ("part", "batch"):
             raise ConfigurationError(
                 f"Problem {name!r} received normalise={normalise!r}, which is not one of part, "
@@ -245,7 +231,7 @@ class SemiSupervisedProblem(ImplicitProblem):
                 f"The network of problem {self.name!r} returned shape {tuple(logits.shape)} for "
                 f"{len(inputs)} samples; it must return logits (B, C), also for a batch of one."
             )
-        _require_finite(self, logits)
+        require_finite(self, logits)
         return logits
 
     def _labelled_loss(self, logits: Tensor, labels: Tensor, size: int) -> Tensor:
@@ -264,7 +250,7 @@ class SemiSupervisedProblem(ImplicitProblem):
         found: Consistency,
     ) -> Mapping[str, Tensor]:
         values, number = found.values, len(found.values)
-        _require_finite(self, values)
+        require_finite(self, values)
         parts = {"labelled": labelled.detach(), "agreement": found.agreement.mean()}
         if found.accepted is not None:
             parts["accept rate"] = found.accepted.to(values.dtype).mean()
@@ -273,7 +259,7 @@ class SemiSupervisedProblem(ImplicitProblem):
             weights: Tensor = getattr(self, self.gated_by)(
                 self.features(found, None if self._include_labelled else batch.indices)
             )
-            _check_gate(self, weights, number)
+            check_gate(self, self.gated_by, weights, number)
             parts["unlabelled weight"] = weights.detach().mean()
             values = weights * values
         if self._normalise == "batch":
@@ -290,7 +276,7 @@ class SemiSupervisedProblem(ImplicitProblem):
 
     def _look_once(self, found: Consistency) -> None:
         """Warn of two passes that came out alike, where looking costs nothing."""
-        if self._looked or not self.method.needs_noise or not _costs_nothing_to_read(found.values):
+        if self._looked or not self.method.needs_noise or not costs_nothing_to_read(found.values):
             return
         self._looked = True
         if not found.values.detach().any():
@@ -299,67 +285,3 @@ class SemiSupervisedProblem(ImplicitProblem):
                 "alike, from which nothing is learned: give it augment=..., or dropout.",
                 stacklevel=3,
             )
-
-
-def _check_settings(
-    name: str,
-    method: ConsistencyMethod,
-    teacher: EMAHook | None,
-    strong_augment: Transform | None,
-) -> None:
-    if not isinstance(method, ConsistencyMethod):
-        raise ConfigurationError(
-            f"Problem {name!r} received method={method!r}; give a consistency method such as "
-            "PiModel(), an object rather than a name or a class."
-        )
-    kind = type(method).__name__
-    if method.needs_teacher and teacher is None:
-        raise ConfigurationError(
-            f"Problem {name!r} uses {kind}, which needs a teacher; give teacher=EMAHook({name!r}, "
-            "beta=0.95) and hand the same hook to the engine."
-        )
-    if teacher is not None:
-        averaged = teacher.problem if isinstance(teacher.problem, str) else teacher.problem.name
-        if averaged != name:
-            raise ConfigurationError(
-                f"Problem {name!r} received a teacher that averages problem {averaged!r}; give "
-                f"EMAHook({name!r})."
-            )
-    if method.needs_strong_augment and strong_augment is None:
-        raise ConfigurationError(
-            f"Problem {name!r} uses {kind}, which needs strong_augment=...; without it a sample "
-            "would only be asked to agree with itself."
-        )
-
-
-def _check_weights(name: str, consistency: float, uncertainty: float) -> None:
-    for key, value in (("consistency_weight", consistency), ("entropy_weight", uncertainty)):
-        if not 0 <= value < float("inf"):
-            raise ConfigurationError(
-                f"Problem {name!r} received {key}={value}; give a finite number of at least 0."
-            )
-
-
-def _require_finite(problem: SemiSupervisedProblem, values: Tensor) -> None:
-    """Refuse what is not finite where looking does not wait for a device."""
-    seen = values.detach()
-    if _costs_nothing_to_read(seen) and not seen.isfinite().all():
-        raise LossError(
-            f"The network of problem {problem.name!r} returned numbers that are not finite in step "
-            f"{problem.count}; lower the learning rate or clip gradients "
-            "(Config(gradient_clipping=...)), and look at the inputs of that step."
-        )
-
-
-def _costs_nothing_to_read(values: Tensor) -> bool:
-    """Whether there are numbers, on the host."""
-    real = type(values) is Tensor and values.device.type == "cpu"
-    return real and not torch.compiler.is_compiling()
-
-
-def _check_gate(problem: SemiSupervisedProblem, weights: Tensor, number: int) -> None:
-    if weights.shape != (number,):
-        raise LossError(
-            f"Problem {problem.gated_by!r} returned weights of shape {tuple(weights.shape)} for "
-            f"{number} unlabelled samples of problem {problem.name!r}; return shape ({number},)."
-        )
