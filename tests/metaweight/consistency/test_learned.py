@@ -270,6 +270,20 @@ def test_gates_by_hand() -> None:
     torch.testing.assert_close(UnlabelledWeightNet(initial=0.3)(given), torch.tensor([0.3, 0.3]))
 
 
+def test_a_weight_network_sees_loss_confidence_and_agreement() -> None:
+    """One hidden unit that is on: ``sigmoid(0.5 (3 + log(1+S) + 2 (2c-1) + 4 (2a-1)) - 1)``."""
+    net = UnlabelledWeightNet(hidden_size=1)
+    with torch.no_grad():
+        for p, values in zip(
+            net.parameters(), ([[1.0, 2.0, 4.0]], [3.0], [[0.5]], [-1.0]), strict=True
+        ):
+            p.copy_(torch.tensor(values))
+    loss, confidence, agreement = torch.tensor([[0.1, 2.0], [0.9, 0.5], [0.8, 0.4]])
+    found = net(UnlabelledFeatures(loss, confidence, agreement, torch.zeros(2).long(), None))
+    unit = 3 + loss.log1p() + 2 * (2 * confidence - 1) + 4 * (2 * agreement - 1)
+    torch.testing.assert_close(found, torch.sigmoid(0.5 * unit - 1))
+
+
 def test_a_table_needs_positions() -> None:
     with pytest.raises(LossError, match="with_indices=True"):
         SampleWeightTable(3)(features([1.0], [1.0]))
