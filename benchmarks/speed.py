@@ -4,6 +4,7 @@
 
     python benchmarks/speed.py                 # both workloads
     python benchmarks/speed.py --workload toy
+    python benchmarks/speed.py --workload resnet32 --check   # also how right the hypergradients are
 
 ``resnet32``: one Meta-Weight-Net step (a batch of 100 to train on, 100 to judge by, single
 precision). ``toy``: logistic regression with 20 learned penalties, where the library's own work is
@@ -21,9 +22,12 @@ import statistics
 from functools import partial
 from pathlib import Path
 
+import torch
 from speed_resnet32 import resnet32_contenders
 from speed_toy import toy_contenders
 from turns import Make, Step, Turn, environment, markdown, measure
+
+from metaweight import Engine
 
 Workload = tuple[str, int]
 """``("resnet32", batch size)`` or ``("toy", unroll steps)``."""
@@ -76,12 +80,38 @@ def table(turns: dict[str, list[Turn]], base: str) -> list[dict[str, float | str
     return rows
 
 
+def checked(size: int, threads: int) -> list[dict[str, float | str]]:
+    """Return how close metaweight's hypergradients on ResNet-32 are to double precision.
+
+    Each against the same product in double precision with a short displacement, after 3 steps.
+    """
+    torch.set_num_threads(threads)
+    rows: list[dict[str, float | str]] = []
+    for name, make in resnet32_contenders(size).items():
+        engine = getattr(make(), "__self__", None) if name.startswith("metaweight") else None
+        if isinstance(engine, Engine):
+            for _ in range(3):
+                engine.train_step()
+            (report,) = engine.check_hypergradient()
+            found = report.converged
+            rows.append(
+                {
+                    "contender": name,
+                    "cosine": found.cosine,
+                    "norm ratio": found.norm_ratio,
+                    "relative error": found.relative_error,
+                }
+            )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workload", choices=["resnet32", "toy", "all"], default="all")
     parser.add_argument("--rounds", type=int, default=None, help="turns of every contender")
     parser.add_argument("--threads", type=int, default=2, help="threads of the resnet32 workload")
     parser.add_argument("--batch-size", type=int, default=100, help="of the resnet32 workload")
+    parser.add_argument("--check", action="store_true", help="also check resnet32's hypergradients")
     parser.add_argument("--out", type=Path, default=Path("results/speed"))
     arguments = parser.parse_args()
     workloads: list[tuple[Workload, str, int, int, int]] = []
@@ -97,6 +127,10 @@ def main() -> None:
         title = f"{workload[0]} {workload[1]}"
         report[title] = {"environment": environment(threads), "rows": rows}
         text.append(markdown(rows, f"{title} ({environment(threads)})"))
+    if arguments.check:
+        rows = checked(arguments.batch_size, arguments.threads)
+        report["hypergradients"] = {"rows": rows}
+        text.append(markdown(rows, "resnet32, hypergradients against double precision"))
     print("\n\n".join(text))
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "speed.json").write_text(json.dumps(report, indent=2))

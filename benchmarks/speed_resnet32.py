@@ -240,6 +240,9 @@ def resnet32_contenders(size: int) -> dict[str, Callable[[], Step]]:
             ),
             channels_last=True,
         ),
+        "metaweight, native, channels last, bf16, hypergradient in fp32": partial(
+            ours, config=Config(type=Reweighting(), precision="bf16"), channels_last=True
+        ),
         "metaweight, Betty's program": on_metaweight,
     }
     peers: dict[str, tuple[str, Callable[[Batches], Step]]] = {
