@@ -34,7 +34,7 @@ from pathlib import Path
 from consistency_study.cells import DIVERGENCES, LEARNED, METHODS, SUPERVISED, Cell
 from consistency_study.report import accuracy_bars, curves, heading, table
 from consistency_study.study import Options, as_dict, run_study
-from consistency_study.tasks import DATASETS, LABELS_OF, PROTOCOL_OF, load
+from consistency_study.tasks import DATASETS, KNOWN, LABELS_OF, PROTOCOL_OF, load
 from study.arguments import at_least, not_negative, share
 from study.files import write_figure, write_text
 from turns import environment
@@ -80,6 +80,13 @@ def parse(given: Sequence[str] | None = None) -> Options:
         methods.insert(0, SUPERVISED)
     if len(set(methods)) != len(methods):
         parser.error("argument --method: a method was given twice; name each once")
+    labels = asked.labels or LABELS_OF[asked.dataset]
+    known = len(KNOWN[asked.dataset])
+    if asked.foreign is not None and labels % known:
+        parser.error(
+            f"argument --labels: with --foreign there are {known} classes; {labels} labels "
+            f"are not the same number of each, give a multiple of {known}"
+        )
     changes = {"steps": asked.steps, "lr": asked.lr}
     protocol = dataclasses.replace(
         PROTOCOL_OF[asked.dataset], **{name: v for name, v in changes.items() if v is not None}
@@ -94,7 +101,7 @@ def parse(given: Sequence[str] | None = None) -> Options:
                 (None,) if method == SUPERVISED else asked.divergences or DIVERGENCES
             )
         ],
-        labels=asked.labels or LABELS_OF[asked.dataset],
+        labels=labels,
         seeds=range(asked.seeds),
         tuning_seeds=asked.tuning_seeds,
         protocol=protocol,

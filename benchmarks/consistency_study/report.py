@@ -53,8 +53,8 @@ def heading(options: Options) -> str:
         )
     if options.foreign_share is not None:
         text += (
-            f" A share of {options.foreign_share:g} of the unlabelled pool is of the half of the "
-            "classes that has no labels and is not tested."
+            f" A share of {options.foreign_share:g} of the unlabelled pool is of classes that "
+            "have no labels and are not tested."
         )
     return text
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from metaweight.data import LabelledTensors
 
@@ -181,7 +180,6 @@ def as_dict(results: Sequence[Result]) -> list[dict[str, Any]]:
     ]
 
 
-def spread(values: Sequence[float] | Tensor) -> tuple[float, float]:
+def spread(values: Sequence[float]) -> tuple[float, float]:
     """Return mean and standard deviation, 0 for one value."""
-    numbers = [float(v) for v in values]
-    return statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0

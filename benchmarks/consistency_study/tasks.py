@@ -146,7 +146,7 @@ def task(
         labels: Labelled samples, the same number of each class.
         seed: Of the split and the network.
         protocol: Settings of the dataset.
-        foreign_share: Share of the pool from the upper half of the classes, of which there are no
+        foreign_share: Share of the pool from classes outside :data:`KNOWN`, of which there are no
             labels then and which are not tested; no such restriction when left out.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -159,9 +159,10 @@ def task(
         foreign = torch.zeros(len(split.unlabelled), dtype=torch.bool)
     else:
         known = KNOWN[dataset]
-        # Twice as many of each, since half of the classes go.
+        # As many more as go with the other classes.
+        everywhere = labels // len(known) * classes
         whole = semi_supervised_split(
-            train, 2 * labels, validation=protocol.validation, generator=generator
+            train, everywhere, validation=protocol.validation, generator=generator
         )
         split, foreign = out_of_distribution_pool(whole, known, foreign_share, generator=generator)
         test = _restricted(test, known)

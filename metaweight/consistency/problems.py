@@ -50,7 +50,8 @@ class SemiSupervisedProblem(ImplicitProblem):
     The main pass, over labelled and unlabelled inputs in one, is what running statistics and the
     random streams of the run see. All else a method computes uses the statistics of its own batch
     and draws its noise from a stream of its own, seeded batch by batch: the supervised part of a
-    run is the same whatever the method. A teacher is the average of an
+    run is the same whatever the method, but for MixMatch, whose mixtures are the main pass. A
+    teacher is the average of an
     :class:`~metaweight.averaging.EMAHook`; evaluate it with ``validate_teacher=True``.
 
     Args:
