@@ -343,7 +343,9 @@ def _require_free_names(problems: Sequence[Problem], engine: Engine, env: Env | 
     for problem in problems:
         holders: list[object] = [engine, *(p for p in problems if p is not problem)]
         for holder in (*holders, env) if env is not None else holders:
-            if problem.name in vars(holder) or hasattr(type(holder), problem.name):
+            earlier = holder.position.peers if isinstance(holder, Problem) else {}
+            taken = problem.name in vars(holder) and problem.name not in earlier
+            if taken or hasattr(type(holder), problem.name):
                 raise GraphError(
                     f"A problem is named {problem.name!r}, which would hide the attribute "
                     f"{problem.name!r} of {type(holder).__name__}; give the problem another name."

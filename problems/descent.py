@@ -96,7 +96,8 @@ def accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
 def _accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
     if problem.trajectory.wants_graph():
         return _with_graph(problem, batch)
-    by_value = [_by_value(path[1]) for path in problem.position.paths]
+    paths = problem.position.paths
+    by_value = [path[1].hypergradient.by_value for path in paths]
     again = None
     if any(by_value):
         again = UpperLoss(problem, lambda: _scaled(problem, problem.evaluate(batch)[0]))
@@ -105,7 +106,7 @@ def _accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
     own = list(problem.trainable_parameters())
     if not by_value or not all(by_value):
         _require_graph(problem, scaled)
-    if problem.position.paths:
+    if paths:
         _add_gradients(own, hypergradient(problem, scaled, own, again))
     else:
         torch.autograd.backward(scaled, inputs=own)
@@ -118,10 +119,6 @@ def _scaled(problem: Problem, loss: Tensor) -> Tensor:
     scaled: Tensor = loss if problem.scaler is None else problem.scaler.scale(loss)
     accumulation = problem.config.gradient_accumulation
     return scaled / accumulation if accumulation > 1 else scaled
-
-
-def _by_value(problem: Problem) -> bool:
-    return isinstance(problem.hypergradient, ValueHypergradient)
 
 
 def _with_graph(problem: Problem, batch: Any) -> StepResult:
@@ -186,7 +183,7 @@ def _through_paths(
     own: list[Tensor],
     again: UpperLoss | None,
 ) -> list[Tensor | None]:
-    valued = [path[1] for path in paths if _by_value(path[1])]
+    valued = [path[1] for path in paths if path[1].hypergradient.by_value]
     total, starts = _direct(loss, own, [path[1] for path in paths if path[1] not in valued])
     for path in paths:
         if path[1] in valued:

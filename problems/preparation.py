@@ -16,7 +16,7 @@ from .problem import GraphPosition, Problem, apply_param_groups
 
 def place_in_graph(problem: Problem, position: GraphPosition) -> None:
     """Tell a problem its neighbours and the problems it can see by name."""
-    problem._position = position
+    problem.position = position
 
 
 def prepare(
