@@ -15,6 +15,7 @@ from .errors import ConfigurationError, LossError
 from .hypergradients.unroll import Unroll
 from .hypergradients.value import UpperLoss, ValueHypergradient
 from .kernels import differentiable_twice
+from .partial import others_frozen
 from .problem import Problem
 from .random_streams import RandomState, preserved_streams
 from .state import preserved_buffers
@@ -101,7 +102,11 @@ def _accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
     again = None
     if any(by_value):
         again = UpperLoss(problem, lambda: _scaled(problem, problem.evaluate(batch)[0]))
-    loss, metrics = problem.evaluate(batch)
+    if paths:
+        with others_frozen(problem):
+            loss, metrics = problem.evaluate(batch)
+    else:
+        loss, metrics = problem.evaluate(batch)
     scaled = _scaled(problem, loss)
     own = list(problem.trainable_parameters())
     if not by_value or not all(by_value):

@@ -42,6 +42,16 @@ class RandomState:
         self._python = _python_stream.capture()
         self._numpy = _numpy_stream.capture()
 
+    def is_present(self) -> bool:
+        """Whether every stream is in this state."""
+        now = RandomState(self._device)
+        return (
+            torch.equal(now._torch, self._torch)
+            and (self._device_state is None or torch.equal(now._device_state, self._device_state))
+            and _python_stream.same(now._python, self._python)
+            and _numpy_stream.same(now._numpy, self._numpy)
+        )
+
     def restore(self) -> None:
         """Set every stream to this state."""
         torch.default_generator.set_state(self._torch)
@@ -90,6 +100,10 @@ class _Stream(ABC):
         if self._last is None or mark is None or mark != self._last[0]:
             self._last = (mark, self.read())
         return self._last
+
+    def same(self, left: State, right: State) -> bool:
+        """Whether two states are the same, as far as can be seen without reading them in full."""
+        return left[0] is not None and left[0] == right[0]
 
     def restore(self, state: State) -> None:
         """Go back to a state."""
