@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from .activation_reuse import ReusableActivations
+from .compilation import is_compiled
 from .errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -189,6 +190,11 @@ def is_partial(problem: Problem) -> bool:
     return len(list(problem.meta_trainable_parameters())) < len(
         list(problem.trainable_parameters())
     )
+
+
+def reuses_activations(problem: Problem) -> bool:
+    """Whether displaced passes repeat a part of the pass before; compiled ones cannot."""
+    return is_partial(problem) and not is_compiled(problem.module)
 
 
 def reusable_activations(

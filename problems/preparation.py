@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from .compilation import compile_module
 from .descent import require_first_order
 from .errors import ConfigurationError, GraphError
 from .layout import laid_out
@@ -109,6 +110,7 @@ def move_module(problem: Problem) -> None:
     if any(tensor.device != problem.device for tensor in tensors):
         problem.module = problem.module.to(problem.device)
     problem.module = laid_out(problem.module, problem.channels_last)
+    compile_module(problem.module, problem.config.compile)
 
 
 def _require_choice(problem: Problem) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .compilation import compile_module
 from .config import Config
 from .errors import ConfigurationError, GraphError, LossError
 from .hypergradients.audit import Auditor
@@ -243,6 +244,7 @@ class Problem(Overridables):
     def set_module(self, module: nn.Module) -> None:
         """Use another module from now on. The optimizer is left as it is."""
         self.module = laid_out(module.to(self.device), self.channels_last)
+        compile_module(self.module, self._config.compile)
 
     def set_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Use another optimizer from now on."""

@@ -13,7 +13,7 @@ from .errors import ConfigurationError, LossError
 from .hypergradients.base import Hypergradient
 from .hypergradients.reweighting import Reweighting
 from .implicit import ImplicitProblem
-from .partial import is_partial, reusable_activations
+from .partial import reusable_activations, reuses_activations
 from .trajectory import RecordedStep
 
 
@@ -57,7 +57,7 @@ class ReweightedProblem(ImplicitProblem):
     def training_step(self, batch: Any) -> Tensor:
         """Return ``mean_i V_i(sg(l); θ) l_i``."""
         reuse = self.trajectory.keep_activations(
-            lambda: reusable_activations(self, batch) if is_partial(self) else None
+            lambda: reusable_activations(self, batch) if reuses_activations(self) else None
         )
         if reuse is None:
             losses = self.checked_losses(batch)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .. import vectors
 from ..errors import ConfigurationError
-from ..partial import is_partial, reusable_activations
+from ..partial import reusable_activations, reuses_activations
 from .base import Approximation, Hypergradient, Product, Status
 from .products import Evaluation, Losses, replayed_loss, require_recorded, window_gradient
 
@@ -112,7 +112,7 @@ def _passes(problem: Problem, wanted: Sequence[Tensor]) -> tuple[Losses, Losses]
 
     Where some parameters are displaced, the second repeats what depends on them and on ``wanted``.
     """
-    if not is_partial(problem):
+    if not reuses_activations(problem):
         return replayed_loss, replayed_loss
     steps = require_recorded(problem).steps
     reuse = {id(step): reusable_activations(problem, step.batch, wanted) for step in steps}

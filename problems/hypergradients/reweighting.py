@@ -34,7 +34,7 @@ from torch.autograd import forward_ad
 
 from .. import vectors
 from ..errors import ConfigurationError, HypergradientError
-from ..partial import is_partial, reusable_activations
+from ..partial import reusable_activations, reuses_activations
 from ..trajectory import Recording
 from ..unrolling import go_back_to
 from .base import Approximation, Hypergradient, Product, Status
@@ -173,7 +173,7 @@ def central_derivatives(
     with torch.no_grad():
         with vectors.Displacement(parameters) as weights:
             weights.move(shift)
-            if is_partial(problem):
+            if reuses_activations(problem):
                 reuse = [reusable_activations(problem, step.batch) for step in steps]
                 plus = [r.record(_losses(problem, s)) for r, s in zip(reuse, steps, strict=True)]
                 weights.move(shift, -2.0)

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from .. import vectors
+from ..compilation import uncompiled
 from ..errors import ConfigurationError
 from ..trajectory import RecordedUpdate, Recording
 from ..unrolling import (
@@ -207,7 +208,9 @@ class Unroll(Hypergradient):
         if all(step.graph is not None for step in update.steps):
             return _kept_products(problem, evaluation, update, along, inputs)
         go_back_to(update)
-        return PRODUCTS[self.product](problem, evaluation, update, along, inputs, self.length)
+        # A compiled pass cannot be differentiated twice, and shows no activation pattern.
+        with uncompiled():
+            return PRODUCTS[self.product](problem, evaluation, update, along, inputs, self.length)
 
 
 def _whole_loop(problem: Problem, updates: Sequence[RecordedUpdate]) -> bool:
