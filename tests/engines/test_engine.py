@@ -173,7 +173,7 @@ def test_a_second_engine_shows_its_own_problems_and_no_others() -> None:
     assert first.second is second
     Engine([first, third], EngineConfig(strategy="cpu"))
     assert first.third is third
-    with pytest.raises(AttributeError, match="no attribute 'second'.*third"):
+    with pytest.raises(AttributeError, match=r"no attribute 'second'.*third"):
         first.second
 
 
