@@ -174,6 +174,17 @@ class Engine:
         prepare_recording(lower)
         self._schedule.record(lower.name, lower.trajectory.recording.updates)
 
+    def hand_over_every(self, lower: Problem, loops: int) -> None:
+        """From now on let a lower problem hand over to its upper ones after so many loops.
+
+        A loop is ``unroll_steps`` optimizer steps; a hypergradient goes through the last one.
+        Counting begins where the present loop began.
+
+        Raises:
+            ValueError: For a number below 1.
+        """
+        self._schedule.hand_over_every(lower.name, loops)
+
     def do_validation(self) -> bool:
         """Whether there is a validation to run."""
         return type(self).validation is not Engine.validation and self.is_rank_zero()
@@ -270,7 +281,11 @@ class Engine:
         problem.begin_step(instruction.count, global_step)
         self.hooks.before_step(self, problem)
         result = descend(
-            problem, record=instruction.record, first=instruction.first, last=instruction.last
+            problem,
+            record=instruction.record,
+            first=instruction.first,
+            last=instruction.last,
+            after_gradient=self._after_gradient,
         )
         if instruction.settled:
             step_scheduler(problem)
@@ -278,6 +293,9 @@ class Engine:
         if problem.scheduler is not None and not self.do_validation():
             self._step_plateau(problem, {**result.metrics, "loss": result.loss}, "training_step")
         self.hooks.after_step(self, problem, result)
+
+    def _after_gradient(self, problem: Problem) -> None:
+        self.hooks.after_gradient(self, problem)
 
     def _log(self, problem: Problem, result: StepResult, global_step: int | None) -> None:
         every = problem.config.log_step

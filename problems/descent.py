@@ -42,7 +42,14 @@ class StepResult:
         return self._loss.detach()
 
 
-def descend(problem: Problem, *, record: bool, first: bool, last: bool) -> StepResult:
+def descend(
+    problem: Problem,
+    *,
+    record: bool,
+    first: bool,
+    last: bool,
+    after_gradient: Callable[[Problem], None],
+) -> StepResult:
     """Draw a batch, add its gradient, and update the parameters if it completes the accumulation.
 
     Args:
@@ -50,6 +57,7 @@ def descend(problem: Problem, *, record: bool, first: bool, last: bool) -> StepR
         record: Keep the random state, since a hypergradient or a roll-back will replay the step.
         first: Whether the batch opens an accumulation window.
         last: Whether the batch completes it.
+        after_gradient: Called when the gradient is in ``.grad``.
     """
     batch = problem.cur_batch = problem.get_batch()
     before = problem.hold_parameters()
@@ -60,6 +68,7 @@ def descend(problem: Problem, *, record: bool, first: bool, last: bool) -> StepR
             problem.trajectory.add(RecordedStep(batch, RandomState(problem.device)))
         result = accumulate_gradient(problem, batch)
         problem.grad_callback()
+        after_gradient(problem)
         if last:
             update(problem)
             problem.trajectory.complete()
