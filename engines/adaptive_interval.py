@@ -116,7 +116,8 @@ class AdaptiveInterval(Hook):
         unit /= unit.norm().clamp_min(1e-30)
         self._sum = unit if self._sum is None else self._sum.to(unit).mul(self.beta).add_(unit)
         self._weight = self.beta * self._weight + 1.0
-        return self._sum.norm() / self._weight
+        agreement: Tensor = self._sum.norm() / self._weight
+        return agreement
 
     def state_dict(self) -> dict[str, Any]:
         """State to be saved with the engine; the interval itself is the schedule's."""
@@ -147,7 +148,7 @@ class _Late:
             self._value = value
             return
         self._value = torch.empty((), pin_memory=True).copy_(value, non_blocking=True)
-        self._arrived = torch.cuda.Event()
+        self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._arrived.record()
 
     def value(self) -> float | None:

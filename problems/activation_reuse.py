@@ -66,7 +66,7 @@ class ReusableActivations:
 
     def record(self, compute: Callable[[], Tensor]) -> Tensor:
         """Compute, and note how."""
-        parameters = [p for m in self._modules for p in m.parameters()]
+        parameters: list[Tensor] = [p for m in self._modules for p in m.parameters()]
         others = [*_tensors(self._batch), *(b for m in self._modules for b in m.buffers())]
         mode = _Recorder(self._changing, parameters, others, self._device)
         with mode:

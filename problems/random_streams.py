@@ -47,7 +47,7 @@ class RandomState:
         now = RandomState(self._device)
         return (
             torch.equal(now._torch, self._torch)
-            and (self._device_state is None or torch.equal(now._device_state, self._device_state))
+            and _same(now._device_state, self._device_state)
             and _python_stream.same(now._python, self._python)
             and _numpy_stream.same(now._numpy, self._numpy)
         )
@@ -59,6 +59,10 @@ class RandomState:
             torch.get_device_module(self._device).set_rng_state(self._device_state, self._device)
         _python_stream.restore(self._python)
         _numpy_stream.restore(self._numpy)
+
+
+def _same(left: Tensor | None, right: Tensor | None) -> bool:
+    return left is None or right is None or torch.equal(left, right)
 
 
 @contextmanager
