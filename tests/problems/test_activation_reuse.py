@@ -185,7 +185,7 @@ def test_repeats_what_would_be_computed(case: str, graph: bool) -> None:
             with Counting() as long:
                 expected = losses()
         if graph:
-            # With a graph torch may choose other kernels, of an LSTM for one, whose rounding differs.
+            # With a graph torch may choose other kernels, for an LSTM say, which round otherwise.
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
         else:
             assert torch.equal(found, expected)
