@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cached_property
 from typing import NamedTuple
 
 
@@ -79,7 +80,7 @@ class Rhythm:
     roll_back: bool = False
     recorded_updates: int = 1
 
-    @property
+    @cached_property
     def loop(self) -> int:
         """Steps of a loop, micro-batches counted one by one."""
         return self.unroll_steps * self.accumulation

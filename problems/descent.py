@@ -15,7 +15,7 @@ from .errors import ConfigurationError, LossError
 from .hypergradients.unroll import Unroll
 from .hypergradients.value import UpperLoss, ValueHypergradient
 from .kernels import differentiable_twice
-from .partial import others_frozen
+from .partial import is_partial, others_frozen
 from .problem import Problem
 from .random_streams import RandomState, preserved_streams
 from .state import preserved_buffers
@@ -111,7 +111,7 @@ def _accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
     again = None
     if any(by_value):
         again = UpperLoss(problem, lambda: _scaled(problem, problem.evaluate(batch)[0]))
-    if paths:
+    if any(is_partial(path[1]) for path in paths):
         with others_frozen(problem):
             loss, metrics = problem.evaluate(batch)
     else:
@@ -179,8 +179,7 @@ def hypergradient(
     lower problem works from values needs no vector but ``again``, which measures the loss.
     """
     paths = problem.position.paths
-    lowers = {lower for path in paths for lower in path[1:-1]}
-    held = [(lower, lower.hold_parameters()) for lower in lowers]
+    held = [(lower, lower.hold_parameters()) for lower in problem.position.lowers]
     try:
         total = _through_paths(problem, paths, loss, own, again)
     finally:

@@ -187,6 +187,9 @@ def chosen_parameters(problem: Problem) -> list[Tensor]:
 
 def is_partial(problem: Problem) -> bool:
     """Whether hypergradients go through a part of the problem's trainable parameters only."""
+    choice = problem.config.hypergradient_parameters
+    if choice is None and not problem.chooses_by_method:
+        return False
     return len(list(problem.meta_trainable_parameters())) < len(
         list(problem.trainable_parameters())
     )
@@ -220,6 +223,9 @@ def others_frozen(problem: Problem) -> Iterator[None]:
     """
     lowers = {path[1] for path in problem.position.paths}
     partly = [lower for lower in lowers if is_partial(lower)]
+    if not partly:
+        yield
+        return
     kept = {p for lower in lowers for p in lower.meta_trainable_parameters()}
     kept.update(problem.trainable_parameters())
     frozen = [p for lower in partly for p in lower.trainable_parameters() if p not in kept]

@@ -117,8 +117,7 @@ def _require_choice(problem: Problem) -> None:
     choice = problem.config.hypergradient_parameters
     if choice is None:
         return
-    own = type(problem).meta_trainable_parameters is not Problem.meta_trainable_parameters
-    if own or "meta_trainable_parameters" in vars(problem):
+    if problem.chooses_by_method or "meta_trainable_parameters" in vars(problem):
         raise ConfigurationError(
             f"Problem {problem.name!r} defines meta_trainable_parameters and has "
             f"Config(hypergradient_parameters={choice!r}), which say the same thing twice; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import is_
 from typing import Any
 
@@ -36,6 +37,11 @@ class GraphPosition:
     children: tuple[Problem, ...] = ()
     paths: tuple[tuple[Problem, ...], ...] = ()
     peers: Mapping[str, Problem] = field(default_factory=dict)
+
+    @cached_property
+    def lowers(self) -> list[Problem]:
+        """The problems hypergradients go through, each once."""
+        return list(dict.fromkeys(lower for path in self.paths for lower in path[1:-1]))
 
 
 class Problem(Overridables):
@@ -106,6 +112,8 @@ class Problem(Overridables):
         self._count = 0
         self._global_step: int | None = None
         self._held: list[Tensor] | None = None
+        kind = type(self).meta_trainable_parameters
+        self.chooses_by_method = kind is not Problem.meta_trainable_parameters
         self._others: tuple[list[nn.Module], list[BufferSlot]] | None = None
         self._owned: tuple[nn.Module | None, list[Tensor], list[Tensor]] = (None, [], [])
         self.warn_of_near_misses()
