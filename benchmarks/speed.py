@@ -11,6 +11,7 @@
 =================  ==============================================================================
 ``resnet32``       a Meta-Weight-Net step, a batch of 100 to train on and 100 to judge by
 ``resnet32_exact`` the same for those that differentiate through the step exactly
+``compiled``       the same with ``torch.compile``
 ``mlp``            hyper-cleaning, a weight for each sample, on one hidden layer
 ``transformer``    a Meta-Weight-Net step of a small text classifier with attention
 ``mean_teacher``   WRN-28-2 with labelled and unlabelled images

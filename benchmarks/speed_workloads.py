@@ -20,7 +20,7 @@ from speed_contenders import (
 from speed_mean_teacher import mean_teacher_contenders
 from speed_mlp import mlp_contenders
 from speed_official import official_contenders
-from speed_resnet32 import resnet32_contenders
+from speed_resnet32 import compiled_contenders, resnet32_contenders
 from speed_three_level import three_level_contenders
 from speed_toy import toy_contenders
 from speed_transformer import transformer_contenders
@@ -80,7 +80,7 @@ def workloads(batch: int = 100) -> dict[str, list[Workload]]:
         "resnet32": [
             Workload(
                 f"resnet32 {batch}",
-                partial(resnet32_and_exact, batch),
+                partial(resnet32_contenders, batch),
                 base=PLAIN,
                 threads=2,
                 rounds=11,
@@ -91,6 +91,16 @@ def workloads(batch: int = 100) -> dict[str, list[Workload]]:
             Workload(
                 f"resnet32, exact {batch}",
                 partial(official_contenders, batch, EXACT_NAMES),
+                base=PLAIN,
+                threads=2,
+                rounds=7,
+                steps=1,
+            )
+        ],
+        "compiled": [
+            Workload(
+                f"resnet32, compiled {batch}",
+                partial(compiled_contenders, batch),
                 base=PLAIN,
                 threads=2,
                 rounds=7,
@@ -118,12 +128,6 @@ def workloads(batch: int = 100) -> dict[str, list[Workload]]:
             for unroll in (1, 100)
         ],
     }
-
-
-def resnet32_and_exact(batch: int) -> dict[str, Callable[[], Step]]:
-    """Return the contenders on ResNet-32 with those that differentiate through the step."""
-    # Each has a process of 1 to 2 GiB, so that not all of them are among these.
-    return resnet32_contenders(batch) | official_contenders(batch, (OFFICIAL, EXACT))
 
 
 def make_contender(contenders: Contenders, name: str) -> Step:

@@ -27,17 +27,19 @@ def tiny_workloads() -> dict[str, Callable[[], dict[str, Callable[[], Any]]]]:
     from speed_mean_teacher import mean_teacher_contenders
     from speed_mlp import mlp_contenders
     from speed_official import official_contenders
+    from speed_resnet32 import compiled_contenders, resnet32_contenders
     from speed_three_level import three_level_contenders
     from speed_toy import toy_contenders
     from speed_transformer import transformer_contenders
     from speed_unroll10 import unroll10_contenders
-    from speed_workloads import EXACT_NAMES, resnet32_and_exact
+    from speed_workloads import EXACT_NAMES
 
     mlp = {"batch": 4, "width": 3, "samples": 9}
     text = {"batch": 2, "length": 4, "words": 9, "width": 8, "heads": 2}
     return {
-        "resnet32": partial(resnet32_and_exact, 2),
+        "resnet32": partial(resnet32_contenders, 2),
         "resnet32_exact": partial(official_contenders, 2, EXACT_NAMES),
+        "compiled": partial(compiled_contenders, 2, backend="aot_eager"),
         "mlp": partial(mlp_contenders, **mlp),
         "transformer": partial(transformer_contenders, **text),
         "mean_teacher": partial(mean_teacher_contenders, batch=2, side=8, network=norm_net),
@@ -50,6 +52,7 @@ def tiny_workloads() -> dict[str, Callable[[], dict[str, Callable[[], Any]]]]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("benchmark_modules")
 def test_every_contender_of_every_workload_steps() -> None:
+    import speed_resnet32
     from speed_workloads import workloads
 
     tiny, known = tiny_workloads(), workloads()
@@ -61,10 +64,15 @@ def test_every_contender_of_every_workload_steps() -> None:
             assert pickle.loads(pickle.dumps(workload)) is not workload
             assert set(workload.contenders()) == set(contenders)
             assert workload.base in contenders
-        for make in contenders.values():
-            step = make()
-            for _ in range(2):
-                step()
+        # Tracing a ResNet-32 takes most of a minute.
+        small = {"ResNet32": norm_net} if name == "compiled" else {}
+        with pytest.MonkeyPatch.context() as patch:
+            for attribute, value in small.items():
+                patch.setattr(speed_resnet32, attribute, value)
+            for make in contenders.values():
+                step = make()
+                for _ in range(2):
+                    step()
 
 
 @pytest.mark.usefixtures("benchmark_modules")
