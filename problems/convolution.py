@@ -80,11 +80,15 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.save_for_forward(x, w)
+        # An x without a tangent then takes no pass.
+        ctx.set_materialize_grads(False)
         ctx.geometry, ctx.unread, ctx.weight = geometry, unread, id(w)
         return _forward(x, w, geometry, bias)
 
     @staticmethod
-    def backward(ctx: Any, a: Tensor) -> Any:
+    def backward(ctx: Any, a: Tensor | None) -> Any:
+        if a is None:
+            return None, None, None, None, None
         x, w = ctx.saved_tensors
         by_x, by_w, by_bias, *_ = ctx.needs_input_grad
         skip = by_w and not w._backward_hooks and ctx.unread(ctx.weight)

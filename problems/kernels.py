@@ -16,34 +16,40 @@ from torch.overrides import TorchFunctionMode
 from .batch_norm import batch_norm
 from .compilation import uncompiled
 from .convolution import DIMENSIONS, convolution
+from .linear import linear
 from .substitution import left_to_torch
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """Inside, batch norm and convolutions are differentiated twice at no waste.
+    """Inside, batch norm, convolutions and linear maps are differentiated twice at no waste.
 
     Values and derivatives are torch's. :mod:`.batch_norm` has second derivatives in few passes;
-    :mod:`.convolution` need not compute gradients nobody reads (:meth:`values_unread`). Under
-    autocast, and where something else decides (:mod:`.substitution`), torch computes all.
+    :mod:`.convolution` and :mod:`.linear` need not compute gradients nobody reads
+    (:meth:`values_unread`). Under autocast, of complex numbers, and where something else decides
+    (:mod:`.substitution`), torch computes all.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._unread: frozenset[int] = frozenset()
-        convolutions = {
-            own: partial(convolution, own, lambda key: key in self._unread) for own in DIMENSIONS
+        self._instead: dict[Any, Any] = {
+            F.batch_norm: batch_norm,
+            F.linear: partial(linear, self._is_unread),
+            **{own: partial(convolution, own, self._is_unread) for own in DIMENSIONS},
         }
-        self._instead: dict[Any, Any] = {F.batch_norm: batch_norm, **convolutions}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         instead = self._instead.get(func)
-        if instead is not None and not left_to_torch(args) and not _in_autocast(args[0]):
+        if instead is not None and not left_to_torch(args) and _is_covered(args[0]):
             func = instead
         return func(*args, **(kwargs or {}))
 
+    def _is_unread(self, key: int) -> bool:
+        return key in self._unread
+
     @contextmanager
     def values_unread(self, leaves: Iterable[Tensor]) -> Iterator[None]:
-        """Inside, gradients by convolution weights among ``leaves`` may be zeros with their graph.
+        """Inside, gradients by weights of these among ``leaves`` may be zeros with their graph.
 
         For a gradient that is only differentiated again.
         """
@@ -64,5 +70,5 @@ def differentiable_twice() -> Iterator[TwiceDifferentiable]:
         yield kernels
 
 
-def _in_autocast(tensor: Tensor) -> bool:
-    return torch.is_autocast_enabled(tensor.device.type)
+def _is_covered(input: Tensor) -> bool:
+    return not torch.is_autocast_enabled(input.device.type) and not input.is_complex()

@@ -6,7 +6,9 @@ import pytest
 import torch
 from metaweight.problems.kernels import TwiceDifferentiable, differentiable_twice
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 FIRST_USE = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
 DEVICES = [
@@ -164,6 +166,24 @@ def test_third_derivatives() -> None:
         assert_equal(list(products(unread)), list(expected))
 
 
+@FIRST_USE
+def test_an_input_without_a_tangent_takes_no_pass() -> None:
+    """As images have none: one pass for the values, one along the weights."""
+    x, w = drawn((2, 2, 4, 4), (3, 2, 3, 3))
+
+    class Counted(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            passes.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    passes: list[str] = []
+    with forward_ad.dual_level(), torch.no_grad(), TwiceDifferentiable(), Counted():
+        output = F.conv2d(x, forward_ad.make_dual(w, torch.ones_like(w)))
+        tangent = forward_ad.unpack_dual(output).tangent
+    torch.testing.assert_close(tangent, F.conv2d(x, torch.ones_like(w)))
+    assert passes.count("convolution") == 2
+
+
 def test_values_are_read_again_outside() -> None:
     net = network()
     weights = list(net.parameters())
@@ -183,6 +203,7 @@ def test_other_calls_are_torchs_own() -> None:
         assert not is_ours(F.conv2d(x, w, padding="same"))
         assert not is_ours(F.conv2d(x[0], w))
         assert is_ours(F.conv2d(input=x, weight=w)) is False
+        assert not is_ours(F.conv2d(x.to(torch.complex128), w.to(torch.complex128)))
         with torch.autocast("cpu", torch.bfloat16):
             assert F.conv2d(x.float(), w.float()).dtype == torch.bfloat16
         mapped = torch.func.vmap(lambda image: F.conv2d(image, w))(x.unsqueeze(1))
