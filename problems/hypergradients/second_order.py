@@ -68,7 +68,7 @@ def exact(
         loss = replayed_loss(problem, step)
         return gradient_products(evaluation.gradient_graph(loss), vector, inputs)
 
-    return _mean(update.steps, one)
+    return mean_over_micro_batches(update.steps, one)
 
 
 def gradient_products(
@@ -118,12 +118,13 @@ def forward_over_reverse(
             return [_tangent(g, t) for g, t in zip(gradient, inputs, strict=True)]
 
     with quiet_first_use():
-        return _mean(update.steps, one)
+        return mean_over_micro_batches(update.steps, one)
 
 
-def _mean(
+def mean_over_micro_batches(
     steps: Sequence[RecordedStep], one: Callable[[RecordedStep], list[Tensor]]
 ) -> list[Tensor]:
+    """Return the mean of what ``one`` finds for each."""
     total: list[Tensor] | None = None
     for step in steps:
         found = one(step)

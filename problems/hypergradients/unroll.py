@@ -24,6 +24,7 @@ Luketina et al., ICML 2016 (arXiv:1511.06727).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ from torch import Tensor
 from .. import vectors
 from ..compilation import uncompiled
 from ..errors import ConfigurationError
-from ..trajectory import RecordedUpdate, Recording
+from ..trajectory import RecordedStep, RecordedUpdate, Recording
 from ..unrolling import (
     go_back_to,
     owns_start,
@@ -47,7 +48,7 @@ from .base import Approximation, Hypergradient, Product, Status
 from .gradient_differences import declares_its_loss
 from .own_steps import require_optimizer_steps
 from .products import Evaluation, require_recorded
-from .second_order import PRODUCTS, gradient_products
+from .second_order import PRODUCTS, gradient_products, mean_over_micro_batches
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -166,7 +167,7 @@ class Unroll(Hypergradient):
     def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
         require_recorded(problem)
         updates = list(problem.trajectory.updates)
-        total = [t.new_zeros(t.shape) for t in wanted]
+        total: list[Tensor] | None = None
         with Evaluation(
             problem,
             graph=True,
@@ -176,8 +177,9 @@ class Unroll(Hypergradient):
             weights = evaluation.weights
             cotangents = dict(zip(weights, vector, strict=True))
             states: StateCotangents = {}
-            home = list({p: None for update in updates for p in update.start})
-            with vectors.Displacement(home):
+            again = [update for update in updates if not _is_kept(update)]
+            home = list({p: None for update in again for p in update.start})
+            with vectors.Displacement(home) if home else nullcontext():
                 initial = start_of_loop(problem) if _whole_loop(problem, updates) else {}
                 for number in range(len(updates) - 1, -1, -1):
                     update = updates[number]
@@ -187,7 +189,7 @@ class Unroll(Hypergradient):
                         problem, update, cotangents, states, wanted, gradients_only=not goes_on
                     )
                     inputs = [*weights, *wanted] if goes_on else list(wanted)
-                    along = [adjoint.gradients.get(p, _zero(p)) for p in weights]
+                    along = vectors.fill_none([adjoint.gradients.get(p) for p in weights], weights)
                     products = self._products(problem, evaluation, update, along, inputs)
                     if goes_on:
                         moved = [adjoint.parameters[p] for p in weights]
@@ -195,10 +197,12 @@ class Unroll(Hypergradient):
                         cotangents = dict(zip(weights, below, strict=True))
                         states = adjoint.states
                     above = products[len(inputs) - len(wanted) :]
-                    total = vectors.add(total, above)
+                    total = above if total is None else vectors.add(total, above)
                     if adjoint.wanted:
                         total = vectors.add(total, adjoint.wanted)
-                total = vectors.add(total, _through_start(initial, cotangents, wanted))
+                assert total is not None
+                if initial:
+                    total = vectors.add(total, _through_start(initial, cotangents, wanted))
         return Product(total, Status("Unroll", iterations=len(updates)))
 
     def _products(
@@ -209,12 +213,16 @@ class Unroll(Hypergradient):
         along: Sequence[Tensor],
         inputs: Sequence[Tensor],
     ) -> list[Tensor]:
-        if all(step.graph is not None for step in update.steps):
+        if _is_kept(update):
             return _kept_products(problem, evaluation, update, along, inputs)
         go_back_to(update)
         # A compiled pass cannot be differentiated twice, and shows no activation pattern.
         with uncompiled():
             return PRODUCTS[self.product](problem, evaluation, update, along, inputs, self.length)
+
+
+def _is_kept(update: RecordedUpdate) -> bool:
+    return all(step.graph is not None for step in update.steps)
 
 
 def _whole_loop(problem: Problem, updates: Sequence[RecordedUpdate]) -> bool:
@@ -247,18 +255,16 @@ def _kept_products(
     along: Sequence[Tensor],
     inputs: Sequence[Tensor],
 ) -> list[Tensor]:
-    total = [t.new_zeros(t.shape) for t in inputs]
     keep = _uses(problem) > 1
-    for step in update.steps:
+
+    def one(step: RecordedStep) -> list[Tensor]:
         graph = step.graph
         assert graph is not None
         gradient = [graph.gradients.get(p) for p in evaluation.weights]
         places = [graph.parameters.get(t, t) for t in inputs]
-        total = vectors.add(total, gradient_products(gradient, along, places, keep=keep))
+        products = gradient_products(gradient, along, places, keep=keep)
         if not keep:
             step.graph = None
-    return vectors.scale(total, 1.0 / len(update.steps))
+        return products
 
-
-def _zero(parameter: Tensor) -> Tensor:
-    return parameter.new_zeros(parameter.shape)
+    return mean_over_micro_batches(update.steps, one)

@@ -23,12 +23,11 @@ Observer = Callable[[Mapping[str, Any]], None]
 
 def go_back_to(update: RecordedUpdate) -> None:
     """Put parameters and buffers where they were before a recorded step."""
-    for parameter, value in update.start.items():
-        parameter.data.copy_(value)
-    for (owner, name), value in update.buffers:
-        buffer = owner._buffers[name]
-        if buffer is not None:
-            buffer.data.copy_(value)
+    present = [(owner._buffers[name], value) for (owner, name), value in update.buffers]
+    kept = [(buffer, value) for buffer, value in present if buffer is not None]
+    pairs = [*update.start.items(), *kept]
+    if pairs:
+        torch._foreach_copy_([t.data for t, _ in pairs], [value for _, value in pairs])
 
 
 def replay(
