@@ -9,6 +9,7 @@ from ._version import __version__
 from .engines import EarlyStopping, Engine, EngineConfig, Env, Hook, HypergradientCheck, ProgressBar
 from .problems import (
     SAMA,
+    CheckpointError,
     Config,
     ConfigurationError,
     ConjugateGradient,
@@ -41,6 +42,7 @@ from .problems import (
 
 __all__ = [
     "SAMA",
+    "CheckpointError",
     "Config",
     "ConfigurationError",
     "ConjugateGradient",
