@@ -33,7 +33,14 @@ def save_engine(
 ) -> None:
     """Write the whole state of a program to a file; see :meth:`Engine.save`."""
     manifest = Manifest(engine.global_step, engine.standing.run, metric, value)
-    write_checkpoint(Path(path), manifest, engine_to_plain(engine))
+    try:
+        state = engine_to_plain(engine)
+    except OSError as error:
+        raise CheckpointError(
+            f"The checkpoint {path} was not written, because the run's logs could not be brought "
+            f"to the disk: {error.strerror or error}; make room."
+        ) from error
+    write_checkpoint(Path(path), manifest, state)
 
 
 def load_engine(engine: Engine, path: Path_) -> None:

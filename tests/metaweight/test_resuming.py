@@ -195,7 +195,9 @@ def test_kept_graphs_are_built_anew(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_is_not_gone_on_with(tmp_path: Path) -> None:
-    build = two_levels(early_stopping=True, early_stopping_tolerance=1, valid_step=1, train_iters=40)
+    build = two_levels(
+        early_stopping=True, early_stopping_tolerance=1, valid_step=1, train_iters=40
+    )
     seed_all(0)
     first = build(checkpoint_dir=tmp_path / "saved", log_dir=tmp_path / "logs")
     first.run()

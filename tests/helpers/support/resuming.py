@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from metaweight.engines.checkpoint import engine_to_plain
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -23,7 +24,6 @@ from metaweight import (
     ReweightedProblem,
 )
 from metaweight.data import LabelledTensors, TensorLoader
-from metaweight.engines.checkpoint import engine_to_plain
 
 FEATURES, CLASSES = 5, 3
 Build = Callable[..., Engine]
