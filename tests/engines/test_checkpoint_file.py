@@ -61,7 +61,7 @@ def test_nothing_else_is_left_beside_it(path: Path) -> None:
 @pytest.mark.parametrize("length", [0, 10, HEADER - 1, HEADER, HEADER + 1, -1, -200])
 def test_a_truncated_file_is_refused(path: Path, length: int) -> None:
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(CheckpointError, match="is damaged|is no checkpoint of metaweight"):
+    with pytest.raises(CheckpointError, match=r"is damaged|is no checkpoint of metaweight"):
         read_checkpoint(path)
 
 
@@ -136,7 +136,7 @@ def test_a_newer_format_is_refused_and_an_older_one_without_a_way_too(tmp_path: 
     torch.save({}, tmp_path / "content")
     data = (tmp_path / "content").read_bytes()
     older = sealed(tmp_path / "older.ckpt", Manifest(1, "run", format=-1), data)
-    with pytest.raises(CheckpointError, match="of format -1, which this version .* no longer"):
+    with pytest.raises(CheckpointError, match=r"of format -1, which this version .* no longer"):
         read_checkpoint(older)
 
 
@@ -260,7 +260,7 @@ def mutated(content: bytes, generator: random.Random) -> bytes:
 
 
 def refused_or_right(number: int, folder: Path) -> int:
-    """Load mutated files, with their checksums wrong and made right; return how many were loaded."""
+    """Load mutated files, with wrong checksums and right ones; return how many were loaded."""
     build = two_levels(logger_type="none")
     seed_all(0)
     program = build()

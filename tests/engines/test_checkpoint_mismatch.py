@@ -71,7 +71,7 @@ OTHERS: dict[str, tuple[Build, str]] = {
         r"in the module of problem 'lower' it has 1\.weight, 1\.bias, 1\.running_mean that is",
     ),
     "another optimizer": (
-        two_levels(optimizer=lambda p: torch.optim.AdamW(p)),
+        two_levels(optimizer=torch.optim.AdamW),
         "the optimizer of problem 'lower' was SGD and is AdamW here; build the program",
     ),
     "other parameter groups": (
@@ -175,7 +175,7 @@ def test_a_hook_that_refuses_its_state_leaves_all_else_unchanged(
     engine = build(True)(**QUIET, train_iters=iterations)
     engine.run()
     before = everything(engine)
-    with pytest.raises(CheckpointError, match="RuntimeError: not this one.*nothing was changed"):
+    with pytest.raises(CheckpointError, match=r"RuntimeError: not this one.*nothing was changed"):
         engine.load(path)
     assert not difference(before, everything(engine))
     # And goes on as if nobody had tried.

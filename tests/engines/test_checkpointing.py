@@ -86,7 +86,7 @@ def test_the_best_are_remembered_when_resuming(tmp_path: Path) -> None:
 
 
 def test_a_metric_that_validation_does_not_return_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="ranks checkpoints by 'loss', but .*'acc'"):
+    with pytest.raises(ConfigurationError, match=r"ranks checkpoints by 'loss', but .*'acc'"):
         run(tmp_path, engine=Scored, valid_step=1, keep_best=1)
 
 
@@ -127,7 +127,7 @@ def test_a_second_run_of_the_same_engine_goes_on_saving(tmp_path: Path) -> None:
 def test_later_steps_are_not_overwritten_by_going_back(tmp_path: Path) -> None:
     run(tmp_path, 4, checkpoint_step=1, keep_last=None)
     path = tmp_path / "step-0000000002.ckpt"
-    with pytest.raises(CheckpointError, match="holds step-0000000003.ckpt, a later step of this"):
+    with pytest.raises(CheckpointError, match=r"holds step-0000000003.ckpt, a later step of this"):
         run(tmp_path, 4, resume=path)
     assert steps(tmp_path) == [1, 2, 3, 4]
     # In a folder of its own it may.
@@ -284,7 +284,7 @@ def test_an_iterator_is_not_put_back_once_it_was_read(tmp_path: Path) -> None:
     engine = build()
     engine.run()
     engine.save(tmp_path / "a.ckpt")
-    with pytest.raises(CheckpointError, match="is an iterator .* has already given batches"):
+    with pytest.raises(CheckpointError, match=r"is an iterator .* has already given batches"):
         engine.load(tmp_path / "a.ckpt")
     fresh = build()
     fresh.train_iters = 5

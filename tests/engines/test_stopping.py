@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the step under way ends, is saved, and the process leaves as it would have."""
+"""Ctrl-C and SIGTERM: the step under way ends and is saved, and the process leaves as usual."""
 
 from __future__ import annotations
 
@@ -99,19 +99,19 @@ def test_ctrl_c_becomes_a_keyboard_interrupt_after_the_step(tmp_path: Path) -> N
 
 
 def test_a_validation_that_was_due_comes_when_resuming(tmp_path: Path) -> None:
-    class Validating(Engine):
-        seen: list[int] = []
+    seen: list[int] = []
 
+    class Validating(Engine):
         def validation(self) -> dict[str, float]:
-            self.seen.append(self.global_step)
+            seen.append(self.global_step)
             return {"loss": 1.0}
 
     settings: dict[str, Any] = {"steps": 4, "valid_step": 2, "checkpoint_dir": tmp_path}
     with pytest.raises(KeyboardInterrupt):
         single(problem(), engine=Validating, hooks=[Raising(2)], **settings).run()
-    assert Validating.seen == []
+    assert seen == []
     single(problem(), engine=Validating, **settings).run(resume="auto")
-    assert Validating.seen == [2, 4]
+    assert seen == [2, 4]
 
 
 def test_a_handler_of_the_program_is_called_after_the_step() -> None:

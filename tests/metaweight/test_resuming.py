@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,64 +12,26 @@ from support.programs import Options, metaweight, three_levels, two_leaves
 from support.resuming import (
     CLASSES,
     FEATURES,
-    Build,
     Judge,
     Unrolled,
     assert_resumes_exactly,
     everything,
     loader,
     network,
-    samples,
     seed_all,
+    semi_supervised,
     two_levels,
 )
 from torch import Tensor, nn
 
 from metaweight import Config, Engine, EngineConfig, ImplicitProblem, Unroll
-from metaweight.averaging import EMAHook
-from metaweight.consistency import FixMatch, MeanTeacher, Ramp, RampHook, SemiSupervisedProblem
-from metaweight.data import TensorLoader
+from metaweight.consistency import FixMatch, MeanTeacher
 from metaweight.ensembles import EnsembleHook, OnlineEnsemble
 from metaweight.noise import (
     OnlineConfidentLearning,
     OnlineConfidentLearningHook,
     WithCriterion,
 )
-
-
-def semi_supervised(method: Callable[[], Any], buffers: Any = "copy", **config: Any) -> Build:
-    """A student of a few labelled and more unlabelled samples, with a rising weight."""
-
-    def build(**more: Any) -> Engine:
-        net = network(dtype=torch.float64)
-        average = EMAHook("student", 0.9, buffers=buffers, validate_teacher=True)
-        made = method()
-        student = SemiSupervisedProblem(
-            "student",
-            Config(type="unroll", log_step=1, **config),
-            method=made,
-            teacher=average if made.needs_teacher else None,
-            augment=lambda x: x + 0.1 * torch.randn_like(x),
-            strong_augment=lambda x: x + 0.5 * torch.randn_like(x),
-            module=net,
-            optimizer=torch.optim.Adam(net.parameters(), 0.01),
-            train_data_loader=(
-                TensorLoader(samples(6, 1, torch.float64), 3, seed=1),
-                TensorLoader(samples(20, 2, torch.float64), 8, seed=2, with_indices=True),
-            ),
-        )
-        hooks = [RampHook("student", Ramp(weight=3.0, end=0.8)), average]
-        settings = {"train_iters": 9, "valid_step": 3, "strategy": "cpu", "logger_type": "csv"}
-        return Validated([student], EngineConfig(**(settings | more)), hooks=hooks)
-
-    return build
-
-
-class Validated(Engine):
-    def validation(self) -> dict[str, float]:
-        data = samples(16, 5, torch.float64)
-        with torch.no_grad():
-            return {"loss": float(F.cross_entropy(self.student.module(data.inputs), data.labels))}
 
 
 @pytest.mark.parametrize("buffers", ["copy", "ema", "own", "none"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
 from collections.abc import Callable, Mapping
@@ -22,6 +23,14 @@ from metaweight import (
     ImplicitProblem,
     IterativeProblem,
     ReweightedProblem,
+)
+from metaweight.averaging import EMAHook
+from metaweight.consistency import (
+    ConsistencyMethod,
+    MeanTeacher,
+    Ramp,
+    RampHook,
+    SemiSupervisedProblem,
 )
 from metaweight.data import LabelledTensors, TensorLoader
 
@@ -155,10 +164,10 @@ def two_levels(
     return build
 
 
-def data_loader(workers: int, **settings: Any) -> Callable[[], DataLoader[Any]]:
+def data_loader(workers: int, number: int = 20, **settings: Any) -> Callable[[], DataLoader[Any]]:
     """Return a builder of torch's own loader, shuffling, over noisy samples."""
     return lambda: DataLoader(
-        Noisy(samples(20, 1)), batch_size=6, shuffle=True, num_workers=workers, **settings
+        Noisy(samples(number, 1)), batch_size=6, shuffle=True, num_workers=workers, **settings
     )
 
 
@@ -204,9 +213,12 @@ def difference(a: Any, b: Any, where: str = "state") -> str:
     if isinstance(a, (list, tuple)) and type(a) is type(b):
         if len(a) != len(b):
             return f"{where}: {len(a)} and {len(b)} entries"
-        found = (difference(x, y, f"{where}[{i}]") for i, (x, y) in enumerate(zip(a, b)))
+        found = (
+            difference(x, y, f"{where}[{i}]") for i, (x, y) in enumerate(zip(a, b, strict=True))
+        )
         return next((text for text in found if text), "")
-    return "" if type(a) is type(b) and (a == b or a != a) else f"{where}: {a!r} and {b!r}"
+    both_nan = isinstance(a, float) and math.isnan(a) and math.isnan(b)
+    return "" if type(a) is type(b) and (a == b or both_nan) else f"{where}: {a!r} and {b!r}"
 
 
 def assert_resumes_exactly(build: Build, folder: Path, steps: list[int] | None = None) -> None:
@@ -230,3 +242,57 @@ def assert_resumes_exactly(build: Build, folder: Path, steps: list[int] | None =
         assert rows(place) == records, step
         end_workers(resumed)
     end_workers(whole)
+
+
+def semi_supervised(
+    method: Callable[[], ConsistencyMethod], buffers: Any = "copy", **config: Any
+) -> Build:
+    """A student of a few labelled and more unlabelled samples, with a rising weight."""
+
+    def build(**more: Any) -> Engine:
+        net = network(dtype=torch.float64)
+        average = EMAHook("student", 0.9, buffers=buffers, validate_teacher=True)
+        made = method()
+        student = SemiSupervisedProblem(
+            "student",
+            Config(type="unroll", log_step=1, **config),
+            method=made,
+            teacher=average if made.needs_teacher else None,
+            augment=lambda x: x + 0.1 * torch.randn_like(x),
+            strong_augment=lambda x: x + 0.5 * torch.randn_like(x),
+            module=net,
+            optimizer=torch.optim.Adam(net.parameters(), 0.01),
+            train_data_loader=(
+                TensorLoader(samples(6, 1, torch.float64), 3, seed=1),
+                TensorLoader(samples(20, 2, torch.float64), 8, seed=2, with_indices=True),
+            ),
+        )
+        hooks = [RampHook("student", Ramp(weight=3.0, end=0.8)), average]
+        settings = {"train_iters": 9, "valid_step": 3, "strategy": "cpu", "logger_type": "csv"}
+        return MeasuredStudent([student], EngineConfig(**(settings | more)), hooks=hooks)
+
+    return build
+
+
+class MeasuredStudent(Engine):
+    """Validates by the student's loss on fixed samples."""
+
+    def validation(self) -> dict[str, float]:
+        data = samples(16, 5, torch.float64)
+        with torch.no_grad():
+            return {"loss": float(F.cross_entropy(self.student.module(data.inputs), data.labels))}
+
+
+def killed_program(kind: str, place: Path) -> Engine:
+    """Return a program that runs for a second or so and saves what it does every few steps."""
+    builds = {
+        "weights": two_levels(
+            hooks=lambda: [EMAHook("lower", 0.9, validate_teacher=True)], data=data_loader(2, 300)
+        ),
+        "unrolled": two_levels(Unrolled, lower={"unroll_steps": 3, "gradient_accumulation": 2}),
+        "mean teacher": semi_supervised(MeanTeacher),
+    }
+    seed_all(0)
+    return builds[kind](
+        train_iters=150, checkpoint_dir=place / "saved", checkpoint_step=7, log_dir=place / "logs"
+    )
