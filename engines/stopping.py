@@ -38,6 +38,10 @@ def stops_between_steps() -> Iterator[StopRequest]:
     them, or as ``KeyboardInterrupt``, or for the system to end the process, whose exit code is then
     the usual one. When an exception is under way it goes its way instead.
 
+    A signal that reaches a whole group of processes ends the workers of torch's loaders, of which
+    torch would tell by an exception in the middle of whatever is going on. After a first signal it
+    no longer does, and a batch that is still asked of them is read again by new ones.
+
     Signals that are ignored stay ignored. Outside the main thread, where Python sets no handlers,
     nothing is done. A process forked inside, such as a loader's worker, leaves the end to its
     parent.
@@ -50,6 +54,7 @@ def stops_between_steps() -> Iterator[StopRequest]:
     # A handler that is not Python's cannot be put back.
     taken = {s: h for s, h in before.items() if h not in (None, signal.SIG_IGN)}
     process = os.getpid()
+    children: signal.Signals | None = getattr(signal, "SIGCHLD", None)
 
     def note(number: int, frame: FrameType | None) -> None:
         del frame
@@ -57,6 +62,10 @@ def stops_between_steps() -> Iterator[StopRequest]:
             return
         request.signal = signal.Signals(number)
         _put_back(taken)
+        child_handler = None if children is None else signal.getsignal(children)
+        if children is not None and child_handler is not None:
+            taken[children] = child_handler
+            signal.signal(children, _nothing)
 
     for number in taken:
         signal.signal(number, note)
@@ -68,6 +77,10 @@ def stops_between_steps() -> Iterator[StopRequest]:
         sys.stdout.flush()
         sys.stderr.flush()
         signal.raise_signal(request.signal)
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    del number, frame
 
 
 def _put_back(handlers: dict[signal.Signals, Any]) -> None:

@@ -101,6 +101,15 @@ def keeps_its_place(loader: object) -> bool:
     return all(callable(getattr(loader, name, None)) for name in ("state_dict", "load_state_dict"))
 
 
+def has_dead_worker(iterator: object) -> bool:
+    """Whether a process that reads for an iterator of torch's loader has ended and has a successor.
+
+    Workers that outlive an epoch cannot: their random numbers are nobody else's.
+    """
+    stays = getattr(iterator, "_persistent_workers", False)
+    return not stays and any(not w.is_alive() for w in getattr(iterator, "_workers", ()))
+
+
 def length_of(loader: Any) -> int | None:
     """Return how many batches an epoch has, where the loader knows."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from .batches import move_batch
 from .errors import DataError
 from .loader_position import (
     EpochStart,
+    has_dead_worker,
     keeps_its_place,
     length_of,
     own_randomness,
@@ -62,7 +64,7 @@ class BatchSource:
         if iterator is None:
             iterator = self._begin(index, device)
         try:
-            batch = next(iterator)
+            batch = self._next(iterator, index, device)
         except StopIteration:
             batch = self._first_of_next_epoch(index, device)
         self._delivered[index] += 1
@@ -141,6 +143,21 @@ class BatchSource:
         self._iterators[index] = iterator
         return iterator
 
+    def _next(self, iterator: Iterator[Any], index: int, device: torch.device) -> Any:
+        try:
+            return next(iterator)
+        except StopIteration:
+            raise
+        except Exception as error:
+            if self._starts[index] is None or not has_dead_worker(iterator):
+                raise
+            warnings.warn(
+                f"A worker of loader {index} of problem {self._owner!r} has died ({error}); its "
+                f"epoch is read again up to batch {self._delivered[index]} by new ones.",
+                stacklevel=3,
+            )
+        return next(self._begin(index, device))
+
     def _first_of_next_epoch(self, index: int, device: torch.device) -> Any:
         if index == 0:
             self._on_epoch_end()
@@ -148,7 +165,7 @@ class BatchSource:
         self._forget(index)
         iterator = self._begin(index, device)
         try:
-            return next(iterator)
+            return self._next(iterator, index, device)
         except StopIteration:
             raise DataError(
                 f"Loader {index} of problem {self._owner!r} gave no batch at the start of an "

@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 import torch
 from metaweight.engines.stopping import stops_between_steps
+from metaweight.problems.loaders import BatchSource
+from support.resuming import Noisy, samples, seed_all
 from support.small import problem, single
+from torch.utils.data import DataLoader
 
 from metaweight import Engine, Hook
 
@@ -165,6 +168,35 @@ def test_in_another_thread_no_handler_is_set() -> None:
     thread.start()
     thread.join()
     assert seen == [signal.getsignal(signal.SIGINT), (2, False)]
+
+
+def test_the_death_of_loaders_workers_does_not_break_the_step_under_way() -> None:
+    def make() -> BatchSource:
+        seed_all(0)
+        loader = DataLoader(Noisy(samples(24, 0)), batch_size=4, shuffle=True, num_workers=2)
+        return BatchSource("p", [loader], lambda: None)
+
+    def drawn(source: BatchSource, number: int) -> list[Any]:
+        batches = [source.draw(0, torch.device("cpu")) for _ in range(number)]
+        return [[part.tolist() for part in batch] for batch in batches]
+
+    whole = make()
+    expected = drawn(whole, 6)
+    source = make()
+    found = drawn(source, 1)
+    with pytest.raises(KeyboardInterrupt), stops_between_steps() as request:
+        # As when both reach the whole group of processes.
+        signal.raise_signal(signal.SIGINT)
+        iterator: Any = source._iterators[0]
+        for worker in iterator._workers:
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.join()
+        with pytest.warns(UserWarning, match="A worker of loader 0 of problem 'p' has died"):
+            found += drawn(source, 5)
+        assert request.made
+        for one in (whole, source):
+            one._iterators[0] = None
+    assert found == expected
 
 
 def test_a_forked_worker_leaves_the_end_to_its_parent() -> None:
