@@ -106,6 +106,7 @@ class Checkpointing(Hook):
         streams = streams_to_dict(engine) if engine.standing.resumed else None
         engine.standing.begin()
         if self.folder is not None:
+            _require_ranking(engine)
             require_resumable(engine)
             self.folder.prepare(engine.standing.run, engine.global_step)
         if self.log is not None:
@@ -170,6 +171,14 @@ class Checkpointing(Hook):
         if found is not None:
             load_state(engine, *found)
             engine.logger.info(f"Goes on from {found[0]}, step {engine.global_step}.")
+
+
+def _require_ranking(engine: Engine) -> None:
+    if engine.config.keep_best and not engine.do_validation() and engine.is_rank_zero():
+        raise ConfigurationError(
+            f"EngineConfig(keep_best={engine.config.keep_best}) ranks checkpoints by what "
+            f"validation returns, but {type(engine).__name__} has none; override validation()."
+        )
 
 
 def require_resumable(engine: Engine) -> None:

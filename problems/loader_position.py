@@ -10,6 +10,7 @@ persistent workers, which outlive an epoch.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,7 @@ class EpochStart:
         """
         if self.streams is None:
             return _passed_over(iter(loader), delivered, place)
+        self._warn(loader, delivered, place)
         with preserved_streams(device):
             generators, numbers = own_randomness(loader)
             try:
@@ -65,6 +67,21 @@ class EpochStart:
                 return _passed_over(iter(loader), delivered, place)
             finally:
                 put_randomness(loader, generators, numbers)
+
+    def _warn(self, loader: Any, delivered: int, place: str) -> None:
+        if isinstance(loader, Iterator):
+            warnings.warn(
+                f"{place} is an iterator of type {type(loader).__name__}: {delivered} batches of "
+                "it are passed over to go on, which is right only where it begins anew and gives "
+                "the same ones; an object that can be iterated again says so better.",
+                stacklevel=4,
+            )
+        if not self.fresh and getattr(loader, "persistent_workers", False):
+            warnings.warn(
+                f"{place} has persistent workers: its order goes on exactly, but random numbers "
+                "drawn by the workers start anew; use persistent_workers=False to have both.",
+                stacklevel=4,
+            )
 
     def _put_workers(self, loader: Any) -> None:
         """Let persistent workers be there, or not, as they were: starting them draws a number."""

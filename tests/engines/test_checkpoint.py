@@ -101,6 +101,7 @@ def test_a_loader_with_a_generator_of_its_own_goes_on(tmp_path: Path) -> None:
     assert_resumes_exactly(two_levels(data=data), tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:.*is an iterator of type")
 def test_lists_and_iterators_go_on(tmp_path: Path) -> None:
     def batches() -> list[Any]:
         generator = torch.Generator().manual_seed(0)

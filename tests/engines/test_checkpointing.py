@@ -90,6 +90,11 @@ def test_a_metric_that_validation_does_not_return_is_named(tmp_path: Path) -> No
         run(tmp_path, engine=Scored, valid_step=1, keep_best=1)
 
 
+def test_ranking_without_a_validation_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="but Engine has none; override validation"):
+        run(tmp_path, keep_best=1)
+
+
 def test_auto_starts_anew_where_there_is_nothing_and_goes_on_where_there_is(
     tmp_path: Path,
 ) -> None:
@@ -277,6 +282,7 @@ def test_a_wrong_setting_is_refused(settings: dict[str, Any], message: str) -> N
         EngineConfig(**settings)
 
 
+@pytest.mark.filterwarnings("ignore:.*is an iterator of type")
 def test_an_iterator_is_not_put_back_once_it_was_read(tmp_path: Path) -> None:
     def build() -> Any:
         return single(problem(data=iter(numbers(*range(9)))), steps=3)

@@ -39,8 +39,10 @@ def test_mean_teacher(buffers: str, tmp_path: Path) -> None:
     assert_resumes_exactly(semi_supervised(MeanTeacher, buffers), tmp_path)
 
 
-def test_mean_teacher_amid_an_accumulation(tmp_path: Path) -> None:
-    assert_resumes_exactly(semi_supervised(MeanTeacher, gradient_accumulation=3), tmp_path)
+@pytest.mark.parametrize("buffers", ["copy", "ema", "own", "none"])
+def test_mean_teacher_amid_an_accumulation(buffers: str, tmp_path: Path) -> None:
+    build = semi_supervised(MeanTeacher, buffers, gradient_accumulation=3)
+    assert_resumes_exactly(build, tmp_path)
 
 
 def test_fix_match(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ LOADERS: dict[str, Any] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*has persistent workers")
 @pytest.mark.parametrize("before", [0, 1, 4, 6])
 @pytest.mark.parametrize("name", LOADERS)
 def test_the_next_batches_are_the_same(name: str, before: int) -> None:
@@ -124,6 +125,24 @@ def test_a_position_is_kept_where_no_batch_has_been_drawn_since() -> None:
     third = source([torch.tensor(i) for i in range(5)])
     third.go_to(0, second.position(0), CPU)
     assert drawn(third, 3) == [3, 4, 0]
+
+
+def test_it_warns_where_it_cannot_know_that_batches_are_the_same() -> None:
+    for make, before, message in (
+        (
+            lambda: iter([torch.tensor(i) for i in range(9)]),
+            2,
+            "is an iterator of type .*: 2 batch",
+        ),
+        (LOADERS["workers that stay"], 5, "has persistent workers: its order goes on exactly"),
+    ):
+        first, second = source(make()), source(make())
+        drawn(first, before)
+        second.go_to(0, first.position(0), CPU)
+        with pytest.warns(UserWarning, match=message):
+            drawn(second, 1)
+        for one in (first, second):
+            one._iterators[0] = None
 
 
 def test_a_loader_with_fewer_batches_says_so() -> None:

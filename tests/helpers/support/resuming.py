@@ -287,12 +287,12 @@ def killed_program(kind: str, place: Path) -> Engine:
     """Return a program that runs for a second or so and saves what it does every few steps."""
     builds = {
         "weights": two_levels(
-            hooks=lambda: [EMAHook("lower", 0.9, validate_teacher=True)], data=data_loader(2, 300)
+            hooks=lambda: [EMAHook("lower", 0.9, validate_teacher=True)], data=data_loader(2, 200)
         ),
         "unrolled": two_levels(Unrolled, lower={"unroll_steps": 3, "gradient_accumulation": 2}),
         "mean teacher": semi_supervised(MeanTeacher),
     }
     seed_all(0)
     return builds[kind](
-        train_iters=150, checkpoint_dir=place / "saved", checkpoint_step=7, log_dir=place / "logs"
+        train_iters=80, checkpoint_dir=place / "saved", checkpoint_step=7, log_dir=place / "logs"
     )
