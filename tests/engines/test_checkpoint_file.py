@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import pickle
 import random
@@ -40,8 +41,6 @@ def path(tmp_path: Path) -> Path:
 
 def sealed(path: Path, manifest: Manifest, content: bytes) -> Path:
     """Write a file whose checksum is right, whatever it holds."""
-    import hashlib
-
     path.write_bytes(_header(manifest, hashlib.sha256(content).hexdigest()) + content)
     return path
 

@@ -265,23 +265,6 @@ def test_a_loader_two_problems_share_is_refused_where_it_cannot_be_resumed(tmp_p
         engine.run()
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"checkpoint_step": 0, "checkpoint_dir": "a"}, r"checkpoint_step=0\) must be an integer"),
-        ({"keep_last": 0}, r"keep_last=0\) must be an integer of at least 1"),
-        ({"keep_best": -1}, r"keep_best=-1\) must be an integer of at least 0"),
-        ({"checkpoint_mode": "least"}, r"checkpoint_mode='least'\) is not one of min, max"),
-        ({"checkpoint_failure": "ignore"}, r"checkpoint_failure='ignore'\) is not one of warn, ra"),
-        ({"checkpoint_step": 5}, "asks for checkpoints, but no checkpoint_dir says where to"),
-        ({"keep_best": 2}, "asks for checkpoints, but no checkpoint_dir says where to"),
-    ],
-)
-def test_a_wrong_setting_is_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigurationError, match=message):
-        EngineConfig(**settings)
-
-
 @pytest.mark.filterwarnings("ignore:.*is an iterator of type")
 def test_an_iterator_is_not_put_back_once_it_was_read(tmp_path: Path) -> None:
     def build() -> Any:

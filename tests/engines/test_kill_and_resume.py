@@ -37,6 +37,7 @@ def run(kind, place):
     logs = {name: str(text) for name, text in rows(place / "logs").items()}
     torch.save({"state": state, "rows": logs}, place / "end.pt")
 
+print("ready", flush=True)
 for line in sys.stdin:
     kind, place = line.rstrip("\\n").split("\\t")
     child = os.fork()
@@ -82,8 +83,9 @@ def nursery() -> Iterator[Nursery]:
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
         yield Nursery(process)
-        assert process.stdin is not None
         process.stdin.close()
 
 
