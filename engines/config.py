@@ -35,6 +35,18 @@ class EngineConfig:
         channels_last: Lay out convolution weights and batches of images with their channels
             innermost, which convolutions mostly compute faster. Values are the same to rounding.
         progress: Show a progress bar with the time left.
+        checkpoint_dir: Save the whole state of the run in files of this folder, to go on from by
+            ``run(resume="auto")``: every ``checkpoint_step`` iterations, at the end, and when
+            Ctrl-C or SIGTERM ends the run. None: no files.
+        checkpoint_step: Iterations between two checkpoints; ``valid_step`` when left out.
+        keep_last: How many of the latest checkpoints to keep; ``None`` for all.
+        keep_best: How many of the best to keep beside those. A validation among the best is saved
+            at once.
+        checkpoint_metric: Name of the value in what ``validation`` returns that says which are
+            best.
+        checkpoint_mode: ``"min"`` or ``"max"``: which way is better.
+        checkpoint_failure: What to do when a checkpoint cannot be written: ``"warn"`` and go on,
+            or ``"raise"``. Earlier ones stay as they are.
         distributed: Older spelling of ``strategy="distributed"``.
 
     Raises:
@@ -55,6 +67,13 @@ class EngineConfig:
     early_stopping_metric: str = "loss"
     channels_last: bool = False
     progress: bool = False
+    checkpoint_dir: str | os.PathLike[str] | None = None
+    checkpoint_step: int | None = None
+    keep_last: int | None = 3
+    keep_best: int = 0
+    checkpoint_metric: str = "loss"
+    checkpoint_mode: str = "min"
+    checkpoint_failure: str = "warn"
     distributed: InitVar[bool | None] = None
 
     def __post_init__(self, distributed: bool | None) -> None:
@@ -72,10 +91,24 @@ class EngineConfig:
         _require_integer("train_iters", self.train_iters, least=0)
         _require_integer("valid_step", self.valid_step, least=1)
         _require_integer("early_stopping_tolerance", self.early_stopping_tolerance, least=1)
+        self._check_checkpoints()
         if self.device is not None and self.strategy != "default":
             raise ConfigurationError(
                 f"EngineConfig(device={self.device!r}, strategy={self.strategy!r}) places the "
                 "problems twice; keep one of the two."
+            )
+
+    def _check_checkpoints(self) -> None:
+        _require_choice("checkpoint_mode", self.checkpoint_mode, ("min", "max"))
+        _require_choice("checkpoint_failure", self.checkpoint_failure, ("warn", "raise"))
+        _require_integer("keep_best", self.keep_best, least=0)
+        for field in ("checkpoint_step", "keep_last"):
+            if getattr(self, field) is not None:
+                _require_integer(field, getattr(self, field), least=1)
+        if self.checkpoint_dir is None and (self.checkpoint_step is not None or self.keep_best):
+            raise ConfigurationError(
+                f"EngineConfig(checkpoint_step={self.checkpoint_step}, keep_best={self.keep_best}) "
+                "asks for checkpoints, but no checkpoint_dir says where to; give one."
             )
 
     @property

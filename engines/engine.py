@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from metaweight.problems import (
     waits_for_metric,
 )
 
+from .checkpoint import put_streams
+from .checkpointing import Checkpointing, load_engine, save_engine
 from .config import EngineConfig
 from .early_stopping import EarlyStopping
 from .env import Env
@@ -34,6 +37,8 @@ from .loggers import flatten_stats, make_run_logger
 from .placement import choose_device
 from .progress import ProgressBar
 from .schedule import Action, Instruction, Rhythm, Schedule
+from .standing import Standing
+from .stopping import StopRequest, stops_between_steps
 
 Dependencies = Mapping[str, Mapping[Problem, Sequence[Problem]]]
 
@@ -74,11 +79,13 @@ class Engine:
         self.global_step = 0
         self.device = choose_device(self.config)
         self.logger = make_run_logger(self.config.logger_types, self.config.log_dir)
-        self.hooks = HookList([*_configured_hooks(self.config), *hooks])
+        self.standing = Standing()
+        self.checkpointing = Checkpointing(self.config)
+        saving = [] if self.checkpointing.folder is None else [self.checkpointing]
+        self.hooks = HookList([*_configured_hooks(self.config), *hooks, *saving])
         self.leaves: list[Problem] = []
         self.dependencies = dependencies
-        self._stop_reason: str | None = None
-        self._snapshots: dict[str, Snapshot] = {}
+        self.snapshots: dict[str, Snapshot] = {}
         self._by_name: dict[str, Problem] = {}
         graph = Graph.build(self.problems, dependencies)
         _require_free_names(self.problems, self, env)
@@ -94,24 +101,59 @@ class Engine:
             return by_name[name]
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}.")
 
-    def run(self) -> None:
-        """Step all leaf problems ``train_iters`` times, validating every ``valid_step``."""
-        self._stop_reason = None
+    def run(self, resume: str | os.PathLike[str] | None = None) -> None:
+        """Step all leaf problems ``train_iters`` times, validating every ``valid_step``.
+
+        Ctrl-C and SIGTERM let the step under way end, save it where there is a ``checkpoint_dir``,
+        and then end the process as they would have; a second one ends it at once.
+
+        Args:
+            resume: Go on with a run that was saved, to the same end as if it had never been
+                interrupted: ``"auto"`` with the latest checkpoint in ``checkpoint_dir``, or from
+                the start where there is none; a path with that file. A run that :meth:`load` has
+                put somewhere goes on from there by itself.
+
+        Raises:
+            CheckpointError: When there is a checkpoint that cannot be loaded, when
+                ``checkpoint_dir`` holds another run, or when it fails and
+                ``checkpoint_failure="raise"``.
+        """
+        streams = self.checkpointing.begin(self, resume)
         self.train()
-        try:
-            self.hooks.run_start(self)
-            for iteration in range(1, self.train_iters + 1):
-                self.global_step += 1
-                self.train_step()
-                self.hooks.iteration_end(self)
-                if iteration % self.valid_step == 0 and self.do_validation():
-                    self._validate()
-                if self._stop_reason is not None:
-                    self.logger.info(self._stop_reason)
-                    break
-        finally:
-            self.hooks.run_end(self)
-            self.logger.close()
+        with stops_between_steps() as request:
+            try:
+                self.hooks.run_start(self)
+                if streams is not None:
+                    put_streams(streams)
+                while not (request.made or self._is_over()):
+                    self._iterate(request)
+                self.checkpointing.run_over(self)
+            finally:
+                self.hooks.run_end(self)
+                self.logger.close()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything the program is to a file, from which a program built alike goes on.
+
+        That is every problem with its module, optimizer, scheduler and loss scaler, steps recorded
+        for a hypergradient, gradients amid an accumulation, hooks, random streams, the places of
+        loaders, and counters. Problems with state of their own add it to ``state_dict``.
+
+        Raises:
+            CheckpointError: When the file cannot be written, amid a step, or for state that is
+                more than tensors, numbers, text and containers of these.
+        """
+        save_engine(self, path)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Put the program where the one that was saved stood; the next ``run()`` goes on there.
+
+        Nothing in the file is executed. When the file does not fit, nothing is changed.
+
+        Raises:
+            CheckpointError: When the file cannot be read, is damaged, or is of another program.
+        """
+        load_engine(self, path)
 
     def train_step(self) -> None:
         """Step every leaf problem once, and the problems above as they become due."""
@@ -124,7 +166,7 @@ class Engine:
 
     def stop(self, reason: str) -> None:
         """Ask a run to end after the present step."""
-        self._stop_reason = reason
+        self.standing.stopped = reason
 
     def train(self) -> None:
         """Put every problem into training mode."""
@@ -253,9 +295,35 @@ class Engine:
         parents = {name: [p.name for p in ups] for name, ups in graph.parents.items()}
         return Schedule(rhythms, parents)
 
+    def _is_over(self) -> bool:
+        if self.standing.stopped is not None:
+            self.logger.info(self.standing.stopped)
+            return True
+        return self.standing.iteration >= self.train_iters and not self._owes_validation()
+
+    def _owes_validation(self) -> bool:
+        """Whether a validation is due that has not taken place."""
+        iteration = self.standing.iteration
+        due = iteration > 0 and iteration % self.valid_step == 0
+        return due and self.standing.validated_at != self.global_step and self.do_validation()
+
+    def _iterate(self, request: StopRequest) -> None:
+        if not self._owes_validation():
+            self.global_step += 1
+            self.train_step()
+            self.standing.iteration += 1
+            self.hooks.iteration_end(self)
+        if self._owes_validation() and not request.made:
+            self._validate()
+        if not request.made:
+            self.checkpointing.iteration_over(self)
+
     def _drive(self, problem: Problem, global_step: int | None) -> None:
+        # What comes after an exception here cannot be saved: the schedule is ahead of the steps.
+        self.standing.amid_step = True
         for instruction in self._schedule.advance(problem.name):
             self._execute(instruction, global_step)
+        self.standing.amid_step = False
 
     def _execute(self, instruction: Instruction, global_step: int | None) -> None:
         problem = self._by_name[instruction.problem]
@@ -267,11 +335,11 @@ class Engine:
             problem.on_inner_loop_start()
             apply_initial_parameters(problem)
         elif action is Action.SNAPSHOT:
-            self._snapshots[problem.name] = Snapshot(
+            self.snapshots[problem.name] = Snapshot(
                 problem.module, problem.optimizer, problem.scaler
             )
         elif action is Action.REDO:
-            self._snapshots[problem.name].restore(problem.optimizer, problem.scaler)
+            self.snapshots[problem.name].restore(problem.optimizer, problem.scaler)
             redo(problem)
             step_scheduler(problem)
         else:
@@ -322,6 +390,7 @@ class Engine:
         self.logger.log(stats, tag="validation", step=self.global_step)
         for problem in self.problems:
             self._step_plateau(problem, stats, "validation")
+        self.standing.validated_at = self.global_step
         self.hooks.after_validation(self, stats)
 
     def _step_plateau(self, problem: Problem, stats: Mapping[str, Any], source: str) -> None:

@@ -16,7 +16,13 @@ class Hook:
 
     State that accumulates over steps belongs here rather than in a ``training_step``, which a
     hypergradient may evaluate several times.
+
+    Attributes:
+        only_shows: Whether the hook only shows or writes down what goes on. Such a hook is not
+            saved with the program, which can be resumed without it.
     """
+
+    only_shows: bool = False
 
     def run_start(self, engine: Engine) -> None:
         """Before the first step of ``engine.run()``."""
@@ -46,8 +52,13 @@ class Hook:
     def after_validation(self, engine: Engine, stats: Mapping[str, Any]) -> None:
         """After ``engine.validation()``, with what it returned."""
 
+    def state_loaded(self, engine: Engine) -> None:
+        """After all problems and hooks have loaded a checkpoint, and before loaders are put where
+        they stood: the moment to put a loader of one's own in place."""
+
     def state_dict(self) -> dict[str, Any]:
-        """State to be saved with the engine."""
+        """State to be saved with the engine: tensors, numbers, text, and tuples, lists and
+        dictionaries of these."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -77,6 +88,10 @@ class HookList(Hook):
         self._validations = [
             h for h in self.hooks if type(h).after_validation is not Hook.after_validation
         ]
+
+    def state_loaded(self, engine: Engine) -> None:
+        for hook in self.hooks:
+            hook.state_loaded(engine)
 
     def run_start(self, engine: Engine) -> None:
         for hook in self._starts:

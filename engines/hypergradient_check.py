@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from metaweight.problems import (
     Auditor,
@@ -45,10 +45,13 @@ class HypergradientCheck(Hook):
         self.reports: list[HypergradientReport] = []
         self._due = 0
         self._logged = 0
+        self._restored = False
 
     def run_start(self, engine: Engine) -> None:
         """Stand in for the hypergradients of all lower problems."""
-        self._due = engine.global_step + self.every
+        if not self._restored:
+            self._due = engine.global_step + self.every
+        self._restored = False
         for lower in lower_problems(engine):
             auditor = Auditor(
                 self.reports.append, self.tolerance, lambda: engine.global_step >= self._due
@@ -68,6 +71,14 @@ class HypergradientCheck(Hook):
             self._log(engine, report)
         self._logged = len(self.reports)
         self._due = engine.global_step + self.every
+
+    def state_dict(self) -> dict[str, Any]:
+        """When the next check is due; reports are not saved."""
+        return {"due": self._due}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned."""
+        self._due, self._restored = int(state["due"]), True
 
     def _log(self, engine: Engine, report: HypergradientReport) -> None:
         engine.logger.info(str(report))

@@ -21,13 +21,19 @@ class ProgressBar(Hook):
         description: Text in front of the bar.
     """
 
+    only_shows = True
+
     def __init__(self, description: str | None = None) -> None:
         self._description = description
         self._bar: Any = None
 
     def run_start(self, engine: Engine) -> None:
         self._bar = tqdm(
-            total=engine.train_iters, desc=self._description, unit="it", dynamic_ncols=True
+            total=engine.train_iters,
+            initial=engine.standing.iteration,
+            desc=self._description,
+            unit="it",
+            dynamic_ncols=True,
         )
 
     def iteration_end(self, engine: Engine) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Action(Enum):
@@ -171,6 +171,32 @@ class Schedule:
             self._progress[name] = Progress(
                 state.count, state.loop_open, every=state.every, since=state.since
             )
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Return where every problem stands, to be saved."""
+        return {
+            name: {**vars(state), "ready": sorted(state.ready)}
+            for name, state in self._progress.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Go on where :meth:`state_dict` was called."""
+        self._progress = {
+            name: Progress(**{**values, "ready": set(values["ready"])})
+            for name, values in state.items()
+        }
+
+    def is_between_loops(self) -> bool:
+        """Whether every problem below others has handed over, and all above have answered.
+
+        Nothing recorded until now will then be read again: the next hand-over of each problem
+        comes after a whole loop.
+        """
+        below = [name for name, ups in self._parents.items() if ups]
+        return not any(
+            state.ready or (name in below and (state.loop_open or state.redo_due))
+            for name, state in self._progress.items()
+        )
 
     def record(self, name: str, updates: int) -> None:
         """From now on record so many optimizer steps of a problem before each hand-over."""

@@ -18,6 +18,7 @@ from .engines import (
 )
 from .problems import (
     SAMA,
+    CheckpointError,
     Config,
     ConfigurationError,
     ConjugateGradient,
@@ -51,6 +52,7 @@ from .problems import (
 __all__ = [
     "SAMA",
     "AdaptiveInterval",
+    "CheckpointError",
     "Config",
     "ConfigurationError",
     "ConjugateGradient",

@@ -3,6 +3,7 @@
 from .config import Config
 from .descent import StepResult, descend, redo, step_scheduler, waits_for_metric
 from .errors import (
+    CheckpointError,
     ConfigurationError,
     DataError,
     GraphError,
@@ -31,9 +32,20 @@ from .hypergradients import (
 )
 from .implicit import ImplicitProblem
 from .iterative import IterativeProblem
+from .loader_position import keeps_its_place
+from .names import Names
 from .partial import LastLayers, ParameterSelection, SampledLayers
+from .plain_data import from_plain, to_plain
 from .preparation import check_hypergradients, place_in_graph, prepare, prepare_recording
 from .problem import GraphPosition, Problem
+from .problem_state import (
+    load_problem,
+    load_surroundings,
+    problem_to_plain,
+    require_same_form,
+    require_same_lengths,
+)
+from .random_streams import RandomState
 from .reweighted import ReweightedProblem
 from .state import Snapshot
 from .unrolling import apply_initial_parameters
@@ -42,6 +54,7 @@ __all__ = [
     "SAMA",
     "Agreement",
     "Auditor",
+    "CheckpointError",
     "Config",
     "ConfigurationError",
     "ConjugateGradient",
@@ -57,12 +70,14 @@ __all__ = [
     "LastLayers",
     "LossError",
     "MetaweightError",
+    "Names",
     "Neumann",
     "Nystrom",
     "ParameterSelection",
     "Penalty",
     "Problem",
     "Product",
+    "RandomState",
     "Reinforce",
     "ReweightedProblem",
     "Reweighting",
@@ -76,10 +91,18 @@ __all__ = [
     "apply_initial_parameters",
     "check_hypergradients",
     "descend",
+    "from_plain",
+    "keeps_its_place",
+    "load_problem",
+    "load_surroundings",
     "place_in_graph",
     "prepare",
     "prepare_recording",
+    "problem_to_plain",
     "redo",
+    "require_same_form",
+    "require_same_lengths",
     "step_scheduler",
+    "to_plain",
     "waits_for_metric",
 ]

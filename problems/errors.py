@@ -25,3 +25,7 @@ class LossError(MetaweightError, ValueError):
 
 class HypergradientError(MetaweightError, ArithmeticError):
     """A hypergradient could not be formed: a solve diverged, or what it needs was not recorded."""
+
+
+class CheckpointError(MetaweightError, RuntimeError):
+    """A checkpoint could not be written, read, or does not belong to this program."""

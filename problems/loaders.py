@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from .batches import move_batch
 from .errors import DataError
+from .loader_position import (
+    EpochStart,
+    has_dead_worker,
+    keeps_its_place,
+    length_of,
+    own_randomness,
+    put_randomness,
+    require_repeatable,
+)
 
 
 class BatchSource:
@@ -28,6 +39,8 @@ class BatchSource:
         self.epochs = [0] * len(loaders)
         self._owner = owner
         self._iterators: list[Iterator[Any] | None] = [None] * len(loaders)
+        self._starts: list[EpochStart | None] = [None] * len(loaders)
+        self._delivered = [0] * len(loaders)
         self._on_epoch_end = on_epoch_end
 
     def replace(self, loader: Iterable[Any], index: int) -> None:
@@ -38,30 +51,121 @@ class BatchSource:
                 f"has {len(self.loaders)} loader(s); use an index below that."
             )
         self.loaders[index] = loader
-        self._iterators[index] = None
+        self._forget(index)
 
     def draw(self, index: int, device: torch.device, *, channels_last: bool = False) -> Any:
         """Return the next batch of one loader, on ``device``; images laid out as asked.
 
         Raises:
-            DataError: When the loader gives no batch even at the start of an epoch.
+            DataError: When the loader gives no batch even at the start of an epoch, or has fewer
+                than it had given when it was saved.
         """
         iterator = self._iterators[index]
         if iterator is None:
-            iterator = self._iterators[index] = iter(self.loaders[index])
+            iterator = self._begin(index, device)
         try:
-            batch = next(iterator)
+            batch = self._next(iterator, index, device)
         except StopIteration:
-            batch = self._first_of_next_epoch(index)
+            batch = self._first_of_next_epoch(index, device)
+        self._delivered[index] += 1
         return move_batch(batch, device, channels_last=channels_last)
 
-    def _first_of_next_epoch(self, index: int) -> Any:
+    def position(self, index: int) -> dict[str, Any]:
+        """Return where a loader stands, to be saved."""
+        loader, start = self.loaders[index], self._starts[index]
+        found: dict[str, Any] = {"epochs": self.epochs[index], "length": length_of(loader)}
+        if keeps_its_place(loader):
+            return found | {"own": loader.state_dict()}  # type: ignore[attr-defined]
+        generators, numbers = own_randomness(loader)
+        return found | {
+            "own": None,
+            "start": None if start is None else start.state_dict(),
+            "delivered": self._delivered[index],
+            "generators": generators,
+            "numbers": numbers,
+        }
+
+    def go_to(self, index: int, position: Mapping[str, Any], device: torch.device) -> None:
+        """Let a loader go on from where another one like it stood; read up to there when asked for
+        the next batch.
+
+        Raises:
+            CheckpointError: When it is an iterator that has already been read from.
+        """
+        loader = self.loaders[index]
+        own = position["own"]
+        if own is None and self._iterators[index] is not None:
+            require_repeatable(loader, self._owner, index)
+        self._forget(index)
+        self.epochs[index] = position["epochs"]
+        if own is not None:
+            loader.load_state_dict(own)  # type: ignore[attr-defined]
+            return
+        put_randomness(loader, position["generators"], position["numbers"])
+        if position["start"] is not None:
+            self._starts[index] = EpochStart.from_state_dict(device, position["start"])
+            self._delivered[index] = position["delivered"]
+
+    def undo(self) -> Callable[[], None]:
+        """Return what puts loaders and positions back to what they are now."""
+        loaders, epochs, delivered = list(self.loaders), list(self.epochs), list(self._delivered)
+        iterators, starts = list(self._iterators), list(self._starts)
+        own = {
+            index: (loader, copy.deepcopy(loader.state_dict()))  # type: ignore[attr-defined]
+            for index, loader in enumerate(self.loaders)
+            if keeps_its_place(loader)
+        }
+
+        def put_back() -> None:
+            self.loaders[:], self.epochs[:], self._delivered[:] = loaders, epochs, delivered
+            self._iterators[:], self._starts[:] = iterators, starts
+            for index, (loader, state) in own.items():
+                loader.load_state_dict(state)  # type: ignore[attr-defined]
+                self._iterators[index] = None
+
+        return put_back
+
+    def _forget(self, index: int) -> None:
+        self._iterators[index] = None
+        self._starts[index] = None
+        self._delivered[index] = 0
+
+    def _begin(self, index: int, device: torch.device) -> Iterator[Any]:
+        loader, start = self.loaders[index], self._starts[index]
+        if start is not None:
+            place = f"Loader {index} of problem {self._owner!r}"
+            iterator = start.replay(loader, self._delivered[index], device, place)
+        else:
+            if not keeps_its_place(loader):
+                self._starts[index] = EpochStart.of(loader, device)
+            self._delivered[index] = 0
+            iterator = iter(loader)
+        self._iterators[index] = iterator
+        return iterator
+
+    def _next(self, iterator: Iterator[Any], index: int, device: torch.device) -> Any:
+        try:
+            return next(iterator)
+        except StopIteration:
+            raise
+        except Exception as error:
+            if self._starts[index] is None or not has_dead_worker(iterator):
+                raise
+            warnings.warn(
+                f"A worker of loader {index} of problem {self._owner!r} has died ({error}); its "
+                f"epoch is read again up to batch {self._delivered[index]} by new ones.",
+                stacklevel=3,
+            )
+        return next(self._begin(index, device))
+
+    def _first_of_next_epoch(self, index: int, device: torch.device) -> Any:
         if index == 0:
             self._on_epoch_end()
         self.epochs[index] += 1
-        iterator = self._iterators[index] = iter(self.loaders[index])
+        self._forget(index)
+        iterator = self._begin(index, device)
         try:
-            return next(iterator)
+            return self._next(iterator, index, device)
         except StopIteration:
             raise DataError(
                 f"Loader {index} of problem {self._owner!r} gave no batch at the start of an "

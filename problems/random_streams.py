@@ -15,7 +15,7 @@ from __future__ import annotations
 import ctypes
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -59,6 +59,26 @@ class RandomState:
             torch.get_device_module(self._device).set_rng_state(self._device_state, self._device)
         _python_stream.restore(self._python)
         _numpy_stream.restore(self._numpy)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of every stream, to be saved."""
+        return {
+            "torch": self._torch,
+            "device": self._device_state,
+            "python": self._python[1],
+            "numpy": self._numpy[1],
+        }
+
+    @classmethod
+    def from_state_dict(cls, device: torch.device, state: Mapping[str, Any]) -> RandomState:
+        """Return the state that :meth:`state_dict` told, for a program on ``device``."""
+        made = cls.__new__(cls)
+        made._torch = state["torch"]
+        made._device = device
+        made._device_state = None if device.type == "cpu" else state["device"]
+        made._python = (None, state["python"])
+        made._numpy = (None, state["numpy"])
+        return made
 
 
 def _same(left: Tensor | None, right: Tensor | None) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+from .errors import CheckpointError
 
 BufferSlot = tuple[nn.Module, str]
 
@@ -85,3 +87,26 @@ class Snapshot:
             optimizer.load_state_dict(copy.deepcopy(self._optimizer))
         if scaler is not None:
             scaler.load_state_dict(self._scaler)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is kept, to be saved."""
+        return {
+            "values": self._values,
+            "optimizer": self._optimizer,
+            "scaler": self._scaler,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Keep what another snapshot of the same problem kept.
+
+        Raises:
+            CheckpointError: When it is of other tensors.
+        """
+        kept = state["values"]
+        if [v.shape for v in kept] != [v.shape for v in self._values]:
+            raise CheckpointError(
+                "The checkpoint holds a roll-back snapshot of another module; build the program it "
+                "was saved with."
+            )
+        self._values = [k.to(v.device) for k, v in zip(kept, self._values, strict=True)]
+        self._optimizer, self._scaler = state["optimizer"], state["scaler"]

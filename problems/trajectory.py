@@ -142,6 +142,15 @@ class Trajectory:
         """Micro-batches of the latest recorded optimizer step."""
         return self.updates[-1].steps if self.updates else []
 
+    @property
+    def under_way(self) -> RecordedUpdate | None:
+        """The optimizer step being recorded, whose micro-batches are not complete yet."""
+        return self._open
+
+    @under_way.setter
+    def under_way(self, update: RecordedUpdate | None) -> None:
+        self._open = update
+
     def open(self, problem: Problem) -> None:
         """Begin to record an optimizer step, before its first micro-batch."""
         self._open = RecordedUpdate()

@@ -17,6 +17,13 @@ class Logger(ABC):
     def log(self, stats: Mapping[str, float], tag: str, step: int) -> None:
         """Record ``stats`` of ``tag`` (a problem's name, or ``"validation"``) at ``step``."""
 
+    def position(self) -> dict[str, Any]:
+        """Return where the records end now, brought to the disk; to be saved with a run."""
+        return {}
+
+    def go_on_from(self, position: Mapping[str, Any]) -> None:  # noqa: B027 (none to be found)
+        """Forget what was recorded after :meth:`position` was asked, and go on there."""
+
     def close(self) -> None:  # noqa: B027 (nothing to write out is a fair default)
         """Write out what is pending. Logging may go on afterwards."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from io import TextIOWrapper
 from pathlib import Path
@@ -18,6 +19,24 @@ class _FileLogger(Logger):
         self._folder = folder
         self._name = name
         self._file: TextIOWrapper | None = None
+        self._written = 0
+
+    def position(self) -> dict[str, Any]:
+        """Return how long the file is."""
+        if self._file is None:
+            return {"bytes": self._written}
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return {"bytes": self._file.tell()}
+
+    def go_on_from(self, position: Mapping[str, Any]) -> None:
+        """Cut the file to the length it had."""
+        self.close()
+        path = self._folder() / self._name
+        length = int(position["bytes"])
+        if path.exists() and path.stat().st_size > length:
+            os.truncate(path, length)
+        self._written = length
 
     def _open(self) -> TextIOWrapper:
         if self._file is None:
@@ -27,6 +46,7 @@ class _FileLogger(Logger):
 
     def close(self) -> None:
         if self._file is not None:
+            self._written = self._file.tell()
             self._file.close()
             self._file = None
 

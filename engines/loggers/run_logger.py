@@ -27,10 +27,12 @@ class RunLogger:
 
     Args:
         loggers: Where numbers go.
+        folder: The folder they share, if they do.
     """
 
-    def __init__(self, loggers: Sequence[Logger] = ()) -> None:
+    def __init__(self, loggers: Sequence[Logger] = (), folder: RunFolder | None = None) -> None:
         self.loggers = tuple(loggers)
+        self._folder = folder
         self._console = console()
 
     def log(
@@ -59,6 +61,32 @@ class RunLogger:
         """Say that something is wrong."""
         self._console.error(message, *args)
 
+    def position(self) -> dict[str, Any]:
+        """Return where every logger stands, to be saved with a run."""
+        return {
+            "folder": None if self._folder is None else self._folder.name,
+            "loggers": [[type(logger).__name__, logger.position()] for logger in self.loggers],
+        }
+
+    def go_on_from(self, position: Mapping[str, Any]) -> None:
+        """Let loggers go on in the folder of a saved run, without what came after it was saved.
+
+        A logger that the saved run had not starts anew; all do, with a warning, where the folder
+        is no longer below ``log_dir``.
+        """
+        if self._folder is None or position["folder"] is None:
+            return
+        if not self._folder.go_on_in(position["folder"]):
+            self.warning(
+                f"The log folder {position['folder']!r} of the run that goes on is not below "
+                f"log_dir={str(self._folder.parent)!r} any more; a new one is begun."
+            )
+            return
+        saved = dict(position["loggers"])
+        for logger in self.loggers:
+            if type(logger).__name__ in saved:
+                logger.go_on_from(saved[type(logger).__name__])
+
     def close(self) -> None:
         """Write out what is pending."""
         for logger in self.loggers:
@@ -67,28 +95,46 @@ class RunLogger:
 
 def make_run_logger(types: Sequence[str], log_dir: str | os.PathLike[str]) -> RunLogger:
     """Build the loggers of ``EngineConfig(logger_type=...)``; files share one folder per run."""
-    folder = _RunFolder(Path(log_dir))
+    folder = RunFolder(Path(log_dir))
     makers: dict[str, Callable[[Callable[[], Path]], Logger]] = {
         "csv": CSVLogger,
         "jsonl": JSONLinesLogger,
         "tensorboard": TensorBoardLogger,
         "wandb": WandBLogger,
     }
-    return RunLogger([makers[name](folder) for name in types if name != "none"])
+    return RunLogger([makers[name](folder) for name in types if name != "none"], folder)
 
 
-class _RunFolder:
-    """A new folder named by the time, made when it is first needed."""
+class RunFolder:
+    """A new folder named by the time, made when it is first needed.
+
+    Args:
+        parent: The folder to make it in.
+    """
 
     def __init__(self, parent: Path) -> None:
-        self._parent = parent
+        self.parent = parent
         self._path: Path | None = None
+
+    @property
+    def name(self) -> str | None:
+        """Its name, once it has been made."""
+        return None if self._path is None else self._path.name
+
+    def go_on_in(self, name: str) -> bool:
+        """Use a folder that is there already, and say whether it is."""
+        path = self.parent / name
+        # A name that leads elsewhere must not have files cut there.
+        if name in ("", ".", "..") or Path(name).name != name or not path.is_dir():
+            return False
+        self._path = path
+        return True
 
     def __call__(self) -> Path:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         number = 0
         while self._path is None:
-            path = self._parent / (stamp if number == 0 else f"{stamp}-{number}")
+            path = self.parent / (stamp if number == 0 else f"{stamp}-{number}")
             try:
                 path.mkdir(parents=True)
             except FileExistsError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,41 @@ class TensorBoardLogger(Logger):
         self._make: Callable[..., Any] = SummaryWriter
         self._folder = folder
         self._writer: Any = None
+        self._begun = False
 
     def log(self, stats: Mapping[str, float], tag: str, step: int) -> None:
         if self._writer is None:
             self._writer = self._make(log_dir=str(self._folder()))
+            self._begun = True
         for name, value in stats.items():
             self._writer.add_scalar(f"{tag}/{name}", value, step)
+
+    def position(self) -> dict[str, Any]:
+        """Return the event files and how long each is."""
+        if self._writer is not None:
+            self._writer.flush()
+        if self._writer is None and not self._begun:
+            return {"files": {}}
+        return {"files": {f.name: f.stat().st_size for f in self._event_files()}}
+
+    def go_on_from(self, position: Mapping[str, Any]) -> None:
+        """Cut event files to the length they had; those begun later are removed.
+
+        New ones are begun beside them, which TensorBoard reads as one run. Its own way of hiding
+        what comes after a step (``purge_step``) cannot serve here, where problems count their steps
+        each for themselves.
+        """
+        self.close()
+        kept = position["files"]
+        for file in self._event_files():
+            if file.name not in kept:
+                file.unlink()
+            elif file.stat().st_size > kept[file.name]:
+                os.truncate(file, kept[file.name])
+        self._begun = bool(kept)
+
+    def _event_files(self) -> list[Path]:
+        return sorted(self._folder().glob("events.out.tfevents.*"))
 
     def close(self) -> None:
         if self._writer is not None:

@@ -32,12 +32,23 @@ class WandBLogger(Logger):
         self._wandb: Any = wandb
         self._folder = folder
         self._own_run: Any = None
+        self._earlier: str | None = None
 
     def log(self, stats: Mapping[str, float], tag: str, step: int) -> None:
         if self._wandb.run is None:
-            self._own_run = self._wandb.init(project="metaweight", dir=str(self._folder()))
+            go_on = {} if self._earlier is None else {"id": self._earlier, "resume": "allow"}
+            self._own_run = self._wandb.init(project="metaweight", dir=str(self._folder()), **go_on)
+            self._earlier = getattr(self._own_run, "id", None)
         values: dict[str, float] = {f"{tag}/{name}": value for name, value in stats.items()}
         self._wandb.log({**values, "global_step": step})
+
+    def position(self) -> dict[str, Any]:
+        """Return which run is logged to, if this logger has started it."""
+        return {"run": self._earlier}
+
+    def go_on_from(self, position: Mapping[str, Any]) -> None:
+        """Go on with that run; what it holds of later steps stays there, since wandb only adds."""
+        self._earlier = position["run"]
 
     def close(self) -> None:
         if self._own_run is not None:

@@ -110,8 +110,18 @@ class EnsembleHook(Hook):
         self._whole: Any = None
         self._part: Any = None
         self._restored = False
+        self._placed = False
+
+    def state_loaded(self, engine: Engine) -> None:
+        """Put the loader in place that the restored scores choose, before it is told its place."""
+        if self._restored:
+            self.run_start(engine)
+            self._placed = True
 
     def run_start(self, engine: Engine) -> None:
+        if self._placed:
+            self._placed = False
+            return
         problem = self._problem_of(engine)
         if self._data is None or self._swaps:
             loader = problem.source.loaders[0]
@@ -138,6 +148,7 @@ class EnsembleHook(Hook):
         """Load what :meth:`state_dict` returned; the next run starts with these scores."""
         self.epochs, self.scores = int(state["epochs"]), state["scores"]
         self._restored = self.scores is not None
+        self._placed = False
 
     @property
     def _swaps(self) -> bool:

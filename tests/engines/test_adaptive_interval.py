@@ -137,3 +137,19 @@ def test_a_lower_problem_of_several_upper_ones_is_refused() -> None:
     engine = Engine([outer, second, inner], config, graph, hooks=[AdaptiveInterval("outer")])
     with pytest.raises(GraphError, match="since inner has several upper problems"):
         engine.run()
+
+
+def test_a_run_that_is_resumed_keeps_its_interval(tmp_path: Any) -> None:
+    signs = [1.0, -1.0] * 30
+    whole = AdaptiveInterval("outer", patience=4)
+    engine = program(signs, whole)
+    expected = intervals(engine, whole, 33)
+    first, second = (AdaptiveInterval("outer", patience=4) for _ in range(2))
+    before = program(signs, first)
+    intervals(before, first, 14)
+    before.save(tmp_path / "state")
+    after = program(signs, second)
+    after.load(tmp_path / "state")
+    assert intervals(after, second, 19) == expected[14:]
+    for found, wanted in zip(after.problems, engine.problems, strict=True):
+        assert torch.equal(found.module.w, wanted.module.w)

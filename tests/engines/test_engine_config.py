@@ -23,6 +23,13 @@ from metaweight import ConfigurationError, EngineConfig
         ({"valid_step": 0}, r"valid_step=0\) must be an integer of at least 1"),
         ({"early_stopping_tolerance": 0}, r"early_stopping_tolerance=0\) must be an integer"),
         ({"device": "cpu", "strategy": "cpu"}, r"device='cpu', strategy='cpu'\) places.*twice"),
+        ({"checkpoint_step": 0, "checkpoint_dir": "a"}, r"checkpoint_step=0\) must be an integer"),
+        ({"keep_last": 0}, r"keep_last=0\) must be an integer of at least 1"),
+        ({"keep_best": -1}, r"keep_best=-1\) must be an integer of at least 0"),
+        ({"checkpoint_mode": "least"}, r"checkpoint_mode='least'\) is not one of min, max"),
+        ({"checkpoint_failure": "ignore"}, r"checkpoint_failure='ignore'\) is not one of warn, ra"),
+        ({"checkpoint_step": 5}, "asks for checkpoints, but no checkpoint_dir says where to"),
+        ({"keep_best": 2}, "asks for checkpoints, but no checkpoint_dir says where to"),
         ({"distributed": True, "strategy": "cpu"}, "asks for two strategies; keep only strategy="),
     ],
 )

@@ -1,0 +1,200 @@
+"""Saving during a run, and going on where one stood."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metaweight.problems import CheckpointError, ConfigurationError, keeps_its_place
+
+from .checkpoint import (
+    engine_from_plain,
+    engine_to_plain,
+    missing_devices,
+    streams_to_dict,
+)
+from .checkpoint_file import Manifest, read_checkpoint, write_checkpoint
+from .checkpoint_folder import CheckpointFolder
+from .config import EngineConfig
+from .hooks import Hook
+from .loggers import flatten_stats
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+Path_ = str | os.PathLike[str]
+
+
+def save_engine(
+    engine: Engine, path: Path_, metric: str | None = None, value: float | None = None
+) -> None:
+    """Write the whole state of a program to a file; see :meth:`Engine.save`."""
+    manifest = Manifest(engine.global_step, engine.standing.run, metric, value)
+    try:
+        state = engine_to_plain(engine)
+    except OSError as error:
+        raise CheckpointError(
+            f"The checkpoint {path} was not written, because the run's logs could not be brought "
+            f"to the disk: {error.strerror or error}; make room."
+        ) from error
+    write_checkpoint(Path(path), manifest, state)
+
+
+def load_engine(engine: Engine, path: Path_) -> None:
+    """Put a program where a file says another one like it stood; see :meth:`Engine.load`."""
+    load_state(engine, Path(path), read_checkpoint(Path(path))[1])
+
+
+def load_state(engine: Engine, path: Path, state: Mapping[str, Any]) -> None:
+    """Put a program where the state read from ``path`` says another one like it stood."""
+    engine_from_plain(engine, state, str(path))
+    engine.standing.resumed, engine.standing.amid_step = True, False
+    engine.checkpointing.log = state["log"]
+    absent = missing_devices(state)
+    if absent:
+        engine.logger.warning(
+            f"{path} was saved with {', '.join(absent)}, which is not here: random numbers drawn "
+            "there start anew, so that the run goes on, but not bit for bit."
+        )
+
+
+class Checkpointing(Hook):
+    """Saves a program every so many iterations and where a validation is among the best.
+
+    Args:
+        config: ``checkpoint_dir``, ``checkpoint_step``, ``keep_last``, ``keep_best``,
+            ``checkpoint_metric``, ``checkpoint_mode`` and ``checkpoint_failure`` are read.
+
+    Attributes:
+        folder: Where to; nothing when the configuration names none.
+        log: Where the loggers of a loaded run stood, until it goes on.
+    """
+
+    only_shows = True
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.folder: CheckpointFolder | None = None
+        if config.checkpoint_dir is not None:
+            self.folder = CheckpointFolder(
+                Path(config.checkpoint_dir),
+                config.keep_last,
+                config.keep_best,
+                config.checkpoint_metric,
+                config.checkpoint_mode,
+            )
+        self.log: Mapping[str, Any] | None = None
+        self._step = config.checkpoint_step or config.valid_step
+        self._policy = config.checkpoint_failure
+        self._value: float | None = None
+
+    def begin(self, engine: Engine, resume: Path_ | None) -> Mapping[str, Any] | None:
+        """Load what a run is to go on from, and see that it can be saved.
+
+        Returns:
+            The random streams to start with, or nothing for those there are.
+
+        Raises:
+            CheckpointError: When there is something to go on from that cannot be loaded, or the
+                folder cannot be used.
+            ConfigurationError: For ``resume="auto"`` without a folder.
+        """
+        if resume is not None:
+            self._resume(engine, resume)
+        streams = streams_to_dict(engine) if engine.standing.resumed else None
+        engine.standing.begin()
+        if self.folder is not None:
+            _require_ranking(engine)
+            require_resumable(engine)
+            self.folder.prepare(engine.standing.run, engine.global_step)
+        if self.log is not None:
+            engine.logger.go_on_from(self.log)
+            self.log = None
+        self._value = None
+        return streams
+
+    def after_validation(self, engine: Engine, stats: Mapping[str, Any]) -> None:
+        """Note the value that says which checkpoints are best."""
+        if self.folder is None or not self.folder.keep_best:
+            return
+        found = flatten_stats(stats)
+        if self.folder.metric not in found:
+            raise ConfigurationError(
+                f"EngineConfig(keep_best={self.folder.keep_best}) ranks checkpoints by "
+                f"{self.folder.metric!r}, but validation returned {sorted(found) or 'nothing'}; "
+                "return it there, or choose another checkpoint_metric."
+            )
+        self._value = found[self.folder.metric]
+
+    def iteration_over(self, engine: Engine) -> None:
+        """Save if it is time to, or the validation was among the best."""
+        if self.folder is None:
+            return
+        value = self._value
+        best = value is not None and self.folder.is_among_best(engine.standing.run, value)
+        if best or engine.standing.iteration % self._step == 0:
+            self._save(engine, self.folder)
+        self._value = None
+
+    def run_over(self, engine: Engine) -> None:
+        """Save where the run ends, unless that has been done."""
+        if self.folder is not None and not self.folder.file_of(engine.global_step).exists():
+            self._save(engine, self.folder)
+
+    def _save(self, engine: Engine, folder: CheckpointFolder) -> None:
+        if not engine.is_rank_zero():
+            return
+        value = self._value
+        given = None if value is None or not math.isfinite(value) else value
+        metric = None if given is None else folder.metric
+        try:
+            save_engine(engine, folder.file_of(engine.global_step), metric, given)
+        except CheckpointError as error:
+            if self._policy == "raise":
+                raise
+            engine.logger.warning(f"{error} The run goes on without it.")
+            return
+        folder.prune(engine.standing.run)
+
+    def _resume(self, engine: Engine, resume: Path_) -> None:
+        if resume != "auto":
+            load_engine(engine, resume)
+            return
+        if self.folder is None:
+            raise ConfigurationError(
+                "run(resume='auto') looks for checkpoints in EngineConfig(checkpoint_dir=...), "
+                "which was not given; give it, or run(resume=path)."
+            )
+        found = self.folder.newest(engine.logger.warning)
+        if found is not None:
+            load_state(engine, *found)
+            engine.logger.info(f"Goes on from {found[0]}, step {engine.global_step}.")
+
+
+def _require_ranking(engine: Engine) -> None:
+    if engine.config.keep_best and not engine.do_validation() and engine.is_rank_zero():
+        raise ConfigurationError(
+            f"EngineConfig(keep_best={engine.config.keep_best}) ranks checkpoints by what "
+            f"validation returns, but {type(engine).__name__} has none; override validation()."
+        )
+
+
+def require_resumable(engine: Engine) -> None:
+    """Refuse loaders whose place could not be found again, before training has begun.
+
+    Raises:
+        ConfigurationError: For one that keeps its place itself and is read by two.
+    """
+    seen: dict[int, str] = {}
+    for problem in engine.problems:
+        loaders = [] if problem._source is None else problem.source.loaders
+        for index, loader in enumerate(loaders):
+            if id(loader) in seen and keeps_its_place(loader):
+                raise ConfigurationError(
+                    f"Loader {index} of problem {problem.name!r} is the {type(loader).__name__} "
+                    f"that {seen[id(loader)]} reads too. It keeps one place for both, so that a "
+                    "run with a checkpoint_dir could not be resumed; give each its own."
+                )
+            seen[id(loader)] = f"problem {problem.name!r}"

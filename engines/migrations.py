@@ -1,0 +1,51 @@
+"""How checkpoints of earlier formats are brought up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from metaweight.problems import CheckpointError
+
+FORMAT = 1
+"""The format that is written. A change that an earlier reader would misread makes it one more."""
+
+Migration = Callable[[dict[str, Any]], dict[str, Any]]
+
+MIGRATIONS: Mapping[int, Migration] = MappingProxyType({})
+"""Per earlier format ``n`` what turns its state into one of format ``n + 1``."""
+
+
+def migrate(
+    path: Path,
+    written: int,
+    state: dict[str, Any],
+    migrations: Mapping[int, Migration] = MIGRATIONS,
+) -> dict[str, Any]:
+    """Return the state of a checkpoint in the present format.
+
+    Args:
+        path: Its file, for messages.
+        written: The format it was written in.
+        state: What it holds.
+        migrations: As :data:`MIGRATIONS`.
+
+    Raises:
+        CheckpointError: When no migration begins at that format, or one fails.
+    """
+    for version in range(written, FORMAT):
+        if version not in migrations:
+            raise CheckpointError(
+                f"{path} is of format {written}, which this version of metaweight no longer reads "
+                f"(it reads format {FORMAT}); load and save it with a version in between."
+            )
+        try:
+            state = migrations[version](state)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path} says that it is of format {version}, but what it holds is not "
+                f"({type(error).__name__}: {error}); use another checkpoint."
+            ) from error
+    return state
