@@ -43,7 +43,7 @@ class EpochStart:
     def of(cls, loader: Iterable[Any], device: torch.device) -> EpochStart:
         """Return what the next epoch of ``loader`` will draw from."""
         if type(loader) in (list, tuple):
-            return cls(None, {}, {}, True)
+            return DRAWS_NOTHING
         generators, numbers = own_randomness(loader)
         return cls(RandomState(device), generators, numbers, _workers(loader) is None)
 
@@ -111,6 +111,9 @@ class EpochStart:
             state["numbers"],
             state["fresh"],
         )
+
+
+DRAWS_NOTHING = EpochStart(None, {}, {}, True)
 
 
 def keeps_its_place(loader: object) -> bool:
