@@ -177,6 +177,7 @@ class Unroll(Hypergradient):
             weights = evaluation.weights
             cotangents = dict(zip(weights, vector, strict=True))
             states: StateCotangents = {}
+            spare: StateCotangents = {}
             again = [update for update in updates if not _is_kept(update)]
             home = list({p: None for update in again for p in update.start})
             with vectors.Displacement(home) if home else nullcontext():
@@ -186,16 +187,26 @@ class Unroll(Hypergradient):
                     # The parameters the loop began with are mostly nobody's function.
                     goes_on = number > 0 or bool(initial)
                     adjoint = update_adjoint(
-                        problem, update, cotangents, states, wanted, gradients_only=not goes_on
+                        problem,
+                        update,
+                        cotangents,
+                        states,
+                        wanted,
+                        gradients_only=not goes_on,
+                        spare=spare,
                     )
                     inputs = [*weights, *wanted] if goes_on else list(wanted)
                     along = vectors.fill_none([adjoint.gradients.get(p) for p in weights], weights)
-                    products = self._products(problem, evaluation, update, along, inputs)
+                    products = self._products(
+                        problem, evaluation, update, along, inputs, adjoint.factor
+                    )
                     if goes_on:
                         moved = [adjoint.parameters[p] for p in weights]
-                        below = vectors.add(moved, products[: len(weights)])
+                        # At first these may be the caller's.
+                        in_place = number < len(updates) - 1
+                        below = _sum(moved, products[: len(weights)], in_place=in_place)
                         cotangents = dict(zip(weights, below, strict=True))
-                        states = adjoint.states
+                        spare, states = states, adjoint.states
                     above = products[len(inputs) - len(wanted) :]
                     total = above if total is None else vectors.add(total, above)
                     if adjoint.wanted:
@@ -212,13 +223,20 @@ class Unroll(Hypergradient):
         update: RecordedUpdate,
         along: Sequence[Tensor],
         inputs: Sequence[Tensor],
+        factor: Tensor | float,
     ) -> list[Tensor]:
+        """Return the products of ``factor * along``."""
         if _is_kept(update):
-            return _kept_products(problem, evaluation, update, along, inputs)
+            found = _kept_products(problem, evaluation, update, along, inputs)
+            return _times(found, factor)
         go_back_to(update)
-        # A compiled pass cannot be differentiated twice, and shows no activation pattern.
+        product = PRODUCTS[self.product]
+        if self.product not in ALPHA:
+            return _times(product(problem, evaluation, update, along, inputs, 0.0), factor)
+        # Differences are not linear in it. A compiled pass shows no activation pattern.
+        u = _times(along, factor)
         with uncompiled():
-            return PRODUCTS[self.product](problem, evaluation, update, along, inputs, self.length)
+            return product(problem, evaluation, update, u, inputs, self.length)
 
 
 def _is_kept(update: RecordedUpdate) -> bool:
@@ -240,6 +258,18 @@ def _through_start(
         [t for t, _ in used], wanted, [c for _, c in used], allow_unused=True
     )
     return vectors.fill_none(found, wanted)
+
+
+def _times(vector: Sequence[Tensor], factor: Tensor | float) -> list[Tensor]:
+    one = not isinstance(factor, Tensor) and factor == 1.0
+    return list(vector) if one else vectors.scale(vector, factor)
+
+
+def _sum(left: list[Tensor], right: list[Tensor], *, in_place: bool) -> list[Tensor]:
+    if not in_place:
+        return vectors.add(left, right)
+    torch._foreach_add_(left, right)
+    return left
 
 
 def _uses(problem: Problem) -> int:

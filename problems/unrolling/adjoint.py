@@ -20,7 +20,7 @@ from ..errors import HypergradientError
 from ..trajectory import OptimizerMoment, RecordedUpdate
 from .learned import owns_settings, settings_per_group
 from .rules import RULES, Rule
-from .sgd_adjoint import Cotangents, StateCotangents, sgd_adjoint
+from .sgd_adjoint import Cotangents, Number, StateCotangents, sgd_adjoint
 from .torch_rule import differentiable_step
 
 if TYPE_CHECKING:
@@ -36,12 +36,14 @@ class UpdateAdjoint:
         gradients: Of the gradient given to the optimizer, before clipping.
         states: Of the optimizer's state before the step.
         wanted: Of the upper problem's parameters, through learned settings; nothing where none are.
+        factor: What ``gradients`` are still to be multiplied by.
     """
 
     parameters: Cotangents
     gradients: Cotangents
     states: StateCotangents
     wanted: list[Tensor]
+    factor: Number = 1.0
 
 
 def why_not_differentiable(optimizer: torch.optim.Optimizer) -> str | None:
@@ -75,6 +77,7 @@ def update_adjoint(
     wanted: Sequence[Tensor],
     *,
     gradients_only: bool = False,
+    spare: StateCotangents | None = None,
 ) -> UpdateAdjoint:
     """Return the adjoint of a recorded optimizer step.
 
@@ -83,8 +86,11 @@ def update_adjoint(
         update: The step, recorded with parameters and optimizer.
         cotangents: ``λ``, per parameter the hypergradient goes through.
         states: ``μ``, per parameter and entry of the optimizer's state; absent entries are zero.
+            May be overwritten.
         wanted: Parameters that learned settings may depend on.
-        gradients_only: Whether the cotangents of parameters and states will not be read.
+        gradients_only: Whether the cotangents of parameters and states will not be read, and
+            ``factor`` will.
+        spare: ``states`` of the step that was taken after this one, which may be overwritten too.
     """
     moment = update.moment
     if moment is None:
@@ -93,8 +99,8 @@ def update_adjoint(
             "the program through an Engine, which asks the hypergradient what to record."
         )
     if not reads_values(problem):
-        found = sgd_adjoint(moment, cotangents, states, gradients_only=gradients_only)
-        return UpdateAdjoint(*found, wanted=[])
+        found = sgd_adjoint(moment, cotangents, states, gradients_only=gradients_only, spare=spare)
+        return UpdateAdjoint(**found._asdict(), wanted=[])
     return _by_autograd(problem, update, moment, cotangents, states, wanted)
 
 

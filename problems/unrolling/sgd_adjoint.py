@@ -15,9 +15,10 @@ left as it is. It is linear in ``(w, g, b)``, so that from cotangents ``λ`` of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import vectors
@@ -28,6 +29,15 @@ BUFFER = "momentum_buffer"
 Number = Tensor | float
 Cotangents = dict[Tensor, Tensor]
 StateCotangents = dict[Tensor, dict[str, Tensor]]
+
+
+class SgdAdjoint(NamedTuple):
+    """Cotangents before a step; see :class:`~.adjoint.UpdateAdjoint`."""
+
+    parameters: Cotangents
+    gradients: Cotangents
+    states: StateCotangents
+    factor: Number = 1.0
 
 
 class _Cotangents(NamedTuple):
@@ -44,24 +54,33 @@ def sgd_adjoint(
     states: StateCotangents,
     *,
     gradients_only: bool,
-) -> tuple[Cotangents, Cotangents, StateCotangents]:
+    spare: StateCotangents | None = None,
+) -> SgdAdjoint:
     """Return the cotangents of parameters, gradients and optimizer state before a step.
 
     Args:
         moment: The optimizer before it; only shapes of gradients and states matter.
         cotangents: ``λ``, per parameter.
-        states: ``ν``, per parameter; absent entries are zero.
-        gradients_only: Leave out what goes on to the step before: parameters and state.
+        states: ``ν``, per parameter; absent entries are zero. Overwritten, since fresh memory
+            takes longer than the arithmetic.
+        gradients_only: Leave out what goes on to the step before: parameters and state. Gradients
+            may then lack a factor.
+        spare: Like ``states``; memory for those before the step.
     """
+    buckets = _buckets(moment, cotangents, states)
+    if gradients_only and len(buckets) == 1 and not any(states.values()):
+        moved = {p: cotangents[p] for p in buckets[0]}
+        return SgdAdjoint(cotangents, moved, {}, _step(moment, buckets[0][0]).multiple)
     parameters, gradients = dict(cotangents), dict[Tensor, Tensor]()
     before: StateCotangents = {p: dict(states.get(p, {})) for p in cotangents}
-    for bucket in _buckets(moment, cotangents, states):
+    for bucket in buckets:
         first = bucket[0]
         later = [before[p][BUFFER] for p in bucket] if BUFFER in before[first] else None
         found = _adjoint(
-            {name: _number(value) for name, value in moment.settings[first].items()},
+            _step(moment, first),
             [cotangents[p] for p in bucket],
             later,
+            [(spare or {}).get(p, {}).get(BUFFER) for p in bucket],
             is_first=moment.states[first].get(BUFFER) is None,
             gradients_only=gradients_only,
         )
@@ -70,33 +89,61 @@ def sgd_adjoint(
             parameters.update(zip(bucket, found.parameters, strict=True))
             for position, p in enumerate(bucket):
                 before[p] = {} if found.buffers is None else {BUFFER: found.buffers[position]}
-    return parameters, gradients, before
+    return SgdAdjoint(parameters, gradients, before)
+
+
+class _Step(NamedTuple):
+    """The numbers of a step: ``b' = μ b + kept d``, ``w' = w - reach b' - extra d``."""
+
+    momentum: Number
+    kept: Number
+    reach: Number
+    extra: Number
+    decay: Number
+    sign: float
+
+    @property
+    def multiple(self) -> Number:
+        """What the cotangent of ``g`` is times ``λ``, where ``ν`` is zero."""
+        return -self.sign * (self.kept * self.reach + self.extra)
+
+
+def _step(moment: OptimizerMoment, p: Tensor) -> _Step:
+    settings = moment.settings[p]
+    rate, momentum = _number(settings["lr"]), _number(settings["momentum"])
+    kept: Number = 1.0
+    if moment.states[p].get(BUFFER) is not None:
+        kept = 1 - _number(settings["dampening"])
+    reach: Number = 0.0 if _is(momentum, 0) else rate
+    extra: Number = rate if _is(momentum, 0) else 0.0
+    if settings["nesterov"]:
+        reach, extra = rate * momentum, rate
+    sign = -1.0 if settings["maximize"] else 1.0
+    return _Step(momentum, kept, reach, extra, _number(settings["weight_decay"]), sign)
 
 
 def _adjoint(
-    settings: Mapping[str, Any],
+    step: _Step,
     of_w: list[Tensor],
     of_buffer: list[Tensor] | None,
+    spare: Sequence[Tensor | None],
     *,
     is_first: bool,
     gradients_only: bool,
 ) -> _Cotangents:
     """Return the adjoint for parameters of the same settings and the same state."""
-    rate, momentum, decay = (settings[name] for name in ("lr", "momentum", "weight_decay"))
     before = of_buffer
-    if _is_zero(momentum):
-        of_d = vectors.scale(of_w, -rate)
+    if _is(step.momentum, 0):
+        of_d = vectors.scale(of_w, -step.extra)
     else:
-        reach = rate * momentum if settings["nesterov"] else rate
-        later = _plus(of_buffer, of_w, -reach)
-        kept = 1.0 if is_first else 1 - settings["dampening"]
-        of_d = later if _is_one(kept) else vectors.scale(later, kept)
-        if settings["nesterov"]:
-            of_d = _plus(of_d, of_w, -rate)
-        before = None if is_first or gradients_only else vectors.scale(later, momentum)
-    of_g = vectors.scale(of_d, -1.0) if settings["maximize"] else of_d
-    passes = gradients_only or _is_zero(decay)
-    return _Cotangents(of_w if passes else _plus(of_w, of_d, decay), of_g, before)
+        later = _increased(of_buffer, of_w, -step.reach)
+        of_d = later if _is(step.kept, 1) else vectors.scale(later, step.kept)
+        if not _is(step.extra, 0):
+            of_d = _plus(of_d, of_w, -step.extra)
+        before = None if is_first or gradients_only else _scaled_into(spare, later, step.momentum)
+    of_g = vectors.scale(of_d, -1.0) if step.sign < 0 else of_d
+    passes = gradients_only or _is(step.decay, 0)
+    return _Cotangents(of_w if passes else _plus(of_w, of_d, step.decay), of_g, before)
 
 
 def _buckets(
@@ -112,25 +159,40 @@ def _buckets(
     return list(buckets.values())
 
 
-def _number(setting: Any) -> Any:
+def _number(setting: Any) -> Number:
     """Return a setting as a number where that waits for no device, or else with no dimensions."""
-    if not isinstance(setting, Tensor):
-        return setting
-    return setting.item() if setting.device.type == "cpu" else setting.reshape(())
+    if isinstance(setting, Tensor) and setting.device.type != "cpu":
+        return setting.reshape(())
+    return float(setting)
 
 
-def _plus(left: list[Tensor] | None, right: list[Tensor], factor: Number) -> list[Tensor]:
+def _plus(left: list[Tensor], right: list[Tensor], factor: Number) -> list[Tensor]:
     """Return ``left + factor * right``."""
-    if left is None:
-        return vectors.scale(right, factor)
     if isinstance(factor, Tensor):
         return vectors.add(left, vectors.scale(right, factor))
     return vectors.add(left, right, alpha=factor)
 
 
-def _is_zero(setting: Number) -> bool:
-    return not isinstance(setting, Tensor) and setting == 0
+def _increased(left: list[Tensor] | None, right: list[Tensor], factor: Number) -> list[Tensor]:
+    """The same in the memory of ``left``, where there is one."""
+    if left is None:
+        return vectors.scale(right, factor)
+    if isinstance(factor, Tensor):
+        torch._foreach_add_(left, vectors.scale(right, factor))
+    else:
+        torch._foreach_add_(left, right, alpha=factor)
+    return left
 
 
-def _is_one(setting: Number) -> bool:
-    return not isinstance(setting, Tensor) and setting == 1
+def _scaled_into(
+    memory: Sequence[Tensor | None], vector: list[Tensor], factor: Number
+) -> list[Tensor]:
+    """Return ``factor * vector``, in ``memory`` where there is some apart from the vector's own."""
+    if any(t is None or t is v for t, v in zip(memory, vector, strict=True)):
+        return vectors.scale(vector, factor)
+    return [torch.mul(v, factor, out=t) for v, t in zip(vector, memory, strict=True)]
+
+
+def _is(setting: Number, number: float) -> bool:
+    """Whether a setting is that number, as far as can be said without waiting for a device."""
+    return not isinstance(setting, Tensor) and setting == number
