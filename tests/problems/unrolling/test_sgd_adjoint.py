@@ -15,6 +15,7 @@ import torch
 from metaweight.problems.hypergradients import unroll
 from metaweight.problems.trajectory import OptimizerMoment, optimizer_moment
 from metaweight.problems.unrolling import adjoint
+from metaweight.problems.unrolling import sgd_adjoint as sgd_adjoint_module
 from metaweight.problems.unrolling.sgd_adjoint import BUFFER, sgd_adjoint
 from support.naive import relative_error
 from support.unrolled import Lower, Setting, engine_gradient, lower_loss, naive_gradient
@@ -168,6 +169,37 @@ def test_gradients_alone_are_the_same(settings: dict[str, Any], steps: int, grou
         torch.testing.assert_close(
             alone.factor * alone.gradients[p], g, rtol=TOLERANCE, atol=TOLERANCE
         )
+
+
+@pytest.mark.parametrize("only", [False, True])
+@pytest.mark.parametrize("steps", [0, 2], ids=["first step", "later step"])
+@pytest.mark.parametrize("settings", CASES, ids=lambda s: " ".join(f"{v}" for v in s.values()))
+def test_settings_may_stay_on_their_device(
+    settings: dict[str, Any], steps: int, only: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where reading a number would wait for a device, it remains a tensor."""
+    program = Program(settings, steps)
+    generator = torch.Generator().manual_seed(1)
+    of_w = {p: drawn(generator, *p.shape) for p in program.parameters}
+    of_b = {p: {BUFFER: drawn(generator, *p.shape)} for p in program.parameters[:2]}
+    memory = {p: {BUFFER: drawn(generator, *p.shape)} for p in program.parameters[:2]}
+
+    def adjoint_of() -> list[Tensor]:
+        given = {p: {BUFFER: state[BUFFER].clone()} for p, state in of_b.items()}
+        found = sgd_adjoint(program.moment, of_w, given, gradients_only=only, spare=memory)
+        states = [t.clone() for state in found.states.values() for t in state.values()]
+        gradients = [found.factor * g for g in found.gradients.values()]
+        return [*found.parameters.values(), *gradients, *states]
+
+    expected = adjoint_of()
+
+    def number(setting: Any) -> Any:
+        # A momentum of zero is another program, which torch itself reads on the host.
+        return torch.as_tensor(setting, dtype=torch.float64) if setting else 0.0
+
+    monkeypatch.setattr(sgd_adjoint_module, "_number", number)
+    for actual, other in zip(adjoint_of(), expected, strict=True):
+        torch.testing.assert_close(actual, other, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_does_not_read_gradients_and_states() -> None:
