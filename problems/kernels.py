@@ -39,6 +39,9 @@ class TwiceDifferentiable(TorchFunctionMode):
         }
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled:
+            # What is computed without a graph is a constant, also to a forward derivative.
+            torch._C._set_fwd_grad_enabled(*args)
         instead = self._instead.get(func)
         if instead is not None and not left_to_torch(args) and _is_covered(args[0]):
             func = instead
@@ -66,8 +69,12 @@ def differentiable_twice() -> Iterator[TwiceDifferentiable]:
 
     Of attention that is the math kernel; the fused ones cannot. Compiled modules run uncompiled.
     """
+    forward = torch._C._is_fwd_grad_enabled()
     with uncompiled(), sdpa_kernel(SDPBackend.MATH), TwiceDifferentiable() as kernels:
-        yield kernels
+        try:
+            yield kernels
+        finally:
+            torch._C._set_fwd_grad_enabled(forward)
 
 
 def _is_covered(input: Tensor) -> bool:

@@ -27,7 +27,7 @@ class Recording:
         parameters: Keep what each of them started from: parameters and buffers, also of the other
             problems that may step before it is replayed.
         optimizer: Keep each one's gradients, optimizer state and optimizer settings.
-        values: Whether the numbers in the first two of these are read, not only their shapes.
+        values: Whether the numbers in the first two of these are read, not only what there is.
         losses: Keep the sample losses of a reweighted problem.
         graphs: Keep the graph of each micro-batch's gradient.
         activations: Keep of a reweighted problem's sample losses what does not depend on the
@@ -95,7 +95,7 @@ class OptimizerMoment:
         gradients: The accumulated gradient, unscaled, before clipping.
         states: Its entries of the optimizer's state; tensors are copies.
         settings: The settings of its group: learning rate, momentum, …
-        values: Whether gradients and states hold their numbers, or only shapes.
+        values: Whether gradients and states hold their numbers, or only say that there are some.
     """
 
     gradients: dict[Tensor, Tensor]
@@ -120,6 +120,10 @@ class RecordedUpdate:
     start: dict[Tensor, Tensor] = field(default_factory=dict)
     buffers: list[tuple[BufferSlot, Tensor]] = field(default_factory=list)
     moment: OptimizerMoment | None = None
+
+
+PRESENT = torch.zeros(())
+"""Stands for a tensor whose numbers nobody reads."""
 
 
 class Trajectory:
@@ -215,7 +219,7 @@ class Trajectory:
 
 
 def optimizer_moment(optimizer: torch.optim.Optimizer, *, values: bool = True) -> OptimizerMoment:
-    """Copy what the next step of ``optimizer`` depends on; without ``values``, zeros of no size."""
+    """Copy what the next step of ``optimizer`` depends on; without ``values``, that it is there."""
     gradients: dict[Tensor, Tensor] = {}
     states: dict[Tensor, dict[str, Any]] = {}
     settings: dict[Tensor, Mapping[str, Any]] = {}
@@ -223,7 +227,7 @@ def optimizer_moment(optimizer: torch.optim.Optimizer, *, values: bool = True) -
         chosen = {k: _copy(v) for k, v in group.items() if k != "params"}
         for p in group["params"]:
             if p.grad is not None:
-                copy = _copy if values else _shape_of
+                copy = _copy if values else _presence_of
                 gradients[p] = copy(p.grad)
                 states[p] = {k: copy(v) for k, v in optimizer.state.get(p, {}).items()}
                 settings[p] = chosen
@@ -234,8 +238,8 @@ def _copy(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
-def _shape_of(value: Any) -> Any:
-    return value.new_zeros(()).expand(value.shape) if isinstance(value, Tensor) else value
+def _presence_of(value: Any) -> Any:
+    return PRESENT if isinstance(value, Tensor) else value
 
 
 def _moving(problem: Problem) -> Sequence[Problem]:

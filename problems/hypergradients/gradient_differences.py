@@ -173,14 +173,12 @@ def _point(
         if held is not None and declares_its_loss(problem):
             return _declared_point(problem, update.steps, patterns, below, held)
         inputs = [*below, *above]
-        total = [torch.zeros_like(t) for t in inputs]
+        total: list[Tensor] | None = None
         for step, pattern in zip(update.steps, patterns, strict=True):
             with pattern.held():
-                loss = replayed_loss(problem, step)
-                if loss.requires_grad:
-                    found = torch.autograd.grad(loss, inputs, allow_unused=True)
-                    total = vectors.add(total, vectors.fill_none(found, inputs))
-        mean = vectors.scale(total, 1.0 / len(update.steps))
+                total = _increased(total, replayed_loss(problem, step), inputs)
+        assert total is not None
+        mean = total if len(update.steps) == 1 else vectors.scale(total, 1.0 / len(update.steps))
         return _Point(mean[: len(below)], mean[len(below) :], [])
 
 
@@ -191,7 +189,7 @@ def _declared_point(
     below: Sequence[Tensor],
     held: Sequence[Tensor],
 ) -> _Point:
-    total = [torch.zeros_like(t) for t in below]
+    total: list[Tensor] | None = None
     losses = []
     for step, pattern, recorded in zip(steps, patterns, held, strict=True):
         with torch.no_grad():
@@ -200,10 +198,17 @@ def _declared_point(
             sample = replayed_losses(problem, step)
             losses.append(sample.detach())
             if below:
-                loss = (fixed * sample).mean() / len(steps)
-                found = torch.autograd.grad(loss, below, allow_unused=True)
-                total = vectors.add(total, vectors.fill_none(found, below))
-    return _Point(total, [], losses)
+                total = _increased(total, (fixed * sample).mean() / len(steps), below)
+    return _Point(total or [], [], losses)
+
+
+def _increased(total: list[Tensor] | None, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradient of a loss, on top of others'."""
+    found: Sequence[Tensor | None] = [None] * len(inputs)
+    if loss.requires_grad:
+        found = torch.autograd.grad(loss, inputs, allow_unused=True)
+    gradient = vectors.fill_none(found, inputs)
+    return gradient if total is None else vectors.add(total, gradient)
 
 
 def _difference(
@@ -218,14 +223,22 @@ def _difference(
     """Return ``scale (ahead - behind)`` by lower and by upper parameters."""
     first: list[Tensor] = []
     if ahead.below:
-        first = vectors.scale(vectors.add(ahead.below, behind.below, alpha=-1.0), scale)
+        first = _scaled_difference(ahead.below, behind.below, scale)
     if not above:
         return first
     if held is None or not declares_its_loss(problem):
-        return first + vectors.scale(vectors.add(ahead.above, behind.above, alpha=-1.0), scale)
+        return first + _scaled_difference(ahead.above, behind.above, scale)
     directional = [(a - b) * scale for a, b in zip(ahead.losses, behind.losses, strict=True)]
     pairs = list(zip(held, directional, strict=True))
     return first + problem.weight_products(update.steps, pairs, above)
+
+
+def _scaled_difference(
+    ahead: Sequence[Tensor], behind: Sequence[Tensor], scale: Tensor
+) -> list[Tensor]:
+    found = vectors.add(ahead, behind, alpha=-1.0)
+    torch._foreach_mul_(found, scale)
+    return found
 
 
 def _in_order(

@@ -266,18 +266,21 @@ def forward_mode_derivatives(
     """Return ``(l_i, <∇_w l_i, v>)`` per micro-batch from one pass of dual numbers."""
     network = _SampleLosses(problem)
     names = {id(p): name for name, p in network.named_parameters()}
+    # Nothing requires a gradient, rather than no_grad: what the network itself computes under that
+    # is a constant.
+    tensors = {name: p.detach() for name, p in network.named_parameters()}
     pairs = []
-    with torch.no_grad(), quiet_first_use(), forward_ad.dual_level():
-        tensors: dict[str, Tensor] = {
-            names[id(p)]: forward_ad.make_dual(p, v)  # type: ignore[no-untyped-call]
-            for p, v in zip(parameters, vector, strict=True)
-        }
+    with quiet_first_use(), forward_ad.dual_level():
+        for p, v in zip(parameters, vector, strict=True):
+            tensors[names[id(p)]] = forward_ad.make_dual(p.detach(), v)  # type: ignore[no-untyped-call]
         for step in steps:
             step.random.restore()
             buffers = {name: b.clone() for name, b in network.named_buffers()}
             output = torch.func.functional_call(network, {**tensors, **buffers}, (step.batch,))
-            losses, tangent = forward_ad.unpack_dual(output)  # type: ignore[no-untyped-call]
-            pairs.append((losses, torch.zeros_like(losses) if tangent is None else tangent))
+            dual = forward_ad.unpack_dual(output)  # type: ignore[no-untyped-call]
+            losses = dual.primal.detach()
+            tangent = torch.zeros_like(losses) if dual.tangent is None else dual.tangent.detach()
+            pairs.append((losses, tangent))
     return pairs
 
 
