@@ -5,6 +5,7 @@
     make bench-check
     python benchmarks/bench_check.py --only mlp      # workloads whose title begins so
     python benchmarks/bench_check.py --record        # write down what is measured now
+    python benchmarks/bench_check.py --told results/speed/speed.json   # by what speed.py wrote
 
 Ratios only, of contenders that take turns on one machine: absolute times say more about the machine
 than about the library. Recorded are, in ``recorded_ratios.json``, the ratio and how much more is
@@ -139,6 +140,20 @@ def compared(ratios: Sequence[Ratio], outcomes: Outcomes) -> Found:
     return found
 
 
+def told(ratios: Sequence[Ratio], written: Mapping[str, Any]) -> Found:
+    """Return what each ratio is by what ``speed.py`` wrote; none where it is not in there."""
+    found: dict[Ratio, float | None] = {}
+    for one in ratios:
+        rows = {row["contender"]: row for row in written.get(one.workload, {}).get("rows", [])}
+        above, below = rows.get(one.contender, {}), rows.get(one.against, {})
+        # Both are ratios to the same contender, whose name ends the column's.
+        prefix = "times " if one.of == "time" else "peak times "
+        column = next((key for key in above if key.startswith(prefix)), "")
+        both = above.get(column), below.get(column)
+        found[one] = None if None in both else both[0] / both[1]
+    return found
+
+
 def report(found: Found) -> tuple[str, int]:
     """Return what to print, and the exit status: 1 for what is too much worse or not recorded."""
     rows = [
@@ -177,12 +192,17 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", action="store_true", help="write down what is measured now")
     parser.add_argument("--only", default="", help="workloads whose title begins so")
     parser.add_argument("--rounds", type=int, help="turns of every contender")
+    parser.add_argument("--told", type=Path, nargs="+", help="read these instead of measuring")
     parser.add_argument("--file", type=Path, default=RECORDED, help="of the recorded ratios")
     arguments = parser.parse_args(given)
     recorded = read(arguments.file)
     asked = [one for one in recorded if one.workload.startswith(arguments.only)]
-    known = {w.title: w for listed in workloads().values() for w in listed}
-    found = compared(asked, measure(asked, known, arguments.rounds))
+    if arguments.told:
+        written = [json.loads(path.read_text()) for path in arguments.told]
+        found = told(asked, {title: part for one in written for title, part in one.items()})
+    else:
+        known = {w.title: w for listed in workloads().values() for w in listed}
+        found = compared(asked, measure(asked, known, arguments.rounds))
     text, status = report(found)
     print(text)
     if arguments.record:

@@ -126,3 +126,29 @@ def test_every_recorded_ratio_is_of_contenders_there_are() -> None:
         for name in (one.contender, one.against):
             assert name in known[one.workload] or name.startswith(peers), name
     assert len(read(RECORDED)) == len(set(read(RECORDED)))
+
+
+def test_ratios_are_read_from_what_the_benchmark_wrote(tmp_path: Path) -> None:
+    from bench_check import main, told
+
+    rows = [
+        {"contender": "ours", "times plain": 3.0, "peak times plain": 1.2},
+        {"contender": "plain", "times plain": 1.0, "peak times plain": 1.0},
+        {"contender": "peer", "times plain": 6.0, "peak times plain": 1.5},
+        {"contender": "failed", "times plain": None, "peak times plain": None},
+    ]
+    ratios = [
+        recorded(),
+        replace(recorded(), against="peer", ratio=0.5),
+        replace(recorded(), of="peak memory", against="peer"),
+        replace(recorded(), against="failed"),
+        replace(recorded(), workload="another"),
+    ]
+    found = told(ratios, {TITLE: {"rows": rows}})
+    assert list(found.values()) == pytest.approx([3.0, 0.5, 0.8, None, None])
+    written, file = tmp_path / "speed.json", tmp_path / "recorded.json"
+    written.write_text(json.dumps({TITLE: {"rows": rows}}))
+    file.write_text(json.dumps({"ratios": [vars(one) for one in ratios[:2]]}))
+    assert main(["--told", str(written), "--file", str(file)]) == 1
+    assert main(["--told", str(written), "--file", str(file), "--record"]) == 0
+    assert main(["--told", str(written), "--file", str(file)]) == 0
