@@ -64,9 +64,11 @@ class BatchSource:
         if iterator is None:
             iterator = self._begin(index, device)
         try:
-            batch = self._next(iterator, index, device)
+            batch = next(iterator)
         except StopIteration:
             batch = self._first_of_next_epoch(index, device)
+        except Exception as error:
+            batch = self._read_again(error, iterator, index, device)
         self._delivered[index] += 1
         return move_batch(batch, device, channels_last=channels_last)
 
@@ -136,26 +138,24 @@ class BatchSource:
             place = f"Loader {index} of problem {self._owner!r}"
             iterator = start.replay(loader, self._delivered[index], device, place)
         else:
-            if not keeps_its_place(loader):
+            if type(loader) is list or not keeps_its_place(loader):
                 self._starts[index] = EpochStart.of(loader, device)
             self._delivered[index] = 0
             iterator = iter(loader)
         self._iterators[index] = iterator
         return iterator
 
-    def _next(self, iterator: Iterator[Any], index: int, device: torch.device) -> Any:
-        try:
-            return next(iterator)
-        except StopIteration:
-            raise
-        except Exception as error:
-            if self._starts[index] is None or not has_dead_worker(iterator):
-                raise
-            warnings.warn(
-                f"A worker of loader {index} of problem {self._owner!r} has died ({error}); its "
-                f"epoch is read again up to batch {self._delivered[index]} by new ones.",
-                stacklevel=3,
-            )
+    def _read_again(
+        self, error: Exception, iterator: Iterator[Any], index: int, device: torch.device
+    ) -> Any:
+        """Return the batch that a loader failed to give, if it was because a worker has died."""
+        if self._starts[index] is None or not has_dead_worker(iterator):
+            raise error
+        warnings.warn(
+            f"A worker of loader {index} of problem {self._owner!r} has died ({error}); its "
+            f"epoch is read again up to batch {self._delivered[index]} by new ones.",
+            stacklevel=3,
+        )
         return next(self._begin(index, device))
 
     def _first_of_next_epoch(self, index: int, device: torch.device) -> Any:
@@ -165,10 +165,12 @@ class BatchSource:
         self._forget(index)
         iterator = self._begin(index, device)
         try:
-            return self._next(iterator, index, device)
+            return next(iterator)
         except StopIteration:
             raise DataError(
                 f"Loader {index} of problem {self._owner!r} gave no batch at the start of an "
                 "epoch. It is empty, or a generator that can be read only once; give it data, or "
                 "an object that can be iterated again, such as a DataLoader."
             ) from None
+        except Exception as error:
+            return self._read_again(error, iterator, index, device)
