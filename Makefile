@@ -35,10 +35,10 @@ lint: install ## formatting, lint and types
 	$(BIN)/python -m pip install --quiet --no-deps --target build/typed .
 	cd build/typed && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml -p metaweight
 
-bench: install ## time a step against the peers (about 5 minutes on 2 quiet cores)
+bench: install ## time steps against the peers (about 20 minutes on 2 quiet cores)
 	$(BIN)/python benchmarks/speed.py
 
-bench-check: install ## compare key ratios with those recorded (about 5 minutes on 2 quiet cores)
+bench-check: install ## compare key ratios with those recorded (about 6 minutes on 2 quiet cores)
 	$(BIN)/python benchmarks/bench_check.py
 
 clean: ## remove everything made here
