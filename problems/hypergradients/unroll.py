@@ -218,7 +218,8 @@ class Unroll(Hypergradient):
 
 
 def _whole_loop(problem: Problem, updates: Sequence[RecordedUpdate]) -> bool:
-    return owns_start(problem) and len(updates) == problem.config.unroll_steps
+    whole = problem.trajectory.reaches_start(updates, problem.config.unroll_steps)
+    return whole and owns_start(problem)
 
 
 def _through_start(
