@@ -36,8 +36,9 @@ class NonFinite(Hook):
       accumulated step are dropped with a bad one. A hypergradient goes through the steps that were
       taken; where a lower problem has none left, the upper step is left out and counted too. A
       hypergradient that could not be formed (``HypergradientError``) counts as not finite.
-    - ``"stop"``: nothing more is changed in this iteration, after which the run ends, saved where
-      there is a ``checkpoint_dir``. ``run(resume="auto")`` then goes on with the next batch.
+    - ``"stop"``: nothing more is changed in this iteration, steps of other problems included,
+      after which the run ends, saved where there is a ``checkpoint_dir``. ``run(resume="auto")``
+      then goes on with the next batch.
 
     Schedulers and counters go on in all cases; buffers are as before the bad batch, random streams
     and loaders have moved. With ``"fp16"`` the loss scaler leaves out what its scale makes

@@ -44,7 +44,7 @@ def test_describes_at_most_eight_but_hashes_all() -> None:
 def test_odd_tensors_are_described_too() -> None:
     assert batch_digest(torch.empty(0, 3)).startswith("batch float32 (0, 3), 0 not finite; ")
     assert batch_digest(torch.tensor([1j])).startswith("batch complex64 (1,); ")
-    sparse = torch.sparse_coo_tensor([[0], [1]], [2.0], (2, 2))
+    sparse = torch.sparse_coo_tensor([[0], [1]], [2.0], (2, 2), check_invariants=True)
     assert batch_digest(sparse).startswith("batch float32 (2, 2) from 0 to 2, 0 not finite")
     assert batch_digest(torch.ones(2, 3).t()).startswith("batch float32 (3, 2) from 1 to 1")
     assert batch_digest(torch.full((2,), float("nan"))).startswith("batch float32 (2,), 2 not fin")

@@ -50,7 +50,7 @@ def gradient_of(parameters: list[Tensor], gradients: list[Tensor]) -> Any:
 def test_mixed_types_empty_and_sparse_gradients() -> None:
     values = [torch.zeros(2, 2), torch.zeros(3, dtype=torch.bfloat16), torch.zeros(0)]
     gradients = [
-        torch.sparse_coo_tensor([[0], [1]], [2.0], (2, 2)),
+        torch.sparse_coo_tensor([[0], [1]], [2.0], (2, 2), check_invariants=True),
         torch.ones(3, dtype=torch.bfloat16),
         torch.zeros(0),
     ]

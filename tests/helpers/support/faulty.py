@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaweight import Config, Engine, EngineConfig, Hook, ImplicitProblem, ReweightedProblem
-
-from .small import Inner, Outer, Point, numbers
-from .reweighting import Judge, network
 from metaweight.weighting import MetaWeightNet
+
+from .reweighting import Judge, network
+from .small import Inner, Outer, Point, numbers
 
 LR, UPPER_LR, MOMENTUM = 0.1, 0.05, 0.9
 
@@ -47,9 +47,7 @@ class Case:
         def made(kind: Any, name: str, start: float, data: Any, lr: float, config: Config) -> Any:
             module = Point(start)
             optimizer = torch.optim.SGD(module.parameters(), lr=lr, momentum=MOMENTUM)
-            return kind(
-                name, config, module, optimizer, train_data_loader=numbers(*data)
-            )
+            return kind(name, config, module, optimizer, train_data_loader=numbers(*data))
 
         inner = made(
             Inner,
