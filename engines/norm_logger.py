@@ -98,4 +98,6 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor:
     if not values:
         return torch.zeros(())
     norms = torch._foreach_norm(values)
-    return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+    together = torch.stack([n.to(norms[0].device) for n in norms])
+    total: Tensor = torch.linalg.vector_norm(together)
+    return total

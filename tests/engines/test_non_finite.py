@@ -89,6 +89,28 @@ def test_a_hypergradient_through_one_step_waits_for_one() -> None:
     assert other.skipped == {"inner": 3, "outer": 3}
 
 
+class Started(Inner):
+    """Each loop starts at twice the upper parameter."""
+
+    def initial_parameters(self) -> dict[str, Tensor]:
+        return {"w": 2.0 * self.outer()}
+
+
+@pytest.mark.parametrize("data", [(1.0, NAN), (NAN, 1.0)])
+def test_a_learned_start_is_reached_through_the_steps_that_were_taken(
+    data: tuple[float, float],
+) -> None:
+    config = Config(type="unroll", unroll_steps=2)
+    inner = problem(Started, "inner", data=numbers(*data), lr=0.1, config=config)
+    engine = bilevel(inner=inner, steps=2, non_finite="skip")
+    engine.run()
+    # w = 2 θ - 0.1 (2 θ - 1 + θ) from θ = 0.5, judged by 0.5 |w - 3|².
+    w = 1.0 - 0.1 * (1.0 - 1.0 + 0.5)
+    assert inner.module.w.item() == pytest.approx(w)
+    expected = 0.5 - 0.1 * (w - 3.0) * (2.0 - 0.3)
+    assert engine.outer.module.w.item() == pytest.approx(expected)
+
+
 def test_a_reweighted_program_is_as_if_it_had_never_seen_the_batch() -> None:
     """Adam, batch norm and the upper problem included, bit for bit."""
     hook = NonFinite("skip")
