@@ -2,7 +2,7 @@
 
 from .batch_digest import batch_digest, not_finite_in
 from .config import Config
-from .descent import descend, leave_out, redo, redo_or_keep
+from .descent import descend, leave_out
 from .errors import (
     CheckpointError,
     ConfigurationError,
@@ -49,6 +49,7 @@ from .problem_state import (
     require_same_lengths,
 )
 from .random_streams import RandomState
+from .redo import redo, redo_or_keep
 from .reweighted import ReweightedProblem
 from .scheduling import step_scheduler, waits_for_metric
 from .state import Snapshot

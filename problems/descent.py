@@ -17,8 +17,8 @@ from .hypergradients.value import UpperLoss, ValueHypergradient
 from .kernels import differentiable_twice
 from .partial import is_partial, others_frozen
 from .problem import Problem
-from .random_streams import RandomState, preserved_streams
-from .state import Snapshot, preserved_buffers
+from .random_streams import RandomState
+from .state import preserved_buffers
 from .step_result import StepResult
 from .trajectory import GradientGraph, RecordedStep
 
@@ -78,43 +78,6 @@ def _finish(problem: Problem, result: StepResult) -> None:
         problem.trajectory.leave_out()
     else:
         problem.trajectory.complete()
-
-
-def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
-    """Repeat the last optimizer step, on its own batches and random numbers.
-
-    Returns:
-        Whether it was taken; ``accepts`` may have refused.
-    """
-    problem.spoiled = False
-    with preserved_streams(problem.device):
-        for step in problem.window:
-            step.random.restore()
-            problem.cur_batch = step.batch
-            attempt(problem, accepts, partial(accumulate_gradient, problem, step.batch))
-    problem.parts.clear()
-    if problem.spoiled:
-        problem.zero_grad()
-        return False
-    update(problem)
-    return True
-
-
-def redo_or_keep(problem: Problem, start: Snapshot, accepts: Accepts) -> bool:
-    """Repeat the last optimizer step from ``start``, or leave all as it is if that is refused.
-
-    Returns:
-        Whether it was taken.
-    """
-    end = Snapshot(problem.module, problem.optimizer, problem.scaler)
-    taken = False
-    try:
-        start.restore(problem.optimizer, problem.scaler)
-        taken = redo(problem, accepts)
-    finally:
-        if not taken:
-            end.restore(problem.optimizer, problem.scaler)
-    return taken
 
 
 def leave_out(problem: Problem, *, record: bool, first: bool, last: bool) -> StepResult:
