@@ -283,4 +283,6 @@ def compiled_contenders(size: int, backend: str = "inductor") -> dict[str, Calla
             ours, config=Config(type=ONE_SIDED, compile=compiled)
         ),
     }
+    if importlib.util.find_spec("betty"):
+        makers["betty-ml, finite difference"] = on_betty
     return {name: _maker(make, size) for name, make in makers.items()}

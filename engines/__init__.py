@@ -9,8 +9,11 @@ from .graph import Graph
 from .hooks import Hook
 from .hypergradient_check import HypergradientCheck
 from .loggers import Logger, RunLogger
+from .non_finite import NonFinite
+from .norm_logger import NormLogger
 from .progress import ProgressBar
 from .schedule import Action, Instruction, Rhythm, Schedule
+from .weight_collapse import WeightCollapse
 
 __all__ = [
     "Action",
@@ -24,8 +27,11 @@ __all__ = [
     "HypergradientCheck",
     "Instruction",
     "Logger",
+    "NonFinite",
+    "NormLogger",
     "ProgressBar",
     "Rhythm",
     "RunLogger",
     "Schedule",
+    "WeightCollapse",
 ]

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +75,7 @@ def _take(engine: Engine, *, copy: bool) -> dict[str, Any]:
         "hooks": [
             {
                 "class": type(hook).__name__,
+                "optional": hook.optional,
                 "state": to_plain(_state_of(hook), f"Hook {type(hook).__name__}", copy=copy),
             }
             for hook in saved_hooks(engine)
@@ -158,8 +159,8 @@ def _require_same_program(engine: Engine, state: Mapping[str, Any]) -> None:
         )
     for problem in engine.problems:
         require_same_form(problem, state["problems"][problem.name])
-    hooks = [hook["class"] for hook in state["hooks"]]
-    present = [type(hook).__name__ for hook in saved_hooks(engine)]
+    hooks = [hook["class"] for hook in state["hooks"] if not hook["optional"]]
+    present = [type(hook).__name__ for hook in saved_hooks(engine) if not hook.optional]
     if hooks != present:
         raise CheckpointError(
             f"The checkpoint is of another program: its hooks are {', '.join(hooks) or 'none'}, "
@@ -179,8 +180,7 @@ def _load(engine: Engine, state: Mapping[str, Any]) -> None:
     problems = {p: state["problems"][p.name] for p in engine.problems}
     for problem, saved in problems.items():
         load_problem(problem, saved)
-    for hook, saved in zip(saved_hooks(engine), state["hooks"], strict=True):
-        hook.load_state_dict(from_plain(saved["state"], engine.device))
+    _load_hooks(engine, state["hooks"])
     if state["env"] and engine.env is not None:
         _give_state(engine.env, from_plain(state["env"], engine.device))
     engine.schedule.load_state_dict(state["schedule"])
@@ -204,14 +204,23 @@ def _put_back(engine: Engine, before: Mapping[str, Any]) -> None:
     for problem in engine.problems:
         load_problem(problem, before["problems"][problem.name])
     _restore_gradients(engine.problems, before)
-    for hook, saved in zip(saved_hooks(engine), before["hooks"], strict=True):
-        hook.load_state_dict(from_plain(saved["state"], engine.device))
+    _load_hooks(engine, before["hooks"])
     if before["env"] and engine.env is not None:
         _give_state(engine.env, from_plain(before["env"], engine.device))
     engine.schedule.load_state_dict(before["schedule"])
     engine.standing.load_state_dict(before["run"])
     engine.global_step = before["run"]["global_step"]
     put_streams(from_plain(before["streams"]))
+
+
+def _load_hooks(engine: Engine, saved: Sequence[Mapping[str, Any]]) -> None:
+    """Give every hook its state; an optional one that was not there before keeps what it has."""
+    left = list(saved)
+    for hook in saved_hooks(engine):
+        found = next((s for s in left if s["class"] == type(hook).__name__), None)
+        if found is not None:
+            left.remove(found)
+            hook.load_state_dict(from_plain(found["state"], engine.device))
 
 
 def _restore_gradients(problems: list[Problem], before: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import InitVar, dataclass
 from metaweight.problems.errors import ConfigurationError
 
 STRATEGIES = ("default", "cpu", "gpu", "distributed", "zero", "fsdp", "accelerate")
+NON_FINITE = ("ignore", "raise", "skip", "stop")
 LOGGER_TYPES = ("none", "tensorboard", "wandb", "csv", "jsonl")
 
 
@@ -47,6 +48,10 @@ class EngineConfig:
         checkpoint_mode: ``"min"`` or ``"max"``: which way is better.
         checkpoint_failure: What to do when a checkpoint cannot be written: ``"warn"`` and go on,
             or ``"raise"``. Earlier ones stay as they are.
+        non_finite: What to do about a loss, gradient or hypergradient that is not finite:
+            ``"ignore"``; ``"raise"`` an error that names problem, step and batch; ``"skip"`` the
+            optimizer step; ``"stop"`` the run and save it. Each but the first waits for the device
+            once a step. See :class:`NonFinite`, the hook for finer settings.
         distributed: Older spelling of ``strategy="distributed"``.
 
     Raises:
@@ -74,6 +79,7 @@ class EngineConfig:
     checkpoint_metric: str = "loss"
     checkpoint_mode: str = "min"
     checkpoint_failure: str = "warn"
+    non_finite: str = "ignore"
     distributed: InitVar[bool | None] = None
 
     def __post_init__(self, distributed: bool | None) -> None:
@@ -88,6 +94,7 @@ class EngineConfig:
         for logger_type in self.logger_types:
             _require_choice("logger_type", logger_type, LOGGER_TYPES)
         _require_choice("early_stopping_mode", self.early_stopping_mode, ("min", "max"))
+        _require_choice("non_finite", self.non_finite, NON_FINITE)
         _require_integer("train_iters", self.train_iters, least=0)
         _require_integer("valid_step", self.valid_step, least=1)
         _require_integer("early_stopping_tolerance", self.early_stopping_tolerance, least=1)

@@ -17,10 +17,12 @@ from metaweight.problems import (
     apply_initial_parameters,
     check_hypergradients,
     descend,
+    leave_out,
     place_in_graph,
     prepare,
     prepare_recording,
     redo,
+    redo_or_keep,
     step_scheduler,
     waits_for_metric,
 )
@@ -34,6 +36,7 @@ from .graph import Graph
 from .hooks import Hook, HookList
 from .hypergradient_check import check_hypergradients_of
 from .loggers import flatten_stats, make_run_logger
+from .non_finite import NonFinite, require_one_policy
 from .placement import choose_device
 from .progress import ProgressBar
 from .schedule import Action, Instruction, Rhythm, Schedule
@@ -83,6 +86,7 @@ class Engine:
         self.checkpointing = Checkpointing(self.config)
         saving = [] if self.checkpointing.folder is None else [self.checkpointing]
         self.hooks = HookList([*_configured_hooks(self.config), *hooks, *saving])
+        require_one_policy(self.hooks.hooks)
         self.leaves: list[Problem] = []
         self.dependencies = dependencies
         self.snapshots: dict[str, Snapshot] = {}
@@ -271,6 +275,7 @@ class Engine:
         for problem in self.problems:
             problem.logger = self.logger
             problem.env = self.env
+            problem.keeps_parts = any(hook.reads_hypergradients for hook in self.hooks.hooks)
             prepare(
                 problem,
                 self.device,
@@ -331,7 +336,7 @@ class Engine:
         if action is Action.STEP:
             self._step(problem, instruction, global_step)
         elif action is Action.LOOP_START:
-            problem.trajectory.release_graphs()
+            problem.trajectory.begin_loop()
             problem.on_inner_loop_start()
             apply_initial_parameters(problem)
         elif action is Action.SNAPSHOT:
@@ -339,8 +344,7 @@ class Engine:
                 problem.module, problem.optimizer, problem.scaler
             )
         elif action is Action.REDO:
-            self.snapshots[problem.name].restore(problem.optimizer, problem.scaler)
-            redo(problem)
+            self._redo(problem)
             step_scheduler(problem)
         else:
             step_scheduler(problem)
@@ -348,19 +352,40 @@ class Engine:
     def _step(self, problem: Problem, instruction: Instruction, global_step: int | None) -> None:
         problem.begin_step(instruction.count, global_step)
         self.hooks.before_step(self, problem)
-        result = descend(
-            problem,
-            record=instruction.record,
-            first=instruction.first,
-            last=instruction.last,
-            after_gradient=self._after_gradient,
-        )
+        result = self._descend(problem, instruction)
+        if result.left_out:
+            self.hooks.step_left_out(self, problem)
         if instruction.settled:
             step_scheduler(problem)
         self._log(problem, result, global_step)
-        if problem.scheduler is not None and not self.do_validation():
+        if problem.scheduler is not None and not (self.do_validation() or result.left_out):
             self._step_plateau(problem, {**result.metrics, "loss": result.loss}, "training_step")
         self.hooks.after_step(self, problem, result)
+
+    def _descend(self, problem: Problem, instruction: Instruction) -> StepResult:
+        record, first, last = instruction.record, instruction.first, instruction.last
+        if any(lower.trajectory.spent for lower in problem.position.lowers):
+            return leave_out(problem, record=record, first=first, last=last)
+        return descend(
+            problem,
+            record=record,
+            first=first,
+            last=last,
+            after_gradient=self._after_gradient,
+            accepts=self._accepts if self.hooks.may_refuse else None,
+        )
+
+    def _redo(self, problem: Problem) -> None:
+        start, may_refuse = self.snapshots[problem.name], self.hooks.may_refuse
+        if not may_refuse:
+            start.restore(problem.optimizer, problem.scaler)
+            redo(problem)
+        # Where its last steps were left out, no upper problem has stepped, and the loop stands.
+        elif not problem.trajectory.spent and not redo_or_keep(problem, start, self._accepts):
+            self.hooks.step_left_out(self, problem)
+
+    def _accepts(self, problem: Problem, result: StepResult) -> bool:
+        return self.hooks.accepts(self, problem, result)
 
     def _after_gradient(self, problem: Problem) -> None:
         self.hooks.after_gradient(self, problem)
@@ -420,6 +445,8 @@ def _configured_hooks(config: EngineConfig) -> list[Hook]:
                 mode=config.early_stopping_mode,
             )
         )
+    if config.non_finite != "ignore":
+        hooks.append(NonFinite(config.non_finite))
     if config.progress:
         hooks.append(ProgressBar())
     return hooks

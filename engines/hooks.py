@@ -20,9 +20,15 @@ class Hook:
     Attributes:
         only_shows: Whether the hook only shows or writes down what goes on. Such a hook is not
             saved with the program, which can be resumed without it.
+        optional: Whether a program that was saved with the hook can be resumed without it, and the
+            other way round.
+        reads_hypergradients: Whether ``problem.parts`` is to hold, when a gradient is in ``.grad``,
+            the part of it through each lower problem: a list of tensors, one a parameter.
     """
 
     only_shows: bool = False
+    optional: bool = False
+    reads_hypergradients: bool = False
 
     def run_start(self, engine: Engine) -> None:
         """Before the first step of ``engine.run()``."""
@@ -32,6 +38,21 @@ class Hook:
 
     def before_step(self, engine: Engine, problem: Problem) -> None:
         """Before a problem draws its batch."""
+
+    def accepts(self, engine: Engine, problem: Problem, result: StepResult) -> bool:
+        """Whether a batch, whose gradient is in ``.grad``, may have its part in an optimizer step.
+
+        Asked before ``after_gradient``, and when a roll-back takes a step again. The optimizer step
+        of a batch that is refused is left out: parameters, buffers and optimizer stay as they were,
+        no hypergradient goes through it, and an upper problem that finds nothing else to
+        differentiate through leaves its own out too. ``result.error`` says why a hypergradient
+        could not be formed; it is raised unless the batch is refused.
+        """
+        del engine, problem, result
+        return True
+
+    def step_left_out(self, engine: Engine, problem: Problem) -> None:
+        """When an optimizer step of a problem has been left out."""
 
     def after_gradient(self, engine: Engine, problem: Problem) -> None:
         """When a problem's gradient, hypergradients included, is in ``.grad``, before clipping."""
@@ -74,6 +95,8 @@ class HookList(Hook):
         self._starts = [h for h in self.hooks if type(h).run_start is not Hook.run_start]
         self._ends = [h for h in self.hooks if type(h).run_end is not Hook.run_end]
         self._before = [h for h in self.hooks if type(h).before_step is not Hook.before_step]
+        self._accepts = [h for h in self.hooks if type(h).accepts is not Hook.accepts]
+        self._left_out = [h for h in self.hooks if type(h).step_left_out is not Hook.step_left_out]
         self._gradients = [
             h for h in self.hooks if type(h).after_gradient is not Hook.after_gradient
         ]
@@ -104,6 +127,18 @@ class HookList(Hook):
     def before_step(self, engine: Engine, problem: Problem) -> None:
         for hook in self._before:
             hook.before_step(engine, problem)
+
+    @property
+    def may_refuse(self) -> bool:
+        """Whether some hook may leave a step out."""
+        return bool(self._accepts)
+
+    def accepts(self, engine: Engine, problem: Problem, result: StepResult) -> bool:
+        return all([hook.accepts(engine, problem, result) for hook in self._accepts])
+
+    def step_left_out(self, engine: Engine, problem: Problem) -> None:
+        for hook in self._left_out:
+            hook.step_left_out(engine, problem)
 
     def after_gradient(self, engine: Engine, problem: Problem) -> None:
         for hook in self._gradients:

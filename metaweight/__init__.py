@@ -14,7 +14,10 @@ from .engines import (
     Env,
     Hook,
     HypergradientCheck,
+    NonFinite,
+    NormLogger,
     ProgressBar,
+    WeightCollapse,
 )
 from .problems import (
     SAMA,
@@ -34,6 +37,7 @@ from .problems import (
     LossError,
     MetaweightError,
     Neumann,
+    NonFiniteError,
     Nystrom,
     ParameterSelection,
     Penalty,
@@ -74,6 +78,9 @@ __all__ = [
     "LossError",
     "MetaweightError",
     "Neumann",
+    "NonFinite",
+    "NonFiniteError",
+    "NormLogger",
     "Nystrom",
     "ParameterSelection",
     "Penalty",
@@ -87,6 +94,7 @@ __all__ = [
     "Status",
     "Unroll",
     "ValueHypergradient",
+    "WeightCollapse",
     "ZeroOrder",
     "__version__",
 ]

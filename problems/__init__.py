@@ -1,7 +1,8 @@
 """One level of a multilevel program, and how to differentiate through it."""
 
+from .batch_digest import batch_digest, not_finite_in
 from .config import Config
-from .descent import StepResult, descend, redo, step_scheduler, waits_for_metric
+from .descent import descend, leave_out
 from .errors import (
     CheckpointError,
     ConfigurationError,
@@ -10,7 +11,9 @@ from .errors import (
     HypergradientError,
     LossError,
     MetaweightError,
+    NonFiniteError,
 )
+from .finiteness import Finiteness, finiteness
 from .hypergradients import (
     SAMA,
     Agreement,
@@ -46,8 +49,11 @@ from .problem_state import (
     require_same_lengths,
 )
 from .random_streams import RandomState
+from .redo import redo, redo_or_keep
 from .reweighted import ReweightedProblem
+from .scheduling import step_scheduler, waits_for_metric
 from .state import Snapshot
+from .step_result import StepResult
 from .unrolling import apply_initial_parameters
 
 __all__ = [
@@ -60,6 +66,7 @@ __all__ = [
     "ConjugateGradient",
     "DataError",
     "FiniteDifference",
+    "Finiteness",
     "GraphError",
     "GraphPosition",
     "Hypergradient",
@@ -72,6 +79,7 @@ __all__ = [
     "MetaweightError",
     "Names",
     "Neumann",
+    "NonFiniteError",
     "Nystrom",
     "ParameterSelection",
     "Penalty",
@@ -89,17 +97,22 @@ __all__ = [
     "ValueHypergradient",
     "ZeroOrder",
     "apply_initial_parameters",
+    "batch_digest",
     "check_hypergradients",
     "descend",
+    "finiteness",
     "from_plain",
     "keeps_its_place",
+    "leave_out",
     "load_problem",
     "load_surroundings",
+    "not_finite_in",
     "place_in_graph",
     "prepare",
     "prepare_recording",
     "problem_to_plain",
     "redo",
+    "redo_or_keep",
     "require_same_form",
     "require_same_lengths",
     "step_scheduler",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -11,35 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from . import vectors
-from .errors import ConfigurationError, LossError
-from .hypergradients.unroll import Unroll
+from .attempt import Accepts, attempt
+from .errors import LossError
 from .hypergradients.value import UpperLoss, ValueHypergradient
 from .kernels import differentiable_twice
 from .partial import is_partial, others_frozen
 from .problem import Problem
-from .random_streams import RandomState, preserved_streams
+from .random_streams import RandomState
 from .state import preserved_buffers
+from .step_result import StepResult
 from .trajectory import GradientGraph, RecordedStep
-
-
-class StepResult:
-    """What a step leaves to be logged; nothing is detached or read until somebody asks.
-
-    Args:
-        loss: The loss, as it was differentiated.
-        metrics: What else ``training_step`` returned.
-    """
-
-    __slots__ = ("_loss", "metrics")
-
-    def __init__(self, loss: Tensor, metrics: Mapping[str, Any]) -> None:
-        self._loss = loss
-        self.metrics = metrics
-
-    @property
-    def loss(self) -> Tensor:
-        """The loss without its graph, a 0-dim tensor on its device."""
-        return self._loss.detach()
 
 
 def descend(
@@ -49,6 +30,7 @@ def descend(
     first: bool,
     last: bool,
     after_gradient: Callable[[Problem], None],
+    accepts: Accepts | None = None,
 ) -> StepResult:
     """Draw a batch, add its gradient, and update the parameters if it completes the accumulation.
 
@@ -57,37 +39,60 @@ def descend(
         record: Keep the random state, since a hypergradient or a roll-back will replay the step.
         first: Whether the batch opens an accumulation window.
         last: Whether the batch completes it.
-        after_gradient: Called when the gradient is in ``.grad``.
+        after_gradient: Called when the gradient is in ``.grad``, of a batch that is accepted.
+        accepts: Asked whether the batch may have its part in an optimizer step. One that may not
+            leaves no trace, and the step it belongs to is left out.
     """
     batch = problem.cur_batch = problem.get_batch()
     before = problem.hold_parameters()
+    if first:
+        problem.spoiled = False
     try:
         if record:
             if first:
                 problem.trajectory.open(problem)
             problem.trajectory.add(RecordedStep(batch, RandomState(problem.device)))
-        result = accumulate_gradient(problem, batch)
-        problem.grad_callback()
-        after_gradient(problem)
+        result = attempt(problem, accepts, partial(accumulate_gradient, problem, batch))
+        if not problem.spoiled:
+            after_gradient(problem)
         if last:
-            update(problem)
-            problem.trajectory.complete()
+            result.left_out = problem.spoiled
+            _finish(problem, result)
     except BaseException:
         problem.trajectory.abandon()
         raise
     finally:
+        problem.parts.clear()
         problem.release_parameters(before)
     return result
 
 
-def redo(problem: Problem) -> None:
-    """Repeat the last optimizer step, on its own batches and random numbers."""
-    with preserved_streams(problem.device):
-        for step in problem.window:
-            step.random.restore()
-            accumulate_gradient(problem, step.batch)
-            problem.grad_callback()
+def _finish(problem: Problem, result: StepResult) -> None:
+    if result.left_out:
+        problem.zero_grad()
+        problem.trajectory.leave_out()
+        return
     update(problem)
+    if result.overflow:
+        # The loss scaler has left the step out.
+        problem.trajectory.leave_out()
+    else:
+        problem.trajectory.complete()
+
+
+def leave_out(problem: Problem, *, record: bool, first: bool, last: bool) -> StepResult:
+    """Draw a batch and evaluate its loss, without its part in an optimizer step."""
+    if first:
+        problem.spoiled = False
+    batch = problem.cur_batch = problem.get_batch()
+    if record and first:
+        problem.trajectory.open(problem)
+    with preserved_buffers(problem.all_buffer_slots()):
+        result = StepResult(*problem.evaluate(batch))
+    problem.spoiled, result.left_out = True, last
+    if last:
+        _finish(problem, result)
+    return result
 
 
 def accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
@@ -209,6 +214,8 @@ def _through_paths(
                 wanted = own if above is problem else list(above.meta_trainable_parameters())
                 method = lower.auditor or lower.hypergradient
                 vector, lower.hypergradient_status = method.vjp(lower, vector, wanted)
+        if problem.keeps_parts:
+            problem.parts[" -> ".join(lower.name for lower in path[1:-1])] = list(vector)
         total = [v if t is None else t + v for t, v in zip(total, vector, strict=True)]
     return total
 
@@ -249,25 +256,6 @@ def update(problem: Problem) -> None:
     problem.zero_grad()
 
 
-def step_scheduler(problem: Problem) -> None:
-    """Advance the scheduler by one step; one that waits for a metric is left to the engine."""
-    scheduler = problem.scheduler
-    if scheduler is None or waits_for_metric(scheduler):
-        return
-    if problem.count < problem.config.gradient_accumulation:
-        with warnings.catch_warnings():
-            # The first optimizer step is still to come, which torch takes for a wrong order.
-            warnings.filterwarnings("ignore", ".*lr_scheduler.step", UserWarning)
-            scheduler.step()
-    else:
-        scheduler.step()
-
-
-def waits_for_metric(scheduler: Any) -> bool:
-    """Whether the scheduler steps on a measured value rather than on time."""
-    return isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-
-
 def _add_gradients(parameters: list[Tensor], gradients: list[Tensor | None]) -> None:
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None:
@@ -288,19 +276,3 @@ def _require_graph(problem: Problem, loss: Tensor) -> None:
             f"The loss of problem {problem.name!r} does not depend on any parameter that requires "
             "a gradient; compute it from the module, outside torch.no_grad()."
         )
-
-
-def require_first_order(problem: Problem) -> None:
-    """Refuse ``first_order=False``, which asks for graphs implicit problems do not keep."""
-    lowers = [lower for path in problem.paths for lower in path[1:-1]]
-    if not problem.config.first_order and not all(_unrolled(lower) for lower in lowers):
-        raise ConfigurationError(
-            f"Problem {problem.name!r} has Config(first_order=False): it asks to differentiate "
-            "through the graph of unrolled lower problems, which implicit problems do not keep, "
-            "so nothing would reach it. Derive the lower problems from IterativeProblem, or use "
-            "first_order=True and choose their type."
-        )
-
-
-def _unrolled(problem: Problem) -> bool:
-    return isinstance(problem.hypergradient, Unroll)

@@ -27,5 +27,17 @@ class HypergradientError(MetaweightError, ArithmeticError):
     """A hypergradient could not be formed: a solve diverged, or what it needs was not recorded."""
 
 
+class NonFiniteError(MetaweightError, ArithmeticError):
+    """A loss, gradient or hypergradient is not finite.
+
+    Attributes:
+        problem: Name of the problem.
+        step: Its step.
+    """
+
+    problem: str = ""
+    step: int = 0
+
+
 class CheckpointError(MetaweightError, RuntimeError):
     """A checkpoint could not be written, read, or does not belong to this program."""

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 
 from .compilation import compile_module
-from .descent import require_first_order
 from .errors import ConfigurationError, GraphError
+from .hypergradients.unroll import Unroll
 from .layout import laid_out
 from .loaders import BatchSource
 from .partial import chosen_parameters
@@ -71,7 +71,7 @@ def check_hypergradients(problem: Problem) -> None:
     Raises:
         ConfigurationError: Naming the problem and what to choose instead.
     """
-    require_first_order(problem)
+    _require_first_order(problem)
     for path in problem.paths:
         for lower in path[1:-1]:
             lower.hypergradient.check(lower)
@@ -148,3 +148,19 @@ def _require_parts(problem: Problem) -> None:
             "requires a gradient and belongs to its optimizer. Build the optimizer over this "
             "module's parameters."
         )
+
+
+def _require_first_order(problem: Problem) -> None:
+    """Refuse ``first_order=False``, which asks for graphs implicit problems do not keep."""
+    lowers = [lower for path in problem.paths for lower in path[1:-1]]
+    if not problem.config.first_order and not all(_unrolled(lower) for lower in lowers):
+        raise ConfigurationError(
+            f"Problem {problem.name!r} has Config(first_order=False): it asks to differentiate "
+            "through the graph of unrolled lower problems, which implicit problems do not keep, "
+            "so nothing would reach it. Derive the lower problems from IterativeProblem, or use "
+            "first_order=True and choose their type."
+        )
+
+
+def _unrolled(problem: Problem) -> bool:
+    return isinstance(problem.hypergradient, Unroll)

@@ -105,6 +105,9 @@ class Problem(Overridables):
         self.trajectory = Trajectory(Recording())
         self.hypergradient_status: Status | None = None
         self.auditor: Auditor | None = None
+        self.spoiled = False
+        self.keeps_parts = False
+        self.parts: dict[str, list[Tensor]] = {}
         self._position = GraphPosition()
         self._hypergradient = resolve(self._config)
         self._source: BatchSource | None = None

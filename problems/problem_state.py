@@ -39,6 +39,7 @@ def problem_to_plain(
         "state": to_plain(problem.state_dict(), place, copy=copy),
         "count": problem.count,
         "global_step": problem._global_step,
+        "spoiled": problem.spoiled,
         "gradients": to_plain(names.keyed(gradients), place, copy=copy),
         "batch": _batch_to_plain(problem, copy),
         "trajectory": (
@@ -136,6 +137,7 @@ def load_problem(problem: Problem, saved: Mapping[str, Any]) -> None:
     """Put back module, optimizer, scheduler, loss scaler, and counters."""
     problem.load_state_dict(from_plain(saved["state"]))
     problem.begin_step(saved["count"], saved["global_step"])
+    problem.spoiled = bool(saved["spoiled"])
 
 
 def load_surroundings(problem: Problem, saved: Mapping[str, Any], names: Names) -> None:

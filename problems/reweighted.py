@@ -35,7 +35,14 @@ class ReweightedProblem(ImplicitProblem):
                 return self.reweight(losses)
 
     The sample losses must depend on the upper problem through the weights only.
+
+    Attributes:
+        notes_weights: Whether to note the weights that ``training_step`` uses, without a graph.
+        noted_weights: Those of the latest call, shape (B,).
     """
+
+    notes_weights: bool = False
+    noted_weights: Tensor | None = None
 
     def sample_losses(self, batch: Any) -> Tensor:
         """Return one loss per sample, shape (B,) or (B, 1)."""
@@ -64,7 +71,10 @@ class ReweightedProblem(ImplicitProblem):
         else:
             losses = reuse.record(lambda: self.checked_losses(batch))
         self.trajectory.keep_losses(losses)
-        return (self.checked_weights(losses.detach(), batch) * losses).mean()
+        weights = self.checked_weights(losses.detach(), batch)
+        if self.notes_weights:
+            self.noted_weights = weights.detach()
+        return (weights * losses).mean()
 
     def weight_products(
         self,

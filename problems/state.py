@@ -66,6 +66,22 @@ def frozen_statistics(*models: nn.Module) -> Iterator[None]:
         yield
 
 
+class KeptBuffers:
+    """The buffers of a module at one moment, to be put back if need be."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._slots = [(slot, slot[0]._buffers[slot[1]]) for slot in buffer_slots(module)]
+        self._values = [None if b is None else b.detach().clone() for _, b in self._slots]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put them back, in place."""
+        for ((owner, name), buffer), value in zip(self._slots, self._values, strict=True):
+            if buffer is not None and value is not None:
+                buffer.copy_(value)
+                owner._buffers[name] = buffer
+
+
 class Snapshot:
     """Parameters, buffers, optimizer and loss-scaler state of a problem at one moment."""
 

@@ -127,18 +127,29 @@ PRESENT = torch.zeros(())
 
 
 class Trajectory:
-    """The last optimizer steps of one problem, as many as its hypergradient looks back."""
+    """The last optimizer steps of one problem, as many as its hypergradient looks back.
+
+    Attributes:
+        updates: Those recorded, oldest first.
+        taken: Recorded optimizer steps taken since the loop began.
+        left: Recorded ones left out since then.
+        spent: Whether nothing is left to differentiate through, all having been left out.
+    """
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
         self.updates: deque[RecordedUpdate] = deque(maxlen=recording.updates)
         self._open: RecordedUpdate | None = None
+        self.taken = 0
+        self.left = 0
+        self.spent = False
 
     def recording_as(self, recording: Recording) -> Trajectory:
         """Return a trajectory that records otherwise and goes on where this one is."""
         other = Trajectory(recording)
         other.updates.extend(self.updates)
         other._open = self._open
+        other.taken, other.left, other.spent = self.taken, self.left, self.spent
         return other
 
     @property
@@ -178,11 +189,34 @@ class Trajectory:
             for step in update.steps:
                 step.graph = None
 
+    def begin_loop(self) -> None:
+        """Note that a loop begins; kept graphs are given up."""
+        self.release_graphs()
+        self.taken = self.left = 0
+
     def complete(self) -> None:
         """Keep the step that was being recorded, now that it has been taken."""
         if self._open is not None:
             self.updates.append(self._open)
             self._open = None
+            self.taken += 1
+            self.spent = False
+
+    def leave_out(self) -> None:
+        """Forget the step that was being recorded, since it was not taken.
+
+        Steps of earlier loops are forgotten too, which new ones would have replaced.
+        """
+        if self._open is not None:
+            self._open = None
+            self.left += 1
+            while len(self.updates) > self.taken:
+                self.updates.popleft()
+            self.spent = not self.updates
+
+    def reaches_start(self, updates: Sequence[RecordedUpdate], unroll_steps: int) -> bool:
+        """Whether recorded steps go back to where a loop of ``unroll_steps`` began."""
+        return len(updates) + self.left == unroll_steps
 
     def abandon(self) -> None:
         """Forget the step that was being recorded."""

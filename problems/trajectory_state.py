@@ -33,6 +33,7 @@ def trajectory_to_plain(
         "recording": asdict(trajectory.recording),
         "updates": [_update_to_dict(update, names) for update in updates],
         "open": under_way is not None,
+        "loop": [trajectory.taken, trajectory.left, trajectory.spent],
     }
     plain: dict[str, Any] = to_plain(found, where, copy=copy)
     return plain
@@ -52,6 +53,7 @@ def trajectory_from_plain(
     if plain["open"]:
         trajectory.under_way = updates.pop()
     trajectory.updates.extend(updates)
+    trajectory.taken, trajectory.left, trajectory.spent = plain["loop"]
     return trajectory
 
 

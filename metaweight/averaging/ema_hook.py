@@ -100,7 +100,7 @@ class EMAHook(Hook):
 
     def after_step(self, engine: Engine, problem: Problem, result: StepResult) -> None:
         """Note that an update is due."""
-        if self._averages(problem) and _lasts(engine, problem):
+        if self._averages(problem) and _lasts(engine, problem) and not result.left_out:
             self._due = True
 
     def iteration_end(self, engine: Engine) -> None:

@@ -94,6 +94,7 @@ def _doubled(trajectory: Trajectory) -> Trajectory:
                 moment=None if update.moment is None else _doubled_moment(update.moment),
             )
         )
+    copy.taken, copy.left, copy.spent = trajectory.taken, trajectory.left, trajectory.spent
     return copy
 
 

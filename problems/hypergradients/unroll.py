@@ -244,7 +244,8 @@ def _is_kept(update: RecordedUpdate) -> bool:
 
 
 def _whole_loop(problem: Problem, updates: Sequence[RecordedUpdate]) -> bool:
-    return owns_start(problem) and len(updates) == problem.config.unroll_steps
+    whole = problem.trajectory.reaches_start(updates, problem.config.unroll_steps)
+    return whole and owns_start(problem)
 
 
 def _through_start(

@@ -47,7 +47,7 @@ def replay(
     ``training_step`` returns, or an empty one, before the loss is differentiated.
     """
     go_back_to(updates[0])
-    if len(updates) == problem.config.unroll_steps:
+    if problem.trajectory.reaches_start(updates, problem.config.unroll_steps):
         apply_initial_parameters(problem)
     twin = twin_of(problem.optimizer)
     first = updates[0].moment

@@ -1,6 +1,6 @@
-"""What a network computes under ``no_grad`` is a constant of its loss, however it is differentiated.
+"""What a network computes under ``no_grad`` is a constant, however its loss is differentiated.
 
-Tolerance: relative 1e-12 in float64; kept graphs, which reverse mode alone differentiates, are right.
+Tolerance: relative 1e-12 in float64; kept graphs, differentiated in reverse mode alone, are right.
 """
 
 from __future__ import annotations

@@ -1,0 +1,48 @@
+"""The last optimizer step taken again, once upper problems have stepped."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from .attempt import Accepts, attempt
+from .descent import accumulate_gradient, update
+from .problem import Problem
+from .random_streams import preserved_streams
+from .state import Snapshot
+
+
+def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
+    """Repeat the last optimizer step, on its own batches and random numbers.
+
+    Returns:
+        Whether it was taken; ``accepts`` may have refused.
+    """
+    problem.spoiled = False
+    with preserved_streams(problem.device):
+        for step in problem.window:
+            step.random.restore()
+            problem.cur_batch = step.batch
+            attempt(problem, accepts, partial(accumulate_gradient, problem, step.batch))
+    problem.parts.clear()
+    if problem.spoiled:
+        problem.zero_grad()
+        return False
+    update(problem)
+    return True
+
+
+def redo_or_keep(problem: Problem, start: Snapshot, accepts: Accepts) -> bool:
+    """Repeat the last optimizer step from ``start``, or leave all as it is if that is refused.
+
+    Returns:
+        Whether it was taken.
+    """
+    end = Snapshot(problem.module, problem.optimizer, problem.scaler)
+    taken = False
+    try:
+        start.restore(problem.optimizer, problem.scaler)
+        taken = redo(problem, accepts)
+    finally:
+        if not taken:
+            end.restore(problem.optimizer, problem.scaler)
+    return taken
