@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow lint bench clean
+.PHONY: help install demo test test-slow lint bench bench-check clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -37,6 +37,9 @@ lint: install ## formatting, lint and types
 
 bench: install ## time a step against the peers (about 5 minutes on 2 quiet cores)
 	$(BIN)/python benchmarks/speed.py
+
+bench-check: install ## compare key ratios with those recorded (about 5 minutes on 2 quiet cores)
+	$(BIN)/python benchmarks/bench_check.py
 
 clean: ## remove everything made here
 	rm -rf $(VENV) build results *.egg-info

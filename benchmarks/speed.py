@@ -2,91 +2,57 @@
 
 ::
 
-    python benchmarks/speed.py                 # both workloads
+    python benchmarks/speed.py                      # all workloads
     python benchmarks/speed.py --workload toy
     python benchmarks/speed.py --workload resnet32 --check   # also how right the hypergradients are
+    python benchmarks/speed.py --grow all           # how the cost grows
+    python benchmarks/speed.py --grow batch --grow-on resnet32
 
-``resnet32``: one Meta-Weight-Net step (a batch of 100 to train on, 100 to judge by, single
-precision). ``toy``: logistic regression with 20 learned penalties, where the library's own work is
-what one sees. Every contender gets the same tensors and a process of its own, so that none profits
-from memory another has warmed up; in each round all of them step in turn while the others sleep, so
-that a machine whose speed drifts slows all alike. Medians, spread, ratios and peak memory are
-printed and written as JSON and Markdown.
+=================  ==============================================================================
+``resnet32``       a Meta-Weight-Net step, a batch of 100 to train on and 100 to judge by
+``resnet32_exact`` the same for those that differentiate through the step exactly
+``compiled``       the same with ``torch.compile``
+``mlp``            hyper-cleaning, a weight for each sample, on one hidden layer
+``transformer``    a Meta-Weight-Net step of a small text classifier with attention
+``mean_teacher``   WRN-28-2 with labelled and unlabelled images
+``three_level``    weights of a teacher's samples, judged through its student
+``unroll10``       ten steps of the MLP for each of the upper level
+``toy``            logistic regression with 20 learned penalties: the library's own work
+=================  ==============================================================================
+
+Every contender gets the same tensors and a process of its own, so that none profits from memory
+another has warmed up; in each round all of them step in turn while the others sleep, so that a
+machine whose speed drifts slows all alike. Medians, spread, ratios and peak memory are printed and
+written as JSON, Markdown and a figure: ``speed.*``, and ``growth.*`` for ``--grow``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-from functools import partial
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from speed_contenders import PLAIN
+from speed_growth import grown, growths, lines_of
+from speed_report import Row, table
 from speed_resnet32 import resnet32_contenders
-from speed_toy import toy_contenders
-from turns import Make, Step, Turn, environment, markdown, measure
+from speed_workloads import Workload, measured, workloads
+from turns import environment, markdown
 
 from metaweight import Engine
 
-Workload = tuple[str, int]
-"""``("resnet32", batch size)`` or ``("toy", unroll steps)``."""
 
-
-def contenders_of(workload: Workload) -> dict[str, object]:
-    """Return the makers of a workload's contenders by name."""
-    kind, number = workload
-    return dict(resnet32_contenders(number) if kind == "resnet32" else toy_contenders(number))
-
-
-def make_contender(workload: Workload, name: str) -> Step:
-    """Return one contender's step."""
-    make: Make = contenders_of(workload)[name]  # type: ignore[assignment]
-    return make()
-
-
-def measure_workload(
-    workload: Workload, threads: int, rounds: int, steps: int
-) -> dict[str, list[Turn]]:
-    """Return what every contender measured, a turn for each round.
-
-    Raises:
-        RuntimeError: When a contender failed.
-    """
-    makes = {name: partial(make_contender, workload, name) for name in contenders_of(workload)}
-    outcomes = measure(makes, threads, rounds, steps)
-    for name, outcome in outcomes.items():
-        if outcome.error is not None:
-            raise RuntimeError(f"{name}: {outcome.error}")
-    return {name: outcome.turns for name, outcome in outcomes.items()}
-
-
-def table(turns: dict[str, list[Turn]], base: str) -> list[dict[str, float | str]]:
-    """Return per contender medians, quartiles, median per-round ratios to ``base``, memory."""
-    rows: list[dict[str, float | str]] = []
-    for name, own in turns.items():
-        low, middle, high = statistics.quantiles([turn.wall for turn in own], n=4)
-        pairs = list(zip(own, turns[base], strict=True))
-        rows.append(
-            {
-                "contender": name,
-                "median ms": middle * 1e3,
-                "quartiles ms": f"{low * 1e3:.4g} – {high * 1e3:.4g}",
-                f"times {base}": statistics.median(a.wall / b.wall for a, b in pairs),
-                f"CPU times {base}": statistics.median(a.cpu / b.cpu for a, b in pairs),
-                "peak MiB": own[-1].peak,
-            }
-        )
-    return rows
-
-
-def checked(size: int, threads: int) -> list[dict[str, float | str]]:
+def checked(size: int, threads: int) -> list[Row]:
     """Return how close metaweight's hypergradients on ResNet-32 are to double precision.
 
     Each against the same product in double precision with a short displacement, after 3 steps.
     """
     torch.set_num_threads(threads)
-    rows: list[dict[str, float | str]] = []
+    rows: list[Row] = []
     for name, make in resnet32_contenders(size).items():
         engine = getattr(make(), "__self__", None) if name.startswith("metaweight") else None
         if isinstance(engine, Engine):
@@ -105,37 +71,105 @@ def checked(size: int, threads: int) -> list[dict[str, float | str]]:
     return rows
 
 
-def main() -> None:
+def parse(given: Sequence[str] | None) -> argparse.Namespace:
+    """Return what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workload", choices=["resnet32", "toy", "all"], default="all")
-    parser.add_argument("--rounds", type=int, default=None, help="turns of every contender")
-    parser.add_argument("--threads", type=int, default=2, help="threads of the resnet32 workload")
-    parser.add_argument("--batch-size", type=int, default=100, help="of the resnet32 workload")
+    parser.add_argument("--workload", choices=[*workloads(), "all"], help="default: all")
+    parser.add_argument("--grow", choices=[*growths(), "all"], help="alone unless --workload")
+    parser.add_argument("--grow-on", choices=["mlp", "resnet32"], default="mlp", help="for batch")
+    parser.add_argument("--rounds", type=int, help="turns of every contender")
+    parser.add_argument("--threads", type=int, help="instead of each workload's own")
+    parser.add_argument("--batch-size", type=int, default=100, help="of the resnet32 workloads")
     parser.add_argument("--check", action="store_true", help="also check resnet32's hypergradients")
     parser.add_argument("--out", type=Path, default=Path("results/speed"))
-    arguments = parser.parse_args()
-    workloads: list[tuple[Workload, str, int, int, int]] = []
-    if arguments.workload in ("resnet32", "all"):
-        size = arguments.batch_size
-        workloads.append((("resnet32", size), "plain step", arguments.threads, 11, 1))
-    if arguments.workload in ("toy", "all"):
-        workloads += [(("toy", unroll), "hand-written", 1, 15, 400) for unroll in (1, 100)]
-    report: dict[str, object] = {}
-    text = []
-    for workload, base, threads, rounds, steps in workloads:
-        rows = table(measure_workload(workload, threads, arguments.rounds or rounds, steps), base)
-        title = f"{workload[0]} {workload[1]}"
-        report[title] = {"environment": environment(threads), "rows": rows}
-        text.append(markdown(rows, f"{title} ({environment(threads)})"))
+    arguments = parser.parse_args(given)
+    if arguments.workload is None and arguments.grow is None:
+        arguments.workload = "all"
+    return arguments
+
+
+def asked_for(name: str | None, known: Sequence[str]) -> list[str]:
+    """Return the names a choice stands for."""
+    return list(known) if name == "all" else [] if name is None else [name]
+
+
+def chosen(arguments: argparse.Namespace) -> list[Workload]:
+    """Return the workloads asked for."""
+    known = workloads(arguments.batch_size)
+    return [
+        workload.with_effort(arguments.rounds, arguments.threads)
+        for name in asked_for(arguments.workload, list(known))
+        for workload in known[name]
+    ]
+
+
+def write(report: dict[str, Any], out: Path, name: str) -> None:
+    """Write what was measured so far as JSON and Markdown."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(report, indent=2))
+    text = [markdown(found["rows"], heading(title, found)) for title, found in report.items()]
+    (out / f"{name}.md").write_text("\n\n".join(text) + "\n")
+
+
+def heading(title: str, found: dict[str, Any]) -> str:
+    """Return the heading of a table, with what its numbers depend on."""
+    details = ", ".join(f"{name}: {value}" for name, value in found["environment"].items())
+    return f"{title} ({details})"
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Measure the workloads asked for."""
+    # Every contender's process imports this script, which is no reason to import matplotlib.
+    from speed_figures import ratio_bars
+
+    report: dict[str, Any] = {}
+    bars: dict[str, tuple[str, list[Row]]] = {}
+    for workload in chosen(arguments):
+        rows = table(measured(workload), workload.base, workload.lower_steps)
+        found: dict[str, Any] = {"environment": environment(workload.threads), "rows": rows}
+        report[workload.title], bars[workload.title] = found, (workload.base, rows)
+        print(markdown(rows, heading(workload.title, found)), end="\n\n", flush=True)
+        write(report, arguments.out, "speed")
+    if bars:
+        ratio_bars(bars).savefig(arguments.out / "speed.png", dpi=150)
     if arguments.check:
-        rows = checked(arguments.batch_size, arguments.threads)
-        report["hypergradients"] = {"rows": rows}
-        text.append(markdown(rows, "resnet32, hypergradients against double precision"))
-    print("\n\n".join(text))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "speed.json").write_text(json.dumps(report, indent=2))
-    (arguments.out / "speed.md").write_text("\n\n".join(text) + "\n")
+        threads = arguments.threads or 2
+        found = {
+            "environment": environment(threads),
+            "rows": checked(arguments.batch_size, threads),
+        }
+        report["hypergradients"] = found
+        title = "resnet32, hypergradients against double precision"
+        print(markdown(found["rows"], heading(title, found)))
+        write(report, arguments.out, "speed")
+
+
+def grow(arguments: argparse.Namespace) -> None:
+    """Measure the kinds of growth asked for."""
+    from speed_figures import growth_lines
+
+    known = growths(arguments.grow_on)
+    report: dict[str, Any] = {}
+    for kind in asked_for(arguments.grow, list(known)):
+        rows = grown(known[kind], arguments.rounds, arguments.threads)
+        report[kind] = {
+            "label": known[kind].label,
+            "environment": environment(arguments.threads or 1),
+            "rows": rows,
+        }
+        print(markdown(rows, heading(kind, report[kind])), end="\n\n", flush=True)
+        write(report, arguments.out, "growth")
+    if report:
+        growth_lines(lines_of(report), PLAIN).savefig(arguments.out / "growth.png", dpi=150)
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Measure what is asked for."""
+    arguments = parse(given)
+    compare(arguments)
+    grow(arguments)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,9 @@ from metaweight.weighting import MetaWeightNet, WeightedClassifier, WeightLearne
 
 Step = Callable[[], None]
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+LAST_BLOCK = ("stage3.4", "linear")
+ONE_SIDED = Reweighting(derivative="one_sided")
+FORWARD = Reweighting(derivative="forward_mode")
 META_LR = 1e-5
 
 
@@ -48,9 +52,11 @@ def parts() -> tuple[nn.Module, nn.Module, Any, Any]:
     )
 
 
-def plain(batches: Batches, channels_last: bool = False) -> Step:
+def plain(batches: Batches, channels_last: bool = False, compiled: Any = None) -> Step:
     """Return an ordinary training step, without any weights."""
     net, _, optimizer, _ = parts()
+    if compiled is not None:
+        net.compile(**compiled)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     net, x = net.to(memory_format=layout), batches.x.to(memory_format=layout)
 
@@ -217,32 +223,39 @@ def on_metaweight(batches: Batches) -> Step:
     )
 
 
+USUAL, BOTH, CHANNELS_LAST = (False,), (False, True), (True,)
+CONFIGS: dict[str, tuple[Config, tuple[bool, ...]]] = {
+    "native": (Config(), BOTH),
+    "native, one-sided": (Config(type=ONE_SIDED), BOTH),
+    "native, forward mode": (Config(type=FORWARD), BOTH),
+    "native, one-sided, last block": (
+        Config(type=ONE_SIDED, hypergradient_parameters=LAST_BLOCK),
+        BOTH,
+    ),
+    "native, bf16, hypergradient in fp32": (
+        Config(type=Reweighting(), precision="bf16"),
+        CHANNELS_LAST,
+    ),
+    "native, one-sided, bf16": (
+        Config(type=replace(ONE_SIDED, full_precision=False), precision="bf16"),
+        CHANNELS_LAST,
+    ),
+}
+"""metaweight's settings, and in which layouts they are measured."""
+
+
 def resnet32_contenders(size: int) -> dict[str, Callable[[], Step]]:
     """Return what makes each contender's step, by name; peers that are missing are left out."""
     makers: dict[str, Callable[[Batches], Step]] = {
         "plain step": plain,
         "plain step, channels last": partial(plain, channels_last=True),
-        "metaweight, native": partial(ours, config=Config()),
-        "metaweight, native, one-sided": partial(
-            ours, config=Config(type=Reweighting(derivative="one_sided"))
-        ),
-        "metaweight, native, forward mode": partial(
-            ours, config=Config(type=Reweighting(derivative="forward_mode"))
-        ),
-        "metaweight, native, channels last": partial(ours, config=Config(), channels_last=True),
-        "metaweight, native, one-sided, channels last": partial(
-            ours, config=Config(type=Reweighting(derivative="one_sided")), channels_last=True
-        ),
-        "metaweight, native, one-sided, channels last, bf16": partial(
-            ours,
-            config=Config(
-                type=Reweighting(derivative="one_sided", full_precision=False), precision="bf16"
-            ),
-            channels_last=True,
-        ),
-        "metaweight, native, channels last, bf16, hypergradient in fp32": partial(
-            ours, config=Config(type=Reweighting(), precision="bf16"), channels_last=True
-        ),
+        **{
+            f"metaweight, {name}{', channels last' if last else ''}": partial(
+                ours, config=config, channels_last=last
+            )
+            for name, (config, layouts) in CONFIGS.items()
+            for last in layouts
+        },
         "metaweight, Betty's program": on_metaweight,
     }
     peers: dict[str, tuple[str, Callable[[Batches], Step]]] = {
@@ -256,3 +269,18 @@ def resnet32_contenders(size: int) -> dict[str, Callable[[], Step]]:
 
 def _maker(make: Callable[[Batches], Step], size: int) -> Callable[[], Step]:
     return lambda: make(Batches(size))
+
+
+def compiled_contenders(size: int, backend: str = "inductor") -> dict[str, Callable[[], Step]]:
+    """Return what makes the steps of ``torch.compile``, and those they are compared with."""
+    compiled = {"backend": backend}
+    makers: dict[str, Callable[[Batches], Step]] = {
+        "plain step": plain,
+        "plain step, compiled": partial(plain, compiled=compiled),
+        "metaweight, native": partial(ours, config=Config()),
+        "metaweight, native, compiled": partial(ours, config=Config(compile=compiled)),
+        "metaweight, native, one-sided, compiled": partial(
+            ours, config=Config(type=ONE_SIDED, compile=compiled)
+        ),
+    }
+    return {name: _maker(make, size) for name, make in makers.items()}

@@ -17,9 +17,10 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -29,10 +30,13 @@ Step = Callable[[], Any]
 Make = Callable[[], Step]
 """Called in the contender's process; must be picklable."""
 
+Given = TypeVar("Given")
+
 SHORTEST_TURN = 0.1
 M_MMAP_THRESHOLD = -3
 MIB = 2**20
 MOST_STEPS = 200
+PEERS = ("betty-ml", "higher", "torchopt")
 
 
 class Turn(NamedTuple):
@@ -63,6 +67,11 @@ class Outcome:
     first_peak: float = 0.0
     turns: list[Turn] = field(default_factory=list)
     error: str | None = None
+
+
+def later(make: Callable[[Given], Step], given: Callable[[], Given]) -> Make:
+    """Return what makes a step of ``given()``, which is made no sooner than the step."""
+    return lambda: make(given())
 
 
 def measure(
@@ -209,8 +218,20 @@ def environment(threads: int) -> dict[str, str | int]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "metaweight": metaweight.__version__,
+        **peer_versions(),
         "allocator": ", ".join(allocator) or "as the system sets it",
     }
+
+
+def peer_versions() -> dict[str, str]:
+    """Return the versions of the peers that are installed."""
+    found = {}
+    for name in PEERS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def markdown(rows: list[dict[str, Any]], title: str) -> str:

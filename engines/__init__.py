@@ -1,5 +1,6 @@
 """The graph of problems and the loop that runs it."""
 
+from .adaptive_interval import AdaptiveInterval
 from .config import EngineConfig
 from .early_stopping import EarlyStopping
 from .engine import Engine
@@ -13,6 +14,7 @@ from .schedule import Action, Instruction, Rhythm, Schedule
 
 __all__ = [
     "Action",
+    "AdaptiveInterval",
     "EarlyStopping",
     "Engine",
     "EngineConfig",

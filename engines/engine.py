@@ -216,6 +216,17 @@ class Engine:
         prepare_recording(lower)
         self._schedule.record(lower.name, lower.trajectory.recording.updates)
 
+    def hand_over_every(self, lower: Problem, loops: int) -> None:
+        """From now on let a lower problem hand over to its upper ones after so many loops.
+
+        A loop is ``unroll_steps`` optimizer steps; a hypergradient goes through the last one.
+        Counting begins where the present loop began.
+
+        Raises:
+            ValueError: For a number below 1.
+        """
+        self._schedule.hand_over_every(lower.name, loops)
+
     def do_validation(self) -> bool:
         """Whether there is a validation to run."""
         return type(self).validation is not Engine.validation and self.is_rank_zero()
@@ -338,7 +349,11 @@ class Engine:
         problem.begin_step(instruction.count, global_step)
         self.hooks.before_step(self, problem)
         result = descend(
-            problem, record=instruction.record, first=instruction.first, last=instruction.last
+            problem,
+            record=instruction.record,
+            first=instruction.first,
+            last=instruction.last,
+            after_gradient=self._after_gradient,
         )
         if instruction.settled:
             step_scheduler(problem)
@@ -346,6 +361,9 @@ class Engine:
         if problem.scheduler is not None and not self.do_validation():
             self._step_plateau(problem, {**result.metrics, "loss": result.loss}, "training_step")
         self.hooks.after_step(self, problem, result)
+
+    def _after_gradient(self, problem: Problem) -> None:
+        self.hooks.after_gradient(self, problem)
 
     def _log(self, problem: Problem, result: StepResult, global_step: int | None) -> None:
         every = problem.config.log_step
@@ -412,7 +430,9 @@ def _require_free_names(problems: Sequence[Problem], engine: Engine, env: Env | 
     for problem in problems:
         holders: list[object] = [engine, *(p for p in problems if p is not problem)]
         for holder in (*holders, env) if env is not None else holders:
-            if problem.name in vars(holder) or hasattr(type(holder), problem.name):
+            earlier = holder.position.peers if isinstance(holder, Problem) else {}
+            taken = problem.name in vars(holder) and problem.name not in earlier
+            if taken or hasattr(type(holder), problem.name):
                 raise GraphError(
                     f"A problem is named {problem.name!r}, which would hide the attribute "
                     f"{problem.name!r} of {type(holder).__name__}; give the problem another name."

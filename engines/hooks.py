@@ -33,6 +33,9 @@ class Hook:
     def before_step(self, engine: Engine, problem: Problem) -> None:
         """Before a problem draws its batch."""
 
+    def after_gradient(self, engine: Engine, problem: Problem) -> None:
+        """When a problem's gradient, hypergradients included, is in ``.grad``, before clipping."""
+
     def after_step(self, engine: Engine, problem: Problem, result: StepResult) -> None:
         """After a problem's step. Reading ``result`` as numbers waits for the device."""
 
@@ -71,6 +74,9 @@ class HookList(Hook):
         self._starts = [h for h in self.hooks if type(h).run_start is not Hook.run_start]
         self._ends = [h for h in self.hooks if type(h).run_end is not Hook.run_end]
         self._before = [h for h in self.hooks if type(h).before_step is not Hook.before_step]
+        self._gradients = [
+            h for h in self.hooks if type(h).after_gradient is not Hook.after_gradient
+        ]
         self._after = [h for h in self.hooks if type(h).after_step is not Hook.after_step]
         self._epochs = [h for h in self.hooks if type(h).epoch_end is not Hook.epoch_end]
         self._iterations = [
@@ -98,6 +104,10 @@ class HookList(Hook):
     def before_step(self, engine: Engine, problem: Problem) -> None:
         for hook in self._before:
             hook.before_step(engine, problem)
+
+    def after_gradient(self, engine: Engine, problem: Problem) -> None:
+        for hook in self._gradients:
+            hook.after_gradient(engine, problem)
 
     def after_step(self, engine: Engine, problem: Problem, result: StepResult) -> None:
         for hook in self._after:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cached_property
 from typing import Any, NamedTuple
 
 
@@ -79,9 +80,20 @@ class Rhythm:
     roll_back: bool = False
     recorded_updates: int = 1
 
-    def hands_over(self, count: int) -> bool:
-        """Whether upper problems become due after step ``count``."""
-        return count > self.warmup and count % (self.unroll_steps * self.accumulation) == 0
+    @cached_property
+    def loop(self) -> int:
+        """Steps of a loop, micro-batches counted one by one."""
+        return self.unroll_steps * self.accumulation
+
+    def hands_over(self, count: int, every: int = 1, since: int = 0) -> bool:
+        """Whether upper problems become due after step ``count``.
+
+        Args:
+            count: The step.
+            every: Loops from one hand-over to the next.
+            since: The step from which these are counted.
+        """
+        return count > self.warmup and (count - since) % (self.loop * every) == 0
 
 
 PLAIN = Rhythm()
@@ -89,12 +101,24 @@ PLAIN = Rhythm()
 
 @dataclass
 class Progress:
-    """Where a problem stands; kept when the graph is rewired."""
+    """Where a problem stands; kept when the graph is rewired.
+
+    Attributes:
+        count: Steps taken.
+        loop_open: Whether the problem is inside a loop.
+        snapshot_taken: Whether there is a snapshot of where its loop began.
+        redo_due: Whether its loop is to be taken back once an upper problem has stepped.
+        every: Loops from one hand-over to the next.
+        since: The step from which these are counted.
+        ready: Lower problems that have handed over.
+    """
 
     count: int = 0
     loop_open: bool = False
     snapshot_taken: bool = False
     redo_due: bool = False
+    every: int = 1
+    since: int = 0
     ready: set[str] = field(default_factory=set)
 
 
@@ -144,7 +168,9 @@ class Schedule:
     def carry_over(self, earlier: Schedule) -> None:
         """Go on counting where another schedule stopped; readiness starts anew."""
         for name, state in earlier._progress.items():
-            self._progress[name] = Progress(state.count, state.loop_open)
+            self._progress[name] = Progress(
+                state.count, state.loop_open, every=state.every, since=state.since
+            )
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return where every problem stands, to be saved."""
@@ -175,6 +201,19 @@ class Schedule:
     def record(self, name: str, updates: int) -> None:
         """From now on record so many optimizer steps of a problem before each hand-over."""
         self._rhythms[name] = replace(self._rhythms.get(name, PLAIN), recorded_updates=updates)
+
+    def hand_over_every(self, name: str, loops: int) -> None:
+        """From the loop under way on, let a problem hand over after so many loops.
+
+        Raises:
+            ValueError: For a number below 1.
+        """
+        if isinstance(loops, bool) or not isinstance(loops, int) or loops < 1:
+            raise ValueError(
+                f"Problem {name!r} was asked to hand over every {loops!r} loops; give 1 or more."
+            )
+        state, rhythm = self.progress(name), self._rhythms.get(name, PLAIN)
+        state.every, state.since = loops, state.count - state.count % rhythm.loop
 
     def advance(self, leaf: str) -> list[Instruction]:
         """Return what one step of ``leaf`` sets off, in order."""
@@ -214,14 +253,16 @@ class Schedule:
             out.append(Instruction(name, Action.SNAPSHOT, state.count))
             state.snapshot_taken = True
         state.count += 1
-        out.append(self._step(name, state.count, rhythm, bool(parents)))
+        out.append(self._step(name, state, rhythm, bool(parents)))
         state.ready.clear()
         fired.append(name)
-        if state.count % (rhythm.unroll_steps * rhythm.accumulation) == 0:
+        if state.count % rhythm.loop == 0:
             state.snapshot_taken = False
-        if rhythm.hands_over(state.count):
+        if rhythm.hands_over(state.count, state.every, state.since):
             state.redo_due = roll_back
             self._hand_over(name, parents, out, fired)
+            state.loop_open = False
+        elif state.every > 1 and state.count % rhythm.loop == 0:
             state.loop_open = False
 
     def _hand_over(
@@ -233,19 +274,16 @@ class Schedule:
             if ready.issuperset(self._children[parent]):
                 self._fire(parent, out, fired)
 
-    def _step(self, name: str, count: int, rhythm: Rhythm, has_parents: bool) -> Instruction:
-        accumulation = rhythm.accumulation
-        loop = rhythm.unroll_steps * accumulation
+    def _step(self, name: str, state: Progress, rhythm: Rhythm, has_parents: bool) -> Instruction:
+        count, accumulation = state.count, rhythm.accumulation
         window_end = -(-count // accumulation) * accumulation
-        loop_end = -(-count // loop) * loop
+        loop_end = -(-count // rhythm.loop) * rhythm.loop
+        hands_over = rhythm.hands_over(loop_end, state.every, state.since)
         record = has_parents and (
             self._waits_for_others.get(name, False)
-            or (
-                rhythm.hands_over(loop_end)
-                and loop_end - window_end < rhythm.recorded_updates * accumulation
-            )
+            or (hands_over and loop_end - window_end < rhythm.recorded_updates * accumulation)
         )
-        undone = rhythm.roll_back and has_parents and rhythm.hands_over(loop_end)
+        undone = rhythm.roll_back and has_parents and hands_over
         first, last = count % accumulation == 1 % accumulation, window_end == count
         return Instruction(name, Action.STEP, count, first, last, record, not undone)
 

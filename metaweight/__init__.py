@@ -6,7 +6,16 @@ The pieces most programs need are importable from here; see ``metaweight.weighti
 """
 
 from ._version import __version__
-from .engines import EarlyStopping, Engine, EngineConfig, Env, Hook, HypergradientCheck, ProgressBar
+from .engines import (
+    AdaptiveInterval,
+    EarlyStopping,
+    Engine,
+    EngineConfig,
+    Env,
+    Hook,
+    HypergradientCheck,
+    ProgressBar,
+)
 from .problems import (
     SAMA,
     CheckpointError,
@@ -42,6 +51,7 @@ from .problems import (
 
 __all__ = [
     "SAMA",
+    "AdaptiveInterval",
     "CheckpointError",
     "Config",
     "ConfigurationError",

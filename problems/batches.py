@@ -25,9 +25,9 @@ def move_batch(batch: Any, device: torch.device, *, channels_last: bool = False)
     """
     if isinstance(batch, Tensor):
         return _move_tensor(batch, device, channels_last)
-    move = partial(move_batch, device=device, channels_last=channels_last)
     if type(batch) in (tuple, list):
-        return type(batch)([move(item) for item in batch])
+        return type(batch)([move_batch(b, device, channels_last=channels_last) for b in batch])
+    move = partial(move_batch, device=device, channels_last=channels_last)
     if callable(getattr(batch, "to", None)):
         return batch.to(device)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import InitVar, dataclass
 
+from .compilation import Compile, checked_compile
 from .errors import ConfigurationError
 from .hypergradients.base import Hypergradient
 from .hypergradients.registry import registered
@@ -66,6 +67,11 @@ class Config:
         hypergradient_parameters: Which parameters of this problem hypergradients go through, the
             others held fixed: ``None`` for all it trains, names of modules such as
             ``("fc", "layer3")``, ``LastLayers(k)`` or ``SampledLayers(k)``.
+        compile: Compile the module with ``torch.compile``: ``True``, or its arguments, such as
+            ``{"mode": "reduce-overhead"}``. Training passes, the upper problem's passes and the
+            passes of differences run compiled. What is differentiated twice or forward runs as it
+            was written, since a compiled pass cannot be: ``"unroll"``, ``"neumann"``, ``"cg"``,
+            ``"nystrom"`` gain in the other passes only.
         fp16: Older spelling of ``precision="fp16"``.
 
     Raises:
@@ -96,6 +102,7 @@ class Config:
     cg_iterations: int = 1
     cg_alpha: float = 1.0
     hypergradient_parameters: Choice = None
+    compile: Compile = False
     fp16: InitVar[bool | None] = None
 
     def __post_init__(self, fp16: bool | None) -> None:
@@ -103,6 +110,7 @@ class Config:
         _require_type(self.type)
         choice = checked_choice(self.hypergradient_parameters)
         object.__setattr__(self, "hypergradient_parameters", choice)
+        object.__setattr__(self, "compile", checked_compile(self.compile))
         if self.precision not in PRECISIONS:
             raise ConfigurationError(
                 f"Config(precision={self.precision!r}) is not one of {', '.join(PRECISIONS)}; "

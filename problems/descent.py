@@ -15,6 +15,7 @@ from .errors import ConfigurationError, LossError
 from .hypergradients.unroll import Unroll
 from .hypergradients.value import UpperLoss, ValueHypergradient
 from .kernels import differentiable_twice
+from .partial import is_partial, others_frozen
 from .problem import Problem
 from .random_streams import RandomState, preserved_streams
 from .state import preserved_buffers
@@ -41,7 +42,14 @@ class StepResult:
         return self._loss.detach()
 
 
-def descend(problem: Problem, *, record: bool, first: bool, last: bool) -> StepResult:
+def descend(
+    problem: Problem,
+    *,
+    record: bool,
+    first: bool,
+    last: bool,
+    after_gradient: Callable[[Problem], None],
+) -> StepResult:
     """Draw a batch, add its gradient, and update the parameters if it completes the accumulation.
 
     Args:
@@ -49,6 +57,7 @@ def descend(problem: Problem, *, record: bool, first: bool, last: bool) -> StepR
         record: Keep the random state, since a hypergradient or a roll-back will replay the step.
         first: Whether the batch opens an accumulation window.
         last: Whether the batch completes it.
+        after_gradient: Called when the gradient is in ``.grad``.
     """
     batch = problem.cur_batch = problem.get_batch()
     before = problem.hold_parameters()
@@ -59,6 +68,7 @@ def descend(problem: Problem, *, record: bool, first: bool, last: bool) -> StepR
             problem.trajectory.add(RecordedStep(batch, RandomState(problem.device)))
         result = accumulate_gradient(problem, batch)
         problem.grad_callback()
+        after_gradient(problem)
         if last:
             update(problem)
             problem.trajectory.complete()
@@ -96,16 +106,21 @@ def accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
 def _accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
     if problem.trajectory.wants_graph():
         return _with_graph(problem, batch)
-    by_value = [_by_value(path[1]) for path in problem.position.paths]
+    paths = problem.position.paths
+    by_value = [path[1].hypergradient.by_value for path in paths]
     again = None
     if any(by_value):
         again = UpperLoss(problem, lambda: _scaled(problem, problem.evaluate(batch)[0]))
-    loss, metrics = problem.evaluate(batch)
+    if any(is_partial(path[1]) for path in paths):
+        with others_frozen(problem):
+            loss, metrics = problem.evaluate(batch)
+    else:
+        loss, metrics = problem.evaluate(batch)
     scaled = _scaled(problem, loss)
     own = list(problem.trainable_parameters())
     if not by_value or not all(by_value):
         _require_graph(problem, scaled)
-    if problem.position.paths:
+    if paths:
         _add_gradients(own, hypergradient(problem, scaled, own, again))
     else:
         torch.autograd.backward(scaled, inputs=own)
@@ -118,10 +133,6 @@ def _scaled(problem: Problem, loss: Tensor) -> Tensor:
     scaled: Tensor = loss if problem.scaler is None else problem.scaler.scale(loss)
     accumulation = problem.config.gradient_accumulation
     return scaled / accumulation if accumulation > 1 else scaled
-
-
-def _by_value(problem: Problem) -> bool:
-    return isinstance(problem.hypergradient, ValueHypergradient)
 
 
 def _with_graph(problem: Problem, batch: Any) -> StepResult:
@@ -168,8 +179,7 @@ def hypergradient(
     lower problem works from values needs no vector but ``again``, which measures the loss.
     """
     paths = problem.position.paths
-    lowers = {lower for path in paths for lower in path[1:-1]}
-    held = [(lower, lower.hold_parameters()) for lower in lowers]
+    held = [(lower, lower.hold_parameters()) for lower in problem.position.lowers]
     try:
         total = _through_paths(problem, paths, loss, own, again)
     finally:
@@ -186,7 +196,7 @@ def _through_paths(
     own: list[Tensor],
     again: UpperLoss | None,
 ) -> list[Tensor | None]:
-    valued = [path[1] for path in paths if _by_value(path[1])]
+    valued = [path[1] for path in paths if path[1].hypergradient.by_value]
     total, starts = _direct(loss, own, [path[1] for path in paths if path[1] not in valued])
     for path in paths:
         if path[1] in valued:

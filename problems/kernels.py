@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from .batch_norm import batch_norm
+from .compilation import uncompiled
 from .convolution import DIMENSIONS, convolution
 from .substitution import left_to_torch
 
@@ -57,9 +58,9 @@ class TwiceDifferentiable(TorchFunctionMode):
 def differentiable_twice() -> Iterator[TwiceDifferentiable]:
     """Compute inside with kernels that can be differentiated twice and forward.
 
-    Of attention that is the math kernel; the fused ones cannot.
+    Of attention that is the math kernel; the fused ones cannot. Compiled modules run uncompiled.
     """
-    with sdpa_kernel(SDPBackend.MATH), TwiceDifferentiable() as kernels:
+    with uncompiled(), sdpa_kernel(SDPBackend.MATH), TwiceDifferentiable() as kernels:
         yield kernels
 
 

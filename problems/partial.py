@@ -18,12 +18,15 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from .activation_reuse import ReusableActivations
+from .compilation import is_compiled
 from .errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -180,6 +183,59 @@ def chosen_parameters(problem: Problem) -> list[Tensor]:
             f"{asked} the problem trains none of these parameters; it trains those of {names}."
         )
     return chosen
+
+
+def is_partial(problem: Problem) -> bool:
+    """Whether hypergradients go through a part of the problem's trainable parameters only."""
+    choice = problem.config.hypergradient_parameters
+    if choice is None and not problem.chooses_by_method:
+        return False
+    return len(list(problem.meta_trainable_parameters())) < len(
+        list(problem.trainable_parameters())
+    )
+
+
+def reuses_activations(problem: Problem) -> bool:
+    """Whether displaced passes repeat a part of the pass before; compiled ones cannot."""
+    return is_partial(problem) and not is_compiled(problem.module)
+
+
+def reusable_activations(
+    problem: Problem, batch: Any, also: Iterable[Tensor] = ()
+) -> ReusableActivations:
+    """Return what notes a pass over ``batch``, to repeat it with chosen parameters displaced.
+
+    Args:
+        problem: The lower problem.
+        batch: Its micro-batch.
+        also: What else changes, or is differentiated by.
+    """
+    modules = [problem.module, *[peer.module for peer in problem.position.peers.values()]]
+    changing = [*problem.meta_trainable_parameters(), *also]
+    return ReusableActivations(changing, modules, batch, problem.device)
+
+
+@contextmanager
+def others_frozen(problem: Problem) -> Iterator[None]:
+    """Inside, of the problems below, what hypergradients do not go through requires no gradient.
+
+    A backward pass that would stop above it needs no graph below.
+    """
+    lowers = {path[1] for path in problem.position.paths}
+    partly = [lower for lower in lowers if is_partial(lower)]
+    if not partly:
+        yield
+        return
+    kept = {p for lower in lowers for p in lower.meta_trainable_parameters()}
+    kept.update(problem.trainable_parameters())
+    frozen = [p for lower in partly for p in lower.trainable_parameters() if p not in kept]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
 
 
 def _layers(module: nn.Module, trainable: Sequence[Tensor]) -> list[list[Tensor]]:

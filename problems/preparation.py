@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from .compilation import compile_module
 from .descent import require_first_order
 from .errors import ConfigurationError, GraphError
 from .layout import laid_out
@@ -16,7 +17,7 @@ from .problem import GraphPosition, Problem, apply_param_groups
 
 def place_in_graph(problem: Problem, position: GraphPosition) -> None:
     """Tell a problem its neighbours and the problems it can see by name."""
-    problem._position = position
+    problem.position = position
 
 
 def prepare(
@@ -109,14 +110,14 @@ def move_module(problem: Problem) -> None:
     if any(tensor.device != problem.device for tensor in tensors):
         problem.module = problem.module.to(problem.device)
     problem.module = laid_out(problem.module, problem.channels_last)
+    compile_module(problem.module, problem.config.compile)
 
 
 def _require_choice(problem: Problem) -> None:
     choice = problem.config.hypergradient_parameters
     if choice is None:
         return
-    own = type(problem).meta_trainable_parameters is not Problem.meta_trainable_parameters
-    if own or "meta_trainable_parameters" in vars(problem):
+    if problem.chooses_by_method or "meta_trainable_parameters" in vars(problem):
         raise ConfigurationError(
             f"Problem {problem.name!r} defines meta_trainable_parameters and has "
             f"Config(hypergradient_parameters={choice!r}), which say the same thing twice; "

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .compilation import compile_module
 from .config import Config
 from .errors import ConfigurationError, GraphError, LossError
 from .hypergradients.audit import Auditor
@@ -34,6 +37,11 @@ class GraphPosition:
     children: tuple[Problem, ...] = ()
     paths: tuple[tuple[Problem, ...], ...] = ()
     peers: Mapping[str, Problem] = field(default_factory=dict)
+
+    @cached_property
+    def lowers(self) -> list[Problem]:
+        """The problems hypergradients go through, each once."""
+        return list(dict.fromkeys(lower for path in self.paths for lower in path[1:-1]))
 
 
 class Problem(Overridables):
@@ -104,14 +112,15 @@ class Problem(Overridables):
         self._count = 0
         self._global_step: int | None = None
         self._held: list[Tensor] | None = None
+        kind = type(self).meta_trainable_parameters
+        self.chooses_by_method = kind is not Problem.meta_trainable_parameters
         self._others: tuple[list[nn.Module], list[BufferSlot]] | None = None
+        self._owned: tuple[nn.Module | None, list[Tensor], list[Tensor]] = (None, [], [])
         self.warn_of_near_misses()
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_"):
             peers = self.__dict__["_position"].peers if "_position" in self.__dict__ else {}
-            if name in peers:
-                return peers[name]
             known = f" Problems it can see: {', '.join(sorted(peers)) or 'none yet'}."
         else:
             known = ""
@@ -143,11 +152,7 @@ class Problem(Overridables):
         to the optimizer."""
         if self._held is not None:
             return self._held
-        trainable = [p for p in self.module.parameters() if p.requires_grad]
-        if self.optimizer is None:
-            return trainable
-        owned = {p for group in self.optimizer.param_groups for p in group["params"]}
-        return trainable if owned.issuperset(trainable) else [p for p in trainable if p in owned]
+        return [p for p in self._optimized() if p.requires_grad]
 
     def meta_trainable_parameters(self) -> Iterable[Tensor]:
         """The parameters upper problems differentiate through: by default all trainable ones, or
@@ -181,7 +186,10 @@ class Problem(Overridables):
         else:
             with autocast(self._config.precision, self.device):
                 output = self.training_step(batch)
-        return self.loss_of(output), output if isinstance(output, Mapping) else {}
+        # A tensor is what most return, and to ask whether it is a Mapping takes a microsecond.
+        if isinstance(output, Tensor) or not isinstance(output, Mapping):
+            return self.loss_of(output), {}
+        return self.loss_of(output), output
 
     def loss_of(self, output: TrainingOutput) -> Tensor:
         """Return the loss in what ``training_step`` returned, as a 0-dim tensor.
@@ -189,7 +197,9 @@ class Problem(Overridables):
         Raises:
             LossError: When there is none, or it is not one number.
         """
-        loss = output.get("loss") if isinstance(output, Mapping) else output
+        loss: Any = output
+        if not isinstance(loss, Tensor) and isinstance(output, Mapping):
+            loss = output.get("loss")
         if not isinstance(loss, Tensor):
             raise LossError(
                 f"training_step of problem {self._name!r} returned {type(output).__name__} "
@@ -242,6 +252,7 @@ class Problem(Overridables):
     def set_module(self, module: nn.Module) -> None:
         """Use another module from now on. The optimizer is left as it is."""
         self.module = laid_out(module.to(self.device), self.channels_last)
+        compile_module(self.module, self._config.compile)
 
     def set_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Use another optimizer from now on."""
@@ -307,6 +318,22 @@ class Problem(Overridables):
             self._others = (modules, [s for s in others if (id(s[0]), s[1]) not in own])
         return self._others[1]
 
+    def _optimized(self) -> list[Tensor]:
+        """Return the module's parameters that are the optimizer's, in the module's order.
+
+        Walking a module takes longer than looking whether the optimizer holds what it did.
+        """
+        if self.optimizer is None:
+            return list(self.module.parameters())
+        module, owned, kept = self._owned
+        groups = self.optimizer.param_groups
+        now = groups[0]["params"] if len(groups) == 1 else [p for g in groups for p in g["params"]]
+        if module is not self.module or len(owned) != len(now) or not all(map(is_, owned, now)):
+            among = set(now)
+            kept = [p for p in self.module.parameters() if p in among]
+            self._owned = (self.module, list(now), kept)
+        return kept
+
     def all_buffer_slots(self) -> list[BufferSlot]:
         """Buffers of every problem's module."""
         return buffer_slots(self.module) + self.other_buffer_slots()
@@ -357,8 +384,15 @@ class Problem(Overridables):
 
     @property
     def position(self) -> GraphPosition:
-        """Where the problem stands in its graph."""
+        """Where the problem stands in its graph; with it, its peers become attributes."""
         return self._position
+
+    @position.setter
+    def position(self, position: GraphPosition) -> None:
+        for name in self._position.peers:
+            self.__dict__.pop(name, None)
+        self.__dict__.update(position.peers)
+        self._position = position
 
     @property
     def parents(self) -> list[Problem]:

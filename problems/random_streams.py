@@ -4,8 +4,10 @@ torch (host and device), Python's ``random`` and NumPy's global generator are co
 augmentation code uses all three.
 
 Reading Python's or NumPy's generator takes 12 and 60 µs and drags 20 kB through the cache: more
-than a small problem's whole loss, though most losses touch neither. The words of a Mersenne twister
-can be looked at in place in 1 µs, so a stream is read or written in full only if they have moved.
+than a small problem's whole loss, though most losses touch neither. The first words of a Mersenne
+twister and its position can be looked at in place in less than 1 µs, so a stream is read or written
+in full only if they have moved: a draw moves the position, and where that comes round, or a seed is
+set, all words are new.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import ctypes
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -23,6 +25,7 @@ import torch
 from torch import Tensor
 
 MERSENNE_TWISTER_BYTES = 625 * 4
+GLANCE = 64
 
 
 class RandomState:
@@ -38,6 +41,16 @@ class RandomState:
         )
         self._python = _python_stream.capture()
         self._numpy = _numpy_stream.capture()
+
+    def is_present(self) -> bool:
+        """Whether every stream is in this state."""
+        now = RandomState(self._device)
+        return (
+            _same(now._torch, self._torch)
+            and _same(now._device_state, self._device_state)
+            and _python_stream.same(now._python, self._python)
+            and _numpy_stream.same(now._numpy, self._numpy)
+        )
 
     def restore(self) -> None:
         """Set every stream to this state."""
@@ -66,6 +79,15 @@ class RandomState:
         made._python = (None, state["python"])
         made._numpy = (None, state["numpy"])
         return made
+
+
+def _same(left: Tensor | None, right: Tensor | None) -> bool:
+    return left is None or right is None or _bytes_of(left) == _bytes_of(right)
+
+
+def _bytes_of(state: Tensor) -> bytes:
+    # It lies on the host whatever it is a state of; torch would take this for reading a tensor.
+    return ctypes.string_at(state.data_ptr(), state.numel() * state.element_size())
 
 
 @contextmanager
@@ -108,6 +130,10 @@ class _Stream(ABC):
             self._last = (mark, self.read())
         return self._last
 
+    def same(self, left: State, right: State) -> bool:
+        """Whether two states are the same, as far as can be seen without reading them in full."""
+        return left[0] is not None and left[0] == right[0]
+
     def restore(self, state: State) -> None:
         """Go back to a state."""
         if state[0] is None or state[0] != self.mark():
@@ -118,8 +144,8 @@ class _Stream(ABC):
     def mark(self) -> Any:
         """Return what tells any two states apart, or nothing when it cannot be seen in place.
 
-        That is the generator's words and the Gaussian it may keep for later, which is used up
-        without the words changing.
+        That is the generator's position, some of its words, and the Gaussian it may keep for
+        later, which is used up without these changing.
         """
 
     @abstractmethod
@@ -135,7 +161,7 @@ class _PythonStream(_Stream):
     def __init__(self) -> None:
         super().__init__()
         self._generator: random.Random = random.random.__self__  # type: ignore[attr-defined]
-        self._words: Any = object_in_place(self._generator) if python_is_visible() else None
+        self._words = python_in_place(self._generator)
 
     def mark(self) -> Any:
         if self._words is None:
@@ -153,17 +179,15 @@ class _NumpyStream(_Stream):
     def __init__(self) -> None:
         super().__init__()
         self._generator: Any = np.random.mtrand._rand  # type: ignore[attr-defined]
-        self._gaussian: Any = object_in_place(self._generator) if gaussian_is_visible() else None
+        self._gaussian = gaussian_in_place(self._generator)
         self._seen: Any = None
         self._words: Any = None
 
     def mark(self) -> Any:
         source = self._generator._bit_generator
         if source is not self._seen:
-            self._seen, self._last, self._words = source, None, None
-            if type(source) is np.random.MT19937 and self._gaussian is not None:
-                address = source.ctypes.state_address
-                self._words = (ctypes.c_char * MERSENNE_TWISTER_BYTES).from_address(address)
+            self._seen, self._last = source, None
+            self._words = None if self._gaussian is None else numpy_in_place(source)
         return None if self._words is None else (self._words.raw, self._gaussian.raw)
 
     def read(self) -> Any:
@@ -173,33 +197,69 @@ class _NumpyStream(_Stream):
         np.random.set_state(full)
 
 
-def object_in_place(generator: Any) -> Any:
-    """Return a view of the bytes of an object behind its reference count and type."""
+def python_in_place(generator: random.Random) -> Any:
+    """Return a view of a generator's position and some of its words, or nothing.
+
+    Whether this interpreter keeps them inside the object, and at which end, is seen by trying.
+    """
+    if random.Random.__basicsize__ < object.__basicsize__ + MERSENNE_TWISTER_BYTES:
+        return None
+    for end in (0, -1):
+        probe = random.Random(0)
+        if hasattr(probe, "gauss_next") and _moves(_object_in_place(probe, end), probe.random):
+            return _object_in_place(generator, end)
+    return None
+
+
+def numpy_in_place(source: Any) -> Any:
+    """Return a view of the position and some words of a Mersenne twister, or nothing."""
+    if type(source) is not np.random.MT19937:
+        return None
+    for end in (-1, 0):
+        probe = np.random.RandomState(np.random.MT19937(0))
+        if _moves(_twister_in_place(probe._bit_generator, end), probe.rand):
+            return _twister_in_place(source, end)
+    return None
+
+
+def gaussian_in_place(generator: Any) -> Any:
+    """Return a view of a NumPy generator with its pending Gaussian, or nothing."""
+    probe = np.random.RandomState(0)
+    seen = _whole_object(probe)
+    looks = [seen.raw]
+    for _ in range(4):
+        probe.randn()
+        looks.append(seen.raw)
+    return _whole_object(generator) if all(a != b for a, b in pairwise(looks)) else None
+
+
+def _object_in_place(generator: Any, end: int) -> Any:
+    header = object.__basicsize__
+    return _glance(id(generator) + header, type(generator).__basicsize__ - header, end)
+
+
+def _twister_in_place(source: Any, end: int) -> Any:
+    return _glance(source.ctypes.state_address, MERSENNE_TWISTER_BYTES, end)
+
+
+def _whole_object(generator: Any) -> Any:
     header = object.__basicsize__
     size = type(generator).__basicsize__ - header
     return (ctypes.c_char * size).from_address(id(generator) + header)
 
 
-def python_is_visible() -> bool:
-    """Whether this interpreter keeps a generator's words inside the object, seen by trying."""
-    if random.Random.__basicsize__ < object.__basicsize__ + MERSENNE_TWISTER_BYTES:
-        return False
-    probe = random.Random(0)
-    seen = {object_in_place(probe).raw}
-    for _ in range(700):
-        probe.random()
-        seen.add(object_in_place(probe).raw)
-    return len(seen) == 701 and hasattr(probe, "gauss_next")
+def _glance(address: int, size: int, end: int) -> Any:
+    start = address if end == 0 else address + size - GLANCE
+    return (ctypes.c_char * GLANCE).from_address(start)
 
 
-def gaussian_is_visible() -> bool:
-    """Whether this NumPy keeps a pending Gaussian inside the object, seen by trying."""
-    probe = np.random.RandomState(0)
-    seen = [object_in_place(probe).raw]
-    for _ in range(4):
-        probe.randn()
-        seen.append(object_in_place(probe).raw)
-    return all(a != b for a, b in pairwise(seen))
+def _moves(view: Any, draw: Callable[[], object]) -> bool:
+    """Whether a view differs after every draw of more than a round of the generator."""
+    seen = {view.raw}
+    for _ in range(1400):
+        draw()
+        seen.add(view.raw)
+    return len(seen) == 1401
 
 
 # One each per process, as the generators they mirror.

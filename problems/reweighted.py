@@ -13,6 +13,7 @@ from .errors import ConfigurationError, LossError
 from .hypergradients.base import Hypergradient
 from .hypergradients.reweighting import Reweighting
 from .implicit import ImplicitProblem
+from .partial import reusable_activations, reuses_activations
 from .trajectory import RecordedStep
 
 
@@ -55,7 +56,13 @@ class ReweightedProblem(ImplicitProblem):
 
     def training_step(self, batch: Any) -> Tensor:
         """Return ``mean_i V_i(sg(l); θ) l_i``."""
-        losses = self.checked_losses(batch)
+        reuse = self.trajectory.keep_activations(
+            lambda: reusable_activations(self, batch) if reuses_activations(self) else None
+        )
+        if reuse is None:
+            losses = self.checked_losses(batch)
+        else:
+            losses = reuse.record(lambda: self.checked_losses(batch))
         self.trajectory.keep_losses(losses)
         return (self.checked_weights(losses.detach(), batch) * losses).mean()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .activation_reuse import ReusableActivations
 from .random_streams import RandomState
 from .state import BufferSlot, buffer_slots
 
@@ -29,6 +30,8 @@ class Recording:
         values: Whether the numbers in the first two of these are read, not only their shapes.
         losses: Keep the sample losses of a reweighted problem.
         graphs: Keep the graph of each micro-batch's gradient.
+        activations: Keep of a reweighted problem's sample losses what does not depend on the
+            parameters a hypergradient goes through.
     """
 
     updates: int = 1
@@ -37,6 +40,7 @@ class Recording:
     values: bool = True
     losses: bool = False
     graphs: bool = False
+    activations: bool = False
 
     def with_also(self, other: Recording) -> Recording:
         """Return what serves both."""
@@ -47,6 +51,7 @@ class Recording:
             values=any(r.optimizer and r.values for r in (self, other)),
             losses=self.losses or other.losses,
             graphs=self.graphs or other.graphs,
+            activations=self.activations or other.activations,
         )
 
 
@@ -72,12 +77,14 @@ class RecordedStep:
         random: The random streams before its loss was computed.
         losses: The sample losses of a reweighted problem.
         graph: Its gradient's graph.
+        activations: How its sample losses were computed.
     """
 
     batch: Any
     random: RandomState
     losses: Tensor | None = None
     graph: GradientGraph | None = None
+    activations: ReusableActivations | None = None
 
 
 @dataclass(frozen=True)
@@ -181,6 +188,16 @@ class Trajectory:
         """Note the sample losses of the micro-batch under way, if they are asked for."""
         if self._open is not None and self.recording.losses and self._open.steps:
             self._open.steps[-1].losses = losses.detach()
+
+    def keep_activations(
+        self, make: Callable[[], ReusableActivations | None]
+    ) -> ReusableActivations | None:
+        """Return what is to note how the sample losses of the micro-batch under way are computed,
+        if that is asked for and ``make`` makes it."""
+        if self._open is None or not self.recording.activations or not self._open.steps:
+            return None
+        self._open.steps[-1].activations = made = make()
+        return made
 
     def wants_graph(self) -> bool:
         """Whether the micro-batch under way is to be differentiated with its graph kept."""

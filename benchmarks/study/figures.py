@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -39,7 +40,7 @@ def figures(outcomes: Sequence[Outcome], by_size: bool) -> Iterator[tuple[str, F
     )
     yield "per_class_accuracy.png", _per_class(by_method, by_size)
     for name, runs in by_method.items():
-        learned, file_name = runs[0].learned, name.replace("+", "_")
+        learned, file_name = runs[0].learned, re.sub(r"[+/]", "_", name)
         if learned is not None:
             title = f"{name}, seed {runs[0].run.seed}"
             yield f"weight_against_loss_{file_name}.png", _functions(runs[0], learned, title)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .economies import ECONOMIES
+
 LEARNED = ("meta-weight-net", "meta-weight-net-normalised", "class-aware")
 _WITH_META = "+meta"
 
@@ -19,15 +21,18 @@ class Method:
     Args:
         weighting: ``"ce"``, ``"class-balanced"``, ``"focal"`` or one of :data:`LEARNED`.
         with_meta: Whether the classifier trains on train ∪ meta.
+        economy: Of a learned weighting, how its hypergradient is made cheaper.
     """
 
     weighting: str
     with_meta: bool
+    economy: str = ""
 
     @property
     def name(self) -> str:
         """The name on the command line, such as ``"ce+meta"``."""
-        return self.weighting + (_WITH_META if self.with_meta else "")
+        economy = f"/{self.economy}" if self.economy else ""
+        return self.weighting + economy + (_WITH_META if self.with_meta else "")
 
     @property
     def learned(self) -> bool:
@@ -37,9 +42,15 @@ class Method:
     @classmethod
     def of_name(cls, name: str) -> Method:
         """Return the method of a name on the command line."""
-        return cls(name.removesuffix(_WITH_META), name.endswith(_WITH_META))
+        weighting, _, economy = name.removesuffix(_WITH_META).partition("/")
+        return cls(weighting, name.endswith(_WITH_META), economy)
 
 
 def names_of(weightings: Sequence[str]) -> list[str]:
-    """Return the names of every weighting on train, and on train + meta."""
-    return [Method(w, with_meta).name for w in weightings for with_meta in (False, True)]
+    """Return the names of every weighting on train, and on train + meta, economies included."""
+    return [
+        Method(w, with_meta, economy).name
+        for w in weightings
+        for economy in (ECONOMIES if w in LEARNED else [""])
+        for with_meta in (False, True)
+    ]

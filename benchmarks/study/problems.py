@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ from metaweight.weighting import (
     normalise_weights,
 )
 
+from .economies import ECONOMIES
 from .methods import Method
 from .protocols import Protocol
 from .remedies import REMEDIES, Loss, Remedy, of_logits, remedy
@@ -102,7 +103,9 @@ def build(run: Run, splits: Splits) -> Program:
     data = splits.train.concat(splits.meta) if run.method.with_meta else splits.train
     if not run.method.learned:
         return _single_level(run, splits, data)
+    economy = ECONOMIES[run.method.economy]
     shared = _trained("classifier", run, splits, data, stream(run.seed, "network"))
+    shared["config"] = replace(shared["config"], **economy.config)
     classifier = WeightedClassifier(
         weights="reweight",
         normalise=protocol.normalise or weighting != "meta-weight-net",
@@ -111,7 +114,7 @@ def build(run: Run, splits: Splits) -> Program:
     groups = class_groups(weighting, data, protocol)
     learner = _weight_learner(run, splits, groups)
     dependencies = {"u2l": {learner: [classifier]}, "l2u": {classifier: [learner]}}
-    return Program([learner, classifier], dependencies, groups)
+    return Program([learner, classifier], dependencies, groups, economy.hooks(learner.name))
 
 
 def _single_level(run: Run, splits: Splits, data: LabelledTensors) -> Program:

@@ -49,6 +49,8 @@ def to_table(record: dict[str, Any]) -> str:
         columns |= {"weight_auc": "AUC of 1 − weight", "loss_auc": "AUC of the loss"}
     if any("precision" in run for run in record["runs"]):
         columns |= {"precision": "precision of rejected", "recall": "recall of wrong"}
+    if len({run["upper_steps"] for run in record["runs"]} - {0}) > 1:
+        columns["upper_steps"] = "steps of the weight network"
     columns["seconds"] = "seconds a run"
     lines = ["| method | " + " | ".join(columns.values()) + " |"]
     lines.append("|:--|" + "--:|" * len(columns))
@@ -120,6 +122,7 @@ def _run(outcome: Outcome) -> dict[str, Any]:
         "per_class": history.per_class,
         "class_counts": outcome.class_counts,
         "history": {"steps": history.steps, "accuracies": history.accuracies},
+        "upper_steps": outcome.upper_steps,
         "seconds": outcome.seconds,
     } | _detection(outcome.judgement)
 
@@ -143,7 +146,8 @@ def _detection(judgement: Judgement) -> dict[str, float]:
 
 
 def _over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    columns = ("last", "best", "loss_auc", "weight_auc", "precision", "recall", "seconds")
+    columns = ("last", "best", "loss_auc", "weight_auc", "precision", "recall")
+    columns += ("upper_steps", "seconds")
     return {
         column: {
             "mean": statistics.fmean(values),

@@ -67,6 +67,8 @@ class Outcome:
     seconds: float
     learned: LearnedWeights | None
     judgement: Judgement
+    upper_steps: int
+    """Steps of the weight network; 0 without one."""
 
 
 def train(run: Run, splits: Splits, bar: tqdm[Any]) -> Outcome:
@@ -116,7 +118,8 @@ def train(run: Run, splits: Splits, bar: tqdm[Any]) -> Outcome:
         judgement = replace(judgement, found=found)
     counts = splits.train.class_counts().tolist()
     seconds = time.perf_counter() - began
-    return Outcome(run, engine.history, counts, seconds, learned, judgement)
+    upper_steps = 0 if learned is None else engine.reweight.count
+    return Outcome(run, engine.history, counts, seconds, learned, judgement, upper_steps)
 
 
 def _judge(engine: MeasuredEngine, data: LabelledTensors, learned: bool) -> Judgement:

@@ -1,4 +1,4 @@
-"""Data as tensors: loading, long tails, splits, augmentation and batches."""
+"""Data as tensors or sample by sample: loading, long tails, splits, augmentation and batches."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from .digits import load_digits
 from .labelled import LabelledTensors
 from .loader import TensorLoader
 from .long_tail import long_tailed, long_tailed_counts
+from .sample_loader import SampleLoader
 from .semi_supervised import (
     PROTOCOLS,
     SemiSupervisedSplit,
@@ -30,6 +31,7 @@ __all__ = [
     "Pipeline",
     "RandomCropFlip",
     "Resumable",
+    "SampleLoader",
     "SemiSupervisedSplit",
     "SplitSizes",
     "TensorLoader",

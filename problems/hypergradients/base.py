@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,7 +83,12 @@ class Hypergradient(ABC):
     problem. To give it a name that ``Config(type="name")`` understands, declare the class as an
     entry point of the group ``metaweight.hypergradients`` in your package. Instances hold settings
     only, never state.
+
+    Attributes:
+        by_value: Whether it measures the upper loss instead of taking its gradient.
     """
+
+    by_value: ClassVar[bool] = False
 
     @abstractmethod
     def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from .. import vectors
 from ..errors import ConfigurationError
+from ..partial import reusable_activations, reuses_activations
 from .base import Approximation, Hypergradient, Product, Status
-from .products import Evaluation, window_gradient
+from .products import Evaluation, Losses, replayed_loss, require_recorded, window_gradient
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -97,9 +98,25 @@ def central_difference(
         shift = vectors.divide(vector, inverse_eps)
         with vectors.Displacement(evaluation.weights) as weights:
             weights.move(shift)
-            plus = window_gradient(problem, wanted)
+            first, again = _passes(problem, wanted)
+            plus = window_gradient(problem, wanted, first)
             weights.move(shift, -2.0)
-            minus = window_gradient(problem, wanted)
+            minus = window_gradient(problem, wanted, again)
             if keep_displaced:
                 weights.stay()
     return vectors.scale(vectors.add(minus, plus, alpha=-1.0), inverse_eps / 2)
+
+
+def _passes(problem: Problem, wanted: Sequence[Tensor]) -> tuple[Losses, Losses]:
+    """Return how the two passes compute the loss of a micro-batch.
+
+    Where some parameters are displaced, the second repeats what depends on them and on ``wanted``.
+    """
+    if not reuses_activations(problem):
+        return replayed_loss, replayed_loss
+    steps = require_recorded(problem).steps
+    reuse = {id(step): reusable_activations(problem, step.batch, wanted) for step in steps}
+    return (
+        lambda p, step: reuse[id(step)].record(lambda: replayed_loss(p, step)),
+        lambda p, step: reuse[id(step)].repeat(lambda: replayed_loss(p, step)),
+    )

@@ -7,7 +7,7 @@ step (``problem.window``), with the random numbers that step drew.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -118,12 +118,17 @@ def replayed_loss(problem: Problem, step: RecordedStep) -> Tensor:
     return problem.loss_of(problem.training_step(step.batch))
 
 
-def window_gradient(problem: Problem, wanted: Sequence[Tensor]) -> list[Tensor]:
+Losses = Callable[["Problem", "RecordedStep"], Tensor]
+
+
+def window_gradient(
+    problem: Problem, wanted: Sequence[Tensor], losses: Losses = replayed_loss
+) -> list[Tensor]:
     """Return ``∇_θ L`` at the problem's present parameters; one micro-batch's graph at a time."""
     total: list[Tensor] | None = None
     steps = require_recorded(problem).steps
     for step in steps:
-        loss = replayed_loss(problem, step)
+        loss = losses(problem, step)
         gradient = _gradient(loss, wanted, problem)
         total = gradient if total is None else vectors.add(total, gradient)
     assert total is not None

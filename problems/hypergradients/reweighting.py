@@ -23,7 +23,7 @@ Ren et al., "Learning to Reweight Examples", ICML 2018 (arXiv:1803.09050).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from torch.autograd import forward_ad
 
 from .. import vectors
 from ..errors import ConfigurationError, HypergradientError
+from ..partial import reusable_activations, reuses_activations
 from ..trajectory import Recording
 from ..unrolling import go_back_to
 from .base import Approximation, Hypergradient, Product, Status
@@ -92,7 +93,7 @@ class Reweighting(Hypergradient):
     def recording(self, problem: Problem) -> Recording:
         del problem
         before = self.derivative == "one_sided"
-        return Recording(parameters=before, losses=before)
+        return Recording(parameters=before, losses=before, activations=before)
 
     def approximation(self, problem: Problem) -> Approximation | None:
         del problem
@@ -172,9 +173,15 @@ def central_derivatives(
     with torch.no_grad():
         with vectors.Displacement(parameters) as weights:
             weights.move(shift)
-            plus = [replayed_losses(problem, step) for step in steps]
-            weights.move(shift, -2.0)
-            minus = [replayed_losses(problem, step) for step in steps]
+            if reuses_activations(problem):
+                reuse = [reusable_activations(problem, step.batch) for step in steps]
+                plus = [r.record(_losses(problem, s)) for r, s in zip(reuse, steps, strict=True)]
+                weights.move(shift, -2.0)
+                minus = [r.repeat(_losses(problem, s)) for r, s in zip(reuse, steps, strict=True)]
+            else:
+                plus = [replayed_losses(problem, step) for step in steps]
+                weights.move(shift, -2.0)
+                minus = [replayed_losses(problem, step) for step in steps]
         half = inverse_eps / 2
         return [((p + m) / 2, (p - m) * half) for p, m in zip(plus, minus, strict=True)]
 
@@ -223,7 +230,9 @@ def one_sided_derivatives(
         go_back_to(update)
         with vectors.Displacement(parameters) as weights:
             weights.move(shift)
-            moved = [replayed_losses(problem, step) for step in steps]
+            moved = [
+                _moved_losses(problem, step, parameters if same_precision else ()) for step in steps
+            ]
         derivatives = [(m - b) * inverse_eps for m, b in zip(moved, base, strict=True)]
     return list(zip(left if complete else base, derivatives, strict=True))
 
@@ -232,6 +241,20 @@ def replayed_losses(problem: ReweightedProblem, step: RecordedStep) -> Tensor:
     """Return the sample losses of one recorded micro-batch, with the random numbers it drew."""
     step.random.restore()
     return problem.checked_losses(step.batch)
+
+
+def _losses(problem: ReweightedProblem, step: RecordedStep) -> Callable[[], Tensor]:
+    return lambda: replayed_losses(problem, step)
+
+
+def _moved_losses(
+    problem: ReweightedProblem, step: RecordedStep, parameters: Sequence[Tensor]
+) -> Tensor:
+    """Return the sample losses where ``parameters`` are now, with what the step left of others."""
+    reuse = step.activations
+    if reuse is None or not reuse.serves(parameters):
+        return replayed_losses(problem, step)
+    return reuse.repeat(_losses(problem, step))
 
 
 def forward_mode_derivatives(

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from .. import vectors
+from ..compilation import uncompiled
 from ..errors import ConfigurationError
 from ..trajectory import RecordedUpdate, Recording
 from ..unrolling import (
@@ -41,7 +42,7 @@ from ..unrolling import (
     update_adjoint,
     why_not_differentiable,
 )
-from ..unrolling.adjoint import StateCotangents
+from ..unrolling.sgd_adjoint import StateCotangents
 from .base import Approximation, Hypergradient, Product, Status
 from .gradient_differences import declares_its_loss
 from .own_steps import require_optimizer_steps
@@ -180,9 +181,11 @@ class Unroll(Hypergradient):
                 initial = start_of_loop(problem) if _whole_loop(problem, updates) else {}
                 for number in range(len(updates) - 1, -1, -1):
                     update = updates[number]
-                    adjoint = update_adjoint(problem, update, cotangents, states, wanted)
                     # The parameters the loop began with are mostly nobody's function.
                     goes_on = number > 0 or bool(initial)
+                    adjoint = update_adjoint(
+                        problem, update, cotangents, states, wanted, gradients_only=not goes_on
+                    )
                     inputs = [*weights, *wanted] if goes_on else list(wanted)
                     along = [adjoint.gradients.get(p, _zero(p)) for p in weights]
                     products = self._products(problem, evaluation, update, along, inputs)
@@ -191,8 +194,10 @@ class Unroll(Hypergradient):
                         below = vectors.add(moved, products[: len(weights)])
                         cotangents = dict(zip(weights, below, strict=True))
                         states = adjoint.states
-                    above = products[-len(wanted) :] if wanted else []
-                    total = vectors.add(total, vectors.add(above, adjoint.wanted))
+                    above = products[len(inputs) - len(wanted) :]
+                    total = vectors.add(total, above)
+                    if adjoint.wanted:
+                        total = vectors.add(total, adjoint.wanted)
                 total = vectors.add(total, _through_start(initial, cotangents, wanted))
         return Product(total, Status("Unroll", iterations=len(updates)))
 
@@ -207,7 +212,9 @@ class Unroll(Hypergradient):
         if all(step.graph is not None for step in update.steps):
             return _kept_products(problem, evaluation, update, along, inputs)
         go_back_to(update)
-        return PRODUCTS[self.product](problem, evaluation, update, along, inputs, self.length)
+        # A compiled pass cannot be differentiated twice, and shows no activation pattern.
+        with uncompiled():
+            return PRODUCTS[self.product](problem, evaluation, update, along, inputs, self.length)
 
 
 def _whole_loop(problem: Problem, updates: Sequence[RecordedUpdate]) -> bool:

@@ -38,6 +38,8 @@ class ValueHypergradient(Hypergradient):
     It serves paths ``θ → w → θ`` only: there is no vector that a further problem could turn.
     """
 
+    by_value = True
+
     @abstractmethod
     def estimate(
         self, problem: Problem, value: Callable[[], Tensor], wanted: Sequence[Tensor]

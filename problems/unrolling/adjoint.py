@@ -20,13 +20,11 @@ from ..errors import HypergradientError
 from ..trajectory import OptimizerMoment, RecordedUpdate
 from .learned import owns_settings, settings_per_group
 from .rules import RULES, Rule
+from .sgd_adjoint import Cotangents, StateCotangents, sgd_adjoint
 from .torch_rule import differentiable_step
 
 if TYPE_CHECKING:
     from ..problem import Problem
-
-Cotangents = dict[Tensor, Tensor]
-StateCotangents = dict[Tensor, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class UpdateAdjoint:
         parameters: Of the parameters, through the optimizer alone.
         gradients: Of the gradient given to the optimizer, before clipping.
         states: Of the optimizer's state before the step.
-        wanted: Of the upper problem's parameters, through learned settings.
+        wanted: Of the upper problem's parameters, through learned settings; nothing where none are.
     """
 
     parameters: Cotangents
@@ -75,6 +73,8 @@ def update_adjoint(
     cotangents: Cotangents,
     states: StateCotangents,
     wanted: Sequence[Tensor],
+    *,
+    gradients_only: bool = False,
 ) -> UpdateAdjoint:
     """Return the adjoint of a recorded optimizer step.
 
@@ -84,6 +84,7 @@ def update_adjoint(
         cotangents: ``λ``, per parameter the hypergradient goes through.
         states: ``μ``, per parameter and entry of the optimizer's state; absent entries are zero.
         wanted: Parameters that learned settings may depend on.
+        gradients_only: Whether the cotangents of parameters and states will not be read.
     """
     moment = update.moment
     if moment is None:
@@ -91,6 +92,21 @@ def update_adjoint(
             f"The last step of problem {problem.name!r} was not recorded with its optimizer; run "
             "the program through an Engine, which asks the hypergradient what to record."
         )
+    if not reads_values(problem):
+        found = sgd_adjoint(moment, cotangents, states, gradients_only=gradients_only)
+        return UpdateAdjoint(*found, wanted=[])
+    return _by_autograd(problem, update, moment, cotangents, states, wanted)
+
+
+def _by_autograd(
+    problem: Problem,
+    update: RecordedUpdate,
+    moment: OptimizerMoment,
+    cotangents: Cotangents,
+    states: StateCotangents,
+    wanted: Sequence[Tensor],
+) -> UpdateAdjoint:
+    """Return the adjoint of a step of any optimizer, with clipping and learned settings."""
     moved = [p for p in cotangents if p in moment.gradients]
     with torch.enable_grad():
         w = {p: update.start[p].detach().requires_grad_() for p in moved}
@@ -100,6 +116,7 @@ def update_adjoint(
         learned = _learned(problem)
         outputs: list[Tensor] = []
         seeds: list[Tensor] = []
+        resting: list[tuple[Tensor, str]] = []
         for bucket in _buckets(problem.optimizer, moment, moved):
             settings = {**moment.settings[bucket[0]], **learned.get(bucket[0], {})}
             rule = _rule(problem.optimizer)
@@ -107,6 +124,7 @@ def update_adjoint(
             new_w, new_s = rule(_flat(w, bucket), _flat(final, bucket), state, settings)
             outputs.append(new_w)
             seeds.append(_flat(cotangents, bucket))
+            resting += [(p, key) for p in bucket for key in s[p] if key not in new_s]
             for key, value in new_s.items():
                 if value.requires_grad and any(key in states.get(p, {}) for p in bucket):
                     outputs.append(value)
@@ -123,6 +141,8 @@ def update_adjoint(
     )
     for (p, key), value in zip(names, found[2 * count :], strict=False):
         result.states[p][key] = value
+    for p, key in resting:
+        result.states[p][key] = _entry(states, p, key)
     return result if problem.scaler is None else _unless_skipped(result, moment, cotangents, states)
 
 

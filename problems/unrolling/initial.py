@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError
+from ..overridables import Overridables
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -15,9 +16,7 @@ if TYPE_CHECKING:
 
 def owns_start(problem: Problem) -> bool:
     """Whether the problem's class defines initial parameters."""
-    from ..problem import Problem  # noqa: PLC0415 (a problem knows where its loops start)
-
-    return type(problem).initial_parameters is not Problem.initial_parameters
+    return type(problem).initial_parameters is not Overridables.initial_parameters
 
 
 def start_of_loop(problem: Problem) -> dict[Tensor, Tensor]:
@@ -46,6 +45,8 @@ def start_of_loop(problem: Problem) -> dict[Tensor, Tensor]:
 
 def apply_initial_parameters(problem: Problem) -> None:
     """Put the parameters where the loop starts."""
+    if not owns_start(problem):
+        return
     with torch.no_grad():
         for parameter, value in start_of_loop(problem).items():
             parameter.copy_(value)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError
+from ..overridables import Overridables
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -49,9 +50,7 @@ def settings_per_group(problem: Problem) -> list[Mapping[str, Tensor]]:
 
 def owns_settings(problem: Problem) -> bool:
     """Whether the problem's class defines learned settings."""
-    from ..problem import Problem  # noqa: PLC0415 (a problem reads its own learned settings)
-
-    return type(problem).learned_settings is not Problem.learned_settings
+    return type(problem).learned_settings is not Overridables.learned_settings
 
 
 def apply_learned_settings(problem: Problem) -> None:

@@ -17,6 +17,20 @@ def summary(folder: Path) -> dict:
     return json.loads((folder / "summary.json").read_text())
 
 
+def test_cheaper_hypergradients_are_compared(run_script, tmp_path):
+    names = ["meta-weight-net", "meta-weight-net/last-block", "meta-weight-net/every-4"]
+    names += ["meta-weight-net/adaptive", "meta-weight-net/sampled-layers+meta"]
+    methods = [part for name in names for part in ("--method", name)]
+    done = run_script(SCRIPT, "--steps", "8", "--seeds", "1", *methods, "--out", "here")
+    assert done.returncode == 0, done.stderr
+    runs = {run["method"]: run for run in summary(tmp_path / "here")["runs"]}
+    assert {name: run["upper_steps"] for name, run in runs.items()} == dict(
+        zip(names, [8, 8, 2, 8, 8], strict=True)
+    )
+    assert "steps of the weight network" in (tmp_path / "here" / "summary.md").read_text()
+    assert (tmp_path / "here" / "weight_histogram_meta-weight-net_every-4.png").exists()
+
+
 def test_leaves_summary_table_and_figures(run_script, tmp_path):
     done = run_script(SCRIPT, *TINY, "--noise-kind", "flip", "--out", "here")
     assert done.returncode == 0, done.stderr

@@ -165,6 +165,18 @@ class Pairs(ImplicitProblem):
         return -((first + second) * self.module()).sum()
 
 
+def test_a_second_engine_shows_its_own_problems_and_no_others() -> None:
+    first, second, third = (
+        problem(name=name, data=numbers(1.0)) for name in ("first", "second", "third")
+    )
+    Engine([first, second], EngineConfig(strategy="cpu"))
+    assert first.second is second
+    Engine([first, third], EngineConfig(strategy="cpu"))
+    assert first.third is third
+    with pytest.raises(AttributeError, match=r"no attribute 'second'.*third"):
+        first.second
+
+
 def test_running_twice_goes_on_counting() -> None:
     seen: list[int] = []
 

@@ -18,7 +18,9 @@ from metaweight import (
     Engine,
     EngineConfig,
     FiniteDifference,
+    LastLayers,
     Neumann,
+    Reweighting,
     Unroll,
 )
 from metaweight.averaging import EMAHook
@@ -39,12 +41,15 @@ from metaweight.consistency import (
 )
 from metaweight.weighting import MetaWeightNet
 
+ONE_SIDED = Reweighting(derivative="one_sided")
+
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize(
     ("kind", "method"),
     [
         (Declared, "darts"),
+        (Declared, ONE_SIDED),
         (Plain, FiniteDifference()),
         (Plain, SAMA()),
         (Plain, Unroll()),
@@ -52,10 +57,28 @@ from metaweight.weighting import MetaWeightNet
         (Plain, Unroll(product="finite_difference")),
         (Declared, Unroll(product="finite_difference")),
     ],
-    ids=["native", "darts", "sama", "unroll", "kept", "differences", "declared differences"],
+    ids=[
+        "native",
+        "one-sided",
+        "darts",
+        "sama",
+        "unroll",
+        "kept",
+        "differences",
+        "declared differences",
+    ],
 )
 def test_a_step_reads_nothing_back(kind, method, accumulation):
     run(kind, method, accumulation)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [(Declared, Reweighting()), (Declared, ONE_SIDED), (Plain, FiniteDifference())],
+    ids=["native", "one-sided", "darts"],
+)
+def test_a_hypergradient_through_the_last_layer_reads_nothing_back(kind, method):
+    run(kind, method, 1, hypergradient_parameters=LastLayers(1))
 
 
 @pytest.mark.parametrize("method", [Neumann(), ConjugateGradient()], ids=["neumann", "cg"])
@@ -64,13 +87,18 @@ def test_a_linear_solve_is_looked_at_before_it_is_used(method):
         run(Plain, method, 1)
 
 
-def run(kind, method, accumulation):
+def run(kind, method, accumulation, **settings):
     with FakeTensorMode():
         net, weights = network(dropout=0.5), MetaWeightNet(8)
         data = [(torch.randn(8, 6), torch.randint(0, 4, (8,)))]
         classifier = kind(
             "classifier",
-            Config(type=method, gradient_accumulation=accumulation, gradient_clipping=1.0),
+            Config(
+                type=method,
+                gradient_accumulation=accumulation,
+                gradient_clipping=1.0,
+                **settings,
+            ),
             net,
             torch.optim.Adam(net.parameters()),
             train_data_loader=data,

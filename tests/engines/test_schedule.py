@@ -206,3 +206,44 @@ def test_preview_names_every_action(roll_back: bool) -> None:
     text = Schedule(rhythms, {"w": ["v"], "x": ["v"]}).preview(["w", "x"], 2)
     for action in ("snapshot", "redo", "keep"):
         assert (action in text) is roll_back
+
+
+def test_hand_overs_come_every_so_many_loops_from_the_present_one_on() -> None:
+    schedule = Schedule({"w": Rhythm(unroll_steps=2)}, {"w": ["v"]})
+    table(schedule, ["w"], 3)
+    schedule.hand_over_every("w", 2)
+    # Step 3 began a loop; the hand-over comes after it and the next, recorded in the last one.
+    assert table(schedule, ["w"], 6) == [
+        "w4",
+        "w:LOOP_START w5",
+        "w6* v:LOOP_START v2",
+        "w:LOOP_START w7",
+        "w8",
+        "w:LOOP_START w9",
+    ]
+    schedule.hand_over_every("w", 1)
+    assert table(schedule, ["w"], 1) == ["w10* v:LOOP_START v3"]
+
+
+def test_a_loop_that_hands_nothing_over_is_not_taken_back() -> None:
+    schedule = Schedule({"w": Rhythm(roll_back=True)}, {"w": ["v"]})
+    schedule.hand_over_every("w", 2)
+    assert table(schedule, ["w"], 2) == [
+        "w:LOOP_START w:SNAPSHOT w1",
+        "w:LOOP_START w:SNAPSHOT w2*? v:LOOP_START v1 w:REDO",
+    ]
+
+
+def test_rewiring_keeps_the_interval() -> None:
+    schedule = Schedule({}, {"w": ["v"]})
+    schedule.hand_over_every("w", 3)
+    table(schedule, ["w"], 2)
+    other = Schedule({}, {"w": ["v"]})
+    other.carry_over(schedule)
+    assert table(other, ["w"], 1) == ["w:LOOP_START w3* v:LOOP_START v1"]
+
+
+@pytest.mark.parametrize("loops", [0, -1, 1.5, True])
+def test_an_interval_is_a_number_of_loops(loops: object) -> None:
+    with pytest.raises(ValueError, match=r"'w' was asked to hand over every .* loops; give 1"):
+        Schedule({}, {"w": ["v"]}).hand_over_every("w", loops)  # type: ignore[arg-type]

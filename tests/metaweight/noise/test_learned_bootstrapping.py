@@ -157,7 +157,7 @@ def test_ignored_labels_do_not_count():
     marked = y.clone()
     marked[::2] = -1
     classifier = BootstrappedClassifier("classifier", beta="trust", module=net)
-    classifier._position = type(classifier.position)(peers={"trust": LearnedTrust().double()})
+    classifier.position = type(classifier.position)(peers={"trust": LearnedTrust().double()})
     torch.testing.assert_close(
         classifier.training_step((x, marked)),
         classifier.training_step((x[1::2], y[1::2])),

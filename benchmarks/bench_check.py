@@ -1,0 +1,197 @@
+"""Whether a step costs what it did: key ratios, measured now, against recorded ones.
+
+::
+
+    make bench-check
+    python benchmarks/bench_check.py --only mlp      # workloads whose title begins so
+    python benchmarks/bench_check.py --record        # write down what is measured now
+
+Ratios only, of contenders that take turns on one machine: absolute times say more about the machine
+than about the library. Recorded are, in ``recorded_ratios.json``, the ratio and how much more is
+let pass; a ratio beyond that fails the check. Edit the file to check others. Takes about five
+minutes on 2 quiet cores; on a busy machine a failure should be measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from speed_report import ratio
+from speed_workloads import Workload, measured, workloads
+from turns import Outcome, environment, markdown
+
+RECORDED = Path(__file__).with_name("recorded_ratios.json")
+FIELDS = {"time": "wall", "peak memory": "peak"}
+WORSE, IMPROVED, SAME = "worse", "improved", "as recorded"
+LEFT_OUT, UNKNOWN = "left out", "not recorded"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One ratio and what is recorded of it.
+
+    Attributes:
+        workload: Title of the workload.
+        contender: Whose cost it is.
+        against: What it is divided by.
+        of: ``"time"`` or ``"peak memory"``.
+        ratio: What was recorded; none for one that is yet to be.
+        tolerance: The share that may come on top of it.
+    """
+
+    workload: str
+    contender: str
+    against: str
+    of: str
+    ratio: float | None = None
+    tolerance: float = 0.15
+
+    def verdict(self, found: float | None) -> str:
+        """Return what ``found`` is compared with what was recorded; none is left out."""
+        if found is None:
+            return LEFT_OUT
+        if self.ratio is None:
+            return UNKNOWN
+        if not found <= self.ratio * (1 + self.tolerance):
+            return WORSE
+        return IMPROVED if found < self.ratio * (1 - self.tolerance) else SAME
+
+    def sentence(self, found: float) -> str:
+        """Return ``found`` in words."""
+        what = "takes {:.3g} times as long as" if self.of == "time" else "peaks at {:.3g} times"
+        now = f"{self.workload}: {self.contender!r} {what.format(found)} {self.against!r}"
+        if self.ratio is None:
+            return f"{now}; nothing is recorded of that, do so with --record."
+        return f"{now}; recorded were {self.ratio:.3g}, and {self.tolerance:.0%} more are let pass."
+
+
+Found = Mapping[Ratio, float | None]
+Outcomes = Mapping[str, Mapping[str, Outcome]]
+
+
+def read(path: Path) -> list[Ratio]:
+    """Return the recorded ratios.
+
+    Raises:
+        ValueError: When one is not of time or peak memory, or no number above 0.
+    """
+    ratios = [Ratio(**entry) for entry in json.loads(path.read_text())["ratios"]]
+    for one in ratios:
+        known = one.ratio is None or 0 < one.ratio < math.inf
+        if one.of not in FIELDS or not known or not 0 <= one.tolerance < 1:
+            raise ValueError(
+                f"{path.name} has the entry {asdict(one)}; 'of' is one of {', '.join(FIELDS)}, "
+                "'ratio' above 0 or null, and 'tolerance' from 0 to 1."
+            )
+    return ratios
+
+
+def write(path: Path, found: Found, conditions: Mapping[str, Any]) -> None:
+    """Record what was found; what was left out stays as it was."""
+    ratios = [
+        one if now is None else replace(one, ratio=round(now, 4)) for one, now in found.items()
+    ]
+    report = {"recorded with": dict(conditions), "ratios": [asdict(one) for one in ratios]}
+    path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def measure(ratios: Sequence[Ratio], known: Mapping[str, Workload], rounds: int | None) -> Outcomes:
+    """Measure the contenders that the ratios name.
+
+    Args:
+        ratios: The ratios.
+        known: The workloads by their titles.
+        rounds: Turns of every contender, instead of each workload's own.
+
+    Raises:
+        ValueError: For a workload there is not.
+    """
+    outcomes: dict[str, Mapping[str, Outcome]] = {}
+    for title in dict.fromkeys(one.workload for one in ratios):
+        if title not in known:
+            raise ValueError(
+                f"{title!r} is recorded but no workload; those are {', '.join(known)}."
+            )
+        own = [one for one in ratios if one.workload == title]
+        names = {name for one in own for name in (one.contender, one.against)}
+        # A process of its own from the start has its own imports, and a peak that is its own.
+        start = "spawn" if any(one.of == "peak memory" for one in own) else "forkserver"
+        outcomes[title] = measured(known[title].with_effort(rounds, None), names, start)
+    return outcomes
+
+
+def compared(ratios: Sequence[Ratio], outcomes: Outcomes) -> Found:
+    """Return what each ratio is now; none where a peer is not installed or failed."""
+    found: dict[Ratio, float | None] = {}
+    for one in ratios:
+        above, below = (outcomes[one.workload].get(name) for name in (one.contender, one.against))
+        if above is None or below is None or above.error or below.error:
+            found[one] = None
+        else:
+            found[one] = ratio(above, below, FIELDS[one.of])
+    return found
+
+
+def report(found: Found) -> tuple[str, int]:
+    """Return what to print, and the exit status: 1 for what is too much worse or not recorded."""
+    rows = [
+        {
+            "workload": one.workload,
+            "contender": one.contender,
+            "against": one.against,
+            "of": one.of,
+            "recorded": one.ratio,
+            "now": now,
+            "verdict": one.verdict(now),
+        }
+        for one, now in found.items()
+    ]
+    lines = [markdown(rows, "Ratios now against those recorded"), ""]
+    for one, now in found.items():
+        verdict = one.verdict(now)
+        if now is not None and verdict != SAME:
+            lines.append(f"{verdict}: {one.sentence(now)}")
+        elif now is None:
+            lines.append(
+                f"{LEFT_OUT}: {one.workload}: {one.contender!r} against {one.against!r}, of which "
+                "at least one was not measured (is the peer installed?)."
+            )
+    verdicts = [one.verdict(now) for one, now in found.items()]
+    worse, unknown = verdicts.count(WORSE), verdicts.count(UNKNOWN)
+    lines.append(f"{worse} of {len(found)} ratios are worse than is let pass.")
+    if IMPROVED in verdicts:
+        lines.append("Record those that improved with --record.")
+    return "\n".join(lines), int(worse + unknown > 0)
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Measure, then compare or record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--record", action="store_true", help="write down what is measured now")
+    parser.add_argument("--only", default="", help="workloads whose title begins so")
+    parser.add_argument("--rounds", type=int, help="turns of every contender")
+    parser.add_argument("--file", type=Path, default=RECORDED, help="of the recorded ratios")
+    arguments = parser.parse_args(given)
+    recorded = read(arguments.file)
+    asked = [one for one in recorded if one.workload.startswith(arguments.only)]
+    known = {w.title: w for listed in workloads().values() for w in listed}
+    found = compared(asked, measure(asked, known, arguments.rounds))
+    text, status = report(found)
+    print(text)
+    if arguments.record:
+        kept: dict[Ratio, float | None] = dict.fromkeys(recorded)
+        conditions = {k: v for k, v in environment(0).items() if k != "threads"}
+        write(arguments.file, {**kept, **found}, conditions)
+        return 0
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""How the cost of a step grows: with the batch, the unroll, the upper parameters, the levels.
+
+On the MLP of hyper-cleaning, all but the levels; batches also on ResNet-32. Each point is a
+comparison of its own, whose ratios are to plain steps of the same size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import speed_three_level
+from speed_contenders import (
+    BETTY,
+    EXACT,
+    HIGHER_KEPT,
+    NATIVE,
+    PLAIN,
+    UNROLLED_ONE_SIDED,
+    bilevel_contenders,
+)
+from speed_mlp import mlp_task
+from speed_official import resnet32_task
+from speed_report import Row, table
+from speed_three_level import three_level_contenders
+from speed_workloads import Workload, measured
+from turns import Step
+
+NAMES = (PLAIN, NATIVE, UNROLLED_ONE_SIDED, EXACT, BETTY)
+LEVEL_NAMES = (
+    speed_three_level.PLAIN,
+    speed_three_level.OURS,
+    speed_three_level.ONE_SIDED,
+    speed_three_level.EXACT,
+    speed_three_level.BETTY,
+)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Something that grows.
+
+    Attributes:
+        label: What it is.
+        sizes: How large it is at each point.
+        contenders: Returns what makes each contender's step at a size; must be picklable.
+        lower_steps: Whether the size is a number of lower steps, whose time is that of one.
+    """
+
+    label: str
+    sizes: Sequence[int]
+    contenders: Callable[[int], dict[str, Callable[[], Step]]]
+    lower_steps: bool = False
+
+
+def by_batch(size: int, network: str = "mlp", **sizes: Any) -> dict[str, Callable[[], Step]]:
+    """Return the contenders with batches of that size, on ``"mlp"`` or ``"resnet32"``."""
+    make = mlp_task if network == "mlp" else resnet32_task
+    return bilevel_contenders(partial(make, batch=size, **sizes), NAMES)
+
+
+def by_unroll(size: int, **sizes: Any) -> dict[str, Callable[[], Step]]:
+    """Return the contenders with so many lower steps for each upper one."""
+    return bilevel_contenders(partial(mlp_task, steps=size, **sizes), (*NAMES, HIGHER_KEPT))
+
+
+def by_upper(size: int, **sizes: Any) -> dict[str, Callable[[], Step]]:
+    """Return the contenders with so many upper parameters."""
+    return bilevel_contenders(partial(mlp_task, samples=size, **sizes), NAMES)
+
+
+def by_levels(size: int, **sizes: Any) -> dict[str, Callable[[], Step]]:
+    """Return the contenders with so many levels."""
+    return three_level_contenders(LEVEL_NAMES, levels=size, **sizes)
+
+
+def growths(network: str = "mlp") -> dict[str, Growth]:
+    """Return what grows, by name.
+
+    Args:
+        network: On which batches grow, ``"mlp"`` or ``"resnet32"``.
+    """
+    batches = partial(by_batch, network=network)
+    return {
+        "batch": Growth(f"batch, {network}", (25, 50, 100, 200, 400), batches),
+        "unroll": Growth("lower steps for each upper one", (1, 2, 4, 8, 16), by_unroll, True),
+        "upper": Growth("upper parameters", (100, 1000, 10_000, 100_000, 1_000_000), by_upper),
+        "levels": Growth("levels", (1, 2, 3), by_levels),
+    }
+
+
+def grown(growth: Growth, rounds: int | None = None, threads: int | None = None) -> list[Row]:
+    """Measure every point; return a row for each contender and size."""
+    rows: list[Row] = []
+    for size in growth.sizes:
+        workload = Workload(
+            f"{growth.label} {size}",
+            partial(growth.contenders, size),
+            base=PLAIN,
+            rounds=7,
+            lower_steps=size if growth.lower_steps else 1,
+        ).with_effort(rounds, threads)
+        outcomes = measured(workload, start="forkserver")
+        rows += [{"at": size, **row} for row in table(outcomes, PLAIN, workload.lower_steps)]
+    return rows
+
+
+def lines_of(report: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, list[Row]]]:
+    """Return what a figure of a written report needs."""
+    return {kind: (found["label"], found["rows"]) for kind, found in report.items()}

@@ -1,0 +1,44 @@
+"""Ten lower steps for each upper one on the MLP of :mod:`speed_mlp`.
+
+A finite difference, Betty's, sees the last of the steps; *exact* and *unrolled* ones differentiate
+through all ten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from speed_contenders import (
+    BETTY,
+    EXACT,
+    FULL,
+    HIGHER_KEPT,
+    NATIVE,
+    PLAIN,
+    PROGRAM,
+    TORCHOPT_KEPT,
+    UNROLLED_ONE_SIDED,
+    bilevel_contenders,
+)
+from speed_mlp import mlp_task
+from turns import Step
+
+STEPS = 10
+NAMES = (
+    PLAIN,
+    NATIVE,
+    PROGRAM,
+    BETTY,
+    UNROLLED_ONE_SIDED,
+    EXACT,
+    FULL,
+    HIGHER_KEPT,
+    TORCHOPT_KEPT,
+)
+
+
+def unroll10_contenders(steps: int = STEPS, **sizes: Any) -> dict[str, Callable[[], Step]]:
+    """Return what makes each contender's steps; for ``sizes`` see :func:`speed_mlp.mlp_task`."""
+    return bilevel_contenders(partial(mlp_task, steps=steps, **sizes), NAMES)

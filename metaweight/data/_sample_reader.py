@@ -1,0 +1,137 @@
+"""Whole batches read sample by sample, each under random numbers that its place decides.
+
+A worker process and the main process run the same code here, so that they read the same.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from metaweight.problems import DataError
+
+from ._epochs import Epoch
+
+_WORD = 2**64 - 1
+
+
+class Request(NamedTuple):
+    """A batch to read."""
+
+    key: int
+    """Key of the epoch."""
+    first: int
+    """Place in the epoch of the first sample."""
+    positions: list[int]
+    """Positions in the dataset."""
+
+
+class Requests:
+    """The batches that are still to be read of an epoch, for ``DataLoader(sampler=...)``.
+
+    Attributes:
+        epoch: Whose batches to give.
+    """
+
+    def __init__(self, batch_size: int, batches: int) -> None:
+        self.epoch: Epoch | None = None
+        self._batch_size = batch_size
+        self._batches = batches
+
+    def __len__(self) -> int:
+        """Return the number of batches in a whole epoch."""
+        return self._batches
+
+    def __iter__(self) -> Iterator[Request]:
+        """Give the requests from the first batch that was not delivered on."""
+        epoch = self.epoch
+        if epoch is None:
+            return
+        # Requests run ahead of what is delivered, so this counter is their own.
+        for batch in range(epoch.delivered, self._batches):
+            first = batch * self._batch_size
+            yield Request(epoch.key, first, epoch.order[first : first + self._batch_size].tolist())
+
+
+class SampleReader(Dataset[Any]):
+    """A dataset of batches: reads the samples of a :class:`Request` and collates them.
+
+    Args:
+        dataset: Samples by position.
+        collate: Makes a batch of a list of samples.
+        with_indices: Whether to append the positions to the batch.
+    """
+
+    def __init__(
+        self, dataset: Any, collate: Callable[[list[Any]], Any], with_indices: bool
+    ) -> None:
+        self.dataset = dataset
+        self.collate = collate
+        self.with_indices = with_indices
+
+    def __getitem__(self, request: Request) -> Any:
+        """Return the batch; the global random streams are left wherever the samples took them.
+
+        Raises:
+            DataError: When a sample cannot be read, naming its position.
+        """
+        samples = []
+        for place, position in enumerate(request.positions, request.first):
+            seed_streams(request.key, place)
+            try:
+                samples.append(self.dataset[position])
+            except Exception as error:
+                raise DataError(
+                    f"Sample {position} of a dataset of type {type(self.dataset).__name__} could "
+                    f"not be read ({type(error).__name__}: {error}); mend it, or leave it out with "
+                    "torch.utils.data.Subset."
+                ) from error
+        batch = self.collate(samples)
+        if not self.with_indices:
+            return batch
+        parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+        return (*parts, torch.tensor(request.positions))
+
+
+def as_it_is(batch: Any) -> Any:
+    """Return a batch that needs no conversion."""
+    return batch
+
+
+def keep_what_is_inherited(worker: int) -> None:
+    """Keep the garbage collector of a worker from what the process that forked it had made.
+
+    It would copy memory that both share, and end what the other process holds.
+    """
+    gc.freeze()
+
+
+def seed_streams(key: int, place: int) -> None:
+    """Seed torch's CPU stream, NumPy's and Python's by the sample at ``place`` of epoch ``key``.
+
+    Takes some 7 µs, more than half of it in Python's generator. ``torch.manual_seed`` would take
+    another 100, to prepare devices that nothing is drawn on.
+    """
+    seed = derived_seed(key, place)
+    # torch and NumPy fill the same generator from the 32 bits they keep: of equal seeds they would
+    # draw equal numbers.
+    torch.default_generator.manual_seed(seed & 0xFFFFFFFF)
+    np.random.seed(seed >> 32)
+    random.seed(seed)
+
+
+def derived_seed(key: int, place: int) -> int:
+    """Return a number in [0, 2⁶⁴) by the finaliser of SplitMix64.
+
+    Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (OOPSLA 2014).
+    """
+    z = (key + (place + 1) * 0x9E3779B97F4A7C15) & _WORD
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _WORD
+    return z ^ (z >> 31)
