@@ -21,6 +21,7 @@ from metaweight.problems import (
     prepare,
     prepare_recording,
     redo,
+    reseed,
     step_scheduler,
     waits_for_metric,
 )
@@ -33,12 +34,15 @@ from .env import Env
 from .graph import Graph
 from .hooks import Hook, HookList
 from .hypergradient_check import check_hypergradients_of
-from .loggers import flatten_stats, make_run_logger
+from .loggers import RunLogger, flatten_stats, make_run_logger
 from .placement import choose_device
+from .process_group import join_processes
 from .progress import ProgressBar
+from .same_program import require_same_program
 from .schedule import Action, Instruction, Rhythm, Schedule
 from .standing import Standing
-from .stopping import StopRequest, stops_between_steps
+from .stopping import StopRequest, asked_to_end, stops_between_steps
+from .synchronised_batch_norm import synchronised
 
 Dependencies = Mapping[str, Mapping[Problem, Sequence[Problem]]]
 
@@ -78,11 +82,18 @@ class Engine:
         self.valid_step = self.config.valid_step
         self.global_step = 0
         self.device = choose_device(self.config)
-        self.logger = make_run_logger(self.config.logger_types, self.config.log_dir)
+        self.processes = join_processes(self.config, self.device)
+        self.logger = (
+            make_run_logger(self.config.logger_types, self.config.log_dir)
+            if self.is_rank_zero()
+            else RunLogger(quiet=True)
+        )
         self.standing = Standing()
+        self.standing.run = self.processes.from_first(lambda: self.standing.run)
         self.checkpointing = Checkpointing(self.config)
         saving = [] if self.checkpointing.folder is None else [self.checkpointing]
-        self.hooks = HookList([*_configured_hooks(self.config), *hooks, *saving])
+        own = _configured_hooks(self.config, shows=self.is_rank_zero())
+        self.hooks = HookList([*own, *hooks, *saving])
         self.leaves: list[Problem] = []
         self.dependencies = dependencies
         self.snapshots: dict[str, Snapshot] = {}
@@ -94,6 +105,9 @@ class Engine:
         self._prepare()
         self._schedule = self._make_schedule(graph)
         self.train()
+        if not self.is_rank_zero():
+            # Samples of other processes get other dropout, and process 0 draws as if it were alone.
+            reseed(self.device, self.processes.seed + self.processes.rank)
 
     def __getattr__(self, name: str) -> Any:
         by_name = self.__dict__.get("_by_name", {})
@@ -125,7 +139,7 @@ class Engine:
                 self.hooks.run_start(self)
                 if streams is not None:
                     put_streams(streams)
-                while not (request.made or self._is_over()):
+                while not (asked_to_end(request, self.standing, self.processes) or self._is_over()):
                     self._iterate(request)
                 self.checkpointing.run_over(self)
             finally:
@@ -134,6 +148,8 @@ class Engine:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything the program is to a file, from which a program built alike goes on.
+
+        Of several processes all call it, and the first one writes.
 
         That is every problem with its module, optimizer, scheduler and loss scaler, steps recorded
         for a hypergradient, gradients amid an accumulation, hooks, random streams, the places of
@@ -148,6 +164,8 @@ class Engine:
     def load(self, path: str | os.PathLike[str]) -> None:
         """Put the program where the one that was saved stood; the next ``run()`` goes on there.
 
+        Of several processes all call it, and the first one reads.
+
         Nothing in the file is executed. When the file does not fit, nothing is changed.
 
         Raises:
@@ -161,7 +179,11 @@ class Engine:
             leaf.step(global_step=self.global_step)
 
     def validation(self) -> Mapping[str, Any] | None:
-        """Measure the program; override it and return names and values to log."""
+        """Measure the program; override it and return names and values to log.
+
+        Of several processes each measures, on its own share of the data or on all, and numbers
+        and tensors are averaged over them.
+        """
         return None
 
     def stop(self, reason: str) -> None:
@@ -229,11 +251,11 @@ class Engine:
 
     def do_validation(self) -> bool:
         """Whether there is a validation to run."""
-        return type(self).validation is not Engine.validation and self.is_rank_zero()
+        return type(self).validation is not Engine.validation
 
     def is_rank_zero(self) -> bool:
-        """Whether this process is the one that logs."""
-        return True
+        """Whether this process is the one that logs and writes files."""
+        return self.processes.rank == 0
 
     @property
     def schedule(self) -> Schedule:
@@ -271,6 +293,7 @@ class Engine:
         for problem in self.problems:
             problem.logger = self.logger
             problem.env = self.env
+            problem.reduction = self.processes
             prepare(
                 problem,
                 self.device,
@@ -278,8 +301,17 @@ class Engine:
                 self._drive,
                 channels_last=self.config.channels_last,
             )
+        require_same_program(self.processes, self.problems, self.config)
+        for problem in self.problems:
+            if self.config.sync_batch_norm:
+                problem.module = synchronised(problem.module, self.processes.world)
+            self._share(problem)
         for problem in self.problems:
             check_hypergradients(problem)
+
+    def _share(self, problem: Problem) -> None:
+        """Give the problem's parameters and buffers the values they have in process 0."""
+        self.processes.share([*problem.module.parameters(), *problem.module.buffers()])
 
     def _make_schedule(self, graph: Graph[Problem]) -> Schedule:
         rhythms = {
@@ -313,9 +345,11 @@ class Engine:
             self.train_step()
             self.standing.iteration += 1
             self.hooks.iteration_end(self)
-        if self._owes_validation() and not request.made:
+        if self._owes_validation() and not asked_to_end(request, self.standing, self.processes):
             self._validate()
-        if not request.made:
+        if self.checkpointing.folder is not None and not asked_to_end(
+            request, self.standing, self.processes
+        ):
             self.checkpointing.iteration_over(self)
 
     def _drive(self, problem: Problem, global_step: int | None) -> None:
@@ -333,6 +367,9 @@ class Engine:
         elif action is Action.LOOP_START:
             problem.trajectory.release_graphs()
             problem.on_inner_loop_start()
+            if type(problem).on_inner_loop_start is not Problem.on_inner_loop_start:
+                # It may have drawn new parameters.
+                self._share(problem)
             apply_initial_parameters(problem)
         elif action is Action.SNAPSHOT:
             self.snapshots[problem.name] = Snapshot(
@@ -384,6 +421,7 @@ class Engine:
             stats = self.validation() or {}
         finally:
             self.train()
+        stats = self.processes.mean_stats(stats)
         self.logger.info(
             f"[Validation] [Global Step {self.global_step}] {_sentence(flatten_stats(stats))}"
         )
@@ -403,14 +441,14 @@ class Engine:
                 f"{metric!r}, but {source} returned {sorted(stats) or 'nothing'}; return it "
                 "there, or name another value in Config(plateau_metric=...)."
             )
-        problem.scheduler.step(stats[metric])
+        problem.scheduler.step(self.processes.mean_stats({metric: stats[metric]})[metric])
 
     def _epoch_end(self, problem: Problem) -> None:
         problem.epoch_callback()
         self.hooks.epoch_end(self, problem)
 
 
-def _configured_hooks(config: EngineConfig) -> list[Hook]:
+def _configured_hooks(config: EngineConfig, *, shows: bool) -> list[Hook]:
     hooks: list[Hook] = []
     if config.early_stopping:
         hooks.append(
@@ -420,7 +458,7 @@ def _configured_hooks(config: EngineConfig) -> list[Hook]:
                 mode=config.early_stopping_mode,
             )
         )
-    if config.progress:
+    if config.progress and shows:
         hooks.append(ProgressBar())
     return hooks
 

@@ -32,21 +32,24 @@ from .hypergradients import (
 )
 from .implicit import ImplicitProblem
 from .iterative import IterativeProblem
-from .loader_position import keeps_its_place
+from .loader_position import keeps_its_place, length_of
 from .names import Names
 from .partial import LastLayers, ParameterSelection, SampledLayers
 from .plain_data import from_plain, to_plain
 from .preparation import check_hypergradients, place_in_graph, prepare, prepare_recording
 from .problem import GraphPosition, Problem
 from .problem_state import (
+    form_of,
     load_problem,
     load_surroundings,
     problem_to_plain,
     require_same_form,
     require_same_lengths,
 )
-from .random_streams import RandomState
+from .random_streams import RandomState, reseed
+from .reduction import Reduction
 from .reweighted import ReweightedProblem
+from .sharding import ShareSampler
 from .state import Snapshot
 from .unrolling import apply_initial_parameters
 
@@ -78,10 +81,12 @@ __all__ = [
     "Problem",
     "Product",
     "RandomState",
+    "Reduction",
     "Reinforce",
     "ReweightedProblem",
     "Reweighting",
     "SampledLayers",
+    "ShareSampler",
     "Snapshot",
     "Status",
     "StepResult",
@@ -91,8 +96,10 @@ __all__ = [
     "apply_initial_parameters",
     "check_hypergradients",
     "descend",
+    "form_of",
     "from_plain",
     "keeps_its_place",
+    "length_of",
     "load_problem",
     "load_surroundings",
     "place_in_graph",
@@ -102,6 +109,7 @@ __all__ = [
     "redo",
     "require_same_form",
     "require_same_lengths",
+    "reseed",
     "step_scheduler",
     "to_plain",
     "waits_for_metric",

@@ -22,6 +22,7 @@ from .loaders import BatchSource
 from .overridables import Overridables
 from .partial import chosen_parameters
 from .precision import autocast
+from .reduction import Reduction
 from .state import BufferSlot, buffer_slots
 from .trajectory import RecordedStep, Recording, Trajectory
 from .unrolling import apply_learned_settings
@@ -105,6 +106,7 @@ class Problem(Overridables):
         self.trajectory = Trajectory(Recording())
         self.hypergradient_status: Status | None = None
         self.auditor: Auditor | None = None
+        self.reduction = Reduction()
         self._position = GraphPosition()
         self._hypergradient = resolve(self._config)
         self._source: BatchSource | None = None
@@ -258,6 +260,7 @@ class Problem(Overridables):
         """Use another optimizer from now on."""
         self.optimizer = optimizer
         apply_param_groups(self)
+        self.reduction.own_optimizer(self)
 
     def set_scheduler(self, scheduler: Any) -> None:
         """Use another scheduler from now on."""
@@ -268,20 +271,25 @@ class Problem(Overridables):
         self.source.replace(loader, idx)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the module, optimizer, scheduler and loss scaler."""
+        """State of the module, optimizer, scheduler and loss scaler.
+
+        Where processes share out the optimizer's state, all of them call this.
+        """
         parts = {
             "module": self.module,
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
             "scaler": self.scaler,
         }
-        return {key: part.state_dict() for key, part in parts.items() if part is not None}
+        with self.reduction.whole_optimizer(self):
+            return {key: part.state_dict() for key, part in parts.items() if part is not None}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what :meth:`state_dict` returned."""
         self.module.load_state_dict(state_dict["module"])
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state_dict["optimizer"])
+            self.reduction.own_optimizer(self)
         for key, part in (("scheduler", self.scheduler), ("scaler", self.scaler)):
             if part is not None and key in state_dict:
                 part.load_state_dict(state_dict[key])
@@ -340,7 +348,7 @@ class Problem(Overridables):
 
     def is_rank_zero(self) -> bool:
         """Whether this process is the one that logs."""
-        return True
+        return self.reduction.rank == 0
 
     @property
     def name(self) -> str:

@@ -125,6 +125,7 @@ class Unroll(Hypergradient):
             values=self.product == "one_sided" or reads_values(problem),
             losses=self.product in ALPHA,
             graphs=self.memory == "full",
+            shares=self.product == "one_sided",
         )
 
     def check(self, problem: Problem) -> None:
@@ -190,8 +191,9 @@ class Unroll(Hypergradient):
                     along = [adjoint.gradients.get(p, _zero(p)) for p in weights]
                     products = self._products(problem, evaluation, update, along, inputs)
                     if goes_on:
+                        own = problem.reduction.mean(products[: len(weights)])
                         moved = [adjoint.parameters[p] for p in weights]
-                        below = vectors.add(moved, products[: len(weights)])
+                        below = vectors.add(moved, own)
                         cotangents = dict(zip(weights, below, strict=True))
                         states = adjoint.states
                     above = products[len(inputs) - len(wanted) :]
