@@ -139,7 +139,7 @@ class Engine:
                 self.hooks.run_start(self)
                 if streams is not None:
                     put_streams(streams)
-                while not (asked_to_end(request, self.standing, self.processes) or self._is_over()):
+                while not (self._is_asked_to_end(request) or self._is_over()):
                     self._iterate(request)
                 self.checkpointing.run_over(self)
             finally:
@@ -345,12 +345,13 @@ class Engine:
             self.train_step()
             self.standing.iteration += 1
             self.hooks.iteration_end(self)
-        if self._owes_validation() and not asked_to_end(request, self.standing, self.processes):
+        if self._owes_validation() and not self._is_asked_to_end(request):
             self._validate()
-        if self.checkpointing.folder is not None and not asked_to_end(
-            request, self.standing, self.processes
-        ):
+        if self.checkpointing.folder is not None and not self._is_asked_to_end(request):
             self.checkpointing.iteration_over(self)
+
+    def _is_asked_to_end(self, request: StopRequest) -> bool:
+        return asked_to_end(request, self.standing, self.processes)
 
     def _drive(self, problem: Problem, global_step: int | None) -> None:
         # What comes after an exception here cannot be saved: the schedule is ahead of the steps.
