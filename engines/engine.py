@@ -92,8 +92,7 @@ class Engine:
         self.standing.run = self.processes.from_first(lambda: self.standing.run)
         self.checkpointing = Checkpointing(self.config)
         saving = [] if self.checkpointing.folder is None else [self.checkpointing]
-        own = _configured_hooks(self.config, shows=self.is_rank_zero())
-        self.hooks = HookList([*own, *hooks, *saving])
+        self.hooks = HookList([*_configured_hooks(self.config), *hooks, *saving])
         self.leaves: list[Problem] = []
         self.dependencies = dependencies
         self.snapshots: dict[str, Snapshot] = {}
@@ -293,7 +292,7 @@ class Engine:
         for problem in self.problems:
             problem.logger = self.logger
             problem.env = self.env
-            problem.reduction = self.processes
+            problem.processes = self.processes
             prepare(
                 problem,
                 self.device,
@@ -449,7 +448,7 @@ class Engine:
         self.hooks.epoch_end(self, problem)
 
 
-def _configured_hooks(config: EngineConfig, *, shows: bool) -> list[Hook]:
+def _configured_hooks(config: EngineConfig) -> list[Hook]:
     hooks: list[Hook] = []
     if config.early_stopping:
         hooks.append(
@@ -459,7 +458,7 @@ def _configured_hooks(config: EngineConfig, *, shows: bool) -> list[Hook]:
                 mode=config.early_stopping_mode,
             )
         )
-    if config.progress and shows:
+    if config.progress:
         hooks.append(ProgressBar())
     return hooks
 

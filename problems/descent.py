@@ -88,7 +88,7 @@ def redo(problem: Problem) -> None:
             step.random.restore()
             accumulate_gradient(problem, step.batch)
             if step is problem.window[-1]:
-                problem.reduction.average_gradients(problem)
+                problem.processes.average_gradients(problem)
             problem.grad_callback()
     update(problem)
 
@@ -96,7 +96,7 @@ def redo(problem: Problem) -> None:
 def average_gradient(problem: Problem) -> None:
     """Average the accumulated gradient over processes, keeping this one's where it is asked for."""
     problem.trajectory.keep_share(problem)
-    problem.reduction.average_gradients(problem)
+    problem.processes.average_gradients(problem)
 
 
 def accumulate_gradient(problem: Problem, batch: Any) -> StepResult:

@@ -47,7 +47,7 @@ def _through_paths(
 ) -> list[Tensor | None]:
     valued = [path[1] for path in paths if path[1].hypergradient.by_value]
     total, starts = _direct(loss, own, [path[1] for path in paths if path[1] not in valued])
-    starts = _averaged(problem.reduction, starts)
+    starts = _averaged(problem.processes, starts)
     for path in paths:
         if path[1] in valued:
             # The direct part is counted once: by autograd, or else with the first such path.
@@ -57,7 +57,7 @@ def _through_paths(
             vector = starts[path[1]]
             for lower, above in pairwise(path[1:]):
                 if lower is not path[1]:
-                    vector = problem.reduction.mean(vector)
+                    vector = problem.processes.mean(vector)
                 wanted = own if above is problem else list(above.meta_trainable_parameters())
                 method = lower.auditor or lower.hypergradient
                 vector, lower.hypergradient_status = method.vjp(lower, vector, wanted)

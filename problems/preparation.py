@@ -54,7 +54,7 @@ def prepare(
             loaders = list(loaders) if isinstance(loaders, tuple) else [loaders]
         problem.train_data_loader = loaders
         problem._source = BatchSource(
-            problem.name, loaders, lambda: on_epoch_end(problem), problem.reduction
+            problem.name, loaders, lambda: on_epoch_end(problem), problem.processes
         )
     config = problem.config
     if config.precision == "fp16":
@@ -64,7 +64,7 @@ def prepare(
             growth_factor=config.scale_factor,
         )
     problem._driver = driver
-    problem.reduction.own_optimizer(problem)
+    problem.processes.own_optimizer(problem)
 
 
 def check_hypergradients(problem: Problem) -> None:

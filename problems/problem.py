@@ -106,7 +106,7 @@ class Problem(Overridables):
         self.trajectory = Trajectory(Recording())
         self.hypergradient_status: Status | None = None
         self.auditor: Auditor | None = None
-        self.reduction = Reduction()
+        self.processes = Reduction()
         self._position = GraphPosition()
         self._hypergradient = resolve(self._config)
         self._source: BatchSource | None = None
@@ -260,7 +260,7 @@ class Problem(Overridables):
         """Use another optimizer from now on."""
         self.optimizer = optimizer
         apply_param_groups(self)
-        self.reduction.own_optimizer(self)
+        self.processes.own_optimizer(self)
 
     def set_scheduler(self, scheduler: Any) -> None:
         """Use another scheduler from now on."""
@@ -281,7 +281,7 @@ class Problem(Overridables):
             "scheduler": self.scheduler,
             "scaler": self.scaler,
         }
-        with self.reduction.whole_optimizer(self):
+        with self.processes.whole_optimizer(self):
             return {key: part.state_dict() for key, part in parts.items() if part is not None}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -289,7 +289,7 @@ class Problem(Overridables):
         self.module.load_state_dict(state_dict["module"])
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state_dict["optimizer"])
-            self.reduction.own_optimizer(self)
+            self.processes.own_optimizer(self)
         for key, part in (("scheduler", self.scheduler), ("scaler", self.scaler)):
             if part is not None and key in state_dict:
                 part.load_state_dict(state_dict[key])
@@ -348,7 +348,7 @@ class Problem(Overridables):
 
     def is_rank_zero(self) -> bool:
         """Whether this process is the one that logs."""
-        return self.reduction.rank == 0
+        return self.processes.rank == 0
 
     @property
     def name(self) -> str:

@@ -106,7 +106,7 @@ class Hypergradient(ABC):
             One tensor per entry of ``wanted``, zeros where the lower loss does not depend on it,
             and a status. Of several processes each returns the product of its own lower loss, and
             they are averaged afterwards; what has to be averaged on the way goes through
-            ``problem.reduction.mean``.
+            ``problem.processes.mean``.
 
         Raises:
             HypergradientError: When the result cannot be formed, for instance by a diverged solve.

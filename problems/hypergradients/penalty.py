@@ -220,11 +220,11 @@ class _LowerLoss(ABC):
 
 class _PlainLoss(_LowerLoss):
     def gradient(self) -> list[Tensor]:
-        return self.problem.reduction.mean(window_gradient(self.problem, self.weights))
+        return self.problem.processes.mean(window_gradient(self.problem, self.weights))
 
     def measure(self, wanted: Sequence[Tensor]) -> _Measurement:
         found = window_gradient(self.problem, [*self.weights, *wanted])
-        gradient = self.problem.reduction.mean(found[: len(self.weights)])
+        gradient = self.problem.processes.mean(found[: len(self.weights)])
         return _Measurement(gradient, found[len(self.weights) :])
 
     def difference(
@@ -274,7 +274,7 @@ class _DeclaredLoss(_LowerLoss):
             total = vectors.add(total, vectors.fill_none(found, self.weights))
             samples.append(losses.detach())
         mean = vectors.scale(total, 1.0 / len(self._steps))
-        return self.problem.reduction.mean(mean), samples
+        return self.problem.processes.mean(mean), samples
 
 
 def _lower_loss(problem: Problem, weights: Sequence[Tensor]) -> _LowerLoss:

@@ -228,4 +228,4 @@ def curvature(problem: Problem) -> Iterator[Curvature]:
     steps = require_recorded(problem).steps
     with Evaluation(problem, graph=True, in_full_precision=True, second_order=True) as evaluation:
         losses = (replayed_loss(problem, step) for step in steps)
-        yield Curvature(losses, evaluation, problem.reduction)
+        yield Curvature(losses, evaluation, problem.processes)

@@ -89,9 +89,9 @@ class Reinforce(ValueHypergradient):
 
     def check(self, problem: Problem) -> None:
         super().check(problem)
-        if problem.reduction.world > 1:
+        if problem.processes.world > 1:
             raise ConfigurationError(
-                f"Problem {problem.name!r} asks for Reinforce in {problem.reduction.world} "
+                f"Problem {problem.name!r} asks for Reinforce in {problem.processes.world} "
                 "processes, each of which would decide for itself, so that no score is that of "
                 "all; use one process, or type='zero_order'."
             )

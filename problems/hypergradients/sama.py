@@ -154,7 +154,7 @@ def adam_preconditioned(problem: Problem, vector: Sequence[Tensor]) -> list[Tens
     optimizer = problem.optimizer
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     gradients = clipped(problem, moment, moment.gradients)
-    with problem.reduction.whole_optimizer(problem):
+    with problem.processes.whole_optimizer(problem):
         return [
             v * adam_jacobian(groups[p], optimizer.state[p], gradients[p])
             if p in gradients

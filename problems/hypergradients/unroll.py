@@ -191,7 +191,7 @@ class Unroll(Hypergradient):
                     along = [adjoint.gradients.get(p, _zero(p)) for p in weights]
                     products = self._products(problem, evaluation, update, along, inputs)
                     if goes_on:
-                        own = problem.reduction.mean(products[: len(weights)])
+                        own = problem.processes.mean(products[: len(weights)])
                         moved = [adjoint.parameters[p] for p in weights]
                         below = vectors.add(moved, own)
                         cotangents = dict(zip(weights, below, strict=True))

@@ -194,7 +194,7 @@ class UpperLoss:
         finally:
             trajectory._open = under_way
         wide = loss if loss.is_floating_point() and loss.dtype.itemsize >= 4 else loss.float()
-        return problem.reduction.mean([wide])[0]
+        return problem.processes.mean([wide])[0]
 
     def holding(self, parameters: Sequence[Tensor]) -> Callable[[], Tensor]:
         """Return a function that puts ``parameters`` where they are now while it measures."""

@@ -240,6 +240,51 @@ def test_an_error_in_one_process_ends_all(tmp_path: Path) -> None:
     assert "broken on purpose" in ended.stderr
 
 
+RESTARTED = """
+import os, signal, sys, torch
+from pathlib import Path
+sys.path.insert(0, {helpers!r})
+torch.set_num_threads(1)
+from support.process_checks import parameters, saving
+from metaweight import Hook
+
+folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+
+class Killed(Hook):
+    only_shows = True
+
+    def iteration_end(self, engine):
+        mark = folder / "killed"
+        if rank == 1 and engine.global_step == 5 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+engine = saving(rank, 2, folder / "run", 7, every=2, hooks=[Killed()])
+engine.run(resume="auto")
+torch.save(parameters(engine), folder / f"end_{{rank}}.pt")
+"""
+
+
+def test_a_killed_process_is_restarted_and_the_run_ends_as_if_nothing_had_been(
+    together: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    script = tmp_path / "restarted.py"
+    script.write_text(RESTARTED.format(helpers=str(HELPERS)))
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    ended = subprocess.run(
+        [*run, "--max-restarts=1", str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "killed").exists()
+    for rank, found in enumerate(together):
+        end = torch.load(tmp_path / f"end_{rank}.pt", weights_only=True)
+        torch.testing.assert_close(end, found["resumed"][0], rtol=0, atol=0)
+
+
 def test_a_program_of_several_processes_is_started_as_such(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +86,13 @@ def alone(
     module: nn.Module,
     loader: Any,
     cls: type[Any] | None = None,
+    hooks: Sequence[Hook] = (),
     **settings: Any,
 ) -> tuple[Engine, Any]:
     """One problem and its engine."""
     optimizer = torch.optim.SGD(module.parameters(), 0.1)
     problem = (cls or Fit)("fit", Config(), module, optimizer, train_data_loader=loader)
-    return Engine([problem], run_config(world, **settings)), problem
+    return Engine([problem], run_config(world, **settings), hooks=hooks), problem
 
 
 class Fit(ImplicitProblem):
@@ -392,7 +393,15 @@ class Noisy(nn.Module):
         return self.net(self.drop(x))
 
 
-def saving(rank: int, world: int, folder: Path, iterations: int) -> Engine:
+def saving(
+    rank: int,
+    world: int,
+    folder: Path,
+    iterations: int,
+    *,
+    every: int = 100,
+    hooks: Sequence[Hook] = (),
+) -> Engine:
     torch.manual_seed(0)
     whole = labelled(batches(1, 1, 0, 1)[0][0], torch.arange(8))
     data = TensorDataset(whole.inputs, whole.labels)
@@ -404,10 +413,11 @@ def saving(rank: int, world: int, folder: Path, iterations: int) -> Engine:
         Both,
         train_iters=iterations,
         checkpoint_dir=folder,
-        checkpoint_step=100,
+        checkpoint_step=every,
         keep_last=None,
         logger_type="csv",
         log_dir=folder / "logs",
+        hooks=hooks,
     )
     return engine
 
