@@ -15,7 +15,7 @@ from metaweight.engines.process_group import FROM_TORCHRUN
 from support import process_checks
 from support.shared_out import TYPES, program
 
-from metaweight import ConfigurationError, Engine, EngineConfig
+from metaweight import CheckpointError, ConfigurationError, Engine, EngineConfig
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 SECONDS = 300
@@ -196,6 +196,21 @@ def test_a_resumed_run_ends_bit_equal(name: str, together: list[dict[str, Any]])
     for found in together:
         whole, again = found[name]
         torch.testing.assert_close(again, whole, rtol=0, atol=0)
+
+
+def test_what_two_processes_saved_goes_on_in_one(
+    together: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = Path(together[0]["place"])
+    engine = process_checks.saving(0, 1, tmp_path, 9)
+    engine.load(folder / "resumed" / "parts" / "step-0000000007.ckpt")
+    saved = together[0]["resumed"][1]
+    torch.testing.assert_close(process_checks.parameters(engine), saved, rtol=0, atol=0)
+    engine.run()
+    assert engine.global_step == 9
+    amid = program("unroll one-sided", 0, 1, accumulation=2)
+    with pytest.raises(CheckpointError, match="saved by 2 processes amid a loop.*go on with 2"):
+        amid.load(folder / "resumed_amid_a_loop" / "amid.pt")
 
 
 def test_the_first_process_writes(together: list[dict[str, Any]]) -> None:
