@@ -209,7 +209,7 @@ def test_what_two_processes_saved_goes_on_in_one(
     engine.run()
     assert engine.global_step == 9
     amid = program("unroll one-sided", 0, 1, accumulation=2)
-    with pytest.raises(CheckpointError, match="saved by 2 processes amid a loop.*go on with 2"):
+    with pytest.raises(CheckpointError, match=r"saved by 2 processes amid a loop.*go on with 2"):
         amid.load(folder / "resumed_amid_a_loop" / "amid.pt")
 
 
