@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -114,19 +115,19 @@ class SeveralProcesses(Processes):
         message: list[Any] = [None, None]
         if self.rank == 0:
             try:
-                message[0] = make()
+                message[0] = _packed(make())
             except Exception as error:
                 message[1] = error
         dist.broadcast_object_list(message, src=0, device=self._messages)
         if message[1] is not None:
             raise message[1]
-        made: T = message[0]
+        made: T = _unpacked(message[0])
         return made
 
     def gather(self, value: T) -> list[T]:
         found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, value)
-        return found
+        dist.all_gather_object(found, _packed(value))
+        return [_unpacked(packed) for packed in found]
 
     def largest(self, number: int) -> int:
         message = torch.tensor(number, device=self._messages)
@@ -150,6 +151,18 @@ def running_statistics(module: nn.Module) -> Iterator[Tensor]:
             for statistic in (layer.running_mean, layer.running_var):
                 if statistic is not None:
                     yield statistic
+
+
+def _packed(value: Any) -> bytes:
+    # Python's own pickling of some tensors, such as those read from a file, cannot be undone.
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _unpacked(packed: bytes) -> Any:
+    # From a process of the same program, which may run any code anyway.
+    return torch.load(io.BytesIO(packed), map_location="cpu", weights_only=False)
 
 
 def _by_kind(tensors: Sequence[Tensor]) -> list[list[int]]:
