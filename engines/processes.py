@@ -70,7 +70,7 @@ class SeveralProcesses(Processes):
             self.bytes += flat.numel() * flat.itemsize
             dist.all_reduce(flat)
             flat.div_(self.world)
-            pieces = flat.split([found[i].numel() for i in places])
+            pieces = flat.split([found[i].numel() for i in places])  # type: ignore[no-untyped-call]
             for i, piece in zip(places, pieces, strict=True):
                 found[i] = _laid_out_like(found[i], piece.view(found[i].shape))
         return found
@@ -107,7 +107,7 @@ class SeveralProcesses(Processes):
             dist.broadcast(flat, src=source)
             if source == self.rank:
                 continue
-            pieces = flat.split([given[i].numel() for i in places])
+            pieces = flat.split([given[i].numel() for i in places])  # type: ignore[no-untyped-call]
             for i, piece in zip(places, pieces, strict=True):
                 given[i].copy_(piece.view(given[i].shape))
 

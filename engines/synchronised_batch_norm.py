@@ -75,7 +75,7 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
         return (wide * scale.view(shape) + shift.view(shape)).to(input.dtype)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        self._check(input)
+        self._check(input)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def _note(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
