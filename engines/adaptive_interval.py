@@ -92,7 +92,8 @@ class AdaptiveInterval(Hook):
 
     def after_gradient(self, engine: Engine, problem: Problem) -> None:
         """Note how far the gradient agrees with those before, and choose the interval."""
-        if problem.name != self.upper:
+        complete = problem.count % problem.config.gradient_accumulation == 0
+        if problem.name != self.upper or not complete:
             return
         before = self._seen.value()
         self._steps += 1

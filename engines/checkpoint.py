@@ -30,6 +30,7 @@ from metaweight.problems import (
 )
 
 from .hooks import Hook
+from .process_state import own_share, with_all_shares
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -50,7 +51,7 @@ def engine_to_plain(engine: Engine) -> dict[str, Any]:
             "where the program is between two states; save in iteration_end, in a validation, or "
             "when run() has returned."
         )
-    return _take(engine, copy=False)
+    return with_all_shares(engine.processes, _take(engine, copy=False))
 
 
 def _take(engine: Engine, *, copy: bool) -> dict[str, Any]:
@@ -94,6 +95,7 @@ def engine_from_plain(engine: Engine, state: Mapping[str, Any], where: str) -> N
     """
     try:
         _require_same_program(engine, state)
+        state = own_share(engine, state)
     except MISFITS as error:
         raise _refused(where, error) from error
     before = _take(engine, copy=True)
@@ -196,7 +198,8 @@ def _load(engine: Engine, state: Mapping[str, Any]) -> None:
         snapshot = Snapshot(problem.module, problem.optimizer, problem.scaler)
         snapshot.load_state_dict(from_plain(saved))
         engine.snapshots[name] = snapshot
-    put_streams(from_plain(state["streams"]))
+    if state["streams"] is not None:
+        put_streams(from_plain(state["streams"]))
 
 
 def _put_back(engine: Engine, before: Mapping[str, Any]) -> None:

@@ -40,12 +40,14 @@ def save_engine(
             f"The checkpoint {path} was not written, because the run's logs could not be brought "
             f"to the disk: {error.strerror or error}; make room."
         ) from error
-    write_checkpoint(Path(path), manifest, state)
+    if engine.is_rank_zero():
+        write_checkpoint(Path(path), manifest, state)
 
 
 def load_engine(engine: Engine, path: Path_) -> None:
     """Put a program where a file says another one like it stood; see :meth:`Engine.load`."""
-    load_state(engine, Path(path), read_checkpoint(Path(path))[1])
+    state = engine.processes.from_first(lambda: read_checkpoint(Path(path))[1])
+    load_state(engine, Path(path), state)
 
 
 def load_state(engine: Engine, path: Path, state: Mapping[str, Any]) -> None:
@@ -108,7 +110,10 @@ class Checkpointing(Hook):
         if self.folder is not None:
             _require_ranking(engine)
             require_resumable(engine)
-            self.folder.prepare(engine.standing.run, engine.global_step)
+            folder = self.folder
+            engine.processes.from_first(
+                lambda: folder.prepare(engine.standing.run, engine.global_step)
+            )
         if self.log is not None:
             engine.logger.go_on_from(self.log)
             self.log = None
@@ -133,19 +138,23 @@ class Checkpointing(Hook):
         if self.folder is None:
             return
         value = self._value
-        best = value is not None and self.folder.is_among_best(engine.standing.run, value)
+        best = value is not None and self._is_among_best(engine, self.folder, value)
         if best or engine.standing.iteration % self._step == 0:
             self._save(engine, self.folder)
         self._value = None
 
     def run_over(self, engine: Engine) -> None:
         """Save where the run ends, unless that has been done."""
-        if self.folder is not None and not self.folder.file_of(engine.global_step).exists():
+        if self.folder is None:
+            return
+        file = self.folder.file_of(engine.global_step)
+        if not engine.processes.from_first(file.exists):
             self._save(engine, self.folder)
 
+    def _is_among_best(self, engine: Engine, folder: CheckpointFolder, value: float) -> bool:
+        return engine.processes.from_first(lambda: folder.is_among_best(engine.standing.run, value))
+
     def _save(self, engine: Engine, folder: CheckpointFolder) -> None:
-        if not engine.is_rank_zero():
-            return
         value = self._value
         given = None if value is None or not math.isfinite(value) else value
         metric = None if given is None else folder.metric
@@ -156,7 +165,8 @@ class Checkpointing(Hook):
                 raise
             engine.logger.warning(f"{error} The run goes on without it.")
             return
-        folder.prune(engine.standing.run)
+        if engine.is_rank_zero():
+            folder.prune(engine.standing.run)
 
     def _resume(self, engine: Engine, resume: Path_) -> None:
         if resume != "auto":
@@ -167,7 +177,8 @@ class Checkpointing(Hook):
                 "run(resume='auto') looks for checkpoints in EngineConfig(checkpoint_dir=...), "
                 "which was not given; give it, or run(resume=path)."
             )
-        found = self.folder.newest(engine.logger.warning)
+        folder = self.folder
+        found = engine.processes.from_first(lambda: folder.newest(engine.logger.warning))
         if found is not None:
             load_state(engine, *found)
             engine.logger.info(f"Goes on from {found[0]}, step {engine.global_step}.")

@@ -24,10 +24,13 @@ class EngineConfig:
         log_dir: Where file loggers write; a folder per run is made below it at the first record.
         roll_back: After an upper problem has stepped, undo the lower problem's steps since its
             loop started and take the last one again with the new upper parameters.
-        backend: Process-group backend of the distributed strategies.
-        strategy: Where problems live: ``"default"`` (a GPU if there is one), ``"cpu"``, ``"gpu"``.
-            ``"distributed"``, ``"zero"``, ``"fsdp"`` and ``"accelerate"`` are refused by the
-            engine in this version.
+        backend: How several processes talk about what is on GPUs. ``"gloo"`` makes them compute on
+            the CPU, where they talk by gloo in any case.
+        strategy: Where problems live: ``"default"`` (a GPU if there is one), ``"cpu"``, ``"gpu"``;
+            or in several processes, started by ``torchrun``, each on a GPU of its own or on the
+            CPU: ``"distributed"`` keeps a whole copy in each and shares out the batches,
+            ``"zero"`` shares out the state of optimizers too. ``"fsdp"`` and ``"accelerate"`` are
+            refused by the engine in this version.
         device: A device such as ``"cuda:1"``; takes the place of ``strategy``.
         early_stopping: Stop when the metric has not improved.
         early_stopping_mode: ``"min"`` or ``"max"``: which way is better.
@@ -35,6 +38,8 @@ class EngineConfig:
         early_stopping_metric: Name of the metric in what ``validation`` returns.
         channels_last: Lay out convolution weights and batches of images with their channels
             innermost, which convolutions mostly compute faster. Values are the same to rounding.
+        sync_batch_norm: Of several processes, let batch norm use the statistics of all their
+            batches together instead of each process's own.
         progress: Show a progress bar with the time left.
         checkpoint_dir: Save the whole state of the run in files of this folder, to go on from by
             ``run(resume="auto")``: every ``checkpoint_step`` iterations, at the end, and when
@@ -71,6 +76,7 @@ class EngineConfig:
     early_stopping_tolerance: int = 5
     early_stopping_metric: str = "loss"
     channels_last: bool = False
+    sync_batch_norm: bool = False
     progress: bool = False
     checkpoint_dir: str | os.PathLike[str] | None = None
     checkpoint_step: int | None = None

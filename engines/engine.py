@@ -23,6 +23,7 @@ from metaweight.problems import (
     prepare_recording,
     redo,
     redo_or_keep,
+    reseed,
     step_scheduler,
     waits_for_metric,
 )
@@ -35,13 +36,16 @@ from .env import Env
 from .graph import Graph
 from .hooks import Hook, HookList
 from .hypergradient_check import check_hypergradients_of
-from .loggers import flatten_stats, make_run_logger
+from .loggers import RunLogger, flatten_stats, make_run_logger
 from .non_finite import NonFinite, require_one_policy
 from .placement import choose_device
+from .process_group import join_processes
 from .progress import ProgressBar
+from .same_program import require_same_program
 from .schedule import Action, Instruction, Rhythm, Schedule
 from .standing import Standing
-from .stopping import StopRequest, stops_between_steps
+from .stopping import StopRequest, asked_to_end, stops_between_steps
+from .synchronised_batch_norm import synchronised
 
 Dependencies = Mapping[str, Mapping[Problem, Sequence[Problem]]]
 
@@ -81,12 +85,18 @@ class Engine:
         self.valid_step = self.config.valid_step
         self.global_step = 0
         self.device = choose_device(self.config)
-        self.logger = make_run_logger(self.config.logger_types, self.config.log_dir)
+        self.processes = join_processes(self.config, self.device)
+        self.logger = (
+            make_run_logger(self.config.logger_types, self.config.log_dir)
+            if self.is_rank_zero()
+            else RunLogger(quiet=True)
+        )
         self.standing = Standing()
+        self.standing.run = self.processes.from_first(lambda: self.standing.run)
         self.checkpointing = Checkpointing(self.config)
         saving = [] if self.checkpointing.folder is None else [self.checkpointing]
         self.hooks = HookList([*_configured_hooks(self.config), *hooks, *saving])
-        require_one_policy(self.hooks.hooks)
+        require_one_policy(self.hooks.hooks, self.processes.world)
         self.leaves: list[Problem] = []
         self.dependencies = dependencies
         self.snapshots: dict[str, Snapshot] = {}
@@ -98,6 +108,9 @@ class Engine:
         self._prepare()
         self._schedule = self._make_schedule(graph)
         self.train()
+        if not self.is_rank_zero():
+            # Samples of other processes get other dropout, and process 0 draws as if it were alone.
+            reseed(self.device, self.processes.seed + self.processes.rank)
 
     def __getattr__(self, name: str) -> Any:
         by_name = self.__dict__.get("_by_name", {})
@@ -129,7 +142,7 @@ class Engine:
                 self.hooks.run_start(self)
                 if streams is not None:
                     put_streams(streams)
-                while not (request.made or self._is_over()):
+                while not (self._is_asked_to_end(request) or self._is_over()):
                     self._iterate(request)
                 self.checkpointing.run_over(self)
             finally:
@@ -138,6 +151,8 @@ class Engine:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything the program is to a file, from which a program built alike goes on.
+
+        Of several processes all call it, and the first one writes.
 
         That is every problem with its module, optimizer, scheduler and loss scaler, steps recorded
         for a hypergradient, gradients amid an accumulation, hooks, random streams, the places of
@@ -152,6 +167,8 @@ class Engine:
     def load(self, path: str | os.PathLike[str]) -> None:
         """Put the program where the one that was saved stood; the next ``run()`` goes on there.
 
+        Of several processes all call it, and the first one reads.
+
         Nothing in the file is executed. When the file does not fit, nothing is changed.
 
         Raises:
@@ -165,7 +182,11 @@ class Engine:
             leaf.step(global_step=self.global_step)
 
     def validation(self) -> Mapping[str, Any] | None:
-        """Measure the program; override it and return names and values to log."""
+        """Measure the program; override it and return names and values to log.
+
+        Of several processes each measures, on its own share of the data or on all, and numbers
+        and tensors are averaged over them.
+        """
         return None
 
     def stop(self, reason: str) -> None:
@@ -233,11 +254,11 @@ class Engine:
 
     def do_validation(self) -> bool:
         """Whether there is a validation to run."""
-        return type(self).validation is not Engine.validation and self.is_rank_zero()
+        return type(self).validation is not Engine.validation
 
     def is_rank_zero(self) -> bool:
-        """Whether this process is the one that logs."""
-        return True
+        """Whether this process is the one that logs and writes files."""
+        return self.processes.rank == 0
 
     @property
     def schedule(self) -> Schedule:
@@ -276,6 +297,7 @@ class Engine:
             problem.logger = self.logger
             problem.env = self.env
             problem.keeps_parts = any(hook.reads_hypergradients for hook in self.hooks.hooks)
+            problem.processes = self.processes
             prepare(
                 problem,
                 self.device,
@@ -283,8 +305,17 @@ class Engine:
                 self._drive,
                 channels_last=self.config.channels_last,
             )
+        require_same_program(self.processes, self.problems, self.config)
+        for problem in self.problems:
+            if self.config.sync_batch_norm:
+                problem.module = synchronised(problem.module, self.processes.world)
+            self._share(problem)
         for problem in self.problems:
             check_hypergradients(problem)
+
+    def _share(self, problem: Problem) -> None:
+        """Give the problem's parameters and buffers the values they have in process 0."""
+        self.processes.share([*problem.module.parameters(), *problem.module.buffers()])
 
     def _make_schedule(self, graph: Graph[Problem]) -> Schedule:
         rhythms = {
@@ -318,10 +349,13 @@ class Engine:
             self.train_step()
             self.standing.iteration += 1
             self.hooks.iteration_end(self)
-        if self._owes_validation() and not request.made:
+        if self._owes_validation() and not self._is_asked_to_end(request):
             self._validate()
-        if not request.made:
+        if self.checkpointing.folder is not None and not self._is_asked_to_end(request):
             self.checkpointing.iteration_over(self)
+
+    def _is_asked_to_end(self, request: StopRequest) -> bool:
+        return asked_to_end(request, self.standing, self.processes)
 
     def _drive(self, problem: Problem, global_step: int | None) -> None:
         # What comes after an exception here cannot be saved: the schedule is ahead of the steps.
@@ -338,6 +372,9 @@ class Engine:
         elif action is Action.LOOP_START:
             problem.trajectory.begin_loop()
             problem.on_inner_loop_start()
+            if type(problem).on_inner_loop_start is not Problem.on_inner_loop_start:
+                # It may have drawn new parameters.
+                self._share(problem)
             apply_initial_parameters(problem)
         elif action is Action.SNAPSHOT:
             self.snapshots[problem.name] = Snapshot(
@@ -409,6 +446,7 @@ class Engine:
             stats = self.validation() or {}
         finally:
             self.train()
+        stats = self.processes.mean_stats(stats)
         self.logger.info(
             f"[Validation] [Global Step {self.global_step}] {_sentence(flatten_stats(stats))}"
         )
@@ -428,7 +466,7 @@ class Engine:
                 f"{metric!r}, but {source} returned {sorted(stats) or 'nothing'}; return it "
                 "there, or name another value in Config(plateau_metric=...)."
             )
-        problem.scheduler.step(stats[metric])
+        problem.scheduler.step(self.processes.mean_stats({metric: stats[metric]})[metric])
 
     def _epoch_end(self, problem: Problem) -> None:
         problem.epoch_callback()

@@ -15,7 +15,8 @@ class Hook:
     """Joins a run at named moments; override those that matter.
 
     State that accumulates over steps belongs here rather than in a ``training_step``, which a
-    hypergradient may evaluate several times.
+    hypergradient may evaluate several times. Of several processes each has its own hooks; what they
+    do to the program must be the same in all.
 
     Attributes:
         only_shows: Whether the hook only shows or writes down what goes on. Such a hook is not
@@ -55,7 +56,11 @@ class Hook:
         """When an optimizer step of a problem has been left out."""
 
     def after_gradient(self, engine: Engine, problem: Problem) -> None:
-        """When a problem's gradient, hypergradients included, is in ``.grad``, before clipping."""
+        """When a problem's gradient, hypergradients included, is in ``.grad``, before clipping.
+
+        Of several processes it is averaged over all once an accumulation is complete, and this
+        one's own until then.
+        """
 
     def after_step(self, engine: Engine, problem: Problem, result: StepResult) -> None:
         """After a problem's step. Reading ``result`` as numbers waits for the device."""

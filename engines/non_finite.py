@@ -159,8 +159,8 @@ class NonFinite(Hook):
         self._streak = Counter(state["streak"])
 
 
-def require_one_policy(hooks: Sequence[Hook]) -> None:
-    """Refuse two hooks that decide about the same.
+def require_one_policy(hooks: Sequence[Hook], world: int = 1) -> None:
+    """Refuse two hooks that decide about the same, and one that decides for one process of several.
 
     Raises:
         ConfigurationError: Naming both.
@@ -171,6 +171,11 @@ def require_one_policy(hooks: Sequence[Hook]) -> None:
             f"The engine was given {len(found)} policies about values that are not finite: "
             f"{', '.join(map(repr, found))}. Give one, by EngineConfig(non_finite=...) or as a "
             "NonFinite hook."
+        )
+    if found and found != ["ignore"] and world > 1:
+        raise ConfigurationError(
+            f"non_finite={found[0]!r} was asked for in a program of {world} processes, each of "
+            "which would decide for itself and leave the others waiting; use 'ignore'."
         )
 
 

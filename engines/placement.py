@@ -6,16 +6,17 @@ import torch
 from metaweight.problems import ConfigurationError
 
 from .config import EngineConfig
+from .process_group import TOGETHER, device_of_process
 
-LATER = ("distributed", "zero", "fsdp", "accelerate")
+LATER = ("fsdp", "accelerate")
 
 
 def choose_device(config: EngineConfig) -> torch.device:
     """Return the device the configuration asks for.
 
     Raises:
-        ConfigurationError: For an unknown device, ``"gpu"`` without one, or a strategy of several
-            processes.
+        ConfigurationError: For an unknown device, ``"gpu"`` without one, or an unknown strategy of
+            several processes.
     """
     if config.device is not None:
         try:
@@ -27,9 +28,12 @@ def choose_device(config: EngineConfig) -> torch.device:
             ) from error
     if config.strategy in LATER:
         raise ConfigurationError(
-            f"EngineConfig(strategy={config.strategy!r}) runs several processes, which this "
-            "version of metaweight cannot do; use 'default', 'cpu' or 'gpu'."
+            f"EngineConfig(strategy={config.strategy!r}) splits a program over several processes "
+            "in a way that this version of metaweight does not know; use 'distributed', which "
+            "keeps a whole copy in each, or 'default', 'cpu' or 'gpu'."
         )
+    if config.strategy in TOGETHER:
+        return device_of_process(config)
     if config.strategy == "cpu":
         return torch.device("cpu")
     available = torch.cuda.is_available()

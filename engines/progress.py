@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ProgressBar(Hook):
-    """Show steps done, time left and the last validation on standard error.
+    """Show steps done, time left and the last validation on standard error, in one process.
 
     Args:
         description: Text in front of the bar.
@@ -34,6 +34,7 @@ class ProgressBar(Hook):
             desc=self._description,
             unit="it",
             dynamic_ncols=True,
+            disable=not engine.is_rank_zero(),
         )
 
     def iteration_end(self, engine: Engine) -> None:

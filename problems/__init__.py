@@ -35,23 +35,26 @@ from .hypergradients import (
 )
 from .implicit import ImplicitProblem
 from .iterative import IterativeProblem
-from .loader_position import keeps_its_place
+from .loader_position import keeps_its_place, length_of
 from .names import Names
 from .partial import LastLayers, ParameterSelection, SampledLayers
 from .plain_data import from_plain, to_plain
 from .preparation import check_hypergradients, place_in_graph, prepare, prepare_recording
 from .problem import GraphPosition, Problem
 from .problem_state import (
+    form_of,
     load_problem,
     load_surroundings,
     problem_to_plain,
     require_same_form,
     require_same_lengths,
 )
-from .random_streams import RandomState
+from .random_streams import RandomState, reseed
 from .redo import redo, redo_or_keep
+from .reduction import Reduction
 from .reweighted import ReweightedProblem
 from .scheduling import step_scheduler, waits_for_metric
+from .sharding import ShareSampler
 from .state import Snapshot
 from .step_result import StepResult
 from .unrolling import apply_initial_parameters
@@ -86,10 +89,12 @@ __all__ = [
     "Problem",
     "Product",
     "RandomState",
+    "Reduction",
     "Reinforce",
     "ReweightedProblem",
     "Reweighting",
     "SampledLayers",
+    "ShareSampler",
     "Snapshot",
     "Status",
     "StepResult",
@@ -101,9 +106,11 @@ __all__ = [
     "check_hypergradients",
     "descend",
     "finiteness",
+    "form_of",
     "from_plain",
     "keeps_its_place",
     "leave_out",
+    "length_of",
     "load_problem",
     "load_surroundings",
     "not_finite_in",
@@ -115,6 +122,7 @@ __all__ = [
     "redo_or_keep",
     "require_same_form",
     "require_same_lengths",
+    "reseed",
     "step_scheduler",
     "to_plain",
     "waits_for_metric",

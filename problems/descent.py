@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from itertools import pairwise
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import vectors
 from .attempt import Accepts, attempt
 from .errors import LossError
-from .hypergradients.value import UpperLoss, ValueHypergradient
+from .hypergradients.value import UpperLoss
 from .kernels import differentiable_twice
 from .partial import is_partial, others_frozen
+from .paths import hypergradient, require_used
 from .problem import Problem
 from .random_streams import RandomState
 from .state import preserved_buffers
@@ -52,7 +50,14 @@ def descend(
             if first:
                 problem.trajectory.open(problem)
             problem.trajectory.add(RecordedStep(batch, RandomState(problem.device)))
-        result = attempt(problem, accepts, partial(accumulate_gradient, problem, batch))
+
+        def gradient() -> StepResult:
+            result = accumulate_gradient(problem, batch)
+            if last:
+                average_gradient(problem)
+            return result
+
+        result = attempt(problem, accepts, gradient)
         if not problem.spoiled:
             after_gradient(problem)
         if last:
@@ -95,6 +100,12 @@ def leave_out(problem: Problem, *, record: bool, first: bool, last: bool) -> Ste
     return result
 
 
+def average_gradient(problem: Problem) -> None:
+    """Average the accumulated gradient over processes, keeping this one's where it is asked for."""
+    problem.trajectory.keep_share(problem)
+    problem.processes.average_gradients(problem)
+
+
 def accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
     """Add ``∇ loss(batch) / accumulation`` to ``.grad``, hypergradients along all paths included.
 
@@ -129,7 +140,7 @@ def _accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
         _add_gradients(own, hypergradient(problem, scaled, own, again))
     else:
         torch.autograd.backward(scaled, inputs=own)
-        _require_used(problem, [p.grad for p in own])
+        require_used(problem, [p.grad for p in own])
     return StepResult(loss, metrics)
 
 
@@ -152,7 +163,7 @@ def _with_graph(problem: Problem, batch: Any) -> StepResult:
         _require_graph(problem, loss)
         places = list(copies.values())
         gradients = torch.autograd.grad(loss, places, create_graph=True, allow_unused=True)
-    _require_used(problem, gradients)
+    require_used(problem, gradients)
     found = {p: g for p, g in zip(own, gradients, strict=True) if g is not None}
     problem.trajectory.keep_graph(GradientGraph(copies, found))
     factor = 1.0 / problem.config.gradient_accumulation
@@ -174,81 +185,6 @@ class _Evaluated(nn.Module):
         return self._evaluate(batch)
 
 
-def hypergradient(
-    problem: Problem, loss: Tensor, own: list[Tensor], again: UpperLoss | None = None
-) -> list[Tensor | None]:
-    """Return ``∂F/∂θ + Σ_paths (dw*/dθ)ᵀ ∂F/∂w`` for the loss ``F`` of ``problem``.
-
-    One backward pass gives the direct part and the vectors ``v`` of all paths; then, along a path
-    ``θ → w_1 → … → w_k → θ``, each problem turns the vector into one for the next. A path whose
-    lower problem works from values needs no vector but ``again``, which measures the loss.
-    """
-    paths = problem.position.paths
-    held = [(lower, lower.hold_parameters()) for lower in problem.position.lowers]
-    try:
-        total = _through_paths(problem, paths, loss, own, again)
-    finally:
-        for lower, before in held:
-            lower.release_parameters(before)
-    _require_used(problem, total)
-    return total
-
-
-def _through_paths(
-    problem: Problem,
-    paths: Sequence[Sequence[Problem]],
-    loss: Tensor,
-    own: list[Tensor],
-    again: UpperLoss | None,
-) -> list[Tensor | None]:
-    valued = [path[1] for path in paths if path[1].hypergradient.by_value]
-    total, starts = _direct(loss, own, [path[1] for path in paths if path[1] not in valued])
-    for path in paths:
-        if path[1] in valued:
-            # The direct part is counted once: by autograd, or else with the first such path.
-            direct = not loss.requires_grad and path[1] is valued[0]
-            vector: Sequence[Tensor] = _estimate(path[1], own, again, direct=direct)
-        else:
-            vector = starts[path[1]]
-            for lower, above in pairwise(path[1:]):
-                wanted = own if above is problem else list(above.meta_trainable_parameters())
-                method = lower.auditor or lower.hypergradient
-                vector, lower.hypergradient_status = method.vjp(lower, vector, wanted)
-        if problem.keeps_parts:
-            problem.parts[" -> ".join(lower.name for lower in path[1:-1])] = list(vector)
-        total = [v if t is None else t + v for t, v in zip(total, vector, strict=True)]
-    return total
-
-
-def _direct(
-    loss: Tensor, own: list[Tensor], lowers: Sequence[Problem]
-) -> tuple[list[Tensor | None], dict[Problem, list[Tensor]]]:
-    """Return ``∂F/∂θ``, and ``∂F/∂w`` of each lower problem."""
-    below = {lower: list(lower.meta_trainable_parameters()) for lower in lowers}
-    inputs = [*own, *[p for parameters in below.values() for p in parameters]]
-    gradients: Sequence[Tensor | None] = [None] * len(inputs)
-    if loss.requires_grad:
-        gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
-    starts: dict[Problem, list[Tensor]] = {}
-    position = len(own)
-    for lower, parameters in below.items():
-        end = position + len(parameters)
-        starts[lower] = vectors.fill_none(gradients[position:end], parameters)
-        position = end
-    return list(gradients[: len(own)]), starts
-
-
-def _estimate(
-    lower: Problem, own: list[Tensor], again: UpperLoss | None, *, direct: bool
-) -> list[Tensor]:
-    """Return what an algorithm that works from values finds, with the direct part or without."""
-    algorithm = lower.hypergradient
-    assert isinstance(algorithm, ValueHypergradient) and again is not None
-    value: Callable[[], Tensor] = again if direct else again.holding(own)
-    found, lower.hypergradient_status = algorithm.estimate(lower, value, own)
-    return found
-
-
 def update(problem: Problem) -> None:
     """Apply the accumulated gradient and drop it."""
     problem.optimizer_step()
@@ -260,14 +196,6 @@ def _add_gradients(parameters: list[Tensor], gradients: list[Tensor | None]) -> 
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None:
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-
-
-def _require_used(problem: Problem, gradients: Sequence[Tensor | None]) -> None:
-    if not problem.config.allow_unused and any(g is None for g in gradients):
-        raise LossError(
-            f"Problem {problem.name!r} has Config(allow_unused=False), but some of its trainable "
-            "parameters do not enter its loss; use them, or allow it."
-        )
 
 
 def _require_graph(problem: Problem, loss: Tensor) -> None:

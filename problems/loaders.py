@@ -20,6 +20,8 @@ from .loader_position import (
     put_randomness,
     require_repeatable,
 )
+from .reduction import Reduction
+from .sharding import take_share, tell_epoch
 
 
 class BatchSource:
@@ -30,11 +32,19 @@ class BatchSource:
         loaders: Iterables of batches. They are used as given and iterated only on demand, so that
             worker processes start with the first batch.
         on_epoch_end: Called when the first loader has ended, before it starts again.
+        reduction: The processes among which batches are shared out.
     """
 
     def __init__(
-        self, owner: str, loaders: list[Iterable[Any]], on_epoch_end: Callable[[], None]
+        self,
+        owner: str,
+        loaders: list[Iterable[Any]],
+        on_epoch_end: Callable[[], None],
+        reduction: Reduction | None = None,
     ) -> None:
+        self._reduction = Reduction() if reduction is None else reduction
+        for loader in loaders:
+            take_share(loader, self._reduction, owner)
         self.loaders = loaders
         self.epochs = [0] * len(loaders)
         self._owner = owner
@@ -50,6 +60,7 @@ class BatchSource:
                 f"set_train_data_loader(idx={index}) was asked of problem {self._owner!r}, which "
                 f"has {len(self.loaders)} loader(s); use an index below that."
             )
+        take_share(loader, self._reduction, self._owner)
         self.loaders[index] = loader
         self._forget(index)
 
@@ -138,6 +149,7 @@ class BatchSource:
             place = f"Loader {index} of problem {self._owner!r}"
             iterator = start.replay(loader, self._delivered[index], device, place)
         else:
+            tell_epoch(loader, self.epochs[index])
             if type(loader) is list or not keeps_its_place(loader):
                 self._starts[index] = EpochStart.of(loader, device)
             self._delivered[index] = 0

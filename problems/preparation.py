@@ -53,7 +53,9 @@ def prepare(
         if problem._source is None or loaders is not problem._source.loaders:
             loaders = list(loaders) if isinstance(loaders, tuple) else [loaders]
         problem.train_data_loader = loaders
-        problem._source = BatchSource(problem.name, loaders, lambda: on_epoch_end(problem))
+        problem._source = BatchSource(
+            problem.name, loaders, lambda: on_epoch_end(problem), problem.processes
+        )
     config = problem.config
     if config.precision == "fp16":
         problem.scaler = torch.amp.GradScaler(
@@ -62,6 +64,7 @@ def prepare(
             growth_factor=config.scale_factor,
         )
     problem._driver = driver
+    problem.processes.own_optimizer(problem)
 
 
 def check_hypergradients(problem: Problem) -> None:

@@ -22,6 +22,7 @@ from .loaders import BatchSource
 from .overridables import Overridables
 from .partial import chosen_parameters
 from .precision import autocast
+from .reduction import Reduction
 from .state import BufferSlot, buffer_slots
 from .trajectory import RecordedStep, Recording, Trajectory
 from .unrolling import apply_learned_settings
@@ -108,6 +109,7 @@ class Problem(Overridables):
         self.spoiled = False
         self.keeps_parts = False
         self.parts: dict[str, list[Tensor]] = {}
+        self.processes = Reduction()
         self._position = GraphPosition()
         self._hypergradient = resolve(self._config)
         self._source: BatchSource | None = None
@@ -261,6 +263,7 @@ class Problem(Overridables):
         """Use another optimizer from now on."""
         self.optimizer = optimizer
         apply_param_groups(self)
+        self.processes.own_optimizer(self)
 
     def set_scheduler(self, scheduler: Any) -> None:
         """Use another scheduler from now on."""
@@ -271,20 +274,25 @@ class Problem(Overridables):
         self.source.replace(loader, idx)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the module, optimizer, scheduler and loss scaler."""
+        """State of the module, optimizer, scheduler and loss scaler.
+
+        Where processes share out the optimizer's state, all of them call this.
+        """
         parts = {
             "module": self.module,
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
             "scaler": self.scaler,
         }
-        return {key: part.state_dict() for key, part in parts.items() if part is not None}
+        with self.processes.whole_optimizer(self):
+            return {key: part.state_dict() for key, part in parts.items() if part is not None}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what :meth:`state_dict` returned."""
         self.module.load_state_dict(state_dict["module"])
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state_dict["optimizer"])
+            self.processes.own_optimizer(self)
         for key, part in (("scheduler", self.scheduler), ("scaler", self.scaler)):
             if part is not None and key in state_dict:
                 part.load_state_dict(state_dict[key])
@@ -343,7 +351,7 @@ class Problem(Overridables):
 
     def is_rank_zero(self) -> bool:
         """Whether this process is the one that logs."""
-        return True
+        return self.processes.rank == 0
 
     @property
     def name(self) -> str:

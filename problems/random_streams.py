@@ -90,6 +90,16 @@ def _bytes_of(state: Tensor) -> bytes:
     return ctypes.string_at(state.data_ptr(), state.numel() * state.element_size())
 
 
+def reseed(device: torch.device, seed: int) -> None:
+    """Let all streams begin anew at a seed."""
+    torch.default_generator.manual_seed(seed % 2**63)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    if device.type != "cpu":
+        state = torch.Generator(device).manual_seed(seed % 2**63).get_state()
+        torch.get_device_module(device).set_rng_state(state, device)
+
+
 @contextmanager
 def preserved_streams(device: torch.device) -> Iterator[RandomState]:
     """Whatever is drawn inside, all streams go on afterwards as if nothing had been."""

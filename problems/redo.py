@@ -9,6 +9,8 @@ from .descent import accumulate_gradient, update
 from .problem import Problem
 from .random_streams import preserved_streams
 from .state import Snapshot
+from .step_result import StepResult
+from .trajectory import RecordedStep
 
 
 def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
@@ -22,7 +24,7 @@ def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
         for step in problem.window:
             step.random.restore()
             problem.cur_batch = step.batch
-            attempt(problem, accepts, partial(accumulate_gradient, problem, step.batch))
+            attempt(problem, accepts, partial(_gradient, problem, step))
     problem.parts.clear()
     if problem.spoiled:
         problem.zero_grad()
@@ -46,3 +48,10 @@ def redo_or_keep(problem: Problem, start: Snapshot, accepts: Accepts) -> bool:
         if not taken:
             end.restore(problem.optimizer, problem.scaler)
     return taken
+
+
+def _gradient(problem: Problem, step: RecordedStep) -> StepResult:
+    result = accumulate_gradient(problem, step.batch)
+    if step is problem.window[-1]:
+        problem.processes.average_gradients(problem)
+    return result

@@ -32,6 +32,7 @@ class Recording:
         graphs: Keep the graph of each micro-batch's gradient.
         activations: Keep of a reweighted problem's sample losses what does not depend on the
             parameters a hypergradient goes through.
+        shares: Of several processes, keep this one's own gradient of each step beside the mean.
     """
 
     updates: int = 1
@@ -41,6 +42,7 @@ class Recording:
     losses: bool = False
     graphs: bool = False
     activations: bool = False
+    shares: bool = False
 
     def with_also(self, other: Recording) -> Recording:
         """Return what serves both."""
@@ -52,6 +54,7 @@ class Recording:
             losses=self.losses or other.losses,
             graphs=self.graphs or other.graphs,
             activations=self.activations or other.activations,
+            shares=self.shares or other.shares,
         )
 
 
@@ -114,12 +117,14 @@ class RecordedUpdate:
             moved since.
         buffers: The same for buffers.
         moment: The optimizer before it.
+        share: This process's own gradient, where it was averaged with others'.
     """
 
     steps: list[RecordedStep] = field(default_factory=list)
     start: dict[Tensor, Tensor] = field(default_factory=dict)
     buffers: list[tuple[BufferSlot, Tensor]] = field(default_factory=list)
     moment: OptimizerMoment | None = None
+    share: dict[Tensor, Tensor] = field(default_factory=dict)
 
 
 PRESENT = torch.zeros(())
@@ -246,10 +251,18 @@ class Trajectory:
         if self._open is not None:
             self._open.steps[-1].graph = graph
 
+    def keep_share(self, problem: Problem) -> None:
+        """Note this process's gradients, if they are asked for and will be averaged."""
+        if self._open is not None and self.recording.shares and problem.processes.world > 1:
+            given = problem.trainable_parameters()
+            self._open.share = {p: p.grad for p in given if p.grad is not None}
+
     def keep_optimizer(self, problem: Problem) -> None:
         """Note gradients, state and settings, if they are asked for; call before clipping."""
         if self._open is not None and self.recording.optimizer:
-            self._open.moment = optimizer_moment(problem.optimizer, values=self.recording.values)
+            values = self.recording.values
+            with problem.processes.whole_optimizer(problem):
+                self._open.moment = optimizer_moment(problem.optimizer, values=values)
 
 
 def optimizer_moment(optimizer: torch.optim.Optimizer, *, values: bool = True) -> OptimizerMoment:

@@ -66,6 +66,7 @@ def _update_to_dict(update: RecordedUpdate, names: Names) -> dict[str, Any]:
         "start": names.keyed(update.start),
         "buffers": [(names.name_of(slot), value) for slot, value in update.buffers],
         "moment": None if update.moment is None else _moment_to_dict(update.moment, names),
+        "share": names.keyed(update.share),
     }
 
 
@@ -84,6 +85,7 @@ def _update_from_dict(
         start=_by_parameter(found["start"], names),
         buffers=[(names.slots[name], value) for name, value in found["buffers"]],
         moment=None if found["moment"] is None else _moment_from_dict(found["moment"], names),
+        share=_by_parameter(found.get("share", {}), names),
     )
 
 

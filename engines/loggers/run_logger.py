@@ -28,12 +28,22 @@ class RunLogger:
     Args:
         loggers: Where numbers go.
         folder: The folder they share, if they do.
+        quiet: Say nothing but errors.
     """
 
-    def __init__(self, loggers: Sequence[Logger] = (), folder: RunFolder | None = None) -> None:
+    def __init__(
+        self,
+        loggers: Sequence[Logger] = (),
+        folder: RunFolder | None = None,
+        *,
+        quiet: bool = False,
+    ) -> None:
         self.loggers = tuple(loggers)
         self._folder = folder
         self._console = console()
+        if quiet:
+            self._console = self._console.getChild("other_process")
+            self._console.setLevel(logging.ERROR)
 
     def log(
         self, stats: Mapping[str, Any], tag: str | None = None, step: int | None = None

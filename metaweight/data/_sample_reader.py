@@ -26,8 +26,8 @@ class Request(NamedTuple):
 
     key: int
     """Key of the epoch."""
-    first: int
-    """Place in the epoch of the first sample."""
+    places: list[int]
+    """Places in the epoch of the samples."""
     positions: list[int]
     """Positions in the dataset."""
 
@@ -35,14 +35,22 @@ class Request(NamedTuple):
 class Requests:
     """The batches that are still to be read of an epoch, for ``DataLoader(sampler=...)``.
 
+    Args:
+        batch_size: Samples of a batch of one process.
+        batches: Batches of an epoch.
+        rank: Number of this process; it reads every ``world``-th sample from this one on.
+        world: How many processes there are.
+
     Attributes:
         epoch: Whose batches to give.
     """
 
-    def __init__(self, batch_size: int, batches: int) -> None:
+    def __init__(self, batch_size: int, batches: int, rank: int = 0, world: int = 1) -> None:
         self.epoch: Epoch | None = None
-        self._batch_size = batch_size
+        self._size = batch_size * world
         self._batches = batches
+        self._rank = rank
+        self._world = world
 
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch."""
@@ -55,8 +63,12 @@ class Requests:
             return
         # Requests run ahead of what is delivered, so this counter is their own.
         for batch in range(epoch.delivered, self._batches):
-            first = batch * self._batch_size
-            yield Request(epoch.key, first, epoch.order[first : first + self._batch_size].tolist())
+            first = batch * self._size
+            of_all = list(range(first, min(first + self._size, len(epoch.order))))
+            while len(of_all) % self._world:
+                of_all += of_all[: -len(of_all) % self._world]
+            places = of_all[self._rank :: self._world]
+            yield Request(epoch.key, places, epoch.order[places].tolist())
 
 
 class SampleReader(Dataset[Any]):
@@ -82,7 +94,7 @@ class SampleReader(Dataset[Any]):
             DataError: When a sample cannot be read, naming its position.
         """
         samples = []
-        for place, position in enumerate(request.positions, request.first):
+        for place, position in zip(request.places, request.positions, strict=True):
             seed_streams(request.key, place)
             try:
                 samples.append(self.dataset[position])

@@ -112,6 +112,11 @@ class RandomCropFlip:
         offsets, flips = self.draw(images.shape[0], images.device)
         return crop_flip(images, offsets, flips, self.padding)
 
+    def take_share(self, rank: int, world: int) -> None:
+        """Draw otherwise than the other processes among which batches are shared out."""
+        del world
+        self.generator.manual_seed((self.generator.initial_seed() + rank) % 2**63)
+
     def state_dict(self) -> dict[str, Any]:
         """Save the state of the generator."""
         return {"generator": self.generator.get_state()}
@@ -194,6 +199,13 @@ class Pipeline:
         for step in self.steps:
             images = step(images)
         return images
+
+    def take_share(self, rank: int, world: int) -> None:
+        """Let every step that draws do so otherwise than in other processes."""
+        candidates: tuple[Any, ...] = self.steps
+        for step in candidates:
+            if hasattr(step, "take_share"):
+                step.take_share(rank, world)
 
     def state_dict(self) -> dict[str, Any]:
         """Save the state of the steps that have one, by position."""

@@ -26,6 +26,10 @@ class TensorLoader:
     Each batch is gathered by one ``index_select``. Without replacement, ``batch_size`` is capped at
     the number of samples, so that small data come as one whole batch.
 
+    In a program of several processes ``batch_size`` is that of each: they draw the same order, and
+    all their batches together are those of one process with a ``batch_size`` as many times as
+    large (:meth:`take_share`).
+
     Args:
         data: Samples to read.
         batch_size: Samples per batch, at least 1.
@@ -69,19 +73,21 @@ class TensorLoader:
                 "have no fixed order; leave out one of the two."
             )
         self.data = data if device is None else data.to(device)
-        self.batch_size = batch_size if with_replacement else min(batch_size, len(data))
+        self._asked = batch_size
+        self._rank, self._world = 0, 1
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.transform = transform
         self.generator = torch.Generator().manual_seed(seed) if generator is None else generator
         self.with_indices = with_indices
         self.with_replacement = with_replacement
+        self.batch_size = self._capped()
         self._epoch: _Epoch | None = None
         self._resumed = False
 
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch."""
-        full, remainder = divmod(len(self.data), self.batch_size)
+        full, remainder = divmod(len(self.data), self.batch_size * self._world)
         return max(1, full + (1 if remainder and not self.drop_last else 0))
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
@@ -100,7 +106,7 @@ class TensorLoader:
     def _draw_order(self) -> Tensor:
         size, source = len(self.data), self.generator.device
         if self.with_replacement:
-            shape = (len(self) * self.batch_size,)
+            shape = (len(self) * self.batch_size * self._world,)
             order = torch.randint(size, shape, generator=self.generator, device=source)
         elif self.shuffle:
             order = torch.randperm(size, generator=self.generator, device=source)
@@ -109,12 +115,40 @@ class TensorLoader:
         return order.to(self.data.device)
 
     def _batches(self, epoch: _Epoch) -> Iterator[tuple[Tensor, ...]]:
+        size = self.batch_size * self._world
         while epoch.delivered < len(self):
-            start = epoch.delivered * self.batch_size
+            start = epoch.delivered * size
             epoch.delivered += 1
-            yield self._batch(epoch.order[start : start + self.batch_size])
+            yield self._batch(self._share(epoch.order[start : start + size]))
         if self._epoch is epoch:
             self._epoch = None
+
+    def take_share(self, rank: int, world: int) -> None:
+        """Give from the next epoch on every ``world``-th sample of the order, from ``rank`` on.
+
+        Where the last samples of an epoch are not as many for all, some are repeated. A transform
+        that draws does so otherwise in every process, if it has a ``take_share`` too.
+        """
+        if (rank, world) == (self._rank, self._world):
+            return
+        self._rank, self._world = rank, world
+        self.batch_size = self._capped()
+        self._epoch, self._resumed = None, False
+        transform: Any = self.transform
+        if hasattr(transform, "take_share"):
+            transform.take_share(rank, world)
+
+    def _capped(self) -> int:
+        if self.with_replacement:
+            return self._asked
+        return min(self._asked, -(-len(self.data) // self._world))
+
+    def _share(self, positions: Tensor) -> Tensor:
+        missing = -len(positions) % self._world
+        if missing:
+            repeats = -(-missing // len(positions))
+            positions = torch.cat([positions, positions.repeat(repeats)[:missing]])
+        return positions[self._rank :: self._world]
 
     def _batch(self, positions: Tensor) -> tuple[Tensor, ...]:
         inputs = self.data.inputs.index_select(0, positions)
@@ -179,4 +213,5 @@ class TensorLoader:
             "shuffle": self.shuffle,
             "drop_last": self.drop_last,
             "with_replacement": self.with_replacement,
+            **({"processes": self._world} if self._world > 1 else {}),
         }

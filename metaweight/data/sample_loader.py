@@ -35,6 +35,10 @@ class SampleLoader:
     ``batch_size`` is capped at the number of samples. Workers start with the first batch, keep the
     copy of the dataset they start with, and wait for the next epoch when one ends.
 
+    In a program of several processes ``batch_size`` is that of each: they draw the same order, and
+    all their batches together are those of one process with a ``batch_size`` as many times as
+    large (:meth:`take_share`).
+
     Args:
         dataset: Samples by position: ``len(dataset)`` and ``dataset[i]``.
         batch_size: Samples per batch, at least 1.
@@ -84,6 +88,8 @@ class SampleLoader:
         self.device = None if device is None else torch.device(device)
         _check_device(self.device)
         self.dataset = dataset
+        self._asked = batch_size
+        self._rank, self._world = 0, 1
         self.batch_size = min(batch_size, len(dataset))
         self.shuffle = shuffle
         self.drop_last = drop_last
@@ -99,7 +105,7 @@ class SampleLoader:
 
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch."""
-        full, remainder = divmod(self._size, self.batch_size)
+        full, remainder = divmod(self._size, self.batch_size * self._world)
         return full + (1 if remainder and not self.drop_last else 0)
 
     def __iter__(self) -> Iterator[Any]:
@@ -112,6 +118,23 @@ class SampleLoader:
             DataError: When a sample cannot be read, naming its position.
         """
         return self._batches(self._epochs.begin())
+
+    def take_share(self, rank: int, world: int) -> None:
+        """Give from the next epoch on every ``world``-th sample of the order, from ``rank`` on.
+
+        Where the last samples of an epoch are not as many for all, some are repeated. A transform
+        that draws does so otherwise in every process, if it has a ``take_share`` too.
+        """
+        if (rank, world) == (self._rank, self._world):
+            return
+        self._rank, self._world = rank, world
+        self.batch_size = min(self._asked, -(-self._size // world))
+        self._epochs = Epochs(self._size, self.shuffle, self.generator)
+        # Workers that run were told of other batches.
+        self._idle = []
+        transform: Any = self.transform
+        if hasattr(transform, "take_share"):
+            transform.take_share(rank, world)
 
     def _batches(self, epoch: Epoch) -> Iterator[Any]:
         requests, loader, source = self._begun(epoch)
@@ -151,7 +174,7 @@ class SampleLoader:
             raise error.with_traceback(None) from error.__cause__
 
     def _open(self) -> tuple[Requests, DataLoader[Any]]:
-        requests = Requests(self.batch_size, len(self))
+        requests = Requests(self.batch_size, len(self), self._rank, self._world)
         loader: DataLoader[Any] = DataLoader(
             self._reader,
             batch_size=None,
@@ -223,6 +246,7 @@ class SampleLoader:
             "batch_size": self.batch_size,
             "shuffle": self.shuffle,
             "drop_last": self.drop_last,
+            **({"processes": self._world} if self._world > 1 else {}),
         }
 
 

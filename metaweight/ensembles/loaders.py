@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
 
 from metaweight.data import TensorLoader
-from metaweight.problems import DataError
+from metaweight.problems import DataError, ShareSampler
 
 
 class SubsetLoader(TensorLoader):
@@ -137,7 +137,10 @@ def require_rebuildable(loader: Any) -> None:
 def _plain(loader: DataLoader[Any]) -> bool:
     sampler: Any = loader.sampler
     batches: Any = loader.batch_sampler
-    if type(batches) is not BatchSampler or batches.sampler is not sampler:
+    order = getattr(batches, "sampler", None)
+    # Of several processes each reads its share of what the loader's own sampler draws.
+    own = order.sampler if isinstance(order, ShareSampler) else order
+    if type(batches) is not BatchSampler or own is not sampler:
         return False
     if type(sampler) is RandomSampler:
         return not sampler.replacement and sampler.num_samples == len(sampler.data_source)

@@ -98,12 +98,15 @@ class Hypergradient(ABC):
             problem: The lower problem, after the optimizer step(s) that are differentiated. Its
                 ``trajectory`` holds what :meth:`recording` asked for, its ``window`` the batches
                 and random states of the last step.
-            vector: ``v``, one tensor per ``problem.meta_trainable_parameters()``.
+            vector: ``v``, one tensor per ``problem.meta_trainable_parameters()``; of several
+                processes the same in all.
             wanted: ``θ``, parameters of the problem above it on the path.
 
         Returns:
             One tensor per entry of ``wanted``, zeros where the lower loss does not depend on it,
-            and a status.
+            and a status. Of several processes each returns the product of its own lower loss, and
+            they are averaged afterwards; what has to be averaged on the way goes through
+            ``problem.processes.mean``.
 
         Raises:
             HypergradientError: When the result cannot be formed, for instance by a diverged solve.

@@ -149,7 +149,9 @@ def _recorded_point(
     altered = altered or bool(problem.position.paths)
     if moment is None or not moment.values or altered or problem.config.precision != "fp32":
         return None
-    gradients = [moment.gradients.get(p, torch.zeros_like(p)) for p in below]
+    # A difference of this process's gradient from the mean of all would drown in rounding.
+    own = update.share or moment.gradients
+    gradients = [own.get(p, torch.zeros_like(p)) for p in below]
     return _Point(gradients, [torch.zeros_like(t) for t in above], held or [])
 
 

@@ -92,6 +92,7 @@ def _doubled(trajectory: Trajectory) -> Trajectory:
                 start={p: as_double(t) for p, t in update.start.items()},
                 buffers=[(slot, as_double(t)) for slot, t in update.buffers],
                 moment=None if update.moment is None else _doubled_moment(update.moment),
+                share={p: as_double(t) for p, t in update.share.items()},
             )
         )
     copy.taken, copy.left, copy.spent = trajectory.taken, trajectory.left, trajectory.spent

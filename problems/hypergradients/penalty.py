@@ -220,11 +220,12 @@ class _LowerLoss(ABC):
 
 class _PlainLoss(_LowerLoss):
     def gradient(self) -> list[Tensor]:
-        return window_gradient(self.problem, self.weights)
+        return self.problem.processes.mean(window_gradient(self.problem, self.weights))
 
     def measure(self, wanted: Sequence[Tensor]) -> _Measurement:
         found = window_gradient(self.problem, [*self.weights, *wanted])
-        return _Measurement(found[: len(self.weights)], found[len(self.weights) :])
+        gradient = self.problem.processes.mean(found[: len(self.weights)])
+        return _Measurement(gradient, found[len(self.weights) :])
 
     def difference(
         self, y: _Measurement, z: _Measurement, wanted: Sequence[Tensor], factor: Tensor
@@ -272,7 +273,8 @@ class _DeclaredLoss(_LowerLoss):
             found = torch.autograd.grad((held * losses).mean(), self.weights, allow_unused=True)
             total = vectors.add(total, vectors.fill_none(found, self.weights))
             samples.append(losses.detach())
-        return vectors.scale(total, 1.0 / len(self._steps)), samples
+        mean = vectors.scale(total, 1.0 / len(self._steps))
+        return self.problem.processes.mean(mean), samples
 
 
 def _lower_loss(problem: Problem, weights: Sequence[Tensor]) -> _LowerLoss:

@@ -19,6 +19,7 @@ from ..errors import HypergradientError
 from ..kernels import TwiceDifferentiable, differentiable_twice
 from ..precision import DTYPES, autocast, difference_step, full_precision
 from ..random_streams import RandomState
+from ..reduction import Reduction
 from ..state import preserved_buffers
 
 if TYPE_CHECKING:
@@ -165,20 +166,25 @@ class Curvature:
     """Products with second derivatives of ``L`` from recorded graphs of its gradient.
 
     There is a graph for every micro-batch, and a product goes through one after another: what it
-    needs on the way is that of one micro-batch.
+    needs on the way is that of one micro-batch. Of several processes each has the graphs of its own
+    micro-batches; products along ``w`` are means over all, those along ``θ`` this one's share.
 
     Args:
         losses: The loss of each micro-batch, computed as it is asked for.
         evaluation: What they are computed in.
+        reduction: Averages over processes.
     """
 
-    def __init__(self, losses: Iterable[Tensor], evaluation: Evaluation) -> None:
+    def __init__(
+        self, losses: Iterable[Tensor], evaluation: Evaluation, reduction: Reduction
+    ) -> None:
         self.weights = evaluation.weights
+        self._reduction = reduction
         self._graphs = [_gradient_graph(loss, evaluation) for loss in losses]
 
     def hessian(self, vector: Sequence[Tensor]) -> list[Tensor]:
         """Return ``∂²L/∂w∂w · v``."""
-        return self._products(vector, self.weights)
+        return self._reduction.mean(self._products(vector, self.weights))
 
     def mixed(self, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
         """Return ``∂²L/∂θ∂w · v``."""
@@ -189,7 +195,8 @@ class Curvature:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return ``∂²L/∂w∂w · v`` and ``∂²L/∂θ∂w · v`` for the price of the first."""
         products = self._products(vector, [*self.weights, *wanted])
-        return products[: len(self.weights)], products[len(self.weights) :]
+        hessian = self._reduction.mean(products[: len(self.weights)])
+        return hessian, products[len(self.weights) :]
 
     def _products(self, vector: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
         total = [torch.zeros_like(t) for t in inputs]
@@ -221,4 +228,4 @@ def curvature(problem: Problem) -> Iterator[Curvature]:
     steps = require_recorded(problem).steps
     with Evaluation(problem, graph=True, in_full_precision=True, second_order=True) as evaluation:
         losses = (replayed_loss(problem, step) for step in steps)
-        yield Curvature(losses, evaluation)
+        yield Curvature(losses, evaluation, problem.processes)

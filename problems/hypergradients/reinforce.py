@@ -17,18 +17,16 @@ Learning" (REINFORCE), Machine Learning 1992; the leave-one-out baseline: Kool, 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .. import vectors
 from ..errors import ConfigurationError, LossError
-from ..random_streams import RandomState
+from ..random_streams import RandomState, reseed
 from ..trajectory import RecordedStep, RecordedUpdate
 from .base import Product, Status, require_finite
 from .value import Rollouts, ValueHypergradient, seed_of, standard_error
@@ -87,6 +85,15 @@ class Reinforce(ValueHypergradient):
             raise ConfigurationError(
                 f"Reinforce(baseline={self.baseline!r}, samples={self.samples!r}) needs samples of "
                 f"at least {least}; raise it, or use baseline='start' for a single run."
+            )
+
+    def check(self, problem: Problem) -> None:
+        super().check(problem)
+        if problem.processes.world > 1:
+            raise ConfigurationError(
+                f"Problem {problem.name!r} asks for Reinforce in {problem.processes.world} "
+                "processes, each of which would decide for itself, so that no score is that of "
+                "all; use one process, or type='zero_order'."
             )
 
     def estimate(
@@ -169,10 +176,5 @@ class _Score:
 
 def _fresh_streams(seed: int, device: torch.device) -> RandomState:
     """Return random streams that begin at a seed; the present ones are left there."""
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    if device.type != "cpu":
-        state = torch.Generator(device).manual_seed(seed).get_state()
-        torch.get_device_module(device).set_rng_state(state, device)
+    reseed(device, seed)
     return RandomState(device)

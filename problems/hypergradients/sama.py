@@ -154,12 +154,13 @@ def adam_preconditioned(problem: Problem, vector: Sequence[Tensor]) -> list[Tens
     optimizer = problem.optimizer
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     gradients = clipped(problem, moment, moment.gradients)
-    return [
-        v * adam_jacobian(groups[p], optimizer.state[p], gradients[p])
-        if p in gradients
-        else torch.zeros_like(v)
-        for p, v in zip(problem.meta_trainable_parameters(), vector, strict=True)
-    ]
+    with problem.processes.whole_optimizer(problem):
+        return [
+            v * adam_jacobian(groups[p], optimizer.state[p], gradients[p])
+            if p in gradients
+            else torch.zeros_like(v)
+            for p, v in zip(problem.meta_trainable_parameters(), vector, strict=True)
+        ]
 
 
 def adam_jacobian(

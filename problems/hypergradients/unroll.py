@@ -126,6 +126,7 @@ class Unroll(Hypergradient):
             values=self.product == "one_sided" or reads_values(problem),
             losses=self.product in ALPHA,
             graphs=self.memory == "full",
+            shares=self.product == "one_sided",
         )
 
     def check(self, problem: Problem) -> None:
@@ -201,10 +202,11 @@ class Unroll(Hypergradient):
                         problem, evaluation, update, along, inputs, adjoint.factor
                     )
                     if goes_on:
+                        own = problem.processes.mean(products[: len(weights)])
                         moved = [adjoint.parameters[p] for p in weights]
                         # At first these may be the caller's.
                         in_place = number < len(updates) - 1
-                        below = _sum(moved, products[: len(weights)], in_place=in_place)
+                        below = _sum(moved, own, in_place=in_place)
                         cotangents = dict(zip(weights, below, strict=True))
                         spare, states = states, adjoint.states
                     above = products[len(inputs) - len(wanted) :]

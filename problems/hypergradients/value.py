@@ -193,7 +193,8 @@ class UpperLoss:
                 loss = self._evaluate().detach()
         finally:
             trajectory._open = under_way
-        return loss if loss.is_floating_point() and loss.dtype.itemsize >= 4 else loss.float()
+        wide = loss if loss.is_floating_point() and loss.dtype.itemsize >= 4 else loss.float()
+        return problem.processes.mean([wide])[0]
 
     def holding(self, parameters: Sequence[Tensor]) -> Callable[[], Tensor]:
         """Return a function that puts ``parameters`` where they are now while it measures."""

@@ -87,6 +87,7 @@ def _set_gradients(
             if observe is not None:
                 observe(output)
             torch.autograd.backward(loss / len(update.steps), inputs=list(trained))
+    problem.processes.average_gradients(problem)
     if problem.config.gradient_clipping > 0:
         torch.nn.utils.clip_grad_norm_(trained, problem.config.gradient_clipping)
 

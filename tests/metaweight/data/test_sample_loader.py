@@ -464,3 +464,44 @@ def test_batches_reach_the_gpu_without_the_host_waiting(workers):
     )
     assert all(inputs.is_cuda and labels.is_cuda for inputs, labels in batches)
     assert same([[item.cpu() for item in batch] for batch in batches], expected)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shares_together_are_the_batches_of_one_process(world: int, workers: int) -> None:
+    """Positions and the numbers that samples draw; the last batch of 1 is given to all."""
+    dataset = [float(number) for number in range(4 * world + 1)]
+
+    class Drawing(Dataset):
+        def __len__(self) -> int:
+            return len(dataset)
+
+        def __getitem__(self, position: int) -> torch.Tensor:
+            return dataset[position] + torch.rand(())
+
+    whole = list(SampleLoader(Drawing(), 2 * world, seed=3))
+    shares = []
+    for rank in range(world):
+        loader = SampleLoader(Drawing(), 2, seed=3, num_workers=workers)
+        loader.take_share(rank, world)
+        assert len(loader) == len(whole) == 3
+        shares.append(list(loader))
+    for batch, parts in zip(whole, zip(*shares, strict=True), strict=True):
+        together = torch.stack(parts, 1).reshape(-1)
+        assert torch.equal(together[: len(batch)], batch)
+        assert torch.isin(together, batch).all()
+
+
+def test_a_share_goes_on_where_it_was_saved() -> None:
+    def made() -> SampleLoader:
+        loader = SampleLoader(list(range(20)), 2, seed=1)
+        loader.take_share(1, 2)
+        return loader
+
+    first, second = made(), made()
+    batches = iter(first)
+    next(batches)
+    second.load_state_dict(first.state_dict())
+    assert [b.tolist() for b in second] == [b.tolist() for b in batches]
+    with pytest.raises(ValueError, match="processes"):
+        SampleLoader(list(range(20)), 2, seed=1).load_state_dict(first.state_dict())

@@ -1,0 +1,235 @@
+"""What a second process brings, and on paper, what many would.
+
+::
+
+    python benchmarks/scaling.py                       # ResNet-32, batches of 50 + 50 a process
+    python benchmarks/scaling.py --workload mlp --batch 200
+
+A Meta-Weight-Net step is timed in one process, in two that train together (gloo on this machine),
+and in two that do not talk, each of which has a core and a batch of its own. Their efficiency is
+the time of the one process over theirs: the last shows what the machine loses to two processes
+anyway, the others' difference to it what talking costs.
+
+The model beyond two takes the compute time ``T`` of one process, and from the program itself the
+reductions a step takes, ``k``, and their bytes, ``b``. With ``P`` machines of one process each ::
+
+    step = T + k · 2 (P - 1) · latency + 2 (P - 1) / P · b / bandwidth
+
+which assumes a ring all-reduce, nothing of it hidden behind computing, as is so here, the same
+batch in every process, and machines that are equally fast. A program with batch norm in step, or
+other products, takes other ``k`` and ``b``, which the script reads off the running program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from turns import environment, markdown
+
+from metaweight import Config, Engine, EngineConfig
+from metaweight.models import ResNet32
+from metaweight.weighting import MetaWeightNet, WeightedClassifier, WeightLearner
+
+STEPS = {"resnet32": 3, "mlp": 50}
+"""Timed steps of a turn."""
+
+
+class Network(NamedTuple):
+    """What lies between machines."""
+
+    name: str
+    bandwidth: float
+    """Bytes a second."""
+    latency: float
+    """Seconds a hop."""
+
+
+NETWORKS = (
+    Network("10 Gbit/s Ethernet", 1.1e9, 30e-6),
+    Network("100 Gbit/s InfiniBand", 11e9, 5e-6),
+    Network("NVLink in one machine", 200e9, 3e-6),
+)
+MACHINES = (2, 4, 8, 16, 64)
+
+
+def program(workload: str, batch: int, together: bool) -> Engine:
+    """Return Meta-Weight-Net on random images, or on random vectors."""
+    torch.manual_seed(0)
+    size = (3, 32, 32) if workload == "resnet32" else (64,)
+    net = ResNet32() if workload == "resnet32" else mlp()
+    weights = MetaWeightNet()
+    data = [(torch.randn(batch, *size), torch.randint(0, 10, (batch,))) for _ in range(2)]
+    low = WeightedClassifier(
+        "classifier",
+        weights="reweight",
+        module=net,
+        optimizer=torch.optim.SGD(net.parameters(), 0.1, momentum=0.9),
+        train_data_loader=data[:1],
+    )
+    top = WeightLearner(
+        "reweight",
+        classifier="classifier",
+        config=Config(),
+        module=weights,
+        optimizer=torch.optim.Adam(weights.parameters(), 1e-5),
+        train_data_loader=data[1:],
+    )
+    graph = {"u2l": {top: [low]}, "l2u": {low: [top]}}
+    config = EngineConfig(strategy="distributed" if together else "cpu", backend="gloo")
+    return Engine([top, low], config, graph)
+
+
+def mlp() -> nn.Module:
+    """Return a network whose step is short, so that talking shows."""
+    return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
+
+
+def worker(workload: str, batch: int, steps: int, together: bool) -> None:
+    """Step one process and print what it took as JSON."""
+    torch.set_num_threads(1)
+    engine = program(workload, batch, together)
+    taken = []
+    for number in range(steps + 2):
+        before = counted(engine)
+        begun = time.perf_counter()
+        engine.global_step += 1
+        engine.train_step()
+        if number >= 2:
+            taken.append(time.perf_counter() - begun)
+    after = counted(engine)
+    print(
+        json.dumps(
+            {
+                "seconds": statistics.median(taken),
+                "reductions": after[0] - before[0],
+                "bytes": after[1] - before[1],
+                "parameters": sum(p.numel() for p in engine.classifier.parameters()),
+            }
+        )
+    )
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def counted(engine: Engine) -> tuple[int, int]:
+    """Return the reductions so far and their bytes."""
+    processes: Any = engine.processes
+    return getattr(processes, "reductions", 0), getattr(processes, "bytes", 0)
+
+
+def started(arguments: Sequence[str], number: int, together: bool) -> dict[str, Any]:
+    """Run workers at once and return what the slowest measured."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, __file__, *arguments, "--worker"]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(number)}
+    workers = []
+    for rank in range(number):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), **address} if together else {}
+        workers.append(
+            subprocess.Popen(
+                [*command, *(["--together"] if together else [])],
+                env={**os.environ, **place},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+    said = [process.communicate()[0] for process in workers]
+    if any(process.returncode for process in workers):
+        raise SystemExit("A worker failed; what it said is above.")
+    found = [json.loads(text.splitlines()[-1]) for text in said]
+    slowest: dict[str, Any] = max(found, key=lambda each: each["seconds"])
+    return slowest
+
+
+def modelled(alone: float, reductions: int, size: int) -> list[dict[str, Any]]:
+    """Return step times and efficiencies of many machines by the formula above."""
+    rows = []
+    for network in NETWORKS:
+        row: dict[str, Any] = {"network": network.name}
+        for machines in MACHINES:
+            hops = reductions * 2 * (machines - 1) * network.latency
+            sent = 2 * (machines - 1) / machines * size / network.bandwidth
+            row[f"P = {machines}"] = f"{alone / (alone + hops + sent):.1%}"
+        rows.append(row)
+    return rows
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """Let the three take turns and return medians."""
+    arguments = ["--workload", options.workload, "--batch", str(options.batch)]
+    arguments += ["--steps", str(options.steps or STEPS[options.workload])]
+    cases = {"one process": (1, False), "two together": (2, True), "two apart": (2, False)}
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    talk: Mapping[str, Any] = {}
+    for _ in range(options.rounds):
+        for name, (number, together) in cases.items():
+            found = started(arguments, number, together)
+            seconds[name].append(found["seconds"])
+            talk = found if together else talk
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    alone = medians["one process"]
+    rows = [
+        {
+            "processes": name,
+            "ms a step": f"{1e3 * value:.2f}",
+            "samples a second": f"{cases[name][0] * options.batch / value:.0f}",
+            "efficiency": f"{alone / value:.1%}",
+        }
+        for name, value in medians.items()
+    ]
+    model = modelled(alone, talk["reductions"], talk["bytes"])
+    return {
+        "workload": options.workload,
+        "batch": options.batch,
+        "rows": rows,
+        "model": model,
+        "reductions a step": talk["reductions"],
+        "bytes a step": talk["bytes"],
+        "parameters": talk["parameters"],
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--workload", choices=tuple(STEPS), default="resnet32")
+    parser.add_argument("--batch", type=int, default=50, help="samples of each level a process")
+    parser.add_argument("--steps", type=int, help="steps a turn")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("results/scaling"))
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--together", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        worker(options.workload, options.batch, options.steps, options.together)
+        return
+    found = {**measured(options), "environment": environment(1)}
+    text = (
+        f"{markdown(found['rows'], options.workload)}\n\n"
+        f"{found['reductions a step']} reductions a step, "
+        f"{found['bytes a step']} bytes; the classifier has {found['parameters']} parameters.\n\n"
+        f"{markdown(found['model'], 'Efficiency on paper')}\n"
+    )
+    print(text)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / f"{options.workload}.json").write_text(json.dumps(found, indent=2))
+    (options.out / f"{options.workload}.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Joining the process group that ``torchrun`` prepares."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+from metaweight.problems import ConfigurationError
+
+from .config import EngineConfig
+from .processes import Processes, SeveralProcesses
+from .state_shards import ShardingProcesses
+
+TOGETHER = ("distributed", "zero")
+FROM_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def device_of_process(config: EngineConfig) -> torch.device:
+    """Return the device of this process: its own GPU where torch sees GPUs, or else the CPU.
+
+    Raises:
+        ConfigurationError: When there are fewer GPUs than processes on this machine.
+    """
+    if config.backend == "gloo" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    local, number = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= number:
+        raise ConfigurationError(
+            f"EngineConfig(strategy={config.strategy!r}) gives every process a GPU of its own, but "
+            f"process {local} of this machine finds {number}; start as many processes as there are "
+            "GPUs (torchrun --nproc-per-node), or use backend='gloo' to compute on the CPU."
+        )
+    return torch.device("cuda", local)
+
+
+def join_processes(config: EngineConfig, device: torch.device) -> Processes:
+    """Return the processes the program runs in; waits until all have come.
+
+    A process group that has been initialised is used as it is.
+
+    Raises:
+        ConfigurationError: When a strategy of several processes was not started as such.
+    """
+    if config.strategy not in TOGETHER:
+        return Processes()
+    if not dist.is_available():
+        raise ConfigurationError(
+            f"EngineConfig(strategy={config.strategy!r}) needs torch.distributed, which this build "
+            "of torch lacks; install another, or use strategy='default'."
+        )
+    if not dist.is_initialized():
+        absent = [name for name in FROM_TORCHRUN if name not in os.environ]
+        if absent:
+            raise ConfigurationError(
+                f"EngineConfig(strategy={config.strategy!r}) runs in several processes, but "
+                f"{', '.join(absent)} is not set in the environment; start the script by "
+                "'torchrun --nproc-per-node=N script.py', or use strategy='default'."
+            )
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            "gloo" if device.type == "cpu" else f"cpu:gloo,cuda:{config.backend}"
+        )
+    if dist.get_world_size() == 1:
+        return Processes()
+    return ShardingProcesses(device) if config.strategy == "zero" else SeveralProcesses(device)
