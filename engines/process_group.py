@@ -7,6 +7,7 @@ import os
 import torch
 import torch.distributed as dist
 from metaweight.problems import ConfigurationError
+from torch.distributed import rendezvous
 
 from .config import EngineConfig
 from .processes import Processes, SeveralProcesses
@@ -59,8 +60,15 @@ def join_processes(config: EngineConfig, device: torch.device) -> Processes:
             )
         if device.type == "cuda":
             torch.cuda.set_device(device)
+        # The store of a launcher may outlive its workers: those that are started again must not
+        # read the addresses of those that were killed.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store, rank, world = next(rendezvous("env://"))
         dist.init_process_group(
-            "gloo" if device.type == "cpu" else f"cpu:gloo,cuda:{config.backend}"
+            "gloo" if device.type == "cpu" else f"cpu:gloo,cuda:{config.backend}",
+            store=dist.PrefixStore(f"attempt {attempt}", store),
+            rank=rank,
+            world_size=world,
         )
     if dist.get_world_size() == 1:
         return Processes()
