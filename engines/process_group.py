@@ -7,7 +7,7 @@ import os
 import torch
 import torch.distributed as dist
 from metaweight.problems import ConfigurationError
-from torch.distributed import rendezvous
+from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
 from .config import EngineConfig
 from .processes import Processes, SeveralProcesses
@@ -66,7 +66,7 @@ def join_processes(config: EngineConfig, device: torch.device) -> Processes:
         store, rank, world = next(rendezvous("env://"))
         dist.init_process_group(
             "gloo" if device.type == "cpu" else f"cpu:gloo,cuda:{config.backend}",
-            store=dist.PrefixStore(f"attempt {attempt}", store),
+            store=PrefixStore(f"attempt {attempt}", store),
             rank=rank,
             world_size=world,
         )
