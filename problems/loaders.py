@@ -149,7 +149,8 @@ class BatchSource:
             place = f"Loader {index} of problem {self._owner!r}"
             iterator = start.replay(loader, self._delivered[index], device, place)
         else:
-            tell_epoch(loader, self.epochs[index])
+            if self._reduction.world > 1:
+                tell_epoch(loader, self.epochs[index])
             if type(loader) is list or not keeps_its_place(loader):
                 self._starts[index] = EpochStart.of(loader, device)
             self._delivered[index] = 0
