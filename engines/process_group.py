@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 
 import torch
@@ -70,6 +71,14 @@ def join_processes(config: EngineConfig, device: torch.device) -> Processes:
             rank=rank,
             world_size=world,
         )
+        atexit.register(_leave)
     if dist.get_world_size() == 1:
         return Processes()
     return ShardingProcesses(device) if config.strategy == "zero" else SeveralProcesses(device)
+
+
+def _leave() -> None:
+    # What still waits for messages when the interpreter ends is ended with an abort, now and then,
+    # and the launcher takes a process that has done its work for one that has failed.
+    if dist.is_initialized():
+        dist.destroy_process_group()
