@@ -7,7 +7,8 @@ which does depend on them reads. A later pass then computes the dependent operat
 
 What cannot be followed is computed in full: random numbers drawn below the changing parameters,
 operations that torch does not show (extensions, compiled or scripted modules, custom autograd
-functions), tensors of unknown origin, values overwritten after they were read.
+functions), tensors of unknown origin, sparse, nested or of inference mode, values overwritten after
+they were read.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ class _Recorder(TorchFunctionMode):
         if not self._followable:
             return func(*args, **kwargs)
         tensors = [*_tensors(args), *_tensors(kwargs)]
-        if not all(self._knows(t) for t in tensors):
+        if not all(self._knows(t) and _is_ordinary(t) for t in tensors):
             self._followable = False
             return func(*args, **kwargs)
         depends = any(self._depends(t) for t in tensors)
@@ -173,6 +174,9 @@ class _Recorder(TorchFunctionMode):
         versions = [t._version for t in tensors]
         sources = () if depends else tuple(self._source(t) for t in tensors)
         result = func(*args, **kwargs)
+        if not all(map(_is_ordinary, _tensors(result))):
+            self._followable = False
+            return result
         written = [t for t, v in zip(tensors, versions, strict=True) if t._version != v]
         if depends:
             self._note_dependent(tensors, written, result)
@@ -297,6 +301,11 @@ class _Repeater(TorchFunctionMode):
 
 class _Astray(Exception):
     """The pass did not go as recorded."""
+
+
+def _is_ordinary(tensor: Tensor) -> bool:
+    """Whether a tensor has strides and counts how often it is written."""
+    return tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_inference())
 
 
 def _tensors(item: Any) -> Iterator[Tensor]:

@@ -195,6 +195,35 @@ def test_repeats_what_would_be_computed(case: str, graph: bool) -> None:
             assert sum(short.calls[k] for k in heavy) < sum(long.calls[k] for k in heavy)
 
 
+def sparse_below(net: Any, x: Tensor) -> Tensor:
+    return net.above(torch.sparse.mm(net.below(x).relu().to_sparse(), torch.eye(5)))
+
+
+def nested_below(net: Any, x: Tensor) -> Tensor:
+    rows = torch.nested.as_nested_tensor(list(net.below(x).split(3)))
+    return net.above(torch.nested.to_padded_tensor(rows, 0.0).flatten(0, 1))
+
+
+@pytest.mark.filterwarnings("ignore:.*prototype")
+@pytest.mark.parametrize("function", [sparse_below, nested_below], ids=["sparse", "nested"])
+def test_tensors_without_strides_are_computed_in_full(function: Any) -> None:
+    net = Applied(function)
+    reuse = ReusableActivations(net.above.parameters(), [net], ROWS, CPU)
+    first = reuse.record(lambda: net(ROWS).sum(1))
+    assert torch.equal(first, net(ROWS).sum(1))
+    assert not reuse.usable
+
+
+def test_batches_of_inference_mode_are_computed_in_full() -> None:
+    net = Applied(lambda n, x: n.above(n.below(x)))
+    with torch.inference_mode():
+        rows = torch.rand(6, 5)
+    reuse = ReusableActivations(net.above.parameters(), [net], rows, CPU)
+    with torch.no_grad():
+        assert torch.equal(reuse.record(lambda: net(rows).sum(1)), net(rows).sum(1))
+    assert not reuse.usable
+
+
 def test_another_way_through_the_network_is_computed_in_full() -> None:
     torch.manual_seed(0)
     net, flips = Applied(lambda n, x: n.above(n.below(x)) if len(flips) < 1 else n.above(x)), []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from metaweight.problems.partial import NamedModules
+from metaweight.problems.partial import NamedModules, others_frozen
 from support.reweighting import Declared, program
 from torch import nn
 
@@ -198,3 +198,16 @@ def test_each_hypergradient_draws_its_layers() -> None:
     assert first != sampled_run(SampledLayers(2, seed=1))
     pairs = [sorted(LAYERS[a] + LAYERS[b]) for a, b in (("0", "1"), ("0", "4"), ("1", "4"))]
     assert {tuple(note) for note in first} == {tuple(pair) for pair in pairs}
+
+
+def test_what_the_upper_problem_trains_itself_is_not_frozen() -> None:
+    """A parameter of the lower network below the chosen layers that the upper problem trains."""
+    engine = program(config=Config(hypergradient_parameters=LastLayers(1)))
+    net, judge = engine.classifier.module, engine.judge
+    judge.module.register_parameter("shared", net[0].bias)
+    judge.set_optimizer(torch.optim.SGD(judge.module.parameters(), lr=0.1))
+    with others_frozen(judge):
+        assert net[0].bias.requires_grad
+        assert net[4].weight.requires_grad
+        assert not net[0].weight.requires_grad
+    assert all(p.requires_grad for p in net.parameters())
