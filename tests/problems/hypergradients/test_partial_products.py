@@ -106,12 +106,22 @@ def test_darts_where_the_upper_problem_enters_apart_from_the_network() -> None:
     assert relative_error(method.vjp(classifier, vector, theta).values, expected) < 1e-6
 
 
+class Wide(nn.Module):
+    """Takes 16-bit numbers for single precision, so that torch does not stumble over them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float()
+
+
 def test_activations_of_a_step_in_bf16_do_not_serve_passes_in_fp32() -> None:
     """bf16 below the last layer is off by 4e-3, and by 10 in a difference of length 3e-4."""
     method = Reweighting(derivative="one_sided")
     engine = program(
         config=Config(type=method, precision="bf16", hypergradient_parameters=("4",)),
         dtype=torch.float32,
+        net=nn.Sequential(
+            nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Tanh(), Wide(), nn.Linear(16, 4)
+        ),
     )
     for _ in range(3):
         engine.train_step()
