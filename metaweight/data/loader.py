@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .augmentation import Resumable
+from ._saved_state import load_transform, require_same, with_transform
 from .labelled import LabelledTensors
 
 
@@ -163,13 +163,13 @@ class TensorLoader:
         Taken after the last batch of an epoch, before its end was noticed, the restored epoch has
         no batch left, just as the original one.
         """
-        epoch, transform = self._epoch, self._resumable_transform()
+        epoch = self._epoch
         return {
             "layout": self._layout(),
             "generator": self.generator.get_state(),
             "epoch_drawn_from": None if epoch is None else epoch.drawn_from,
             "delivered": 0 if epoch is None else epoch.delivered,
-            "transform": None if transform is None else transform.state_dict(),
+            **with_transform(self.transform),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -181,17 +181,7 @@ class TensorLoader:
         Raises:
             ValueError: When the loader that saved ``state`` was built differently.
         """
-        if dict(state["layout"]) != self._layout():
-            raise ValueError(
-                f"A state of a loader with {dict(state['layout'])} was given to one with "
-                f"{self._layout()}; build the loader as it was when saved."
-            )
-        transform = self._resumable_transform()
-        if (state["transform"] is None) != (transform is None):
-            raise ValueError(
-                "The transform of the loader that was saved and that of this one do not both have "
-                "a state; build the loader with the same transform."
-            )
+        require_same(state, self._layout(), self.transform)
         self._epoch, self._resumed = None, False
         if state["epoch_drawn_from"] is not None:
             drawn_from = state["epoch_drawn_from"].cpu()
@@ -199,12 +189,7 @@ class TensorLoader:
             self._epoch = _Epoch(self._draw_order(), drawn_from, int(state["delivered"]))
             self._resumed = True
         self.generator.set_state(state["generator"].cpu())
-        if transform is not None:
-            transform.load_state_dict(state["transform"])
-
-    def _resumable_transform(self) -> Resumable | None:
-        transform: object = self.transform
-        return transform if isinstance(transform, Resumable) else None
+        load_transform(state, self.transform)
 
     def _layout(self) -> dict[str, int | bool]:
         return {

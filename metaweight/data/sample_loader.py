@@ -14,7 +14,7 @@ from metaweight.problems.random_streams import preserved_streams
 
 from ._epochs import Epoch, Epochs
 from ._sample_reader import Requests, SampleReader, as_it_is, keep_what_is_inherited
-from .augmentation import Resumable
+from ._saved_state import load_transform, require_same, with_transform
 
 _HOST = torch.device("cpu")
 
@@ -208,11 +208,10 @@ class SampleLoader:
         Taken after the last batch of an epoch, before its end was noticed, the restored epoch has
         no batch left, just as the original one. The state fits loaders of any ``num_workers``.
         """
-        transform = self._resumable_transform()
         return {
             "layout": self._layout(),
             **self._epochs.state_dict(),
-            "transform": None if transform is None else transform.state_dict(),
+            **with_transform(self.transform),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -221,24 +220,9 @@ class SampleLoader:
         Raises:
             ValueError: When the loader that saved ``state`` was built differently.
         """
-        if dict(state["layout"]) != self._layout():
-            raise ValueError(
-                f"A state of a loader with {dict(state['layout'])} was given to one with "
-                f"{self._layout()}; build the loader as it was when saved."
-            )
-        transform = self._resumable_transform()
-        if (state["transform"] is None) != (transform is None):
-            raise ValueError(
-                "The transform of the loader that was saved and that of this one do not both have "
-                "a state; build the loader with the same transform."
-            )
+        require_same(state, self._layout(), self.transform)
         self._epochs.load_state_dict(state)
-        if transform is not None:
-            transform.load_state_dict(state["transform"])
-
-    def _resumable_transform(self) -> Resumable | None:
-        transform: object = self.transform
-        return transform if isinstance(transform, Resumable) else None
+        load_transform(state, self.transform)
 
     def _layout(self) -> dict[str, int | bool]:
         return {

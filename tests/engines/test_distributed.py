@@ -244,19 +244,22 @@ program("darts", int(os.environ["RANK"]), 2, hooks=[Fails()], train_iters=1000).
 """
 
 
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Start two processes and wait for them."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    return subprocess.run(
+        [*launcher, f"--master-port={free_port()}", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
 def test_an_error_in_one_process_ends_all(tmp_path: Path) -> None:
     script = tmp_path / "fails.py"
     script.write_text(SCRIPT.format(helpers=str(HELPERS)))
-    run = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        f"--master-port={free_port()}",
-    ]
-    ended = subprocess.run(
-        [*run, str(script)], capture_output=True, text=True, timeout=SECONDS, check=False
-    )
+    ended = torchrun(str(script))
     assert ended.returncode != 0
     assert "broken on purpose" in ended.stderr
 
@@ -291,20 +294,7 @@ def test_a_killed_process_is_restarted_and_the_run_ends_as_if_nothing_had_been(
 ) -> None:
     script = tmp_path / "restarted.py"
     script.write_text(RESTARTED.format(helpers=str(HELPERS)))
-    run = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        f"--master-port={free_port()}",
-    ]
-    ended = subprocess.run(
-        [*run, "--max-restarts=1", str(script), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    ended = torchrun("--max-restarts=1", str(script), str(tmp_path))
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "killed").exists()
     for rank, found in enumerate(together):
