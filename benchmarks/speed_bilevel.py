@@ -48,6 +48,13 @@ class Parts(NamedTuple):
     batches: Iterator[Batch]
 
 
+def by_losses(weights: Any, losses: Tensor, batch: Batch) -> Tensor:
+    """Return the weights of a network that sees the losses alone."""
+    del batch
+    found: Tensor = weights(losses)
+    return found
+
+
 def meta_adam(parameters: Iterable[nn.Parameter]) -> Optimizer:
     """Return the usual optimizer of weights."""
     return torch.optim.Adam(parameters, lr=1e-3)

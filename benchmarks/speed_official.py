@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
-from speed_bilevel import Batch, Task
+from speed_bilevel import Task, by_losses
 from speed_contenders import (
     EXACT,
     EXACT_AGAIN,
@@ -22,7 +21,7 @@ from speed_contenders import (
     bilevel_contenders,
 )
 from speed_resnet32 import META_LR, SGD, Batches
-from torch import Tensor, nn
+from torch import nn
 from turns import Step
 
 from metaweight.models import ResNet32
@@ -50,16 +49,11 @@ def resnet32_task(
     """
     given = Batches(batch)
 
-    def weigh(weights: Any, losses: Tensor, batch: Batch) -> Tensor:
-        del batch
-        found: Tensor = weights(losses)
-        return found
-
     return Task(
         modules=lambda: (network(), MetaWeightNet()),
         train=[(given.x.to(dtype), given.y)],
         judge=(given.meta_x.to(dtype), given.meta_y),
-        weigh=weigh,
+        weigh=by_losses,
         sgd=dict(SGD),
         upper_optimizer=small_adam,
         dtype=dtype,

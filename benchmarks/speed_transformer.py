@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from speed_bilevel import Batch, Task
+from speed_bilevel import Batch, Task, by_losses
 from speed_contenders import bilevel_contenders
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -99,16 +99,11 @@ def transformer_task(
     def modules() -> tuple[nn.Module, nn.Module]:
         return TextClassifier(words, length, width, layers, heads), MetaWeightNet()
 
-    def weigh(weights: Any, losses: Tensor, batch: Batch) -> Tensor:
-        del batch
-        found: Tensor = weights(losses)
-        return found
-
     return Task(
         modules=modules,
         train=[draw() for _ in range(batches)],
         judge=draw(),
-        weigh=weigh,
+        weigh=by_losses,
         sgd={"lr": 0.05, "momentum": 0.9},
         kernels=attention_differentiable_twice,
         dtype=dtype,
