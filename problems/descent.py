@@ -193,9 +193,26 @@ def update(problem: Problem) -> None:
 
 
 def _add_gradients(parameters: list[Tensor], gradients: list[Tensor | None]) -> None:
+    taken: set[int] = set()
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            total = gradient if parameter.grad is None else parameter.grad + gradient
+            parameter.grad = _own(total, parameter, taken)
+
+
+def _own(gradient: Tensor, parameter: Tensor, taken: set[int]) -> Tensor:
+    """Return a gradient laid out like its parameter, in memory that no other one of them has.
+
+    ``autograd.grad`` promises neither: ``a + b`` gives both the same tensor, which clipping in
+    place would scale twice, and torch's fused optimizers read a transposed one in the wrong order.
+    """
+    if gradient.layout is not torch.strided:
+        return gradient
+    memory = gradient.untyped_storage()._cdata
+    if gradient.stride() != parameter.stride() or memory in taken:
+        gradient = torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
+    taken.add(memory)
+    return gradient
 
 
 def _require_graph(problem: Problem, loss: Tensor) -> None:
