@@ -11,7 +11,9 @@ from metaweight.problems.precision import difference_step
 from support.small import single
 from torch import nn
 
-from metaweight import Config, Engine, EngineConfig, ImplicitProblem
+from metaweight import Config, Engine, EngineConfig, ImplicitProblem, Reweighting
+from metaweight.models import ResNet32
+from metaweight.weighting import MetaWeightNet, WeightedClassifier, WeightLearner
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -143,3 +145,41 @@ def test_the_hypergradient_of_sixteen_bits_is_that_of_single_precision(precision
     assert exact.norm() > 1e-3
     # bfloat16 keeps eight bits: each factor of the product is off by up to 2^-8.
     assert ((rough - exact).norm() / exact.norm()).item() < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full_precision", [True, False], ids=["in fp32", "in 16 bits"])
+@pytest.mark.parametrize("derivative", ["central_difference", "one_sided"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_resnet32s_hypergradient_points_where_double_precision_does(
+    precision: str, derivative: str, full_precision: bool
+) -> None:
+    torch.manual_seed(0)
+    net, weights = ResNet32(), MetaWeightNet()
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 8, 3, 32, 32, generator=generator), torch.arange(16).view(2, 8) % 10
+    method = Reweighting(derivative=derivative, full_precision=full_precision)
+    lower = WeightedClassifier(
+        "classifier",
+        Config(type=method, precision=precision),
+        weights="reweight",
+        module=net,
+        optimizer=torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
+        train_data_loader=[(x[0], y[0])],
+    )
+    upper = WeightLearner(
+        "reweight",
+        Config(precision=precision),
+        classifier="classifier",
+        module=weights,
+        optimizer=torch.optim.Adam(weights.parameters(), lr=1e-5),
+        train_data_loader=[(x[1], y[1])],
+    )
+    graph = {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}
+    engine = Engine([upper, lower], EngineConfig(strategy="cpu", channels_last=True), graph)
+    engine.train_step()
+    (report,) = engine.check_hypergradient()
+    # Eight or eleven bits, but hundreds of thousands of roundings that cancel; a difference of two
+    # losses in eight bits, each the mean of eight samples, is left with few of them.
+    rough = precision == "bf16" and not full_precision
+    assert report.converged.cosine >= (0.99 if rough else 0.999)
