@@ -1,12 +1,13 @@
-"""Where the time of a step goes: passes of the ResNet-32 step, Python calls of the toy step.
+"""Where the time of a step goes: passes of the ResNet-32 step, calls and parts of small ones.
 
 ::
 
     python benchmarks/speed_profile.py
 
 The passes of a Meta-Weight-Net step are also measured alone, taking turns in one process: what is
-left over is the library. Calls are counted by ``cProfile``, per step and by who made them; it slows
-Python but not torch's kernels, so its times are not given.
+left over is the library. Of steps that take no longer than Python does, Python's calls are counted
+by ``cProfile``, per step and by who made them, and torch's operations by its profiler; times are
+those of steps without either. Parts of a step of three levels are timed alone.
 """
 
 from __future__ import annotations
@@ -19,20 +20,23 @@ import pstats
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from metaweight.problems.vectors import Displacement
 from speed_resnet32 import Batches, on_betty, ours, parts, plain
-from speed_toy import hand_written, on_metaweight
-from speed_toy import on_betty as toy_on_betty
+from speed_three_level import Levels, lower_optimizer, meta_adam, three_level_contenders
+from speed_toy import toy_contenders
+from torch.profiler import ProfilerActivity, profile
 from turns import Step, environment, markdown
 
 from metaweight import Config
 
 Row = dict[str, float | str]
-CALLS = 300
+# One level has nothing but a plain step, which is written by hand; three do not have it.
+APART = (("one level", "hand-written"), ("three levels", "plain step"))
 ORIGINS = ("of torch", "of the library", "of the program", "built into Python")
 
 
@@ -86,32 +90,99 @@ def _seconds(step: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def of_calls() -> list[Row]:
-    """Return how many Python calls a toy step makes, by who makes them."""
+def of_small_steps(rounds: int) -> list[Row]:
+    """Return times of small steps, their operations of torch and Python calls by who makes them."""
     torch.set_num_threads(1)
-    makes = {"hand-written": hand_written, "metaweight": on_metaweight, "betty-ml": toy_on_betty}
-    return [{"program": name, **_calls(make(1))} for name, make in makes.items()]
+    programs = {
+        "toy": toy_contenders(1),
+        "three levels": three_level_contenders(),
+        "one level": three_level_contenders(levels=1),
+    }
+    rows: list[Row] = []
+    for program, makes in programs.items():
+        steps = {name: make() for name, make in makes.items() if (program, name) not in APART}
+        times = _in_turn(steps, rounds)
+        rows += [
+            {
+                "program": program,
+                "on": name,
+                "ms": times[name] * 1e3,
+                "operations": _operations(step),
+                **_calls(step, rounds * 30),
+            }
+            for name, step in steps.items()
+        ]
+    return rows
 
 
-def _calls(step: Step) -> dict[str, float]:
-    for _ in range(20):
+def of_parts(rounds: int) -> list[Row]:
+    """Return times of what a step of three levels consists of beside its passes."""
+    torch.set_num_threads(1)
+    modules = Levels().modules()
+    weights = list(modules.teacher.parameters())
+    shift = [1e-6 * torch.randn_like(p) for p in weights]
+    for parameter in (*weights, *modules.weights.parameters()):
+        parameter.grad = torch.randn_like(parameter)
+
+    def put_back() -> None:
+        with Displacement(weights) as displaced:
+            displaced.move(shift)
+            displaced.move(shift, -2.0)
+
+    def moved_back() -> None:
+        for times in (1.0, -2.0, 1.0):
+            torch._foreach_add_([p.data for p in weights], shift, alpha=times)
+
+    parts = {
+        "parameters displaced, and put back exactly": put_back,
+        "the same, moved back": moved_back,
+        "SGD with momentum": lower_optimizer(modules.teacher).step,
+        "the same, fused": torch.optim.SGD(weights, lr=0.1, momentum=0.9, fused=True).step,
+        "Adam of the weight network": meta_adam(modules.weights.parameters()).step,
+        "the same, fused ": torch.optim.Adam(modules.weights.parameters(), fused=True).step,
+    }
+    found = _in_turn(parts, rounds)
+    return [{"what": name.strip(), "µs": seconds * 1e6} for name, seconds in found.items()]
+
+
+def _in_turn(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the median time of each step, while they take turns."""
+    found: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        for _ in range(rounds * 3):
+            step()
+    for _ in range(rounds * 10):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            for _ in range(10):
+                step()
+            found[name].append((time.perf_counter() - start) / 10)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def _operations(step: Step) -> int:
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
         step()
-    profile = cProfile.Profile()
-    profile.enable()
-    for _ in range(CALLS):
+    return len(seen.events())
+
+
+def _calls(step: Step, number: int) -> dict[str, float]:
+    watched = cProfile.Profile()
+    watched.enable()
+    for _ in range(number):
         step()
-    profile.disable()
+    watched.disable()
     found: Counter[str] = Counter()
-    for (file, _, _), (_, calls, *_) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
+    for (file, _, _), (_, calls, *_) in pstats.Stats(watched).stats.items():  # type: ignore[attr-defined]
         found[_origin(file)] += calls
-    return {origin: found[origin] / CALLS for origin in ORIGINS}
+    return {origin: found[origin] / number for origin in ORIGINS}
 
 
 def _origin(file: str) -> str:
     path = Path(file)
     if "torch" in path.parts:
         return ORIGINS[0]
-    if path.name == "speed_toy.py":
+    if path.name in ("speed_toy.py", "speed_three_level.py"):
         return ORIGINS[2]
     if "betty" in path.parts or {"problems", "engines"} & set(path.parts):
         return ORIGINS[1]
@@ -129,7 +200,8 @@ def main() -> None:
     logging.disable(logging.INFO)
     tables = {
         "passes of a ResNet-32 step": of_passes(given.batch_size, given.rounds, given.threads),
-        "Python calls of a toy step": of_calls(),
+        "small steps": of_small_steps(given.rounds),
+        "parts of a step of three levels": of_parts(given.rounds),
     }
     text = [markdown(rows, title) for title, rows in tables.items()]
     print("\n\n".join(text))
