@@ -187,6 +187,11 @@ def everything(engine: Engine) -> dict[str, Any]:
     """Return the whole state of a program, but for the name of its run."""
     state = engine_to_plain(engine)
     run = {k: v for k, v in state["run"].items() if k != "run"}
+    for name, problem in state["problems"].items():
+        progress = state["schedule"].get(name, {"loop_open": False})
+        if problem["trajectory"] is not None and not progress["loop_open"]:
+            # What was counted in a loop that is over is counted anew in the next one.
+            problem["trajectory"].pop("loop")
     return {**state, "run": run, "log": None}
 
 
