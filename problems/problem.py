@@ -19,6 +19,7 @@ from .hypergradients.base import Hypergradient, Status
 from .hypergradients.resolve import resolve
 from .layout import laid_out
 from .loaders import BatchSource
+from .optimizer_state import load_optimizer
 from .overridables import Overridables
 from .partial import chosen_parameters
 from .precision import autocast
@@ -291,7 +292,7 @@ class Problem(Overridables):
         """Load what :meth:`state_dict` returned."""
         self.module.load_state_dict(state_dict["module"])
         if self.optimizer is not None:
-            self.optimizer.load_state_dict(state_dict["optimizer"])
+            load_optimizer(self.optimizer, state_dict["optimizer"])
             self.processes.own_optimizer(self)
         for key, part in (("scheduler", self.scheduler), ("scaler", self.scaler)):
             if part is not None and key in state_dict:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .errors import CheckpointError
+from .optimizer_state import load_optimizer
 
 BufferSlot = tuple[nn.Module, str]
 
@@ -100,7 +101,7 @@ class Snapshot:
         for tensor, value in zip(self._tensors, self._values, strict=True):
             tensor.copy_(value)
         if optimizer is not None:
-            optimizer.load_state_dict(copy.deepcopy(self._optimizer))
+            load_optimizer(optimizer, copy.deepcopy(self._optimizer))
         if scaler is not None:
             scaler.load_state_dict(self._scaler)
 
