@@ -15,11 +15,10 @@ def step_scheduler(problem: Problem) -> None:
     scheduler = problem.scheduler
     if scheduler is None or waits_for_metric(scheduler):
         return
-    begins = getattr(scheduler, "_step_count", 0) == 1
-    none_yet = begins and not getattr(problem.optimizer, "_opt_called", False)
-    if none_yet or problem.count < problem.config.gradient_accumulation:
+    if not getattr(problem.optimizer, "_opt_called", False):
         with warnings.catch_warnings():
-            # The first optimizer step is still to come, which torch takes for a wrong order.
+            # The first optimizer step, or the first one after a checkpoint was loaded, is still to
+            # come, which torch takes for a wrong order.
             warnings.filterwarnings("ignore", ".*lr_scheduler.step", UserWarning)
             scheduler.step()
     else:

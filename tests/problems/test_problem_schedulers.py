@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.resuming import assert_resumes_exactly, two_levels
 from support.small import Inner, Point, bilevel, numbers, problem, single
 from torch.optim import lr_scheduler as lrs
 
@@ -146,3 +148,15 @@ def test_a_missing_metric_is_named(engine: type[Engine], source: str) -> None:
     lower = scheduled(plateau(), config=Config(plateau_metric="f1"))
     with pytest.raises(GraphError, match=f"of problem 'chase' waits for 'f1', but {source}.*loss"):
         single(lower, engine=engine, steps=1, valid_step=1).run()
+
+
+def test_a_scheduler_goes_on_amid_an_accumulation_without_a_warning(tmp_path: Path) -> None:
+    """torch warns when a part of a sequence takes its first step before the optimizer has: here
+    before the first optimizer step since the program was loaded."""
+    build = two_levels(
+        lower={"gradient_accumulation": 2},
+        scheduler=lambda o: lrs.SequentialLR(
+            o, [lrs.ConstantLR(o), lrs.ExponentialLR(o, 0.9)], [2]
+        ),
+    )
+    assert_resumes_exactly(build, tmp_path)
