@@ -134,7 +134,7 @@ def _by_autograd(
             for key, value in new_s.items():
                 if value.requires_grad and any(key in states.get(p, {}) for p in bucket):
                     outputs.append(value)
-                    seeds.append(torch.cat([_entry(states, p, key).reshape(-1) for p in bucket]))
+                    seeds.append(_joined([_entry(states, p, key) for p in bucket]))
         names = [(p, key) for p in moved for key in s[p]]
         leaves = [*w.values(), *g.values(), *[s[p][key] for p, key in names], *wanted]
         found = _gradients(outputs, seeds, leaves)
@@ -229,7 +229,16 @@ def _buckets(
 
 
 def _flat(tensors: Mapping[Tensor, Tensor], bucket: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensors[p].reshape(-1) for p in bucket])
+    return _joined([tensors[p] for p in bucket])
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the numbers of all in single precision or better.
+
+    In 16 bits ``1 - β₂``, the first correction of Adam's bias, is 0.
+    """
+    flat = torch.cat([t.reshape(-1) for t in tensors])
+    return flat.float() if flat.dtype.itemsize < 4 else flat
 
 
 def _flat_state(
@@ -238,7 +247,7 @@ def _flat_state(
     flat: dict[str, Any] = {}
     for key, value in moment.states[bucket[0]].items():
         if key in vectors_[bucket[0]]:
-            flat[key] = torch.cat([vectors_[p][key].reshape(-1) for p in bucket])
+            flat[key] = _joined([vectors_[p][key] for p in bucket])
         elif isinstance(value, Tensor) and len(bucket) > 1:
             counts = [moment.states[p][key].to(p.device).expand(p.numel()) for p in bucket]
             flat[key] = torch.cat(counts)
