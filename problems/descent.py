@@ -18,7 +18,7 @@ from .problem import Problem
 from .random_streams import RandomState
 from .state import preserved_buffers
 from .step_result import StepResult
-from .trajectory import GradientGraph, RecordedStep
+from .trajectory import GradientGraph, RecordedStep, moving
 
 
 def descend(
@@ -165,7 +165,8 @@ def _with_graph(problem: Problem, batch: Any) -> StepResult:
         gradients = torch.autograd.grad(loss, places, create_graph=True, allow_unused=True)
     require_used(problem, gradients)
     found = {p: g for p, g in zip(own, gradients, strict=True) if g is not None}
-    problem.trajectory.keep_graph(GradientGraph(copies, found))
+    versions = {p: p._version for other in moving(problem) for p in other.parameters()}
+    problem.trajectory.keep_graph(GradientGraph(copies, found, versions))
     factor = 1.0 / problem.config.gradient_accumulation
     if problem.scaler is not None:
         factor = problem.scaler.scale(loss.new_full((), factor))

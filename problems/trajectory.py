@@ -65,10 +65,17 @@ class GradientGraph:
     Attributes:
         parameters: Per parameter the copy the graph ends in.
         gradients: Per parameter the derivative of the loss by its copy.
+        versions: How often each parameter of others had been written to that may have moved since.
     """
 
     parameters: dict[Tensor, Tensor]
     gradients: dict[Tensor, Tensor]
+    versions: dict[Tensor, int]
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether what the graph holds is as it was."""
+        return all(p._version == version for p, version in self.versions.items())
 
 
 @dataclass
@@ -175,7 +182,7 @@ class Trajectory:
         """Begin to record an optimizer step, before its first micro-batch."""
         self._open = RecordedUpdate()
         if self.recording.parameters:
-            others = _moving(problem)
+            others = moving(problem)
             parameters = [*problem.trainable_parameters()]
             parameters += [p for other in others for p in other.parameters()]
             slots = [slot for p in (problem, *others) for slot in buffer_slots(p.module)]
@@ -289,7 +296,7 @@ def _presence_of(value: Any) -> Any:
     return PRESENT if isinstance(value, Tensor) else value
 
 
-def _moving(problem: Problem) -> Sequence[Problem]:
+def moving(problem: Problem) -> Sequence[Problem]:
     """Return the problems that may step between a step of this one and its being replayed.
 
     Those below do. Of those above, one that is alone is still where it was when it asks; of several

@@ -76,7 +76,9 @@ class Unroll(Hypergradient):
         alpha: Length of the displacement of these two; 0.003 and 3e-4 when left out.
         memory: ``"flat"``: rebuild each step's graph. ``"full"``: keep the graphs of the training
             steps, which saves a forward and backward pass per step and holds all activations;
-            needs ``product="exact"``, and takes the products in the precision of training.
+            needs ``product="exact"``, and takes the products in the precision of training. Of
+            several upper problems the first finds the graph, which its own step spoils; the others
+            rebuild.
     """
 
     steps: int | None = None
@@ -242,7 +244,7 @@ class Unroll(Hypergradient):
 
 
 def _is_kept(update: RecordedUpdate) -> bool:
-    return all(step.graph is not None for step in update.steps)
+    return all(step.graph is not None and step.graph.is_intact for step in update.steps)
 
 
 def _whole_loop(problem: Problem, updates: Sequence[RecordedUpdate]) -> bool:

@@ -577,8 +577,9 @@ def test_kept_graphs_are_refused_where_hypergradients_flow_in() -> None:
         chain(Unroll(memory="full"))
 
 
-def test_kept_graphs_serve_every_upper_problem() -> None:
-    """Two upper problems differentiate through one lower one; the graphs last for both."""
+@pytest.mark.parametrize("coupled", ["sum", "product of the weights", "network in between"])
+def test_every_upper_problem_finds_the_graphs_or_others_like_them(coupled: str) -> None:
+    """Two upper problems differentiate through one lower one, and the first has moved by then."""
 
     class First(Judge):
         def training_step(self, batch):
@@ -589,7 +590,10 @@ def test_kept_graphs_serve_every_upper_problem() -> None:
         def training_step(self, batch):
             inputs, labels = batch
             losses = F.cross_entropy(self.module(inputs), labels, reduction="none").unsqueeze(1)
-            return ((self.one(losses.detach()) + self.two(losses.detach())) * losses).mean()
+            if coupled == "network in between":
+                return (self.one(self.two(losses)) * losses).mean()
+            one, two = self.one(losses.detach()), self.two(losses.detach())
+            return ((one + two if coupled == "sum" else one * two) * losses).mean()
 
     def gradients(memory: str) -> list[torch.Tensor]:
         torch.manual_seed(0)
@@ -604,7 +608,7 @@ def test_kept_graphs_serve_every_upper_problem() -> None:
         uppers = []
         for name in ("one", "two"):
             module = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1)).double()
-            optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
+            optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
             uppers.append(First(name, None, module, optimizer, train_data_loader=batches(2, 1)))
         engine = Engine(
             [*uppers, lower],
