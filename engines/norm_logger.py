@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,7 +33,7 @@ class NormLogger(Hook):
         ConfigurationError: For a number below 1.
     """
 
-    only_shows = True
+    optional = True
     reads_hypergradients = True
 
     def __init__(self, every: int = 100) -> None:
@@ -74,6 +74,14 @@ class NormLogger(Hook):
         changes = [(p.detach() - old) for p, old in before]
         found["update_ratio"] = _norm(changes) / found["parameters"]
         engine.logger.log(found, tag=f"norms/{problem.name}", step=problem.count)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Parts of hypergradients amid an accumulation."""
+        return {"parts": self._parts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned."""
+        self._parts = {name: dict(parts) for name, parts in state["parts"].items()}
 
     def _is_due(self, problem: Problem) -> bool:
         number = -(-problem.count // problem.config.gradient_accumulation)

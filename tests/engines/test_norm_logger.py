@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.faulty import Case, reweighted
+from support.resuming import assert_resumes_exactly, two_levels
 from support.small import Point, numbers, problem, single
 
 from metaweight import Config, ConfigurationError, Engine, Hook, NormLogger
@@ -94,3 +95,13 @@ def test_steps_left_out_are_not_logged(tmp_path: Path) -> None:
 def test_the_interval_is_checked(every: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"NormLogger\(every=.*integer of at least 1"):
         NormLogger(every=every)
+
+
+def test_goes_on_amid_an_accumulation(tmp_path: Path) -> None:
+    """A part of the hypergradient is that of all micro-batches, those before a restart too."""
+    build = two_levels(
+        lower={"gradient_accumulation": 2},
+        upper={"gradient_accumulation": 2},
+        hooks=lambda: [NormLogger(every=1)],
+    )
+    assert_resumes_exactly(build, tmp_path)
