@@ -187,12 +187,23 @@ def everything(engine: Engine) -> dict[str, Any]:
     """Return the whole state of a program, but for the name of its run."""
     state = engine_to_plain(engine)
     run = {k: v for k, v in state["run"].items() if k != "run"}
+    # What a loop that is over has left lies about until the next one, and is not saved.
     for name, problem in state["problems"].items():
-        progress = state["schedule"].get(name, {"loop_open": False})
-        if problem["trajectory"] is not None and not progress["loop_open"]:
-            # What was counted in a loop that is over is counted anew in the next one.
+        if problem["trajectory"] is not None and not where(state, name)["loop_open"]:
             problem["trajectory"].pop("loop")
+    state["snapshots"] = {
+        name: snapshot
+        for name, snapshot in state["snapshots"].items()
+        if where(state, name)["snapshot_taken"] or where(state, name)["redo_due"]
+    }
     return {**state, "run": run, "log": None}
+
+
+def where(state: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return where a problem stands in its schedule."""
+    beginning = {"loop_open": False, "snapshot_taken": False, "redo_due": False}
+    found: Mapping[str, Any] = state["schedule"].get(name, beginning)
+    return found
 
 
 def rows(folder: Path) -> dict[str, bytes]:

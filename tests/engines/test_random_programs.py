@@ -1,0 +1,69 @@
+"""Programs drawn at random: what must hold of all of them, and what a loop by hand gives.
+
+A failure shows the seed and the program; ``draw(seed)`` makes it again.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.drawn_checks import check, check_streams
+from support.drawn_naive import check_exact, check_still_uppers
+from support.random_programs import draw
+
+FAST, SLOW = 24, 524
+"""Where the seeds of the fast tests end, and those of the slow ones."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_collections() -> Iterator[None]:
+    """Objects that are there before are not looked through at each collection of garbage."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def check_seeds(seeds: range, folder: Path, streams_of_every: int = 1) -> float:
+    """Check programs; return the share of valid ones."""
+    valid = 0
+    for seed in seeds:
+        valid += check(draw(seed), folder / str(seed))
+        if seed % streams_of_every == 0:
+            check_streams(draw(seed))
+    return valid / len(seeds)
+
+
+@pytest.mark.parametrize("first", range(0, FAST, 12))
+def test_what_holds_of_every_program(first: int, tmp_path: Path) -> None:
+    assert check_seeds(range(first, first + 12), tmp_path, streams_of_every=4) > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(FAST, SLOW, 50))
+def test_what_holds_of_every_program_of_many(first: int, tmp_path: Path) -> None:
+    # Those that are refused are a quarter or so.
+    assert check_seeds(range(first, first + 50), tmp_path) > 0.5
+
+
+def test_leaves_under_upper_problems_that_do_not_move_train_as_if_alone() -> None:
+    assert sum(check_still_uppers(draw(seed)) for seed in range(10)) > 4
+
+
+@pytest.mark.slow
+def test_many_leaves_under_upper_problems_that_do_not_move_train_as_if_alone() -> None:
+    assert sum(check_still_uppers(draw(seed)) for seed in range(10, 300)) > 150
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_exact_unrolls_are_the_derivative_of_the_whole_loop(seed: int) -> None:
+    check_exact(seed)
+
+
+@pytest.mark.slow
+def test_many_exact_unrolls_are_the_derivative_of_the_whole_loop() -> None:
+    for seed in range(6, 300):
+        check_exact(seed)
