@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from metaweight.problems import ConfigurationError, GraphError, Problem
+from metaweight.problems.settings import is_count, is_number, require_text
 from torch import Tensor
 
 from .hooks import Hook
@@ -52,7 +53,10 @@ class AdaptiveInterval(Hook):
         patience: int = 20,
         beta: float = 0.9,
     ) -> None:
-        if min(most, patience) < 1 or not 0 <= widen_below < narrow_above <= 1 or not 0 < beta < 1:
+        require_text("AdaptiveInterval", "upper", upper)
+        counts = all(is_count(value, least=1) for value in (most, patience))
+        shares = all(is_number(value, 0, 1) for value in (widen_below, narrow_above, beta))
+        if not counts or not shares or widen_below >= narrow_above or beta in (0, 1):
             raise ConfigurationError(
                 f"AdaptiveInterval({upper!r}, most={most}, widen_below={widen_below}, "
                 f"narrow_above={narrow_above}, patience={patience}, beta={beta}): most and "

@@ -5,11 +5,23 @@ from __future__ import annotations
 import os
 from dataclasses import InitVar, dataclass
 
+import torch
 from metaweight.problems.errors import ConfigurationError
+from metaweight.problems.settings import require_choice, require_count, require_flag, require_text
 
 STRATEGIES = ("default", "cpu", "gpu", "distributed", "zero", "fsdp", "accelerate")
 NON_FINITE = ("ignore", "raise", "skip", "stop")
 LOGGER_TYPES = ("none", "tensorboard", "wandb", "csv", "jsonl")
+OWNER = "EngineConfig"
+CHOICES = {
+    "strategy": STRATEGIES,
+    "non_finite": NON_FINITE,
+    "early_stopping_mode": ("min", "max"),
+    "checkpoint_mode": ("min", "max"),
+    "checkpoint_failure": ("warn", "raise"),
+}
+COUNTS = {"train_iters": 0, "valid_step": 1, "early_stopping_tolerance": 1, "keep_best": 0}
+FLAGS = ("roll_back", "early_stopping", "channels_last", "sync_batch_norm", "progress")
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,7 @@ class EngineConfig:
     roll_back: bool = False
     backend: str = "nccl"
     strategy: str = "default"
-    device: str | None = None
+    device: str | torch.device | None = None
     early_stopping: bool = False
     early_stopping_mode: str = "min"
     early_stopping_tolerance: int = 5
@@ -89,35 +101,48 @@ class EngineConfig:
     distributed: InitVar[bool | None] = None
 
     def __post_init__(self, distributed: bool | None) -> None:
-        if distributed:
-            if self.strategy not in ("default", "distributed"):
-                raise ConfigurationError(
-                    f"EngineConfig(distributed=True, strategy={self.strategy!r}) asks for two "
-                    "strategies; keep only strategy=."
-                )
-            object.__setattr__(self, "strategy", "distributed")
-        _require_choice("strategy", self.strategy, STRATEGIES)
+        self._merge_distributed(distributed)
+        for field, choices in CHOICES.items():
+            require_choice(OWNER, field, getattr(self, field), choices)
         for logger_type in self.logger_types:
-            _require_choice("logger_type", logger_type, LOGGER_TYPES)
-        _require_choice("early_stopping_mode", self.early_stopping_mode, ("min", "max"))
-        _require_choice("non_finite", self.non_finite, NON_FINITE)
-        _require_integer("train_iters", self.train_iters, least=0)
-        _require_integer("valid_step", self.valid_step, least=1)
-        _require_integer("early_stopping_tolerance", self.early_stopping_tolerance, least=1)
+            require_choice(OWNER, "logger_type", logger_type, LOGGER_TYPES)
+        for field, least in COUNTS.items():
+            require_count(OWNER, field, getattr(self, field), least)
+        for field in FLAGS:
+            require_flag(OWNER, field, getattr(self, field))
+        for field in ("backend", "early_stopping_metric", "checkpoint_metric"):
+            require_text(OWNER, field, getattr(self, field))
+        _require_path("log_dir", self.log_dir)
         self._check_checkpoints()
+        if not isinstance(self.device, (str, torch.device, type(None))):
+            raise ConfigurationError(
+                f"EngineConfig(device={self.device!r}) must be the name of a device, such as "
+                "'cuda:1'."
+            )
         if self.device is not None and self.strategy != "default":
             raise ConfigurationError(
                 f"EngineConfig(device={self.device!r}, strategy={self.strategy!r}) places the "
                 "problems twice; keep one of the two."
             )
 
+    def _merge_distributed(self, distributed: bool | None) -> None:
+        if distributed is not None:
+            require_flag(OWNER, "distributed", distributed)
+        if not distributed:
+            return
+        if self.strategy not in ("default", "distributed"):
+            raise ConfigurationError(
+                f"EngineConfig(distributed=True, strategy={self.strategy!r}) asks for two "
+                "strategies; keep only strategy=."
+            )
+        object.__setattr__(self, "strategy", "distributed")
+
     def _check_checkpoints(self) -> None:
-        _require_choice("checkpoint_mode", self.checkpoint_mode, ("min", "max"))
-        _require_choice("checkpoint_failure", self.checkpoint_failure, ("warn", "raise"))
-        _require_integer("keep_best", self.keep_best, least=0)
         for field in ("checkpoint_step", "keep_last"):
             if getattr(self, field) is not None:
-                _require_integer(field, getattr(self, field), least=1)
+                require_count(OWNER, field, getattr(self, field), least=1)
+        if self.checkpoint_dir is not None:
+            _require_path("checkpoint_dir", self.checkpoint_dir)
         if self.checkpoint_dir is None and (self.checkpoint_step is not None or self.keep_best):
             raise ConfigurationError(
                 f"EngineConfig(checkpoint_step={self.checkpoint_step}, keep_best={self.keep_best}) "
@@ -133,16 +158,6 @@ class EngineConfig:
         return (given,)
 
 
-def _require_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigurationError(
-            f"EngineConfig({field}={value!r}) is not one of {', '.join(choices)}; "
-            "choose one of these."
-        )
-
-
-def _require_integer(field: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(
-            f"EngineConfig({field}={value!r}) must be an integer of at least {least}."
-        )
+def _require_path(field: str, value: object) -> None:
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise ConfigurationError(f"EngineConfig({field}={value!r}) must be the path of a folder.")

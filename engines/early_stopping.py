@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from metaweight.problems import ConfigurationError
+from metaweight.problems.settings import require_choice, require_count, require_text
 
 from .hooks import Hook
 
@@ -26,11 +27,9 @@ class EarlyStopping(Hook):
     """
 
     def __init__(self, metric: str = "loss", tolerance: int = 5, mode: str = "min") -> None:
-        if mode not in ("min", "max") or tolerance < 1:
-            raise ConfigurationError(
-                f"EarlyStopping(tolerance={tolerance}, mode={mode!r}) needs a tolerance of at "
-                "least 1 and a mode of 'min' or 'max'."
-            )
+        require_text("EarlyStopping", "metric", metric)
+        require_count("EarlyStopping", "tolerance", tolerance, least=1)
+        require_choice("EarlyStopping", "mode", mode, ("min", "max"))
         self.metric = metric
         self.tolerance = tolerance
         self.mode = mode

@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from metaweight.problems import (
     Auditor,
-    ConfigurationError,
     GraphError,
     HypergradientReport,
     Problem,
     ValueHypergradient,
 )
+from metaweight.problems.settings import require_count, require_number
 
 from .hooks import Hook
 
 if TYPE_CHECKING:
     from .engine import Engine
+
+
+ADVICE = "it is the largest relative error that is let pass"
 
 
 class HypergradientCheck(Hook):
@@ -33,13 +36,14 @@ class HypergradientCheck(Hook):
     Args:
         every: Iterations between two checks.
         tolerance: Largest relative error against the method itself that is let pass.
+
+    Raises:
+        ConfigurationError: For settings that are no positive numbers.
     """
 
     def __init__(self, every: int = 1000, tolerance: float = 1e-2) -> None:
-        if every < 1:
-            raise ConfigurationError(
-                f"HypergradientCheck(every={every}) must be at least 1 iteration."
-            )
+        require_count("HypergradientCheck", "every", every, least=1)
+        require_number("HypergradientCheck", "tolerance", tolerance, positive=True, advice=ADVICE)
         self.every = every
         self.tolerance = tolerance
         self.reports: list[HypergradientReport] = []
@@ -108,7 +112,9 @@ def check_hypergradients_of(engine: Engine, tolerance: float) -> list[Hypergradi
 
     Raises:
         GraphError: When no problem differentiates through another, or none did for too long.
+        ConfigurationError: For a tolerance that is no positive number.
     """
+    require_number("check_hypergradient", "tolerance", tolerance, positive=True, advice=ADVICE)
     lowers = lower_problems(engine)
     if not lowers:
         raise GraphError(

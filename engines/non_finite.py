@@ -16,6 +16,7 @@ from metaweight.problems import (
     finiteness,
     not_finite_in,
 )
+from metaweight.problems.settings import is_count
 
 from .hooks import Hook
 
@@ -68,8 +69,7 @@ class NonFinite(Hook):
                 f"NonFinite(policy={policy!r}) is not one of {', '.join(POLICIES)}; choose one of "
                 "these."
             )
-        whole = isinstance(in_a_row, int) and not isinstance(in_a_row, bool)
-        if in_a_row is not None and (not whole or in_a_row < 1):
+        if in_a_row is not None and not is_count(in_a_row, least=1):
             raise ConfigurationError(
                 f"NonFinite(in_a_row={in_a_row!r}) must be an integer of at least 1, or None for "
                 "any number."

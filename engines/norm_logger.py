@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from metaweight.problems import ConfigurationError, Problem, StepResult
+from metaweight.problems.settings import is_count
 from torch import Tensor
 
 from .hooks import Hook
@@ -37,7 +38,7 @@ class NormLogger(Hook):
     reads_hypergradients = True
 
     def __init__(self, every: int = 100) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        if not is_count(every, least=1):
             raise ConfigurationError(
                 f"NormLogger(every={every!r}) must be an integer of at least 1 optimizer step."
             )

@@ -14,6 +14,7 @@ from metaweight.problems import (
     ReweightedProblem,
     StepResult,
 )
+from metaweight.problems.settings import is_count, is_number, require_text
 from torch import Tensor
 
 from .hooks import Hook
@@ -60,11 +61,12 @@ class WeightCollapse(Hook):
         equal: float = 1e-3,
         few: float = 0.02,
     ) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        require_text("WeightCollapse", "problem", problem)
+        if not is_count(every, least=1):
             raise ConfigurationError(
                 f"WeightCollapse({problem!r}, every={every!r}) must be an integer of at least 1."
             )
-        if not min(zero, equal, few) >= 0:
+        if not all(is_number(value, least=0) for value in (zero, equal, few)):
             raise ConfigurationError(
                 f"WeightCollapse({problem!r}, zero={zero}, equal={equal}, few={few}): thresholds "
                 "are at least 0; 0 never warns."

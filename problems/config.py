@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import InitVar, dataclass
 
 from .compilation import Compile, checked_compile
@@ -10,6 +9,14 @@ from .errors import ConfigurationError
 from .hypergradients.base import Hypergradient
 from .hypergradients.registry import registered
 from .partial import Choice, checked_choice
+from .settings import (
+    is_number,
+    is_positive,
+    require_choice,
+    require_count,
+    require_flag,
+    require_text,
+)
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 HYPERGRADIENT_NAMES = (
@@ -24,6 +31,29 @@ HYPERGRADIENT_NAMES = (
     "penalty",
     "zero_order",
     "reinforce",
+)
+COUNTS = {
+    "unroll_steps": 1,
+    "gradient_accumulation": 1,
+    "warmup_steps": 0,
+    "neumann_iterations": 0,
+    "cg_iterations": 0,
+    "log_step": -1,
+}
+FLAGS = (
+    "first_order",
+    "retain_graph",
+    "allow_unused",
+    "log_local_step",
+    "darts_multitask",
+    "sama_multitask",
+)
+POSITIVE = (
+    "initial_dynamic_scale",
+    "darts_alpha",
+    "sama_adam_alpha",
+    "neumann_alpha",
+    "cg_alpha",
 )
 
 
@@ -111,36 +141,33 @@ class Config:
         choice = checked_choice(self.hypergradient_parameters)
         object.__setattr__(self, "hypergradient_parameters", choice)
         object.__setattr__(self, "compile", checked_compile(self.compile))
-        if self.precision not in PRECISIONS:
+        require_choice("Config", "precision", self.precision, PRECISIONS)
+        for field, least in COUNTS.items():
+            require_count("Config", field, getattr(self, field), least)
+        for field in FLAGS:
+            require_flag("Config", field, getattr(self, field))
+        require_text("Config", "plateau_metric", self.plateau_metric)
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        if not is_number(self.gradient_clipping, least=0):
             raise ConfigurationError(
-                f"Config(precision={self.precision!r}) is not one of {', '.join(PRECISIONS)}; "
-                "choose one of these."
+                f"Config(gradient_clipping={self.gradient_clipping!r}) is negative or not a finite "
+                "number; give the largest norm allowed, or 0 for no clipping."
             )
-        for field in ("unroll_steps", "gradient_accumulation"):
-            _require_integer(self, field, least=1)
-        for field in ("warmup_steps", "neumann_iterations", "cg_iterations"):
-            _require_integer(self, field, least=0)
-        _require_integer(self, "log_step", least=-1)
-        if not 0 <= self.gradient_clipping < math.inf:
+        for field in POSITIVE:
+            value = getattr(self, field)
+            if not is_positive(value):
+                raise ConfigurationError(f"Config({field}={value!r}) must be positive and finite.")
+        if not is_number(self.scale_factor) or not self.scale_factor > 1:
             raise ConfigurationError(
-                f"Config(gradient_clipping={self.gradient_clipping}) is negative or not finite; "
-                "give the largest norm allowed, or 0 for no clipping."
-            )
-        for field in (
-            "initial_dynamic_scale",
-            "darts_alpha",
-            "sama_adam_alpha",
-            "neumann_alpha",
-            "cg_alpha",
-        ):
-            _require_positive(self, field)
-        if not 1 < self.scale_factor < math.inf:
-            raise ConfigurationError(
-                f"Config(scale_factor={self.scale_factor}) must be above 1 and finite, since "
+                f"Config(scale_factor={self.scale_factor!r}) must be above 1 and finite, since "
                 "the loss scale grows by it; 2.0 is the usual choice."
             )
 
     def _merge_fp16(self, fp16: bool | None) -> None:
+        if fp16 is not None:
+            require_flag("Config", "fp16", fp16)
         if not fp16:
             return
         if self.precision not in ("fp32", "fp16"):
@@ -152,9 +179,9 @@ class Config:
 
 
 def _require_type(value: object) -> None:
-    if isinstance(value, Hypergradient) or value in HYPERGRADIENT_NAMES:
+    if isinstance(value, Hypergradient):
         return
-    if isinstance(value, str) and value in registered():
+    if isinstance(value, str) and (value in HYPERGRADIENT_NAMES or value in registered()):
         return
     names = ", ".join(repr(name) for name in HYPERGRADIENT_NAMES)
     if isinstance(value, type) and issubclass(value, Hypergradient):
@@ -167,17 +194,3 @@ def _require_type(value: object) -> None:
         "or give a Hypergradient object. Other packages add names as entry points of the group "
         "'metaweight.hypergradients'."
     )
-
-
-def _require_integer(config: Config, field: str, least: int) -> None:
-    value = getattr(config, field)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(
-            f"Config({field}={value!r}) must be an integer of at least {least}."
-        )
-
-
-def _require_positive(config: Config, field: str) -> None:
-    value = getattr(config, field)
-    if not value > 0 or value == float("inf"):
-        raise ConfigurationError(f"Config({field}={value!r}) must be positive and finite.")

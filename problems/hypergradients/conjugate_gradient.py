@@ -22,8 +22,9 @@ from torch import Tensor
 
 from .. import vectors
 from ..errors import HypergradientError
+from ..settings import require_count, require_number
 from .base import Hypergradient, Product, Status, require_finite
-from .linear_system import LinearSystem, require_count, require_number
+from .linear_system import LinearSystem
 from .products import curvature
 
 if TYPE_CHECKING:

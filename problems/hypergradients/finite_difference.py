@@ -27,6 +27,7 @@ from torch import Tensor
 from .. import vectors
 from ..errors import ConfigurationError
 from ..partial import reusable_activations, reuses_activations
+from ..settings import is_positive, require_flag
 from .base import Approximation, Hypergradient, Product, Status
 from .products import Evaluation, Losses, replayed_loss, require_recorded, window_gradient
 
@@ -56,9 +57,11 @@ class FiniteDifference(Hypergradient):
     full_precision: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < float("inf"):
+        for flag in ("multitask", "full_precision"):
+            require_flag("FiniteDifference", flag, getattr(self, flag))
+        if not is_positive(self.alpha):
             raise ConfigurationError(
-                f"FiniteDifference(alpha={self.alpha}) must be positive and finite; "
+                f"FiniteDifference(alpha={self.alpha!r}) must be positive and finite; "
                 "0.01 is the usual choice."
             )
 

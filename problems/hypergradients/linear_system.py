@@ -6,7 +6,6 @@ At a stationary point of the lower loss, ``(dw*/dθ)ᵀ v = -(∂²L/∂θ∂w) 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor
 
 from .. import vectors
-from ..errors import ConfigurationError
 from .products import Curvature
 
 
@@ -85,38 +83,3 @@ def _power_of_two(vector: Sequence[Tensor]) -> Tensor:
     """Return a power of two within a factor of 2 of the largest entry; 1 for a zero vector."""
     largest = torch.stack([t.abs().amax() for t in vector if t.numel()]).amax()
     return torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent)
-
-
-def require_count(owner: str, name: str, value: object, least: int) -> None:
-    """Refuse a setting that is not an integer of at least ``least``.
-
-    Raises:
-        ConfigurationError: Naming the setting.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(
-            f"{owner}({name}={value!r}) must be an integer of at least {least}."
-        )
-
-
-def require_number(
-    owner: str,
-    name: str,
-    value: object,
-    *,
-    positive: bool = False,
-    below: float = math.inf,
-    advice: str,
-) -> None:
-    """Refuse a setting that is not a number in ``[0, below)``, or ``(0, below)``.
-
-    Raises:
-        ConfigurationError: Naming the setting, with the advice.
-    """
-    known = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not known or not 0 <= value < below or (positive and not value):  # type: ignore[operator]
-        least = "above 0" if positive else "at least 0"
-        most = "finite" if below == math.inf else f"below {below:g}"
-        raise ConfigurationError(
-            f"{owner}({name}={value!r}) must be a number {least} and {most}; {advice}."
-        )

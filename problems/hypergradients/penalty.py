@@ -27,6 +27,7 @@ from torch import Tensor
 
 from .. import vectors
 from ..errors import ConfigurationError, HypergradientError
+from ..settings import is_number, is_positive, require_choice, require_count
 from .base import Approximation, Hypergradient, Product, Status, require_finite
 from .gradient_differences import declares_its_loss
 from .products import Evaluation, require_recorded, window_gradient
@@ -87,26 +88,19 @@ class Penalty(Hypergradient):
     form: str = "f2sa"
 
     def __post_init__(self) -> None:
-        if self.form not in FORMS:
+        require_choice("Penalty", "form", self.form, FORMS)
+        if not is_positive(self.strength):
             raise ConfigurationError(
-                f"Penalty(form={self.form!r}) is not one of {', '.join(FORMS)}; "
-                "choose one of these."
-            )
-        if not 0 < self.strength < float("inf"):
-            raise ConfigurationError(
-                f"Penalty(strength={self.strength}) must be positive and finite; 1000 is the "
+                f"Penalty(strength={self.strength!r}) must be positive and finite; 1000 is the "
                 "default."
             )
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+        require_count("Penalty", "steps", self.steps, least=1)
+        if self.lr is not None and not is_positive(self.lr):
             raise ConfigurationError(
-                f"Penalty(steps={self.steps!r}) must be an integer of at least 1."
-            )
-        if self.lr is not None and not 0 < self.lr < float("inf"):
-            raise ConfigurationError(
-                f"Penalty(lr={self.lr}) must be positive and finite; leave it out for the lower "
+                f"Penalty(lr={self.lr!r}) must be positive and finite; leave it out for the lower "
                 "problem's own learning rate."
             )
-        if not 0 <= self.momentum < 1:
+        if not is_number(self.momentum, least=0) or self.momentum >= 1:
             raise ConfigurationError(
                 f"Penalty(momentum={self.momentum}) must be at least 0 and below 1."
             )

@@ -27,6 +27,7 @@ from torch import Tensor
 from .. import vectors
 from ..errors import ConfigurationError, LossError
 from ..random_streams import RandomState, reseed
+from ..settings import is_count, require_choice, require_count
 from ..trajectory import RecordedStep, RecordedUpdate
 from .base import Product, Status, require_finite
 from .value import Rollouts, ValueHypergradient, seed_of, standard_error
@@ -75,13 +76,10 @@ class Reinforce(ValueHypergradient):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.baseline not in BASELINES:
-            raise ConfigurationError(
-                f"Reinforce(baseline={self.baseline!r}) is not one of {', '.join(BASELINES)}; "
-                "choose one of these."
-            )
+        require_choice("Reinforce", "baseline", self.baseline, BASELINES)
+        require_count("Reinforce", "seed", self.seed, least=0)
         least = 2 if self.baseline == "leave_one_out" else 1
-        if isinstance(self.samples, bool) or self.samples < least:
+        if not is_count(self.samples, least):
             raise ConfigurationError(
                 f"Reinforce(baseline={self.baseline!r}, samples={self.samples!r}) needs samples of "
                 f"at least {least}; raise it, or use baseline='start' for a single run."

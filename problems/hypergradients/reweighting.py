@@ -35,6 +35,7 @@ from torch.autograd import forward_ad
 from .. import vectors
 from ..errors import ConfigurationError, HypergradientError
 from ..partial import reusable_activations, reuses_activations
+from ..settings import is_positive, require_choice, require_flag
 from ..trajectory import Recording
 from ..unrolling import go_back_to
 from .base import Approximation, Hypergradient, Product, Status
@@ -79,14 +80,11 @@ class Reweighting(Hypergradient):
     full_precision: bool = True
 
     def __post_init__(self) -> None:
-        if self.derivative not in ALPHA:
+        require_choice("Reweighting", "derivative", self.derivative, ALPHA)
+        require_flag("Reweighting", "full_precision", self.full_precision)
+        if self.alpha is not None and not is_positive(self.alpha):
             raise ConfigurationError(
-                f"Reweighting(derivative={self.derivative!r}) is not one of "
-                f"{', '.join(ALPHA)}; choose one of these."
-            )
-        if self.alpha is not None and not 0 < self.alpha < float("inf"):
-            raise ConfigurationError(
-                f"Reweighting(alpha={self.alpha}) must be positive and finite; leave it out for "
+                f"Reweighting(alpha={self.alpha!r}) must be positive and finite; leave it out for "
                 f"{ALPHA[self.derivative]}, the usual choice."
             )
 

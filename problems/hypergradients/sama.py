@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import vectors
 from ..errors import ConfigurationError, HypergradientError
+from ..settings import is_positive, require_choice, require_flag
 from ..trajectory import Recording
 from ..unrolling import (
     UpdateAdjoint,
@@ -64,15 +65,12 @@ class SAMA(Hypergradient):
     preconditioner: str = "source"
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < float("inf"):
+        require_flag("SAMA", "multitask", self.multitask)
+        if not is_positive(self.alpha):
             raise ConfigurationError(
-                f"SAMA(alpha={self.alpha}) must be positive and finite; 1.0 is the paper's."
+                f"SAMA(alpha={self.alpha!r}) must be positive and finite; 1.0 is the paper's."
             )
-        if self.preconditioner not in PRECONDITIONERS:
-            raise ConfigurationError(
-                f"SAMA(preconditioner={self.preconditioner!r}) is not one of "
-                f"{', '.join(PRECONDITIONERS)}; choose one of these."
-            )
+        require_choice("SAMA", "preconditioner", self.preconditioner, PRECONDITIONERS)
 
     def check(self, problem: Problem) -> None:
         if not self._is_exact(problem):

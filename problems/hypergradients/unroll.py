@@ -34,6 +34,7 @@ from torch import Tensor
 from .. import vectors
 from ..compilation import uncompiled
 from ..errors import ConfigurationError
+from ..settings import is_count, is_positive, require_choice
 from ..trajectory import RecordedStep, RecordedUpdate, Recording
 from ..unrolling import (
     go_back_to,
@@ -87,28 +88,21 @@ class Unroll(Hypergradient):
     memory: str = "flat"
 
     def __post_init__(self) -> None:
-        if self.steps is not None and (isinstance(self.steps, bool) or self.steps < 1):
+        if self.steps is not None and not is_count(self.steps, least=1):
             raise ConfigurationError(
-                f"Unroll(steps={self.steps!r}) must be at least 1, or None for the whole loop."
+                f"Unroll(steps={self.steps!r}) must be an integer of at least 1, or None for "
+                "the whole loop."
             )
-        if self.product not in PRODUCTS:
-            raise ConfigurationError(
-                f"Unroll(product={self.product!r}) is not one of {', '.join(PRODUCTS)}; "
-                "choose one of these."
-            )
-        if self.memory not in MEMORY:
-            raise ConfigurationError(
-                f"Unroll(memory={self.memory!r}) is not one of {', '.join(MEMORY)}; "
-                "choose one of these."
-            )
+        require_choice("Unroll", "product", self.product, PRODUCTS)
+        require_choice("Unroll", "memory", self.memory, MEMORY)
         if self.memory == "full" and self.product != "exact":
             raise ConfigurationError(
                 f"Unroll(memory='full', product={self.product!r}): kept graphs are differentiated "
                 "exactly; use product='exact', or memory='flat'."
             )
-        if self.alpha is not None and not 0 < self.alpha < float("inf"):
+        if self.alpha is not None and not is_positive(self.alpha):
             raise ConfigurationError(
-                f"Unroll(alpha={self.alpha}) must be positive and finite; leave it out for the "
+                f"Unroll(alpha={self.alpha!r}) must be positive and finite; leave it out for the "
                 "usual choice."
             )
 

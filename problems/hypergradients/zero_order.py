@@ -25,6 +25,7 @@ from torch import Tensor
 
 from .. import vectors
 from ..errors import ConfigurationError
+from ..settings import is_count, is_positive, require_count
 from .base import Product, Status, require_finite
 from .value import Rollouts, ValueHypergradient, seed_of, standard_error
 
@@ -60,14 +61,16 @@ class ZeroOrder(ValueHypergradient):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.samples, bool) or self.samples < 1:
+        require_count("ZeroOrder", "seed", self.seed, least=0)
+        if not is_count(self.samples, least=1):
             raise ConfigurationError(
-                f"ZeroOrder(samples={self.samples!r}) must be at least 1; 8 is the default."
+                f"ZeroOrder(samples={self.samples!r}) must be an integer of at least 1; 8 is "
+                "the default."
             )
-        if not 0 < self.radius < float("inf"):
+        if not is_positive(self.radius):
             raise ConfigurationError(
-                f"ZeroOrder(radius={self.radius}) must be positive and finite; give the length by "
-                "which every upper parameter may be displaced."
+                f"ZeroOrder(radius={self.radius!r}) must be positive and finite; give the length "
+                "by which every upper parameter may be displaced."
             )
 
     def estimate(

@@ -50,9 +50,15 @@ def test_a_missing_metric_is_named_beside_those_there_are(stats: Any, shown: str
         EarlyStopping("acc")(stats)
 
 
-@pytest.mark.parametrize("settings", [{"tolerance": 0}, {"mode": "least"}])
-def test_settings_out_of_range_are_refused(settings: Any) -> None:
-    with pytest.raises(ConfigurationError, match="needs a tolerance of at least 1 and a mode"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tolerance": 0}, r"EarlyStopping\(tolerance=0\) must be an integer of at least 1"),
+        ({"mode": "least"}, r"EarlyStopping\(mode='least'\) is not one of min, max"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         EarlyStopping(**settings)
 
 

@@ -206,5 +206,5 @@ def test_as_a_hook_it_watches_every_so_many_steps(tmp_path, monkeypatch) -> None
 
 
 def test_the_hook_checks_its_settings() -> None:
-    with pytest.raises(ConfigurationError, match=r"every=0\) must be at least 1"):
+    with pytest.raises(ConfigurationError, match=r"every=0\) must be an integer of at least 1"):
         HypergradientCheck(every=0)

@@ -421,7 +421,7 @@ def test_three_levels_compose() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, r"steps=0\) must be at least 1, or None"),
+        ({"steps": 0}, r"steps=0\) must be an integer of at least 1, or None"),
         ({"product": "hessian"}, r"product='hessian'\) is not one of exact, forward_over_reverse"),
         ({"memory": "none"}, r"memory='none'\) is not one of flat, full"),
         ({"memory": "full", "product": "finite_difference"}, r"use product='exact', or memory"),

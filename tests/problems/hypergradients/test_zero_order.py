@@ -744,7 +744,7 @@ def test_steps_that_cannot_be_taken_again_are_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"samples": 0}, r"ZeroOrder\(samples=0\) must be at least 1; 8 is the default"),
+        ({"samples": 0}, r"ZeroOrder\(samples=0\) must be an integer of at least 1; 8"),
         ({"samples": True}, r"ZeroOrder\(samples=True\)"),
         ({"radius": 0.0}, r"ZeroOrder\(radius=0.0\) must be positive and finite; give the length"),
     ],
