@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metaweight.problems import CheckpointError, ConfigurationError, keeps_its_place
+from metaweight.problems.settings import shown
 
 from .checkpoint import (
     engine_from_plain,
@@ -32,6 +33,7 @@ def save_engine(
     engine: Engine, path: Path_, metric: str | None = None, value: float | None = None
 ) -> None:
     """Write the whole state of a program to a file; see :meth:`Engine.save`."""
+    require_path("save", path)
     manifest = Manifest(engine.global_step, engine.standing.run, metric, value)
     try:
         state = engine_to_plain(engine)
@@ -46,6 +48,7 @@ def save_engine(
 
 def load_engine(engine: Engine, path: Path_) -> None:
     """Put a program where a file says another one like it stood; see :meth:`Engine.load`."""
+    require_path("load", path)
     state = engine.processes.from_first(lambda: read_checkpoint(Path(path))[1])
     load_state(engine, Path(path), state)
 
@@ -60,6 +63,19 @@ def load_state(engine: Engine, path: Path, state: Mapping[str, Any]) -> None:
         engine.logger.warning(
             f"{path} was saved with {', '.join(absent)}, which is not here: random numbers drawn "
             "there start anew, so that the run goes on, but not bit for bit."
+        )
+
+
+def require_path(asked: str, path: object) -> None:
+    """Refuse what is no path.
+
+    Raises:
+        ConfigurationError: Naming the method it was given to.
+    """
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        other = ", or resume='auto'" if asked == "run" else ""
+        raise ConfigurationError(
+            f"Engine.{asked} received {shown(path)}; give the path of a file{other}."
         )
 
 
@@ -104,6 +120,7 @@ class Checkpointing(Hook):
             ConfigurationError: For ``resume="auto"`` without a folder.
         """
         if resume is not None:
+            require_path("run", resume)
             self._resume(engine, resume)
         streams = streams_to_dict(engine) if engine.standing.resumed else None
         engine.standing.begin()

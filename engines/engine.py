@@ -23,11 +23,22 @@ from metaweight.problems import (
     prepare_recording,
     redo,
     redo_or_keep,
+    require_own_parameters,
     reseed,
     step_scheduler,
     waits_for_metric,
 )
+from metaweight.problems.settings import shown
 
+from .arguments import (
+    checked_config,
+    checked_hooks,
+    checked_problems,
+    require_env,
+    require_free_names,
+    require_runnable,
+    unchanged_on_error,
+)
 from .checkpoint import put_streams
 from .checkpointing import Checkpointing, load_engine, save_engine
 from .config import EngineConfig
@@ -68,6 +79,9 @@ class Engine:
     Raises:
         GraphError: When problems and dependencies do not form a valid program.
         ConfigurationError: When a setting does not fit.
+        DataError: When a loader is known to be empty.
+
+    After an error the problems are what they were before.
     """
 
     def __init__(
@@ -78,8 +92,11 @@ class Engine:
         env: Env | None = None,
         hooks: Iterable[Hook] = (),
     ) -> None:
-        self.config = EngineConfig() if config is None else config
-        self.problems = list(problems)
+        self.config = checked_config(config)
+        self.problems = checked_problems(problems)
+        given_hooks = checked_hooks(hooks)
+        require_env(env)
+        graph = Graph.build(self.problems, dependencies)
         self.env = env
         self.train_iters = self.config.train_iters
         self.valid_step = self.config.valid_step
@@ -95,19 +112,19 @@ class Engine:
         self.standing.run = self.processes.from_first(lambda: self.standing.run)
         self.checkpointing = Checkpointing(self.config)
         saving = [] if self.checkpointing.folder is None else [self.checkpointing]
-        self.hooks = HookList([*_configured_hooks(self.config), *hooks, *saving])
+        self.hooks = HookList([*_configured_hooks(self.config), *given_hooks, *saving])
         require_one_policy(self.hooks.hooks, self.processes.world)
         self.leaves: list[Problem] = []
         self.dependencies = dependencies
         self.snapshots: dict[str, Snapshot] = {}
         self._by_name: dict[str, Problem] = {}
-        graph = Graph.build(self.problems, dependencies)
-        _require_free_names(self.problems, self, env)
-        self._by_name = {problem.name: problem for problem in self.problems}
-        self._wire(graph)
-        self._prepare()
-        self._schedule = self._make_schedule(graph)
-        self.train()
+        require_free_names(self.problems, self, env)
+        with unchanged_on_error(self.problems, env):
+            self._by_name = {problem.name: problem for problem in self.problems}
+            self._wire(graph)
+            self._prepare()
+            self._schedule = self._make_schedule(graph)
+            self.train()
         if not self.is_rank_zero():
             # Samples of other processes get other dropout, and process 0 draws as if it were alone.
             reseed(self.device, self.processes.seed + self.processes.rank)
@@ -131,10 +148,12 @@ class Engine:
                 put somewhere goes on from there by itself.
 
         Raises:
+            ConfigurationError: Inside ``torch.no_grad``, or for a ``resume`` that is no path.
             CheckpointError: When there is a checkpoint that cannot be loaded, when
                 ``checkpoint_dir`` holds another run, or when it fails and
                 ``checkpoint_failure="raise"``.
         """
+        require_runnable(self)
         streams = self.checkpointing.begin(self, resume)
         self.train()
         with stops_between_steps() as request:
@@ -249,7 +268,13 @@ class Engine:
 
         Raises:
             ValueError: For a number below 1.
+            GraphError: For a problem of another engine.
         """
+        if not any(lower is problem for problem in self.problems):
+            raise GraphError(
+                f"hand_over_every({shown(lower)}) was asked for a problem that is not among those "
+                f"of the engine ({', '.join(p.name for p in self.problems)}); give one of these."
+            )
         self._schedule.hand_over_every(lower.name, loops)
 
     def do_validation(self) -> bool:
@@ -310,6 +335,7 @@ class Engine:
             if self.config.sync_batch_norm:
                 problem.module = synchronised(problem.module, self.processes.world)
             self._share(problem)
+        require_own_parameters(self.problems)
         for problem in self.problems:
             check_hypergradients(problem)
 
@@ -488,20 +514,6 @@ def _configured_hooks(config: EngineConfig) -> list[Hook]:
     if config.progress:
         hooks.append(ProgressBar())
     return hooks
-
-
-def _require_free_names(problems: Sequence[Problem], engine: Engine, env: Env | None) -> None:
-    """Refuse a name that an engine, a problem or the environment already uses for something."""
-    for problem in problems:
-        holders: list[object] = [engine, *(p for p in problems if p is not problem)]
-        for holder in (*holders, env) if env is not None else holders:
-            earlier = holder.position.peers if isinstance(holder, Problem) else {}
-            taken = problem.name in vars(holder) and problem.name not in earlier
-            if taken or hasattr(type(holder), problem.name):
-                raise GraphError(
-                    f"A problem is named {problem.name!r}, which would hide the attribute "
-                    f"{problem.name!r} of {type(holder).__name__}; give the problem another name."
-                )
 
 
 def _sentence(stats: Mapping[str, float]) -> str:

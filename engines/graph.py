@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from metaweight.problems.errors import GraphError
+from metaweight.problems.settings import shown
 
 
 class Named(Hashable, Protocol):
@@ -91,17 +92,23 @@ def _require_nodes(nodes: Sequence[Node]) -> None:
 def _edges(
     nodes: Sequence[Node], dependencies: Mapping[str, Any]
 ) -> tuple[dict[Node, list[Node]], dict[Node, list[Node]]]:
+    _require_mappings(dependencies)
     unknown = [key for key in dependencies if key not in ("u2l", "l2u")]
     if unknown:
         raise GraphError(
             f"dependencies has the key {unknown[0]!r}; its keys are 'u2l' (upper to lower) and "
             "'l2u' (lower to upper)."
         )
-    up = {node: list(highs) for node, highs in (dependencies.get("l2u") or {}).items()}
-    down = {node: list(lows) for node, lows in (dependencies.get("u2l") or {}).items()}
+    up = _lists("l2u", dependencies.get("l2u") or {})
+    down = _lists("u2l", dependencies.get("u2l") or {})
     for kind, edges in (("l2u", up), ("u2l", down)):
         for start, ends in edges.items():
             for node in (start, *ends):
+                if isinstance(node, str):
+                    raise GraphError(
+                        f"An edge of dependencies[{kind!r}] has the name {node!r}; give the "
+                        "problem itself."
+                    )
                 if not any(node is known for known in nodes):
                     raise GraphError(
                         f"An edge of dependencies[{kind!r}] names the problem "
@@ -115,6 +122,25 @@ def _edges(
                     "twice; keep one."
                 )
     return up, down
+
+
+def _require_mappings(dependencies: object) -> None:
+    given = dependencies.values() if isinstance(dependencies, Mapping) else [dependencies]
+    if not all(value is None or isinstance(value, Mapping) for value in given):
+        raise GraphError(
+            f"dependencies={shown(dependencies)} is not of the form "
+            "{'u2l': {upper: [lower]}, 'l2u': {lower: [upper]}}; give two dictionaries of lists."
+        )
+
+
+def _lists(kind: str, edges: Mapping[Any, Any]) -> dict[Any, list[Any]]:
+    for start, ends in edges.items():
+        if not isinstance(ends, Sequence) or isinstance(ends, str):
+            raise GraphError(
+                f"dependencies[{kind!r}] has {getattr(ends, 'name', ends)!r} for "
+                f"{getattr(start, 'name', start)!r}; give a list of problems, also of a single one."
+            )
+    return {start: list(ends) for start, ends in edges.items()}
 
 
 def _require_acyclic(nodes: Sequence[Node], up: Edges[Node]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from metaweight.problems import ConfigurationError
+from metaweight.problems.parts import checked_device
 
 from .config import EngineConfig
 from .process_group import TOGETHER, device_of_process
@@ -19,13 +20,7 @@ def choose_device(config: EngineConfig) -> torch.device:
             several processes.
     """
     if config.device is not None:
-        try:
-            return torch.device(config.device)
-        except (RuntimeError, TypeError) as error:
-            raise ConfigurationError(
-                f"EngineConfig(device={config.device!r}) is not a device torch knows; "
-                "use one such as 'cpu', 'cuda' or 'cuda:1'."
-            ) from error
+        return checked_device("EngineConfig", config.device)
     if config.strategy in LATER:
         raise ConfigurationError(
             f"EngineConfig(strategy={config.strategy!r}) splits a program over several processes "

@@ -37,6 +37,7 @@ from .implicit import ImplicitProblem
 from .iterative import IterativeProblem
 from .loader_position import keeps_its_place, length_of
 from .names import Names
+from .ownership import require_own_parameters
 from .partial import LastLayers, ParameterSelection, SampledLayers
 from .plain_data import from_plain, to_plain
 from .preparation import check_hypergradients, place_in_graph, prepare, prepare_recording
@@ -120,6 +121,7 @@ __all__ = [
     "problem_to_plain",
     "redo",
     "redo_or_keep",
+    "require_own_parameters",
     "require_same_form",
     "require_same_lengths",
     "reseed",

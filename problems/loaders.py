@@ -20,7 +20,9 @@ from .loader_position import (
     put_randomness,
     require_repeatable,
 )
+from .parts import require_loader
 from .reduction import Reduction
+from .settings import is_count
 from .sharding import take_share, tell_epoch
 
 
@@ -55,11 +57,12 @@ class BatchSource:
 
     def replace(self, loader: Iterable[Any], index: int) -> None:
         """Use another loader from the next batch on."""
-        if not 0 <= index < len(self.loaders):
+        if not is_count(index, least=0) or index >= len(self.loaders):
             raise DataError(
-                f"set_train_data_loader(idx={index}) was asked of problem {self._owner!r}, which "
+                f"set_train_data_loader(idx={index!r}) was asked of problem {self._owner!r}, which "
                 f"has {len(self.loaders)} loader(s); use an index below that."
             )
+        require_loader(self._owner, index, loader)
         take_share(loader, self._reduction, self._owner)
         self.loaders[index] = loader
         self._forget(index)

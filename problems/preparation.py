@@ -12,6 +12,14 @@ from .hypergradients.unroll import Unroll
 from .layout import laid_out
 from .loaders import BatchSource
 from .partial import chosen_parameters
+from .parts import (
+    require_batches,
+    require_loaders,
+    require_module,
+    require_movable,
+    require_optimizer,
+    require_scheduler,
+)
 from .problem import GraphPosition, Problem, apply_param_groups
 
 
@@ -42,7 +50,9 @@ def prepare(
 
     Raises:
         GraphError: When it has no module, no loss, no data, or nothing to update it with.
-        ConfigurationError: When its hypergradient does not fit it.
+        ConfigurationError: When its hypergradient does not fit it, or it configures something of
+            another kind than was asked for.
+        DataError: When a loader cannot be iterated or is known to be empty.
     """
     problem.channels_last = channels_last
     _build(problem, device)
@@ -51,7 +61,11 @@ def prepare(
     if problem.train_data_loader is not None:
         loaders = problem.train_data_loader
         if problem._source is None or loaders is not problem._source.loaders:
+            require_loaders(problem.name, loaders)
             loaders = list(loaders) if isinstance(loaders, tuple) else [loaders]
+        if type(problem).get_batch is Problem.get_batch:
+            for index, loader in enumerate(loaders):
+                require_batches(problem.name, index, loader)
         problem.train_data_loader = loaders
         problem._source = BatchSource(
             problem.name, loaders, lambda: on_epoch_end(problem), problem.processes
@@ -99,18 +113,24 @@ def _build(problem: Problem, device: torch.device) -> None:
         raise GraphError(
             f"Problem {problem.name!r} has no module; give it module=, or define configure_module."
         )
+    require_module(problem.name, problem.module)
     move_module(problem)
     if problem.optimizer is None:
         problem.optimizer = problem.configure_optimizer()
+    if problem.optimizer is not None:
+        require_optimizer(problem.name, problem.optimizer)
     apply_param_groups(problem)
     if problem.scheduler is None:
         problem.scheduler = problem.configure_scheduler()
+    if problem.scheduler is not None:
+        require_scheduler(problem.name, problem.scheduler, problem.optimizer)
 
 
 def move_module(problem: Problem) -> None:
     """Put the module on the problem's device, leaving one that is there already untouched."""
     tensors = (*problem.module.parameters(), *problem.module.buffers())
     if any(tensor.device != problem.device for tensor in tensors):
+        require_movable(problem.name, problem.module, problem.device)
         problem.module = problem.module.to(problem.device)
     problem.module = laid_out(problem.module, problem.channels_last)
     compile_module(problem.module, problem.config.compile)
@@ -131,7 +151,7 @@ def _require_choice(problem: Problem) -> None:
 
 def _require_parts(problem: Problem) -> None:
     kind = type(problem)
-    if kind.training_step is Problem.training_step:
+    if kind.training_step is Problem.training_step or not callable(problem.training_step):
         raise GraphError(
             f"Problem {problem.name!r} has no loss; define training_step in {kind.__name__}."
         )

@@ -22,8 +22,18 @@ from .loaders import BatchSource
 from .optimizer_state import load_optimizer
 from .overridables import Overridables
 from .partial import chosen_parameters
+from .parts import (
+    checked_device,
+    checked_name,
+    require_loadable,
+    require_loaders,
+    require_module,
+    require_optimizer,
+    require_scheduler,
+)
 from .precision import autocast
 from .reduction import Reduction
+from .settings import shown
 from .state import BufferSlot, buffer_slots
 from .trajectory import RecordedStep, Recording, Trajectory
 from .unrolling import apply_learned_settings
@@ -68,7 +78,9 @@ class Problem(Overridables):
         device: Where the problem lives, if not where the engine puts it.
 
     Raises:
-        ConfigurationError: For a name that is not an identifier or a config of another type.
+        ConfigurationError: For a name that is not an identifier, for a config, module, optimizer,
+            scheduler or device of another kind, and for a scheduler of another optimizer.
+        DataError: For a loader that cannot be iterated.
     """
 
     def __init__(
@@ -82,23 +94,26 @@ class Problem(Overridables):
         extra_config: Any = None,
         device: torch.device | str | None = None,
     ) -> None:
-        if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
-            raise ConfigurationError(
-                f"Problem(name={name!r}): other problems reach it as an attribute, so the name "
-                "must be an identifier such as 'classifier', without a leading underscore."
-            )
+        self._name = checked_name(name)
         if config is not None and not isinstance(config, Config):
             raise ConfigurationError(
-                f"Problem {name!r} received config={config!r}; give a Config, or leave it out."
+                f"Problem {name!r} received config={shown(config)}; give a Config, or leave it out."
             )
-        self._name = name
+        if module is not None:
+            require_module(name, module)
+        if optimizer is not None:
+            require_optimizer(name, optimizer)
+        if scheduler is not None:
+            require_scheduler(name, scheduler, optimizer)
+        if train_data_loader is not None:
+            require_loaders(name, train_data_loader)
         self._config = Config() if config is None else config
         self.cfg = extra_config
         self.module: Any = module
         self.optimizer: Any = optimizer
         self.scheduler = scheduler
         self.train_data_loader = train_data_loader
-        self.device: Any = None if device is None else torch.device(device)
+        self.device: Any = None if device is None else checked_device(f"Problem {name!r}", device)
         self.channels_last = False
         self.scaler: Any = None
         self.env: Any = None
@@ -257,17 +272,21 @@ class Problem(Overridables):
 
     def set_module(self, module: nn.Module) -> None:
         """Use another module from now on. The optimizer is left as it is."""
+        require_module(self._name, module)
         self.module = laid_out(module.to(self.device), self.channels_last)
         compile_module(self.module, self._config.compile)
 
     def set_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Use another optimizer from now on."""
+        require_optimizer(self._name, optimizer)
         self.optimizer = optimizer
         apply_param_groups(self)
         self.processes.own_optimizer(self)
 
     def set_scheduler(self, scheduler: Any) -> None:
-        """Use another scheduler from now on."""
+        """Use another scheduler of the problem's optimizer from now on, or none."""
+        if scheduler is not None:
+            require_scheduler(self._name, scheduler, self.optimizer)
         self.scheduler = scheduler
 
     def set_train_data_loader(self, loader: Any, idx: int = 0) -> None:
@@ -289,7 +308,12 @@ class Problem(Overridables):
             return {key: part.state_dict() for key, part in parts.items() if part is not None}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what :meth:`state_dict` returned."""
+        """Load what :meth:`state_dict` returned.
+
+        Raises:
+            CheckpointError: When it is of another module; nothing is changed then.
+        """
+        require_loadable(self._name, self.module, self.optimizer, state_dict)
         self.module.load_state_dict(state_dict["module"])
         if self.optimizer is not None:
             load_optimizer(self.optimizer, state_dict["optimizer"])
@@ -432,7 +456,11 @@ def apply_param_groups(problem: Problem) -> None:
     given = problem.param_groups()
     if given is None or problem.optimizer is None:
         return
-    groups = [dict(group) for group in given]
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        raise _not_groups(problem, given)
+    groups = [dict(group) if isinstance(group, Mapping) else {} for group in given]
+    if not groups or not all("params" in group for group in groups):
+        raise _not_groups(problem, given)
     scheduled = getattr(problem.scheduler, "base_lrs", None)
     if scheduled is not None and len(scheduled) != len(groups):
         raise ConfigurationError(
@@ -440,6 +468,18 @@ def apply_param_groups(problem: Problem) -> None:
             f"scheduler was made for {len(scheduled)}; build the scheduler in "
             "configure_scheduler, after the groups are in place."
         )
+    kept = list(problem.optimizer.param_groups)
     problem.optimizer.param_groups.clear()
-    for group in groups:
-        problem.optimizer.add_param_group(group)
+    try:
+        for group in groups:
+            problem.optimizer.add_param_group(group)
+    except BaseException:
+        problem.optimizer.param_groups[:] = kept
+        raise
+
+
+def _not_groups(problem: Problem, given: object) -> ConfigurationError:
+    return ConfigurationError(
+        f"param_groups() of problem {problem.name!r} returned {shown(given)}; return a list of "
+        "dictionaries, each with its parameters under 'params'."
+    )

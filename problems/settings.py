@@ -89,3 +89,9 @@ def require_choice(owner: str, name: str, value: object, choices: Collection[str
         raise ConfigurationError(
             f"{owner}({name}={value!r}) is not one of {', '.join(choices)}; choose one of these."
         )
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: a class by its name, and nothing at length."""
+    text = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.small import Chase, Point, bilevel, problem, single
+from support.small import Chase, Point, bilevel, numbers, problem, single
 from torch import nn
 
 from metaweight import Engine, EngineConfig, Env, ImplicitProblem
@@ -111,7 +111,7 @@ def test_the_environment_knows_the_device_before_problems_are_built() -> None:
         def configure_optimizer(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.module.parameters(), lr=0.1)
 
-    late = Late("late", train_data_loader=[])
+    late = Late("late", train_data_loader=numbers(1.0))
     Engine([late], EngineConfig(strategy="cpu"), env=Noting())
     assert order == ["env on cpu", "module beside Noting"]
 

@@ -106,8 +106,10 @@ def test_an_edge_to_an_unlisted_problem_is_refused(kind: str, edges: Any) -> Non
 
 
 def test_an_edge_to_something_that_is_no_problem_is_refused() -> None:
-    with pytest.raises(GraphError, match="names the problem 'b', which is not in problems"):
+    with pytest.raises(GraphError, match="has the name 'b'; give the problem itself"):
         Graph.build([A, B], {"l2u": {A: ["b"]}})
+    with pytest.raises(GraphError, match="names the problem 3, which is not in problems"):
+        Graph.build([A, B], {"l2u": {A: [3]}})
 
 
 @pytest.mark.parametrize("kind", ["u2l", "l2u"])

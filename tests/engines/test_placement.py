@@ -38,7 +38,8 @@ def test_gpu_without_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device(EngineConfig(strategy="gpu")) == torch.device("cuda")
 
 
-def test_a_device_is_taken_by_its_name() -> None:
+def test_a_device_is_taken_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert choose_device(EngineConfig(device="cuda:3")) == torch.device("cuda", 3)
 
 
