@@ -17,6 +17,7 @@ from metaweight.problems import (
     apply_initial_parameters,
     check_hypergradients,
     descend,
+    expect_dependence,
     leave_out,
     place_in_graph,
     prepare,
@@ -42,6 +43,7 @@ from .arguments import (
 from .checkpoint import put_streams
 from .checkpointing import Checkpointing, load_engine, save_engine
 from .config import EngineConfig
+from .counters import Counters
 from .early_stopping import EarlyStopping
 from .env import Env
 from .graph import Graph
@@ -117,6 +119,7 @@ class Engine:
         self.leaves: list[Problem] = []
         self.dependencies = dependencies
         self.snapshots: dict[str, Snapshot] = {}
+        self._counters: Counters | None = None
         self._by_name: dict[str, Problem] = {}
         require_free_names(self.problems, self, env)
         with unchanged_on_error(self.problems, env):
@@ -233,6 +236,7 @@ class Engine:
         self._wire(graph)
         for problem in self.problems:
             check_hypergradients(problem)
+        expect_dependence(self.problems)
         self._schedule = self._make_schedule(graph)
         self._schedule.carry_over(earlier)
         self.dependencies = dependencies
@@ -338,6 +342,7 @@ class Engine:
         require_own_parameters(self.problems)
         for problem in self.problems:
             check_hypergradients(problem)
+        expect_dependence(self.problems)
 
     def _share(self, problem: Problem) -> None:
         """Give the problem's parameters and buffers the values they have in process 0."""
@@ -371,14 +376,27 @@ class Engine:
 
     def _iterate(self, request: StopRequest) -> None:
         if not self._owes_validation():
-            self.global_step += 1
-            self.train_step()
+            self._take_iteration()
             self.standing.iteration += 1
             self.hooks.iteration_end(self)
         if self._owes_validation() and not self._is_asked_to_end(request):
             self._validate()
         if self.checkpointing.folder is not None and not self._is_asked_to_end(request):
             self.checkpointing.iteration_over(self)
+
+    def _take_iteration(self) -> None:
+        """Step; what errs before anything has been changed leaves the counters as they were."""
+        self._counters = Counters(self.problems, self._schedule)
+        self.global_step += 1
+        try:
+            self.train_step()
+        except BaseException:
+            if self._counters.put_back():
+                self.global_step -= 1
+                self.standing.amid_step = False
+            raise
+        finally:
+            self._counters = None
 
     def _is_asked_to_end(self, request: StopRequest) -> bool:
         return asked_to_end(request, self.standing, self.processes)
@@ -393,6 +411,8 @@ class Engine:
     def _execute(self, instruction: Instruction, global_step: int | None) -> None:
         problem = self._by_name[instruction.problem]
         action = instruction.action
+        if self._counters is not None:
+            self._counters.begins(problem, instruction)
         if action is Action.STEP:
             self._step(problem, instruction, global_step)
         elif action is Action.LOOP_START:
@@ -416,6 +436,8 @@ class Engine:
         problem.begin_step(instruction.count, global_step)
         self.hooks.before_step(self, problem)
         result = self._descend(problem, instruction)
+        if self._counters is not None:
+            self._counters.stepped()
         if result.left_out:
             self.hooks.step_left_out(self, problem)
         if instruction.settled:
@@ -452,6 +474,9 @@ class Engine:
 
     def _after_gradient(self, problem: Problem) -> None:
         self.hooks.after_gradient(self, problem)
+        if self._counters is not None:
+            # What errs from here on may have changed parameters.
+            self._counters.stepped()
 
     def _log(self, problem: Problem, result: StepResult, global_step: int | None) -> None:
         every = problem.config.log_step

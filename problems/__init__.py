@@ -2,6 +2,7 @@
 
 from .batch_digest import batch_digest, not_finite_in
 from .config import Config
+from .dependence import expect_dependence
 from .descent import descend, leave_out
 from .errors import (
     CheckpointError,
@@ -58,7 +59,7 @@ from .scheduling import step_scheduler, waits_for_metric
 from .sharding import ShareSampler
 from .state import Snapshot
 from .step_result import StepResult
-from .unrolling import apply_initial_parameters
+from .unrolling import apply_initial_parameters, moves_at_start
 
 __all__ = [
     "SAMA",
@@ -106,6 +107,7 @@ __all__ = [
     "batch_digest",
     "check_hypergradients",
     "descend",
+    "expect_dependence",
     "finiteness",
     "form_of",
     "from_plain",
@@ -114,6 +116,7 @@ __all__ = [
     "length_of",
     "load_problem",
     "load_surroundings",
+    "moves_at_start",
     "not_finite_in",
     "place_in_graph",
     "prepare",

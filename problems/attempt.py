@@ -1,4 +1,4 @@
-"""The gradient of a batch that somebody may refuse, in which case it leaves no trace."""
+"""The gradient of a batch, which leaves no trace when it cannot be formed or is refused."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def attempt(
 
     If not, or when anything raises, gradients are dropped and the problem's buffers are as before;
     ``problem.spoiled`` then says that the optimizer step is to be left out. Without ``accepts``
-    everything stands.
+    every gradient that can be formed stands.
 
     Raises:
         HypergradientError: When one could not be formed, and ``accepts`` does not refuse it.
     """
-    if accepts is None:
-        result = gradient()
-        problem.grad_callback()
-        return result
-    buffers = KeptBuffers(problem.module)
+    buffers = problem.kept_buffers()
     try:
+        if accepts is None:
+            result = gradient()
+            problem.grad_callback()
+            return result
         result = _formed(problem, gradient)
         accepted = accepts(problem, result)
         if accepted and result.error is not None:

@@ -30,6 +30,14 @@ def batch_digest(batch: Any) -> str:
     return f"{'; '.join(parts)}; sha256 {digest.hexdigest()[:12]}"
 
 
+def batch_form(batch: Any) -> str:
+    """Return type and shape of the first tensors of a batch; nothing of them is read."""
+    found = [_form(path, tensor) for path, tensor in _tensors(batch, "")]
+    if not found:
+        return f"a {type(batch).__name__} without tensors"
+    return "; ".join(found[:MOST])
+
+
 def not_finite_in(batch: Any) -> int:
     """Return how many values of a batch's floating tensors are not finite. Reads the host."""
     return sum(_not_finite(tensor) for _, tensor in _tensors(batch, ""))
@@ -50,9 +58,13 @@ def _tensors(batch: Any, path: str) -> Iterator[tuple[str, Tensor]]:
                 yield from _tensors(value, f"{path}.{key}")
 
 
-def _describe(path: str, tensor: Tensor) -> str:
+def _form(path: str, tensor: Tensor) -> str:
     dtype = str(tensor.dtype).replace("torch.", "")
-    text = f"{path} {dtype} {tuple(tensor.shape)}"
+    return f"{path} {dtype} {tuple(tensor.shape)}"
+
+
+def _describe(path: str, tensor: Tensor) -> str:
+    text = _form(path, tensor)
     values = _plain(tensor)
     bad = _not_finite(tensor)
     values = values[values.isfinite()] if bad else values

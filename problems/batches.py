@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,25 @@ def move_batch(batch: Any, device: torch.device, *, channels_last: bool = False)
     if isinstance(batch, Mapping):
         return _with_content(batch, {key: move(value) for key, value in batch.items()})
     return batch
+
+
+def is_empty(batch: Any) -> bool:
+    """Whether a batch holds tensors, none of which has an element."""
+    if isinstance(batch, Tensor):
+        return batch.numel() == 0
+    if isinstance(batch, Mapping):
+        parts: Iterable[Any] = batch.values()
+    elif isinstance(batch, (tuple, list)):
+        parts = batch
+    else:
+        return False
+    empty = False
+    for part in parts:
+        if isinstance(part, (Tensor, Mapping, tuple, list)):
+            if not is_empty(part):
+                return False
+            empty = True
+    return empty
 
 
 def _move_tensor(tensor: Tensor, device: torch.device, channels_last: bool) -> Tensor:

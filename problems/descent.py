@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .attempt import Accepts, attempt
-from .errors import LossError
+from .batch_digest import batch_form
+from .batches import is_empty
+from .dependence import look_for_dependence
+from .errors import DataError, LossError, MetaweightError
 from .hypergradients.value import UpperLoss
 from .kernels import differentiable_twice
 from .partial import is_partial, others_frozen
@@ -19,6 +23,8 @@ from .random_streams import RandomState
 from .state import preserved_buffers
 from .step_result import StepResult
 from .trajectory import GradientGraph, RecordedStep, moving
+
+NONE_YET = object()
 
 
 def descend(
@@ -41,11 +47,13 @@ def descend(
         accepts: Asked whether the batch may have its part in an optimizer step. One that may not
             leaves no trace, and the step it belongs to is left out.
     """
-    batch = problem.cur_batch = problem.get_batch()
     before = problem.hold_parameters()
     if first:
         problem.spoiled = False
+        problem.zero_grad()
+    batch: Any = NONE_YET
     try:
+        batch = problem.cur_batch = drawn_batch(problem)
         if record:
             if first:
                 problem.trajectory.open(problem)
@@ -63,13 +71,24 @@ def descend(
         if last:
             result.left_out = problem.spoiled
             _finish(problem, result)
-    except BaseException:
+    except BaseException as error:
         problem.trajectory.abandon()
+        problem.zero_grad()
+        tell_where(error, problem, batch)
         raise
     finally:
         problem.parts.clear()
         problem.release_parameters(before)
     return result
+
+
+def tell_where(error: BaseException, problem: Problem, batch: Any) -> None:
+    """Let an error of the user's own code say in which step of which problem it happened."""
+    # Before Python 3.11 there are no notes.
+    if isinstance(error, MetaweightError) or not hasattr(error, "add_note"):
+        return
+    place = "while its batch was drawn" if batch is NONE_YET else f"on {batch_form(batch)}"
+    error.add_note(f"This happened in step {problem.count} of problem {problem.name!r}, {place}.")
 
 
 def _finish(problem: Problem, result: StepResult) -> None:
@@ -89,7 +108,7 @@ def leave_out(problem: Problem, *, record: bool, first: bool, last: bool) -> Ste
     """Draw a batch and evaluate its loss, without its part in an optimizer step."""
     if first:
         problem.spoiled = False
-    batch = problem.cur_batch = problem.get_batch()
+    batch = problem.cur_batch = drawn_batch(problem)
     if record and first:
         problem.trajectory.open(problem)
     with preserved_buffers(problem.all_buffer_slots()):
@@ -98,6 +117,22 @@ def leave_out(problem: Problem, *, record: bool, first: bool, last: bool) -> Ste
     if last:
         _finish(problem, result)
     return result
+
+
+def drawn_batch(problem: Problem) -> Any:
+    """Return the problem's next batch.
+
+    Raises:
+        DataError: When there is nothing in it.
+    """
+    batch = problem.get_batch()
+    if is_empty(batch):
+        raise DataError(
+            f"Problem {problem.name!r} received a batch without samples ({batch_form(batch)}) in "
+            f"step {problem.count}, whose mean loss is not a number; leave it out in the loader, "
+            "for instance with drop_last=True."
+        )
+    return batch
 
 
 def average_gradient(problem: Problem) -> None:
@@ -127,15 +162,18 @@ def _accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
     again = None
     if any(by_value):
         again = UpperLoss(problem, lambda: _scaled(problem, problem.evaluate(batch)[0]))
+    own = list(problem.trainable_parameters())
+    left = [p.grad for p in own]
     if any(is_partial(path[1]) for path in paths):
         with others_frozen(problem):
             loss, metrics = problem.evaluate(batch)
     else:
         loss, metrics = problem.evaluate(batch)
+    _require_untouched(problem, own, left)
     scaled = _scaled(problem, loss)
-    own = list(problem.trainable_parameters())
     if not by_value or not all(by_value):
         _require_graph(problem, scaled)
+    look_for_dependence(problem, loss)
     if paths:
         _add_gradients(own, hypergradient(problem, scaled, own, again))
     else:
@@ -161,6 +199,7 @@ def _with_graph(problem: Problem, batch: Any) -> StepResult:
     with differentiable_twice():
         loss, metrics = torch.func.functional_call(_Evaluated(problem), names, (batch,))
         _require_graph(problem, loss)
+        look_for_dependence(problem, loss)
         places = list(copies.values())
         gradients = torch.autograd.grad(loss, places, create_graph=True, allow_unused=True)
     require_used(problem, gradients)
@@ -214,6 +253,14 @@ def _own(gradient: Tensor, parameter: Tensor, taken: set[int]) -> Tensor:
         gradient = torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
     taken.add(memory)
     return gradient
+
+
+def _require_untouched(problem: Problem, own: list[Tensor], left: list[Tensor | None]) -> None:
+    if not all(map(is_, [p.grad for p in own], left)):
+        raise LossError(
+            f"training_step of problem {problem.name!r} wrote gradients itself; return the loss "
+            "and leave backward(), zero_grad() and optimizer.step() to the engine."
+        )
 
 
 def _require_graph(problem: Problem, loss: Tensor) -> None:

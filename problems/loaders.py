@@ -20,7 +20,7 @@ from .loader_position import (
     put_randomness,
     require_repeatable,
 )
-from .parts import require_loader
+from .parts import is_spent, require_loader
 from .reduction import Reduction
 from .settings import is_count
 from .sharding import take_share, tell_epoch
@@ -80,6 +80,7 @@ class BatchSource:
         try:
             batch = next(iterator)
         except StopIteration:
+            self._require_more(index)
             batch = self._first_of_next_epoch(index, device)
         except Exception as error:
             batch = self._read_again(error, iterator, index, device)
@@ -183,10 +184,20 @@ class BatchSource:
         try:
             return next(iterator)
         except StopIteration:
-            raise DataError(
-                f"Loader {index} of problem {self._owner!r} gave no batch at the start of an "
-                "epoch. It is empty, or a generator that can be read only once; give it data, or "
-                "an object that can be iterated again, such as a DataLoader."
-            ) from None
+            raise self._nothing(index) from None
         except Exception as error:
             return self._read_again(error, iterator, index, device)
+
+    def _require_more(self, index: int) -> None:
+        """Refuse a loader that is known to give nothing when it is asked again."""
+        loader = self.loaders[index]
+        gave_nothing = not self._delivered[index] and not keeps_its_place(loader)
+        if gave_nothing or is_spent(loader):
+            raise self._nothing(index) from None
+
+    def _nothing(self, index: int) -> DataError:
+        return DataError(
+            f"Loader {index} of problem {self._owner!r} gave no batch at the start of an "
+            "epoch. It is empty, or a generator that can be read only once; give it data, or "
+            "an object that can be iterated again, such as a DataLoader."
+        )

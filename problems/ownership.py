@@ -16,7 +16,7 @@ def require_own_parameters(problems: Sequence[Problem]) -> None:
     That is one trained by two problems of a hypergradient path, so that it is at once what is
     differentiated by and what answers to it; and one in the optimizer of a problem that does not
     train it, where the other problem's gradients would be applied. Problems without a path between
-    them may train the same module.
+    them may train the same module, if neither accumulates gradients.
 
     Raises:
         GraphError: Naming the parameter and both problems.
@@ -24,6 +24,7 @@ def require_own_parameters(problems: Sequence[Problem]) -> None:
     trained = {problem: list(problem.trainable_parameters()) for problem in problems}
     for problem in problems:
         _require_own_optimizer(problem, trained)
+    _require_no_mixture(trained)
     for problem in problems:
         for path in problem.paths:
             for lower in path[1:-1]:
@@ -43,6 +44,19 @@ def _require_own_optimizer(problem: Problem, trained: dict[Problem, list[Tensor]
                 f"problem {other.name!r}, which {problem.name!r} does not train; build it over the "
                 "parameters of its own module."
             )
+
+
+def _require_no_mixture(trained: dict[Problem, list[Tensor]]) -> None:
+    for problem, parameters in trained.items():
+        for other, others in trained.items():
+            shared = set(parameters).intersection(others)
+            if other is not problem and shared and problem.config.gradient_accumulation > 1:
+                raise GraphError(
+                    f"Problems {problem.name!r} and {other.name!r} both train "
+                    f"{_name_of(shared, problem)}, and {problem.name!r} has Config("
+                    f"gradient_accumulation={problem.config.gradient_accumulation}), so that their "
+                    "gradients would be mixed up; use 1, or give each its own module."
+                )
 
 
 def _require_disjoint(lower: Problem, other: Problem, trained: dict[Problem, list[Tensor]]) -> None:

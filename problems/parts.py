@@ -179,7 +179,7 @@ def require_batches(problem: str, index: int, loader: object) -> None:
     Raises:
         DataError: Naming the problem.
     """
-    if length_of(loader) == 0 or _is_closed(loader):
+    if length_of(loader) == 0 or is_spent(loader):
         raise DataError(
             f"Loader {index} of problem {problem!r}, a {type(loader).__name__}, has no batches: it "
             "is empty, has been read to its end, or holds less than one batch with drop_last=True; "
@@ -218,7 +218,8 @@ def _shape(value: object) -> str:
     return f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else "no tensor"
 
 
-def _is_closed(loader: object) -> bool:
+def is_spent(loader: object) -> bool:
+    """Whether a loader is a generator that has been read to its end."""
     return hasattr(loader, "gi_frame") and loader.gi_frame is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -46,7 +47,9 @@ def _through_paths(
     again: UpperLoss | None,
 ) -> list[Tensor | None]:
     valued = [path[1] for path in paths if path[1].hypergradient.by_value]
-    total, starts = _direct(loss, own, [path[1] for path in paths if path[1] not in valued])
+    total, starts = _direct(
+        problem, loss, own, [path[1] for path in paths if path[1] not in valued]
+    )
     starts = _averaged(problem.processes, starts)
     for path in paths:
         if path[1] in valued:
@@ -68,7 +71,7 @@ def _through_paths(
 
 
 def _direct(
-    loss: Tensor, own: list[Tensor], lowers: Sequence[Problem]
+    problem: Problem, loss: Tensor, own: list[Tensor], lowers: Sequence[Problem]
 ) -> tuple[list[Tensor | None], dict[Problem, list[Tensor]]]:
     """Return ``∂F/∂θ``, and ``∂F/∂w`` of each lower problem."""
     below = {lower: list(lower.meta_trainable_parameters()) for lower in lowers}
@@ -80,6 +83,13 @@ def _direct(
     position = len(own)
     for lower, parameters in below.items():
         end = position + len(parameters)
+        if all(g is None for g in gradients[position:end]):
+            warnings.warn(
+                f"The loss of problem {problem.name!r} does not depend on the parameters of "
+                f"{lower.name!r} below it, so that no hypergradient passes through that. Use "
+                f"self.{lower.name} in its training_step, without detaching its output.",
+                stacklevel=2,
+            )
         starts[lower] = vectors.fill_none(gradients[position:end], parameters)
         position = end
     return list(gradients[: len(own)]), starts
@@ -105,11 +115,17 @@ def _estimate(
 
 
 def require_used(problem: Problem, gradients: Sequence[Tensor | None]) -> None:
-    """Refuse trainable parameters without a gradient, where the problem asks for that.
+    """Refuse a loss that none of the trainable parameters enters; where the problem asks for it,
+    also one that some do not enter.
 
     Raises:
         LossError: Naming the problem.
     """
+    if all(g is None for g in gradients):
+        raise LossError(
+            f"The loss of problem {problem.name!r} does not depend on any of the parameters it "
+            "trains; compute it from self.module, with the parameters its optimizer was made for."
+        )
     if not problem.config.allow_unused and any(g is None for g in gradients):
         raise LossError(
             f"Problem {problem.name!r} has Config(allow_unused=False), but some of its trainable "

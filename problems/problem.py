@@ -34,7 +34,7 @@ from .parts import (
 from .precision import autocast
 from .reduction import Reduction
 from .settings import shown
-from .state import BufferSlot, buffer_slots
+from .state import BufferSlot, KeptBuffers, buffer_slots
 from .trajectory import RecordedStep, Recording, Trajectory
 from .unrolling import apply_learned_settings
 
@@ -123,6 +123,7 @@ class Problem(Overridables):
         self.hypergradient_status: Status | None = None
         self.auditor: Auditor | None = None
         self.spoiled = False
+        self.unseen: list[Problem] = []
         self.keeps_parts = False
         self.parts: dict[str, list[Tensor]] = {}
         self.processes = Reduction()
@@ -136,6 +137,7 @@ class Problem(Overridables):
         kind = type(self).meta_trainable_parameters
         self.chooses_by_method = kind is not Problem.meta_trainable_parameters
         self._others: tuple[list[nn.Module], list[BufferSlot]] | None = None
+        self._kept: KeptBuffers | None = None
         self._owned: tuple[nn.Module | None, list[Tensor], list[Tensor]] = (None, [], [])
         self.warn_of_near_misses()
 
@@ -230,6 +232,11 @@ class Problem(Overridables):
             raise LossError(
                 f"training_step of problem {self._name!r} returned a loss of shape "
                 f"{tuple(loss.shape)}; reduce it to one number, for instance with .mean()."
+            )
+        if loss.is_complex():
+            raise LossError(
+                f"training_step of problem {self._name!r} returned a complex loss, which has no "
+                "direction of descent; return a real number, for instance its .abs()."
             )
         return loss.reshape(()) if loss.ndim else loss
 
@@ -369,6 +376,13 @@ class Problem(Overridables):
             kept = [p for p in self.module.parameters() if p in among]
             self._owned = (self.module, list(now), kept)
         return kept
+
+    def kept_buffers(self) -> KeptBuffers:
+        """Note the module's buffers as they are, and return what puts them back."""
+        if self._kept is None or self._kept.module is not self.module:
+            self._kept = KeptBuffers(self.module)
+        self._kept.keep()
+        return self._kept
 
     def all_buffer_slots(self) -> list[BufferSlot]:
         """Buffers of every problem's module."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import vectors
+from .dependence import reaches
 from .errors import ConfigurationError, LossError
 from .hypergradients.base import Hypergradient
 from .hypergradients.reweighting import Reweighting
@@ -70,6 +71,7 @@ class ReweightedProblem(ImplicitProblem):
             losses = self.checked_losses(batch)
         else:
             losses = reuse.record(lambda: self.checked_losses(batch))
+        self._require_free_losses(losses)
         self.trajectory.keep_losses(losses)
         weights = self.checked_weights(losses.detach(), batch)
         if self.notes_weights:
@@ -112,6 +114,7 @@ class ReweightedProblem(ImplicitProblem):
             LossError: For any other shape.
         """
         losses = self.sample_losses(batch)
+        self._require_floating("sample_losses", losses)
         if losses.ndim == 0 or losses.numel() != losses.shape[0]:
             raise LossError(
                 f"sample_losses of problem {self.name!r} returned shape {tuple(losses.shape)}; "
@@ -127,12 +130,36 @@ class ReweightedProblem(ImplicitProblem):
             LossError: For any other shape.
         """
         weights = self.sample_weights(losses, batch)
-        if weights.ndim == 0 or weights.numel() != losses.numel():
+        self._require_floating("sample_weights", weights)
+        number = losses.numel()
+        if weights.ndim == 0 or weights.numel() != number or weights.shape[0] != number:
             raise LossError(
                 f"sample_weights of problem {self.name!r} returned shape {tuple(weights.shape)} "
                 f"for {losses.numel()} losses; return one weight per sample, (B,) or (B, 1)."
             )
         return weights.reshape(-1)
+
+    def _require_free_losses(self, losses: Tensor) -> None:
+        """Refuse, where it is looked for, a dependence that the hypergradient would leave out."""
+        looked_for = self.unseen and self.trajectory.under_way is not None
+        if not looked_for or not isinstance(self.hypergradient, Reweighting):
+            return
+        for above in self.unseen:
+            if reaches(losses, above.trainable_parameters()):
+                raise LossError(
+                    f"sample_losses of problem {self.name!r} depends on the upper problem "
+                    f"{above.name!r}, which Reweighting takes to act through sample_weights alone; "
+                    "move it there, or use Config(type=FiniteDifference()) or type='unroll'."
+                )
+
+    def _require_floating(self, method: str, values: object) -> None:
+        if not isinstance(values, Tensor) or not values.is_floating_point() or not values.numel():
+            kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+            of = f" of shape {tuple(values.shape)}" if isinstance(values, Tensor) else ""
+            raise LossError(
+                f"{method} of problem {self.name!r} returned {kind}{of}; return a floating-point "
+                "tensor with one number per sample."
+            )
 
     @property
     def hypergradient(self) -> Hypergradient:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import CheckpointError
 from .optimizer_state import load_optimizer
@@ -68,19 +69,45 @@ def frozen_statistics(*models: nn.Module) -> Iterator[None]:
 
 
 class KeptBuffers:
-    """The buffers of a module at one moment, to be put back if need be."""
+    """Room for a module's buffers as they were, filled before each step and read if one errs.
+
+    Args:
+        module: The module, whose buffers are looked up once.
+    """
 
     def __init__(self, module: nn.Module) -> None:
-        self._slots = [(slot, slot[0]._buffers[slot[1]]) for slot in buffer_slots(module)]
-        self._values = [None if b is None else b.detach().clone() for _, b in self._slots]
+        self.module = module
+        self._slots = buffer_slots(module)
+        self._buffers: list[Tensor | None] = []
+        self._values: list[list[Tensor]] = []
+        self._kinds: list[list[Tensor]] = []
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Note what the buffers are now."""
+        now = [owner._buffers[name] for owner, name in self._slots]
+        same = len(now) == len(self._buffers) and all(map(is_, now, self._buffers))
+        if not same:
+            self._make_room(now)
+        for buffers, values in zip(self._kinds, self._values, strict=True):
+            torch._foreach_copy_(values, buffers)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put them back, in place."""
-        for ((owner, name), buffer), value in zip(self._slots, self._values, strict=True):
-            if buffer is not None and value is not None:
-                buffer.copy_(value)
-                owner._buffers[name] = buffer
+        for buffers, values in zip(self._kinds, self._values, strict=True):
+            torch._foreach_copy_(buffers, values)
+        for (owner, name), buffer in zip(self._slots, self._buffers, strict=True):
+            owner._buffers[name] = buffer
+
+    def _make_room(self, buffers: list[Tensor | None]) -> None:
+        self._buffers = buffers
+        kinds: dict[Any, list[Tensor]] = {}
+        for buffer in filter(torch.is_tensor, buffers):
+            # One kernel copies tensors of one type.
+            kinds.setdefault((buffer.device, buffer.dtype), []).append(buffer)
+        self._kinds = list(kinds.values())
+        self._values = [[torch.empty_like(b) for b in kind] for kind in self._kinds]
 
 
 class Snapshot:

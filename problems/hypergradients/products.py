@@ -6,7 +6,6 @@ step (``problem.window``), with the random numbers that step drew.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -130,7 +129,7 @@ def window_gradient(
     steps = require_recorded(problem).steps
     for step in steps:
         loss = losses(problem, step)
-        gradient = _gradient(loss, wanted, problem)
+        gradient = _gradient(loss, wanted)
         total = gradient if total is None else vectors.add(total, gradient)
     assert total is not None
     return total if len(steps) == 1 else vectors.scale(total, 1.0 / len(steps))
@@ -150,14 +149,8 @@ def require_recorded(problem: Problem) -> RecordedUpdate:
     return problem.trajectory.updates[-1]
 
 
-def _gradient(loss: Tensor, wanted: Sequence[Tensor], problem: Problem) -> list[Tensor]:
+def _gradient(loss: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
     if not loss.requires_grad:
-        warnings.warn(
-            f"The loss of problem {problem.name!r} does not depend on the upper problem's "
-            "parameters, so their hypergradient is zero. Use the upper problem in its "
-            "training_step, without detaching its output.",
-            stacklevel=2,
-        )
         return [torch.zeros_like(t) for t in wanted]
     return vectors.fill_none(torch.autograd.grad(loss, wanted, allow_unused=True), wanted)
 

@@ -7,7 +7,7 @@ from .adjoint import (
     update_adjoint,
     why_not_differentiable,
 )
-from .initial import apply_initial_parameters, owns_start, start_of_loop
+from .initial import apply_initial_parameters, moves_at_start, owns_start, start_of_loop
 from .learned import apply_learned_settings, owns_settings, settings_per_group
 from .replay import go_back_to, replay
 
@@ -17,6 +17,7 @@ __all__ = [
     "apply_learned_settings",
     "clipped",
     "go_back_to",
+    "moves_at_start",
     "owns_settings",
     "owns_start",
     "reads_values",

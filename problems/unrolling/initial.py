@@ -19,6 +19,12 @@ def owns_start(problem: Problem) -> bool:
     return type(problem).initial_parameters is not Overridables.initial_parameters
 
 
+def moves_at_start(problem: Problem) -> bool:
+    """Whether the start of a loop may change the problem's parameters."""
+    own = type(problem).on_inner_loop_start is not Overridables.on_inner_loop_start
+    return own or owns_start(problem)
+
+
 def start_of_loop(problem: Problem) -> dict[Tensor, Tensor]:
     """Return what ``initial_parameters()`` gives, keyed by the parameter it is for.
 

@@ -14,6 +14,7 @@ import torch
 from metaweight.engines.process_group import FROM_TORCHRUN
 from support import process_checks
 from support.shared_out import TYPES, program
+from support.small import problem
 
 from metaweight import CheckpointError, ConfigurationError, Engine, EngineConfig
 
@@ -342,4 +343,4 @@ def test_each_process_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(ConfigurationError, match="process 1 of this machine finds 1"):
-        Engine([], EngineConfig(strategy="distributed"))
+        Engine([problem()], EngineConfig(strategy="distributed"))

@@ -78,7 +78,11 @@ def three(steps: int) -> tuple[Any, Any, Any, Any]:
     class Side(Inner):
         pass
 
-    outer = problem(Outer, "outer", start=(0.5,), data=numbers(3.0))
+    class Both(Outer):
+        def training_step(self, batch: Any) -> Any:
+            return super().training_step(batch) + (self.side() ** 2).sum()
+
+    outer = problem(Both, "outer", start=(0.5,), data=numbers(3.0))
     inner, side = problem(Inner, "inner"), problem(Side, "side")
     dependencies = {"u2l": {outer: [inner]}, "l2u": {inner: [outer]}}
     config = EngineConfig(train_iters=steps, strategy="cpu")

@@ -97,7 +97,7 @@ def test_the_run_ends_for_hooks_also_after_an_exception() -> None:
     hook = Recorder()
     with pytest.raises(RuntimeError, match="broken"):
         single(problem(), engine=Failing, hooks=[hook]).run()
-    assert hook.moments == ["run start at 0", "run end at 1"]
+    assert hook.moments == ["run start at 0", "run end at 0"]
 
 
 def test_a_validation_that_raises_is_followed_by_the_end_of_the_run() -> None:

@@ -402,7 +402,8 @@ def test_a_gradient_is_at_fault_once_the_scale_is_down() -> None:
     with pytest.raises(NonFiniteError, match="gradient of problem 'chase' is not finite"):
         engine.run()
     assert chase.scaler.get_scale() == 1.0
-    assert chase.count == 3
+    # The third step left no trace.
+    assert chase.count == 2
 
 
 def test_an_unrolled_step_the_loss_scaler_left_out_is_not_replayed() -> None:

@@ -110,6 +110,14 @@ class Middle(ImplicitProblem):
         return ((self.low(x).squeeze(1) - y) ** 2).mean() + strength * own
 
 
+class Highest(ImplicitProblem):
+    """Wants the weights that the middle one gives large losses to be small."""
+
+    def training_step(self, batch: Any) -> Any:
+        _, y = batch
+        return (self.top(y.square()[:, None]).sigmoid() ** 2).mean()
+
+
 def batches(seed: int, number: int, rank: int, world: int) -> list[Any]:
     """Whole batches in one process, every ``world``-th sample of each in several."""
     generator = torch.Generator().manual_seed(seed)
@@ -170,13 +178,13 @@ def program(
 
 
 def chain(kind: str, rank: int, world: int) -> Engine:
-    """Three levels, the hypergradient of the highest through both others."""
+    """Three levels, each with a hypergradient through the one below."""
     torch.manual_seed(1 + rank)
     nets = [Net(3), Net(1), Net(1)]
     config = Config(type=TYPES[kind], unroll_steps=1)
     made: list[Any] = []
     for cls, name, net, seed in zip(
-        (Weighted, Middle, Judge), ("low", "top", "highest"), nets, (3, 4, 5), strict=True
+        (Weighted, Middle, Highest), ("low", "top", "highest"), nets, (3, 4, 5), strict=True
     ):
         optimizer = torch.optim.SGD(net.parameters(), 0.05)
         data = batches(seed, 3, rank, world)

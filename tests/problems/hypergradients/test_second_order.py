@@ -184,15 +184,3 @@ def test_adam_jacobian_is_the_derivative_of_adams_step():
 def test_settings_are_checked(make, message):
     with pytest.raises(ConfigurationError, match=message):
         make()
-
-
-def test_a_loss_that_ignores_the_upper_problem_is_warned_about():
-    engine = program(Plain, config=Config(type=FiniteDifference()))
-    engine.run()
-    classifier = engine.classifier
-    classifier.training_step = lambda batch: classifier.module(batch[0]).sum()
-    vector = [torch.ones_like(p) for p in classifier.module.parameters()]
-    theta = list(engine.judge.module.parameters())
-    with pytest.warns(UserWarning, match="'classifier' does not depend on the upper"):
-        product = FiniteDifference().vjp(classifier, vector, theta).values
-    assert all((p == 0).all() for p in product)

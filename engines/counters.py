@@ -1,0 +1,54 @@
+"""The counters of a program, put back where an iteration errs before it has changed anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from metaweight.problems import Problem, moves_at_start
+
+from .schedule import Action, Instruction, Schedule
+
+
+class Counters:
+    """Where counters stood before an iteration, and whether anything has been changed since.
+
+    Args:
+        problems: The problems.
+        schedule: Their schedule.
+    """
+
+    def __init__(self, problems: Sequence[Problem], schedule: Schedule) -> None:
+        self._changed = False
+        self._schedule = schedule
+        self._progress = schedule.state_dict()
+        self._counts = [(p, p.count, p._global_step) for p in problems]
+
+    def begins(self, problem: Problem, instruction: Instruction) -> None:
+        """Note an instruction that leaves a trace even when it errs.
+
+        The first batch of a step leaves none; a later one leaves the step begun before without its
+        gradient.
+        """
+        harmless = (
+            instruction.action is Action.SNAPSHOT
+            or (instruction.action is Action.STEP and instruction.first)
+            or (instruction.action is Action.LOOP_START and not moves_at_start(problem))
+        )
+        self._changed = self._changed or not harmless
+
+    def stepped(self) -> None:
+        """Note that a step has been taken, or is about to be."""
+        self._changed = True
+
+    def put_back(self) -> bool:
+        """Put the counters back, unless something has been changed.
+
+        Returns:
+            Whether they were.
+        """
+        if self._changed:
+            return False
+        self._schedule.load_state_dict(self._progress)
+        for problem, count, global_step in self._counts:
+            problem.begin_step(count, global_step)
+        return True
