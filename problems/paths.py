@@ -124,7 +124,8 @@ def require_used(problem: Problem, gradients: Sequence[Tensor | None]) -> None:
     if all(g is None for g in gradients):
         raise LossError(
             f"The loss of problem {problem.name!r} does not depend on any of the parameters it "
-            "trains; compute it from self.module, with the parameters its optimizer was made for."
+            "trains; compute it from self.module, with the parameters its optimizer was made for, "
+            "or, if they act through a problem below, name that under 'u2l' in the dependencies."
         )
     if not problem.config.allow_unused and any(g is None for g in gradients):
         raise LossError(

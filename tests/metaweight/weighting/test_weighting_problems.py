@@ -137,19 +137,18 @@ def test_normalised_weights_divide_by_their_mean() -> None:
     classifier = WeightedClassifier(
         "classifier", weights="weights", normalise=True, loss=half_square, **parts()
     )
+    learner = WeightLearner(
+        "weights",
+        classifier="classifier",
+        loss=half_square,
+        module=(affine := Affine()),
+        optimizer=torch.optim.SGD(affine.parameters(), lr=1.0),
+        train_data_loader=[UPPER],
+    )
     engine = Engine(
-        [
-            WeightLearner(
-                "weights",
-                classifier="classifier",
-                loss=half_square,
-                module=(affine := Affine()),
-                optimizer=torch.optim.SGD(affine.parameters(), lr=1.0),
-                train_data_loader=[UPPER],
-            ),
-            classifier,
-        ],
+        [learner, classifier],
         EngineConfig(train_iters=1, strategy="cpu"),
+        {"u2l": {learner: [classifier]}, "l2u": {classifier: [learner]}},
     )
     engine.run()
     # All weights equal 1/2, so after normalising the gradient is the plain mean (-1 + 3) / 2 = 1.
