@@ -111,6 +111,25 @@ def require_free_names(problems: Sequence[Problem], engine: Engine, env: Env | N
                 )
 
 
+def require_validation(engine: Engine) -> None:
+    """Refuse settings that look at what ``validation`` returns, where there is none.
+
+    Raises:
+        ConfigurationError: Naming the setting.
+    """
+    config, name = engine.config, type(engine).__name__
+    if config.keep_best and not engine.do_validation():
+        raise ConfigurationError(
+            f"EngineConfig(keep_best={config.keep_best}) ranks checkpoints by what validation "
+            f"returns, but {name} has none; override validation()."
+        )
+    if config.early_stopping and not engine.do_validation():
+        raise ConfigurationError(
+            "EngineConfig(early_stopping=True) watches what validation returns, but "
+            f"{name} has none; override validation(), or leave early_stopping out."
+        )
+
+
 def require_runnable(engine: Engine) -> None:
     """Refuse to run where nothing could be trained, before anything is loaded or read.
 

@@ -49,8 +49,12 @@ def save_engine(
 def load_engine(engine: Engine, path: Path_) -> None:
     """Put a program where a file says another one like it stood; see :meth:`Engine.load`."""
     require_path("load", path)
-    state = engine.processes.from_first(lambda: read_checkpoint(Path(path))[1])
-    load_state(engine, Path(path), state)
+    load_state(engine, Path(path), read_state(engine, path))
+
+
+def read_state(engine: Engine, path: Path_) -> Mapping[str, Any]:
+    """Return the state in a file; of several processes the first one reads it."""
+    return engine.processes.from_first(lambda: read_checkpoint(Path(path))[1])
 
 
 def load_state(engine: Engine, path: Path, state: Mapping[str, Any]) -> None:
@@ -117,20 +121,23 @@ class Checkpointing(Hook):
         Raises:
             CheckpointError: When there is something to go on from that cannot be loaded, or the
                 folder cannot be used.
-            ConfigurationError: For ``resume="auto"`` without a folder.
+            ConfigurationError: For ``resume="auto"`` without a folder, and for a state beyond
+                ``train_iters``. The program is then what it was.
         """
-        if resume is not None:
-            require_path("run", resume)
-            self._resume(engine, resume)
-        streams = streams_to_dict(engine) if engine.standing.resumed else None
-        engine.standing.begin()
+        found = None if resume is None else self._found(engine, resume)
+        run, step = engine.standing.run, engine.global_step
+        if found is not None:
+            _require_ahead(engine, *found)
+            run, step = found[1]["run"]["run"], found[1]["run"]["global_step"]
         if self.folder is not None:
-            _require_ranking(engine)
             require_resumable(engine)
             folder = self.folder
-            engine.processes.from_first(
-                lambda: folder.prepare(engine.standing.run, engine.global_step)
-            )
+            engine.processes.from_first(lambda: folder.prepare(run, step))
+        if found is not None:
+            load_state(engine, *found)
+            engine.logger.info(f"Goes on from {found[0]}, step {engine.global_step}.")
+        streams = streams_to_dict(engine) if engine.standing.resumed else None
+        engine.standing.begin()
         if self.log is not None:
             engine.logger.go_on_from(self.log)
             self.log = None
@@ -185,28 +192,42 @@ class Checkpointing(Hook):
         if engine.is_rank_zero():
             folder.prune(engine.standing.run)
 
-    def _resume(self, engine: Engine, resume: Path_) -> None:
+    def _found(self, engine: Engine, resume: Path_) -> tuple[Path, Mapping[str, Any]] | None:
+        """Return the state to go on from and its file, or nothing where there is none."""
+        require_path("run", resume)
         if resume != "auto":
-            load_engine(engine, resume)
-            return
+            return Path(resume), read_state(engine, resume)
         if self.folder is None:
             raise ConfigurationError(
                 "run(resume='auto') looks for checkpoints in EngineConfig(checkpoint_dir=...), "
                 "which was not given; give it, or run(resume=path)."
             )
         folder = self.folder
-        found = engine.processes.from_first(lambda: folder.newest(engine.logger.warning))
-        if found is not None:
-            load_state(engine, *found)
-            engine.logger.info(f"Goes on from {found[0]}, step {engine.global_step}.")
+        return engine.processes.from_first(lambda: folder.newest(engine.logger.warning))
 
 
-def _require_ranking(engine: Engine) -> None:
-    if engine.config.keep_best and not engine.do_validation() and engine.is_rank_zero():
+def _require_ahead(engine: Engine, path: Path, state: Mapping[str, Any]) -> None:
+    """Refuse to go on from beyond the end of the run.
+
+    Raises:
+        ConfigurationError: Naming the file and both numbers.
+    """
+    done = _iterations(path, state)
+    if done > engine.train_iters:
         raise ConfigurationError(
-            f"EngineConfig(keep_best={engine.config.keep_best}) ranks checkpoints by what "
-            f"validation returns, but {type(engine).__name__} has none; override validation()."
+            f"{path} stands at iteration {done}, beyond EngineConfig(train_iters="
+            f"{engine.train_iters}), where the run was to end; raise train_iters, or use "
+            "engine.load() if nothing is to be trained."
         )
+
+
+def _iterations(path: Path, state: Mapping[str, Any]) -> int:
+    try:
+        return int(state["run"]["iteration"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} does not say where its run stood; it was not written by metaweight."
+        ) from error
 
 
 def require_resumable(engine: Engine) -> None:

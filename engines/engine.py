@@ -38,6 +38,7 @@ from .arguments import (
     require_env,
     require_free_names,
     require_runnable,
+    require_validation,
     unchanged_on_error,
 )
 from .checkpoint import put_streams
@@ -98,6 +99,7 @@ class Engine:
         self.problems = checked_problems(problems)
         given_hooks = checked_hooks(hooks)
         require_env(env)
+        require_validation(self)
         graph = Graph.build(self.problems, dependencies)
         self.env = env
         self.train_iters = self.config.train_iters

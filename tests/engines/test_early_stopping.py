@@ -100,6 +100,7 @@ def test_a_run_ends_where_the_metric_stands_still(caplog: pytest.LogCaptureFixtu
 def test_the_configuration_sets_metric_mode_and_tolerance() -> None:
     engine = single(
         problem(),
+        engine=Scripted,
         early_stopping=True,
         early_stopping_metric="acc",
         early_stopping_mode="max",
