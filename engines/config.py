@@ -37,12 +37,15 @@ class EngineConfig:
         roll_back: After an upper problem has stepped, undo the lower problem's steps since its
             loop started and take the last one again with the new upper parameters.
         backend: How several processes talk about what is on GPUs. ``"gloo"`` makes them compute on
-            the CPU, where they talk by gloo in any case.
+            the CPU, where they talk by gloo in any case. An Accelerator decides by itself how.
         strategy: Where problems live: ``"default"`` (a GPU if there is one), ``"cpu"``, ``"gpu"``;
             or in several processes, started by ``torchrun``, each on a GPU of its own or on the
             CPU: ``"distributed"`` keeps a whole copy in each and shares out the batches,
-            ``"zero"`` shares out the state of optimizers too. ``"fsdp"`` and ``"accelerate"`` are
-            refused by the engine in this version.
+            ``"zero"`` shares out the state of optimizers too. ``"accelerate"`` does what
+            ``"distributed"`` does, on the device, in the processes and in the mixed precision of
+            the script's ``Accelerator``, or of one that is made; started by ``accelerate launch``,
+            by ``torchrun``, or as one process. ``"fsdp"`` is refused by the engine in this
+            version.
         device: A device such as ``"cuda:1"``; takes the place of ``strategy``.
         early_stopping: Stop when the metric has not improved.
         early_stopping_mode: ``"min"`` or ``"max"``: which way is better.

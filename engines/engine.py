@@ -31,6 +31,7 @@ from metaweight.problems import (
 )
 from metaweight.problems.settings import shown
 
+from .accelerated import require_unprepared, take_accelerators_precision
 from .arguments import (
     checked_config,
     checked_hooks,
@@ -329,6 +330,8 @@ class Engine:
             problem.env = self.env
             problem.keeps_parts = any(hook.reads_hypergradients for hook in self.hooks.hooks)
             problem.processes = self.processes
+            take_accelerators_precision(problem, self.config)
+            require_unprepared(problem, self.config)
             prepare(
                 problem,
                 self.device,
@@ -336,6 +339,7 @@ class Engine:
                 self._drive,
                 channels_last=self.config.channels_last,
             )
+            require_unprepared(problem, self.config)
         require_same_program(self.processes, self.problems, self.config)
         for problem in self.problems:
             if self.config.sync_batch_norm:

@@ -6,10 +6,11 @@ import torch
 from metaweight.problems import ConfigurationError
 from metaweight.problems.parts import checked_device
 
+from .accelerated import accelerator_state
 from .config import EngineConfig
 from .process_group import TOGETHER, device_of_process
 
-LATER = ("fsdp", "accelerate")
+LATER = ("fsdp",)
 
 
 def choose_device(config: EngineConfig) -> torch.device:
@@ -27,6 +28,9 @@ def choose_device(config: EngineConfig) -> torch.device:
             "in a way that this version of metaweight does not know; use 'distributed', which "
             "keeps a whole copy in each, or 'default', 'cpu' or 'gpu'."
         )
+    if config.strategy == "accelerate":
+        device: torch.device = accelerator_state(config).device
+        return device
     if config.strategy in TOGETHER:
         return device_of_process(config)
     if config.strategy == "cpu":

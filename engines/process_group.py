@@ -1,4 +1,4 @@
-"""Joining the process group that ``torchrun`` prepares."""
+"""Joining the process group that ``torchrun`` or ``accelerate launch`` prepares."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .config import EngineConfig
 from .processes import Processes, SeveralProcesses
 from .state_shards import ShardingProcesses
 
-TOGETHER = ("distributed", "zero")
+TOGETHER = ("distributed", "zero", "accelerate")
 FROM_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -44,7 +44,9 @@ def join_processes(config: EngineConfig, device: torch.device) -> Processes:
     Raises:
         ConfigurationError: When a strategy of several processes was not started as such.
     """
-    if config.strategy not in TOGETHER:
+    alone = config.strategy == "accelerate" and not (dist.is_available() and dist.is_initialized())
+    if config.strategy not in TOGETHER or alone:
+        # An Accelerator has made the group, where it has found several processes.
         return Processes()
     if not dist.is_available():
         raise ConfigurationError(
@@ -71,13 +73,14 @@ def join_processes(config: EngineConfig, device: torch.device) -> Processes:
             rank=rank,
             world_size=world,
         )
-        atexit.register(_leave)
+        atexit.register(leave)
     if dist.get_world_size() == 1:
         return Processes()
     return ShardingProcesses(device) if config.strategy == "zero" else SeveralProcesses(device)
 
 
-def _leave() -> None:
+def leave() -> None:
+    """Leave the process group, if there is one."""
     # What still waits for messages when the interpreter ends is ended with an abort, now and then,
     # and the launcher takes a process that has done its work for one that has failed.
     if dist.is_initialized():

@@ -41,6 +41,7 @@ from .names import Names
 from .ownership import require_own_parameters
 from .partial import LastLayers, ParameterSelection, SampledLayers
 from .plain_data import from_plain, to_plain
+from .precision import take_precision
 from .preparation import check_hypergradients, place_in_graph, prepare, prepare_recording
 from .problem import GraphPosition, Problem
 from .problem_state import (
@@ -129,6 +130,7 @@ __all__ = [
     "require_same_lengths",
     "reseed",
     "step_scheduler",
+    "take_precision",
     "to_plain",
     "waits_for_metric",
 ]

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
+
+from .errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from .problem import Problem
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -36,3 +43,23 @@ def difference_step(alpha: float, dtype: torch.dtype, order: int = 2) -> float:
         return alpha
     ratio = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
     return float(alpha * ratio ** (1 / (order + 1)))
+
+
+def take_precision(problem: Problem, precision: str, asked: str) -> None:
+    """Let a problem that asks for none compute in this precision from now on.
+
+    Args:
+        problem: The problem, before it is prepared.
+        precision: ``"fp16"`` or ``"bf16"``.
+        asked: Who asks for it, for messages.
+
+    Raises:
+        ConfigurationError: When it asks for another one.
+    """
+    own = problem.config.precision
+    if own not in ("fp32", precision):
+        raise ConfigurationError(
+            f"{asked} and Config(precision={own!r}) of problem {problem.name!r} ask for two "
+            "precisions; keep one of them."
+        )
+    problem._config = replace(problem.config, precision=precision)

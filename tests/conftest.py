@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import torch.utils.tensorboard
 
+from support.two_processes import found_together
+
 # The tensors here are small: a second thread costs more than it brings.
 torch.set_num_threads(1)
 
@@ -21,3 +24,9 @@ torch.set_num_threads(1)
 def quiet_console() -> None:
     """Keep runs from filling the captured output; tests of the console set their own level."""
     logging.getLogger("metaweight").setLevel(logging.WARNING)
+
+
+@pytest.fixture(scope="session")
+def together(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes found in all checks of :mod:`support.each_process`."""
+    return found_together(tmp_path_factory.mktemp("two"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,56 +12,12 @@ import pytest
 import torch
 from metaweight.engines.process_group import FROM_TORCHRUN
 from support import process_checks
+from support.checks import RESULTS
 from support.shared_out import TYPES, program
 from support.small import problem
+from support.two_processes import CLOSE, HELPERS, SECONDS, free_port, launched, same
 
 from metaweight import CheckpointError, ConfigurationError, Engine, EngineConfig
-
-HELPERS = Path(__file__).parents[1] / "helpers"
-SECONDS = 120
-
-# Sums are taken in another order, and differences divided by the length of a displacement.
-CLOSE = {"rtol": 1e-10, "atol": 1e-10}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def start(rank: int, port: int, folder: Path) -> subprocess.Popen[str]:
-    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    environment = {**os.environ, **place, **address, "PYTHONPATH": str(HELPERS)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "support.process_checks", str(folder)],
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-@pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes found."""
-    folder, port = tmp_path_factory.mktemp("two"), free_port()
-    both = [start(rank, port, folder) for rank in range(2)]
-    try:
-        said = [process.communicate(timeout=SECONDS)[1] for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [process.returncode for process in both] == [0, 0], "\n".join(said)
-    return [torch.load(folder / f"found_{rank}.pt", weights_only=True) for rank in range(2)]
-
-
-def same(together: list[dict[str, Any]], name: str, alone: Any) -> None:
-    """Both processes found the same, to the bit, and one process the same to rounding."""
-    first, second = (found[name] for found in together)
-    torch.testing.assert_close(first, second, rtol=0, atol=0)
-    torch.testing.assert_close(first, alone, **CLOSE)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +54,7 @@ def test_two_processes_end_where_one_does(
     ],
 )
 def test_so_do(name: str, together: list[dict[str, Any]], tmp_path: Path) -> None:
-    same(together, name, process_checks.RESULTS[name](0, 1, tmp_path))
+    same(together, name, RESULTS[name](0, 1, tmp_path))
 
 
 def test_batch_norms_of_their_own_still_keep_the_same_running_statistics(
@@ -245,22 +200,16 @@ program("darts", int(os.environ["RANK"]), 2, hooks=[Fails()], train_iters=1000).
 """
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+def torchrun(script: Path, *arguments: str, restarts: int = 0) -> Any:
     """Start two processes and wait for them."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    return subprocess.run(
-        [*launcher, f"--master-port={free_port()}", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    launcher = ["torch.distributed.run", "--nproc-per-node=2", f"--max-restarts={restarts}"]
+    return launched([*launcher, f"--master-port={free_port()}"], script, *arguments)
 
 
 def test_an_error_in_one_process_ends_all(tmp_path: Path) -> None:
     script = tmp_path / "fails.py"
     script.write_text(SCRIPT.format(helpers=str(HELPERS)))
-    ended = torchrun(str(script))
+    ended = torchrun(script)
     assert ended.returncode != 0
     assert "broken on purpose" in ended.stderr
 
@@ -295,7 +244,7 @@ def test_a_killed_process_is_restarted_and_the_run_ends_as_if_nothing_had_been(
 ) -> None:
     script = tmp_path / "restarted.py"
     script.write_text(RESTARTED.format(helpers=str(HELPERS)))
-    ended = torchrun("--max-restarts=1", str(script), str(tmp_path))
+    ended = torchrun(script, str(tmp_path), restarts=1)
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "killed").exists()
     for rank, found in enumerate(together):

@@ -43,7 +43,7 @@ def test_a_device_is_taken_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device(EngineConfig(device="cuda:3")) == torch.device("cuda", 3)
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "accelerate"])
+@pytest.mark.parametrize("strategy", ["fsdp"])
 def test_strategies_that_split_a_program_are_refused(strategy: str) -> None:
     with pytest.raises(ConfigurationError, match=f"strategy='{strategy}'.*several processes"):
         choose_device(EngineConfig(strategy=strategy))

@@ -1,17 +1,10 @@
-"""What each of two processes does for the tests of several processes; ``main`` runs all of it.
-
-Every check returns what the tests look at; an error is returned as its text.
-"""
+"""What each of two processes does for the tests of several processes: the program as such."""
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
-import sys
-import traceback
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +18,12 @@ from metaweight import (
     Engine,
     Hook,
     ImplicitProblem,
-    MetaweightError,
     Reinforce,
 )
 from metaweight.averaging import EMAHook
 from metaweight.data import LabelledTensors, TensorLoader
 
+from .checks import check
 from .shared_out import (
     TYPES,
     Judge,
@@ -42,15 +35,7 @@ from .shared_out import (
     run_config,
 )
 
-RESULTS: dict[str, Callable[[int, int, Path], Any]] = {}
-Make = Callable[[int, int, Path], Any]
 SHARED_OUT = ("darts", "reweighting", "sama", "cg", "unroll", "unroll one-sided", "zero order")
-
-
-def check(function: Make) -> Make:
-    """Let ``main`` run a function, by its name."""
-    RESULTS[function.__name__] = function
-    return function
 
 
 class Measured(Engine):
@@ -462,31 +447,3 @@ def rank_zero(rank: int, world: int, folder: Path) -> Any:
     engine = saving(rank, world, folder / "rows", 2)
     engine.run()
     return engine.is_rank_zero(), engine.problems[0].is_rank_zero()
-
-
-def texts(error: BaseException) -> Iterator[str]:
-    if not isinstance(error, MetaweightError):
-        traceback.print_exception(error)
-    yield f"{type(error).__name__}: {error}"
-
-
-def main(folder: Path, rank: int, world: int) -> None:
-    """Run all checks and write what they return."""
-    torch.set_num_threads(1)
-    logging.getLogger("metaweight").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
-    found: dict[str, Any] = {}
-    for name, function in RESULTS.items():
-        place = folder / name
-        place.mkdir(exist_ok=True)
-        try:
-            found[name] = function(rank, world, place)
-        except Exception as error:
-            found[name] = "".join(texts(error))
-    torch.save(found, folder / f"found_{rank}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
