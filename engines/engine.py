@@ -118,7 +118,7 @@ class Engine:
         self.checkpointing = Checkpointing(self.config)
         saving = [] if self.checkpointing.folder is None else [self.checkpointing]
         self.hooks = HookList([*_configured_hooks(self.config), *given_hooks, *saving])
-        require_one_policy(self.hooks.hooks, self.processes.world)
+        require_one_policy(self.hooks.hooks)
         self.leaves: list[Problem] = []
         self.dependencies = dependencies
         self.snapshots: dict[str, Snapshot] = {}

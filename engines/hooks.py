@@ -47,7 +47,8 @@ class Hook:
         of a batch that is refused is left out: parameters, buffers and optimizer stay as they were,
         no hypergradient goes through it, and an upper problem that finds nothing else to
         differentiate through leaves its own out too. ``result.error`` says why a hypergradient
-        could not be formed; it is raised unless the batch is refused.
+        could not be formed; it is raised unless the batch is refused. Of several processes all
+        must give the same answer.
         """
         del engine, problem, result
         return True

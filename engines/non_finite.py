@@ -6,24 +6,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from metaweight.problems import (
-    ConfigurationError,
-    Finiteness,
-    NonFiniteError,
-    Problem,
-    StepResult,
-    batch_digest,
-    finiteness,
-    not_finite_in,
-)
+from metaweight.problems import ConfigurationError, NonFiniteError, Problem, StepResult
 from metaweight.problems.settings import is_count
 
+from .faults import look_for_fault
 from .hooks import Hook
 
 if TYPE_CHECKING:
     from .engine import Engine
 
 POLICIES = ("raise", "skip", "stop")
+_UNCHANGED = "Parameters, buffers and optimizer are as they were before the step. "
+_SKIP = "EngineConfig(non_finite='skip') leaves such steps out."
 
 
 class NonFinite(Hook):
@@ -46,7 +40,9 @@ class NonFinite(Hook):
     overflow: that is no fault, unless the loss is not finite or the scale is down to 1.
 
     Whether a step may be taken has to be known before it is, so the host waits for the device once
-    a step. ``EngineConfig(non_finite="skip")`` is short for this hook.
+    a batch. Several processes take the same decision at the same step, by exchanging one number a
+    batch: what is not finite in one of them counts for all, and is told with the number of the
+    process and its batch. ``EngineConfig(non_finite="skip")`` is short for this hook.
 
     Args:
         policy: ``"raise"``, ``"skip"`` or ``"stop"``.
@@ -93,21 +89,16 @@ class NonFinite(Hook):
         """
         if self._ending is not None:
             return False
-        if result.error is not None:
-            if self.policy == "raise":
-                return True
-            sentence = f"{result.error} {_place(problem)}"
-        else:
-            found = finiteness(problem, result.loss)
-            result.overflow = found.overflow
-            if found.whole or found.overflow:
-                return True
-            sentence = _sentence(problem, found, result)
-            if self.policy == "raise":
-                raise _error(problem, f"{sentence} {_advice(problem, found)}")
-        self._last[problem.name] = sentence
+        if result.error is not None and self.policy == "raise":
+            return True
+        fault = look_for_fault(problem, result, engine.processes)
+        if fault is None:
+            return True
+        if self.policy == "raise":
+            raise _error(problem, f"{fault.sentence} {_UNCHANGED}{fault.remedy}; {_SKIP}")
+        self._last[problem.name] = fault.sentence
         if self.policy == "stop":
-            self._ending = f"{sentence} The run ends before that step."
+            self._ending = f"{fault.sentence} The run ends before that step."
         return False
 
     def step_left_out(self, engine: Engine, problem: Problem) -> None:
@@ -159,8 +150,8 @@ class NonFinite(Hook):
         self._streak = Counter(state["streak"])
 
 
-def require_one_policy(hooks: Sequence[Hook], world: int = 1) -> None:
-    """Refuse two hooks that decide about the same, and one that decides for one process of several.
+def require_one_policy(hooks: Sequence[Hook]) -> None:
+    """Refuse two hooks that decide about the same.
 
     Raises:
         ConfigurationError: Naming both.
@@ -172,45 +163,6 @@ def require_one_policy(hooks: Sequence[Hook], world: int = 1) -> None:
             f"{', '.join(map(repr, found))}. Give one, by EngineConfig(non_finite=...) or as a "
             "NonFinite hook."
         )
-    if found and found != ["ignore"] and world > 1:
-        raise ConfigurationError(
-            f"non_finite={found[0]!r} was asked for in a program of {world} processes, each of "
-            "which would decide for itself and leave the others waiting; use 'ignore'."
-        )
-
-
-def _sentence(problem: Problem, found: Finiteness, result: StepResult) -> str:
-    if not found.loss:
-        what = f"The loss of problem {problem.name!r} is {result.loss.item()}"
-    elif found.culprits:
-        through = ", ".join(repr(name) for name in found.culprits)
-        what = f"The hypergradient of problem {problem.name!r} through {through} is not finite"
-    else:
-        what = f"The gradient of problem {problem.name!r} is not finite"
-    return f"{what}. {_place(problem)}"
-
-
-def _place(problem: Problem) -> str:
-    place = f"step {problem.count}"
-    if problem._global_step is not None:
-        place += f", global step {problem._global_step}"
-    return f"It happened at {place}, on the batch {batch_digest(problem.cur_batch)}."
-
-
-def _advice(problem: Problem, found: Finiteness) -> str:
-    if not_finite_in(problem.cur_batch):
-        remedy = "The batch itself holds values that are not finite: mend the data"
-    elif found.loss and found.culprits:
-        remedy = (
-            "Look at engine.check_hypergradient(), lower the learning rates, or choose another "
-            f"Config(type=...) of problem {found.culprits[0].split(' ')[0]!r}"
-        )
-    else:
-        remedy = "Lower the learning rate, or use Config(gradient_clipping=...)"
-    return (
-        "Parameters, buffers and optimizer are as they were before the step. "
-        f"{remedy}; EngineConfig(non_finite='skip') leaves such steps out."
-    )
 
 
 def _nothing_below(problem: Problem) -> str:

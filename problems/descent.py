@@ -14,6 +14,7 @@ from .batch_digest import batch_form
 from .batches import is_empty
 from .dependence import look_for_dependence
 from .errors import DataError, LossError, MetaweightError
+from .finiteness import finite_gradient
 from .hypergradients.value import UpperLoss
 from .kernels import differentiable_twice
 from .partial import is_partial, others_frozen
@@ -62,7 +63,7 @@ def descend(
         def gradient() -> StepResult:
             result = accumulate_gradient(problem, batch)
             if last:
-                average_gradient(problem)
+                average_gradient(problem, result if accepts is not None else None)
             return result
 
         result = attempt(problem, accepts, gradient)
@@ -135,8 +136,13 @@ def drawn_batch(problem: Problem) -> Any:
     return batch
 
 
-def average_gradient(problem: Problem) -> None:
-    """Average the accumulated gradient over processes, keeping this one's where it is asked for."""
+def average_gradient(problem: Problem, watched: StepResult | None = None) -> None:
+    """Average the accumulated gradient over processes, keeping this one's where it is asked for.
+
+    Where somebody may refuse the step, ``watched`` notes whether this one's was finite.
+    """
+    if watched is not None and problem.processes.world > 1:
+        watched.own = finite_gradient(problem, watched.loss)
     problem.trajectory.keep_share(problem)
     problem.processes.average_gradients(problem)
 

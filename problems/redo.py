@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from .attempt import Accepts, attempt
-from .descent import accumulate_gradient, update
+from .descent import accumulate_gradient, average_gradient, update
 from .problem import Problem
 from .random_streams import preserved_streams
 from .state import Snapshot
@@ -24,7 +24,7 @@ def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
         for step in problem.window:
             step.random.restore()
             problem.cur_batch = step.batch
-            attempt(problem, accepts, partial(_gradient, problem, step))
+            attempt(problem, accepts, partial(_gradient, problem, step, accepts))
     problem.parts.clear()
     if problem.spoiled:
         problem.zero_grad()
@@ -50,8 +50,8 @@ def redo_or_keep(problem: Problem, start: Snapshot, accepts: Accepts) -> bool:
     return taken
 
 
-def _gradient(problem: Problem, step: RecordedStep) -> StepResult:
+def _gradient(problem: Problem, step: RecordedStep, accepts: Accepts | None) -> StepResult:
     result = accumulate_gradient(problem, step.batch)
     if step is problem.window[-1]:
-        problem.processes.average_gradients(problem)
+        average_gradient(problem, result if accepts is not None else None)
     return result

@@ -22,9 +22,11 @@ class StepResult:
         left_out: Whether the optimizer step that the batch completes was left out.
         overflow: Whether the gradient is too large for the present loss scale, so that the loss
             scaler leaves the step out; noted by whoever looks.
+        own: Whether this process's own gradient is finite, a 0-dim tensor, where it has been
+            averaged over several and somebody may refuse it.
     """
 
-    __slots__ = ("_loss", "error", "left_out", "metrics", "overflow")
+    __slots__ = ("_loss", "error", "left_out", "metrics", "overflow", "own")
 
     def __init__(
         self, loss: Tensor, metrics: Mapping[str, Any], error: HypergradientError | None = None
@@ -34,6 +36,7 @@ class StepResult:
         self.error = error
         self.left_out = False
         self.overflow = False
+        self.own: Tensor | None = None
 
     @property
     def loss(self) -> Tensor:

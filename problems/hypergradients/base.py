@@ -110,6 +110,8 @@ class Hypergradient(ABC):
 
         Raises:
             HypergradientError: When the result cannot be formed, for instance by a diverged solve.
+                Of several processes in all or in none, so it must be decided by what is the same
+                in all, such as means.
         """
 
     def recording(self, problem: Problem) -> Recording:
@@ -132,12 +134,12 @@ class Hypergradient(ABC):
 
 
 def require_finite(values: Sequence[Tensor], problem: Problem, method: str, remedy: str) -> None:
-    """Refuse a result that is not finite. Reads the host once.
+    """Refuse a result that is not finite, in all processes or in none. Reads the host once.
 
     Raises:
         HypergradientError: Naming the problem, the method and what to change.
     """
-    sums = torch.stack([t.sum().double() for t in values])
+    (sums,) = problem.processes.mean([torch.stack([t.sum().double() for t in values])])
     if not bool(torch.isfinite(sums).all()):
         raise HypergradientError(
             f"The hypergradient of {method} through problem {problem.name!r} is not finite; "
