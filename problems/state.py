@@ -117,7 +117,7 @@ class Snapshot:
         self._tensors = [*module.parameters(), *module.buffers()]
         self._slots = [(owner, name, owner._buffers[name]) for owner, name in buffer_slots(module)]
         self._values = [t.detach().clone() for t in self._tensors]
-        self._optimizer = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
+        self._optimizer: Any = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
         self._scaler = None if scaler is None else copy.deepcopy(scaler.state_dict())
 
     @torch.no_grad()
