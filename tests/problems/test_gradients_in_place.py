@@ -49,7 +49,7 @@ class Apart(Hypergradient):
 class Lower(ImplicitProblem):
     def training_step(self, batch: Any) -> Tensor:
         loss: Tensor = self.module(batch).sum()
-        return loss
+        return loss + sum(p.sum() for p in self.upper.parameters())
 
 
 class Judge(ImplicitProblem):
