@@ -36,6 +36,8 @@ def save_engine(
     require_path("save", path)
     manifest = Manifest(engine.global_step, engine.standing.run, metric, value)
     try:
+        # Logs are the first process's, and where they cannot be written none may wait for it.
+        engine.processes.from_first(engine.logger.position)
         state = engine_to_plain(engine)
     except OSError as error:
         raise CheckpointError(

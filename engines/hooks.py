@@ -16,7 +16,8 @@ class Hook:
 
     State that accumulates over steps belongs here rather than in a ``training_step``, which a
     hypergradient may evaluate several times. Of several processes each has its own hooks; what they
-    do to the program must be the same in all.
+    do to the program must be the same in all. What they gather from samples is each one's own, and
+    saved from the first, unless they put it together by ``engine.processes``.
 
     Attributes:
         only_shows: Whether the hook only shows or writes down what goes on. Such a hook is not

@@ -11,6 +11,7 @@ from metaweight.problems.settings import is_count
 from torch import Tensor
 
 from .hooks import Hook
+from .processes import Processes
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -25,7 +26,9 @@ class NormLogger(Hook):
     parameters before the update. ``update_ratio``: norm of their change over that. Steps that are
     left out are not logged.
 
-    On steps that are logged the device is waited for, and the parameters are copied once.
+    On steps that are logged the device is waited for, and the parameters are copied once. Of
+    several processes norms are of means over all, for which the parts of each of their batches are
+    averaged once more, and the first process logs.
 
     Args:
         every: Optimizer steps of a problem between two records.
@@ -58,7 +61,7 @@ class NormLogger(Hook):
         if not self._is_due(problem):
             return
         parts = self._parts.setdefault(problem.name, {})
-        for path, values in problem.parts.items():
+        for path, values in _averaged(engine.processes, problem.parts).items():
             so_far = parts.get(path)
             parts[path] = (
                 values if so_far is None else [a + b for a, b in zip(so_far, values, strict=True)]
@@ -99,6 +102,13 @@ class NormLogger(Hook):
         self._found[problem.name] = found
         self._before[problem.name] = [(p, p.detach().clone()) for p in parameters]
         self._parts.pop(problem.name, None)
+
+
+def _averaged(
+    processes: Processes, parts: Mapping[str, Sequence[Tensor]]
+) -> dict[str, list[Tensor]]:
+    means = iter(processes.mean([t for values in parts.values() for t in values]))
+    return {path: [next(means) for _ in values] for path, values in parts.items()}
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:

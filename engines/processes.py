@@ -31,6 +31,10 @@ class Processes(Reduction):
         """Return the value of every process, by rank."""
         return [value]
 
+    def stacked(self, tensor: Tensor) -> Tensor:
+        """Return the tensors of all processes, of one shape, by rank; waits for no device."""
+        return tensor.detach()[None]
+
     def largest(self, number: int) -> int:
         """Return the largest of the numbers of all processes."""
         return number
@@ -128,6 +132,14 @@ class SeveralProcesses(Processes):
         found: list[Any] = [None] * self.world
         dist.all_gather_object(found, _packed(value))
         return [_unpacked(packed) for packed in found]
+
+    @torch.no_grad()
+    def stacked(self, tensor: Tensor) -> Tensor:
+        # Each fills a row of its own, so that the sum tells all rows.
+        rows = tensor.new_zeros((self.world, *tensor.shape))
+        rows[self.rank] = tensor
+        dist.all_reduce(rows)
+        return rows
 
     def largest(self, number: int) -> int:
         message = torch.tensor(number, device=self._messages)

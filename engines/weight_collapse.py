@@ -36,7 +36,8 @@ class WeightCollapse(Hook):
 
     A kind of collapse is warned of once, with the number and what to do, when all batches of a
     window show it. The largest of each in a window is logged under ``weights/<name>``. The device
-    is waited for once a window.
+    is waited for once a window. Of several processes the batch is that of all together, to which
+    each contributes four numbers a step, and the first one warns.
 
     Args:
         problem: Name of the problem, a :class:`~metaweight.problems.ReweightedProblem` such as
@@ -111,9 +112,10 @@ class WeightCollapse(Hook):
         if problem.name != self.problem or not isinstance(problem, ReweightedProblem):
             return
         weights, problem.noted_weights, problem.notes_weights = problem.noted_weights, None, False
-        if weights is None or weights.numel() < 2 or problem.spoiled:
+        alone = weights is not None and weights.numel() * engine.processes.world < 2
+        if weights is None or alone or problem.spoiled:
             return
-        seen = _measures(weights)
+        seen = _measures(engine.processes.stacked(_moments(weights)))
         self._largest = seen if self._largest is None else self._largest.to(seen).maximum(seen)
         self._steps += 1
         if self._steps == self.every:
@@ -166,6 +168,8 @@ class WeightCollapse(Hook):
         if kind in self.warned:
             return
         self.warned.add(kind)
+        if not problem.is_rank_zero():
+            return
         warnings.warn(
             f"The sample weights of problem {problem.name!r} are {kind}: in the {self.every} "
             f"steps up to step {problem.count} {what}.",
@@ -175,14 +179,34 @@ class WeightCollapse(Hook):
 
 
 @torch.no_grad()
-def _measures(weights: Tensor) -> Tensor:
-    """Return mean, spread, share and effective sample size, on the device."""
+def _moments(weights: Tensor) -> Tensor:
+    """Return number, largest, mean and sum of squared deviations of ``|w|``, on the device.
+
+    The last two are in units of the largest, since squares of tiny weights would be 0.
+    """
     w = weights.abs().double() if weights.dtype == torch.float64 else weights.abs().float()
-    tiny = torch.finfo(w.dtype).tiny
-    mean = w.mean()
-    # Squares of tiny weights would be 0.
-    relative = w / w.max().clamp_min(tiny)
-    spread = relative.std(correction=0) / relative.mean().clamp_min(tiny)
-    size = (relative.sum() ** 2 / (relative**2).sum().clamp_min(tiny)).clamp_min(1)
-    share = (size - 1) / (w.numel() - 1)
-    return torch.stack([mean, spread, share, size])
+    largest = w.max()
+    relative = w / largest.clamp_min(torch.finfo(w.dtype).tiny)
+    mean = relative.mean()
+    number = torch.full_like(mean, float(w.numel()))
+    return torch.stack([number, largest, mean, (relative - mean).square().sum()])
+
+
+@torch.no_grad()
+def _measures(moments: Tensor) -> Tensor:
+    """Return mean, spread, share and effective sample size of all weights whose moments these are.
+
+    The formula is that of Chan, Golub, LeVeque, 1979, for the variance of parts put together.
+    """
+    number, largest, mean, deviation = moments.unbind(1)
+    tiny = torch.finfo(moments.dtype).tiny
+    top = largest.max()
+    unit = largest / top.clamp_min(tiny)
+    mean, deviation = mean * unit, deviation * unit.square()
+    total = number.sum()
+    together = (number * mean).sum() / total
+    deviation = (deviation + number * (mean - together).square()).sum()
+    spread = (deviation / total).sqrt() / together.clamp_min(tiny)
+    squares = deviation + total * together.square()
+    size = ((total * together).square() / squares.clamp_min(tiny)).clamp_min(1)
+    return torch.stack([together * top, spread, (size - 1) / (total - 1), size])

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from metaweight.engines.processes import running_statistics
 from metaweight.problems import ConfigurationError
 
 from .decay import Buffers, EMASettings, WarmUp
@@ -213,6 +214,15 @@ class EMA:
             overwrite(parameters_of(teacher), self._parameters)
             self._teacher = teacher
         return self._teacher
+
+    def own_statistics(self) -> list[torch.Tensor]:
+        """Return running means and variances that the passes of :meth:`teacher` itself make.
+
+        None but with ``buffers="own"``, and none before that module has been asked for.
+        """
+        if self._teacher is None or self.settings.buffers != "own":
+            return []
+        return list(running_statistics(self._teacher))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step and copies of the average, to go on from exactly here.

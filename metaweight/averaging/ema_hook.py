@@ -25,6 +25,9 @@ class EMAHook(Hook):
     differentiates through the step finds the teacher that the step had. Micro-batches that do not
     complete an accumulation count for nothing, nor do steps that a roll-back takes away again.
 
+    Of several processes all hold the same average. With ``buffers="own"`` running statistics that
+    each teacher's own passes have made are averaged over them at every update.
+
     In ``validation()`` use ``with hook.applied():``, or let the hook do so. A ``training_step`` can
     use ``hook.teacher()``.
 
@@ -96,7 +99,7 @@ class EMAHook(Hook):
         """Catch up before the parameters change again."""
         if self._averages(problem):
             self._begin(problem)
-            self._update(problem)
+            self._update(engine, problem)
 
     def after_step(self, engine: Engine, problem: Problem, result: StepResult) -> None:
         """Note that an update is due."""
@@ -106,7 +109,7 @@ class EMAHook(Hook):
     def iteration_end(self, engine: Engine) -> None:
         """Update the average, where the problem has taken an optimizer step."""
         if self._due:
-            self._update(next(p for p in engine.problems if self._averages(p)))
+            self._update(engine, next(p for p in engine.problems if self._averages(p)))
 
     def before_validation(self, engine: Engine) -> None:
         """Apply the teacher, if asked to."""
@@ -154,10 +157,13 @@ class EMAHook(Hook):
             ema.load_state_dict(self._loaded)
         self._ema, self._loaded = ema, None
 
-    def _update(self, problem: Problem) -> None:
+    def _update(self, engine: Engine, problem: Problem) -> None:
         if self._due:
             self.ema.model = problem.module
             self.ema.update()
+            own = self.ema.own_statistics()
+            for statistic, mean in zip(own, engine.processes.mean(own), strict=True):
+                statistic.copy_(mean)
             self._due = False
 
     def _restore(self) -> None:

@@ -32,7 +32,8 @@ class EnsembleHook(Hook):
             def sample_weights(self, losses, batch):
                 return hook.weights[batch[2]]
 
-    Scores, choices and weights change only where an epoch of the problem's first loader ends.
+    Scores, choices and weights change only where an epoch of the problem's first loader ends. Of
+    several processes each scores all of the data, and all go by the scores of the first.
 
     Args:
         ensemble: Its members may change during the run; they are moved to the problem's device.
@@ -44,7 +45,8 @@ class EnsembleHook(Hook):
         mode: How weights fall within a tail; see :func:`reweight`.
         metric: ``metric(outputs, labels)``, one number per sample.
         data: What to score, if not the data of the problem's first loader; see
-            :meth:`OnlineEnsemble.member_scores`. Its order must be that of the loader's data.
+            :meth:`OnlineEnsemble.member_scores`. Its order must be that of the loader's data. Of
+            several processes all of it in each.
         index: Which part of a batch of ``data`` holds the indices of its samples.
         make_loader: From positions (M,) in the data to a loader that reads only these, where the
             problem's is no plain ``TensorLoader`` or ``DataLoader``. Needs ``data``.
@@ -58,6 +60,7 @@ class EnsembleHook(Hook):
 
     Raises:
         ConfigurationError: For settings out of range.
+        DataError: In a run, when several processes score data of different sizes.
     """
 
     def __init__(
@@ -128,17 +131,16 @@ class EnsembleHook(Hook):
             # In a second run the loader may be the part this hook put in place in the first.
             self._whole = self._whole if loader is self._part else loader
         if not self._restored or self.scores is None:
-            self.scores = self._score(problem)
+            self.scores = self._score(engine, problem)
         self._restored = False
         self._apply(problem)
 
     def epoch_end(self, engine: Engine, problem: Problem) -> None:
-        del engine
         if problem.name != self.problem:
             return
         self.epochs += 1
         if self.epochs % self.every == 0:
-            self.scores = self._score(problem)
+            self.scores = self._score(engine, problem)
             self._apply(problem)
 
     def state_dict(self) -> dict[str, Any]:
@@ -164,9 +166,18 @@ class EnsembleHook(Hook):
             f"has {names}; give one of these names."
         )
 
-    def _score(self, problem: Problem) -> Tensor:
+    def _score(self, engine: Engine, problem: Problem) -> Tensor:
         data = whole_in_order(self._whole) if self._data is None else self._data
-        return self.ensemble.to(problem.device).score(data, **self._scoring)
+        scores = self.ensemble.to(problem.device).score(data, **self._scoring)
+        sizes = engine.processes.gather(len(scores))
+        if len(set(sizes)) > 1:
+            raise DataError(
+                f"EnsembleHook has scored {', '.join(map(str, sizes))} samples in the processes of "
+                "one program, of which each has to score all; give data=... without sharing it out."
+            )
+        # Rounding must not let one process choose other samples than the next.
+        engine.processes.share([scores])
+        return scores
 
     def _apply(self, problem: Problem) -> None:
         assert self.scores is not None

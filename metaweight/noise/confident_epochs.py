@@ -12,6 +12,7 @@ class OnlineConfidentLearningHook(Hook):
     """Calls ``reset()`` of every criterion when the first loader of its problem has ended.
 
     That is before the first batch of the next epoch, which already trains with the new targets.
+    Of several processes all end their epochs at the same step, with the same statistics.
 
     It also looks where the criteria are, when a run starts. One that is no part of its problem's
     module would collect each evaluation of a hypergradient as if it were a training step.

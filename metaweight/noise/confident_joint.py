@@ -45,7 +45,11 @@ def confident_thresholds(probabilities: Tensor, labels: Tensor) -> Tensor:
         probabilities: (B, C), single precision or better, rows that sum to 1.
         labels: (B,), int64, in [0, C), or -1.
     """
-    sums, counts = class_confidence(probabilities, labels)
+    return thresholds_of(*class_confidence(probabilities, labels))
+
+
+def thresholds_of(sums: Tensor, counts: Tensor) -> Tensor:
+    """Return ``t``, (C,), from what :func:`class_confidence` returns."""
     means = (sums / counts.clamp(min=1.0)).clamp(min=LEAST_THRESHOLD)
     return means.masked_fill(counts == 0, UNREACHABLE)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from metaweight.problems import ConfigurationError, LossError
 
-from .confident_joint import UNREACHABLE, class_confidence, contradicted
+from .confident_joint import UNREACHABLE, class_confidence, contradicted, thresholds_of
 
 CollectBy = Literal["pred", "label", "agree"]
 Thresholds = Literal["batch", "ema"]
@@ -35,8 +35,12 @@ class OnlineConfidentLearning(nn.Module):
     the new targets. In a :class:`~metaweight.problems.Problem` make the criterion part of its
     module (:class:`WithCriterion`, or ``net.criterion = …``): the engine then takes back what a
     hypergradient's evaluations add, so that every training step counts once, and
-    :class:`OnlineConfidentLearningHook` calls ``reset``. Under ``DistributedDataParallel`` keep it
-    out of the wrapped module, whose buffers are overwritten by those of the first process.
+    :class:`OnlineConfidentLearningHook` calls ``reset``.
+
+    With ``torch.distributed`` initialised, a batch is that of all processes together: in training
+    mode each forward pass adds up, over all, the confidence of every class and then what is
+    collected, C² + 3 C numbers, so that every process has to make it, and all hold the same
+    statistics at any time.
 
     Args:
         num_classes: C, at least 2.
@@ -142,12 +146,8 @@ class OnlineConfidentLearning(nn.Module):
     def reset(self) -> None:
         """Make the means collected the new targets, and begin to collect anew.
 
-        A class nobody was collected for keeps its target. With ``torch.distributed`` initialised,
-        every process has to call it: what all have collected is added up.
+        A class nobody was collected for keeps its target. Of several processes each has to call it.
         """
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(self.sums)
-            torch.distributed.all_reduce(self.counts)
         means = self.sums / self.counts.clamp(min=1)
         self.targets.copy_(torch.where(self.counts > 0, means, self.targets))
         self.sums.zero_()
@@ -156,8 +156,7 @@ class OnlineConfidentLearning(nn.Module):
     @torch.no_grad()
     def _filter(self, p: Tensor, labels: Tensor, classes: Tensor, labelled: Tensor) -> Tensor:
         """Return which labels are contradicted; in training mode, collect the others."""
-        thresholds = self._thresholds(p, labels) if self.running else None
-        wrong = contradicted(p, labels, thresholds)
+        wrong = contradicted(p, labels, self._thresholds(p, labels))
         if self.training:
             # A half-precision step that overflows is skipped; it must not be collected either.
             kept = labelled & ~wrong & p.sum(1).isfinite()
@@ -166,22 +165,36 @@ class OnlineConfidentLearning(nn.Module):
                 kept = kept & (predicted == labels)
             columns = predicted if self.by == "pred" else classes
             collected = p.masked_fill(~kept.unsqueeze(1), 0.0).to(self.sums.dtype)
-            self.sums.index_add_(1, columns, collected.t())
-            self.counts.index_add_(0, columns, kept.long())
+            self._collect(collected, columns, kept)
         return wrong
 
-    def _thresholds(self, p: Tensor, labels: Tensor) -> Tensor:
-        """Return the running thresholds, in training mode with this batch taken in."""
+    def _thresholds(self, p: Tensor, labels: Tensor) -> Tensor | None:
+        """Return the thresholds, in training mode with this batch taken in; none for its own."""
+        if not self.training:
+            return self.running_thresholds.to(p.dtype) if self.running else None
+        if not self.running and not _is_shared():
+            return None
+        sums, counts = _over_processes(*class_confidence(p, labels))
+        if not self.running:
+            return thresholds_of(sums, counts)
         running = self.running_thresholds
-        if self.training:
-            sums, counts = class_confidence(p, labels)
-            means = (sums / counts.clamp(min=1.0)).to(running.dtype)
-            moved = torch.where(
-                running == UNREACHABLE, means, running.lerp(means, 1 - self.momentum)
-            )
-            known = (counts > 0) & means.isfinite()
-            running.copy_(torch.where(known, moved, running))
+        means = (sums / counts.clamp(min=1.0)).to(running.dtype)
+        moved = torch.where(running == UNREACHABLE, means, running.lerp(means, 1 - self.momentum))
+        known = (counts > 0) & means.isfinite()
+        running.copy_(torch.where(known, moved, running))
         return running.to(p.dtype)
+
+    def _collect(self, predictions: Tensor, columns: Tensor, kept: Tensor) -> None:
+        sums, counts = self.sums, self.counts
+        if _is_shared():
+            sums, counts = torch.zeros_like(sums), torch.zeros_like(counts)
+        sums.index_add_(1, columns, predictions.t())
+        counts.index_add_(0, columns, kept.long())
+        if _is_shared():
+            # Counts of one batch are exact in any of these types.
+            found, number = _over_processes(sums, counts.to(sums.dtype))
+            self.sums.add_(found)
+            self.counts.add_(number.long())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def in_full(tensor: Tensor) -> Tensor:
@@ -221,6 +234,22 @@ class WithCriterion(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the network does."""
         return self.network(*args, **kwargs)
+
+
+def _is_shared() -> bool:
+    """Whether there are other processes whose batches count too."""
+    here = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return here and torch.distributed.get_world_size() > 1
+
+
+def _over_processes(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums over processes of two tensors of one type, found together."""
+    if not _is_shared():
+        return first, second
+    flat = torch.cat([first.reshape(-1), second.reshape(-1)])
+    torch.distributed.all_reduce(flat)
+    one, other = flat.split([first.numel(), second.numel()])  # type: ignore[no-untyped-call]
+    return one.view_as(first), other.view_as(second)
 
 
 def smoothed_targets(num_classes: int, smoothing: float, dtype: torch.dtype) -> Tensor:

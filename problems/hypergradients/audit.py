@@ -10,6 +10,8 @@ Two references, both in double precision, from the very vector the method was gi
   leaves out: curvature, earlier steps, the learning rate, what a finite difference cannot know was
   detached.
 
+Of several processes it is the mean over all that is compared, and all report the same.
+
 Causes are found by elimination: each suspect is taken away in turn, and the one without which the
 error vanishes is named.
 """
@@ -149,7 +151,8 @@ class Auditor:
         references = check.references()
         if product is None:
             product = check.method.vjp(problem, vector, wanted)
-        self._report(check.report(product.values, references, self._tolerance))
+        actual = problem.processes.mean(product.values)
+        self._report(check.report(actual, references, self._tolerance))
         return product
 
     def _recorded(self, problem: Problem) -> bool:
@@ -223,7 +226,8 @@ class _Check:
         return HypergradientReport(self.problem.name, name, converged, exact, tuple(advice))
 
     def _values(self, method: Hypergradient) -> list[Tensor]:
-        return method.vjp(self.problem, self._fitting_vector(), self._wanted).values
+        found = method.vjp(self.problem, self._fitting_vector(), self._wanted).values
+        return self.problem.processes.mean(found)
 
     def _fitting_vector(self) -> list[Tensor]:
         weights = self.problem.meta_trainable_parameters()
@@ -244,7 +248,7 @@ class _Check:
                 self._fitting_vector(),
                 self._wanted,
             )
-        return agreement(moved, vectors.scale(kept, -1.0))
+        return agreement(moved, vectors.scale(self.problem.processes.mean(kept), -1.0))
 
     def _without_bending_layers(self, approximation: Approximation) -> list[Tensor] | None:
         bending = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
@@ -333,7 +337,8 @@ def _repeatable(problem: Problem) -> bool:
     with torch.no_grad(), Evaluation(problem, graph=False, in_full_precision=True):
         step = problem.window[0]
         first, second = (replayed_loss(problem, step) for _ in range(2))
-        return bool(first == second)
+        (differ,) = problem.processes.mean([(first != second).double()])
+        return not bool(differ)
 
 
 def _can_unroll(problem: Problem) -> bool:

@@ -14,7 +14,7 @@ import torch
 
 from metaweight import MetaweightError
 
-from . import accelerate_checks, non_finite_checks, process_checks  # noqa: F401 (they register themselves)
+from . import accelerate_checks, hook_checks, non_finite_checks, process_checks  # noqa: F401 (they register themselves)
 from .checks import RESULTS
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -264,38 +261,6 @@ def test_order_does_not_matter_inputs_stay_and_columns_sum_to_one(seed: int, by:
     torch.testing.assert_close(first.targets, second.targets, rtol=0, atol=1e-12)
     ones: Tensor = torch.ones(3, dtype=torch.float64)
     torch.testing.assert_close(first.targets.sum(0), ones, rtol=0, atol=1e-12)
-
-
-PROCESS = """
-import sys, torch, torch.distributed as dist
-from metaweight.noise import OnlineConfidentLearning
-torch.set_num_threads(1)
-rank, path = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{path}/meet", rank=rank, world_size=2)
-z, y = torch.load(f"{path}/batches.pt")[rank]
-loss = OnlineConfidentLearning(3, dtype=torch.float64)
-loss(z, y)
-loss.reset()
-torch.save(loss.targets, f"{path}/targets{rank}.pt")
-dist.destroy_process_group()
-"""
-
-
-def test_two_processes_end_an_epoch_with_the_same_targets(tmp_path: Path) -> None:
-    parts = [(Z[::2], Y[::2]), (Z[1::2], Y[1::2])]
-    torch.save(parts, tmp_path / "batches.pt")
-    workers = [
-        subprocess.Popen([sys.executable, "-c", PROCESS, str(rank), str(tmp_path)])
-        for rank in range(2)
-    ]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
-    alone = criterion()
-    for z, y in parts:
-        alone(z, y)
-    alone.reset()
-    for rank in range(2):
-        targets = torch.load(tmp_path / f"targets{rank}.pt")
-        torch.testing.assert_close(targets, alone.targets, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
