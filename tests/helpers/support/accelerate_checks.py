@@ -15,7 +15,7 @@ from metaweight import Config, ConfigurationError, Engine, ImplicitProblem
 from .checks import check
 from .shared_out import batches, parameters, program, run_config
 
-KINDS = ("darts", "reweighting", "cg", "unroll", "unroll one-sided")
+KINDS = ("darts", "cg", "unroll one-sided")
 
 
 def forget_accelerator() -> None:
