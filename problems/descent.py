@@ -21,9 +21,10 @@ from .partial import is_partial, others_frozen
 from .paths import hypergradient, require_used
 from .problem import Problem
 from .random_streams import RandomState
+from .relatives import versions_around
 from .state import preserved_buffers
 from .step_result import StepResult
-from .trajectory import GradientGraph, RecordedStep, moving
+from .trajectory import GradientGraph, RecordedStep
 
 NONE_YET = object()
 
@@ -210,7 +211,7 @@ def _with_graph(problem: Problem, batch: Any) -> StepResult:
         gradients = torch.autograd.grad(loss, places, create_graph=True, allow_unused=True)
     require_used(problem, gradients)
     found = {p: g for p, g in zip(own, gradients, strict=True) if g is not None}
-    versions = {p: p._version for other in moving(problem) for p in other.parameters()}
+    versions = versions_around(problem, copies)
     problem.trajectory.keep_graph(GradientGraph(copies, found, versions))
     factor = 1.0 / problem.config.gradient_accumulation
     if problem.scaler is not None:

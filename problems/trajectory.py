@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .activation_reuse import ReusableActivations
 from .random_streams import RandomState
+from .relatives import moving
 from .state import BufferSlot, buffer_slots
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class GradientGraph:
     Attributes:
         parameters: Per parameter the copy the graph ends in.
         gradients: Per parameter the derivative of the loss by its copy.
-        versions: How often each parameter of others had been written to that may have moved since.
+        versions: How often each tensor it may hold besides those had been written to.
     """
 
     parameters: dict[Tensor, Tensor]
@@ -294,23 +295,3 @@ def _copy(value: Any) -> Any:
 
 def _presence_of(value: Any) -> Any:
     return PRESENT if isinstance(value, Tensor) else value
-
-
-def moving(problem: Problem) -> Sequence[Problem]:
-    """Return the problems that may step between a step of this one and its being replayed.
-
-    Those below do. Of those above, one that is alone is still where it was when it asks; of several
-    the nearer ones step first.
-    """
-    above = _reach(problem, lambda p: p.parents)
-    below = _reach(problem, lambda p: p.children)
-    return [*below, *(p for p in above if p not in below and len(above) > 1)]
-
-
-def _reach(problem: Problem, neighbours: Callable[[Problem], Sequence[Problem]]) -> list[Problem]:
-    found: list[Problem] = []
-    for near in neighbours(problem):
-        for other in (near, *_reach(near, neighbours)):
-            if other is not problem and other not in found:
-                found.append(other)
-    return found

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.drawn_checks import check, check_streams
-from support.drawn_naive import check_exact, check_still_uppers
+from support.drawn_naive import check_exact, check_still_uppers, exact
 from support.random_programs import draw
 
 FAST, SLOW = 24, 524
@@ -60,10 +60,10 @@ def test_many_leaves_under_upper_problems_that_do_not_move_train_as_if_alone() -
 
 @pytest.mark.parametrize("seed", range(6))
 def test_exact_unrolls_are_the_derivative_of_the_whole_loop(seed: int) -> None:
-    check_exact(seed)
+    check_exact(exact(seed))
 
 
 @pytest.mark.slow
 def test_many_exact_unrolls_are_the_derivative_of_the_whole_loop() -> None:
     for seed in range(6, 300):
-        check_exact(seed)
+        check_exact(exact(seed))

@@ -39,6 +39,7 @@ from metaweight import (
     ReweightedProblem,
     Unroll,
 )
+from metaweight.averaging import EMA
 
 MOMENTUM = {"lr": 0.1, "momentum": 0.9}
 
@@ -625,3 +626,28 @@ def test_every_upper_problem_finds_the_graphs_or_others_like_them(coupled: str) 
         return seen
 
     assert relative_error(gradients("full"), gradients("flat")) < 1e-12
+
+
+def test_kept_graphs_are_built_anew_where_a_validation_moved_what_they_hold() -> None:
+    """A teacher takes the student's buffers and comes back amid a loop; autograd cannot know that
+    all is as it was."""
+
+    def gradient(memory: str, validate: bool) -> list[torch.Tensor]:
+        config = Config(type=Unroll(memory=memory), unroll_steps=4)
+        engine = program(DeclaredLower, config=config)
+        norm = engine.classifier.module[1]
+        norm.train = lambda mode=True: norm
+        norm.training = False
+        ema = EMA(engine.classifier.module, 0.9)
+        seen: list[torch.Tensor] = []
+        engine.judge.grad_callback = lambda: seen.extend(
+            p.grad.clone() for p in engine.judge.module.parameters()
+        )
+        for _ in range(4):
+            engine.train_step()
+            if validate and not seen:
+                with ema.applied():
+                    pass
+        return seen
+
+    assert relative_error(gradient("full", True), gradient("flat", False)) < 1e-12
