@@ -24,14 +24,17 @@ def growth(found: list[dict[str, Any]]) -> dict[str, Any]:
     first, last = found[0], found[-1]
     grown = {k: last[k] - first[k] for k in ("tensors", "bytes", "files") if last[k] > first[k]}
     before, after = json.loads(first["objects"]), json.loads(last["objects"])
-    grown |= {k: n - before.get(k, 0) for k, n in after.items() if n > before.get(k, 0)}
-    return grown
+    # The collector stops tracking tuples of numbers and text when it has looked at them.
+    spare = {"tuple": 4}
+    return grown | {
+        k: n - before.get(k, 0) for k, n in after.items() if n > before.get(k, 0) + spare.get(k, 0)
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", list(PROGRAMS))
 def test_nothing_grows_in_ten_thousand_steps(kind: str, tmp_path: Path) -> None:
-    """Tensors, their bytes, open files and Python objects of every type exactly.
+    """Tensors, their bytes, open files and Python objects of every type exactly; tuples but for 4.
 
     Of resident memory 0.1 to 0.3 MB were seen, pages an allocator has spread over; a tensor of
     every step in a list would be 8 MB.

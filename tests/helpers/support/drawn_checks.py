@@ -6,17 +6,26 @@ import gc
 import random
 import shutil
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from metaweight.engines import Hook, Rhythm
 from torch import Tensor
 
-from metaweight import Engine, FiniteDifference, MetaweightError, Reinforce, Unroll
+from metaweight import (
+    Engine,
+    Hypergradient,
+    MetaweightError,
+    Problem,
+    Product,
+    Status,
+    Unroll,
+)
 from support.drawn_problems import build
 from support.random_programs import Program
 from support.resuming import difference, everything, rows, seed_all
@@ -245,21 +254,35 @@ def copied(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().clone()
 
 
+class Nothing(Hypergradient):
+    """A hypergradient of zeros, which evaluates nothing."""
+
+    def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
+        return Product([torch.zeros_like(t) for t in wanted], Status("Nothing"))
+
+
 def check_streams(program: Program) -> None:
-    """Hypergradients leave the random streams alone: what follows does not depend on their type."""
+    """Hypergradients and roll-backs leave the random streams where they would be without."""
     with told(program):
         program = program.change(
             hooks=tuple(h for h in program.hooks if h[0] != "interval"),
             engine={**program.engine, "non_finite": "ignore", "logger_type": "none"},
         )
-        cheap = {"iterative": "t1t2", "decisions": Reinforce(baseline="start", samples=1)}
         levels = [
-            replace(u, config={**u.config, "type": cheap.get(u.kind, FiniteDifference())})
-            for u in program.levels
+            replace(
+                level,
+                kind="plain" if level.kind == "iterative" else level.kind,
+                config={**level.config, "type": Nothing()},
+            )
+            for level in program.levels
         ]
+        without = program.change(
+            levels=tuple(levels), engine={**program.engine, "roll_back": False}
+        )
         streams = []
-        for other in (program, program.change(levels=tuple(levels))):
+        for other in (program, without):
             if run(other, 11).engine is None:
                 return
-            streams.append((torch.get_rng_state(), random.random()))
-        assert torch.equal(streams[0][0], streams[1][0]) and streams[0][1] == streams[1][1]
+            streams.append((torch.get_rng_state(), random.random(), float(np.random.rand())))
+        assert torch.equal(streams[0][0], streams[1][0]), "torch's random stream"
+        assert streams[0][1:] == streams[1][1:], "Python's or NumPy's random stream"
