@@ -83,43 +83,6 @@ def test_a_name_that_hides_an_attribute_of_the_environment_is_refused() -> None:
         Engine([problem(name="batch")], env=env)
 
 
-class Bare(ImplicitProblem):
-    pass
-
-
-def test_a_problem_without_a_module_is_refused() -> None:
-    with pytest.raises(GraphError, match="'a' has no module; give it module=, or define"):
-        Engine([Chase("a", train_data_loader=[])])
-
-
-def test_a_problem_without_a_loss_is_refused() -> None:
-    with pytest.raises(GraphError, match="'a' has no loss; define training_step in Bare"):
-        Engine([problem(Bare, "a")])
-
-
-def test_a_problem_without_data_is_refused() -> None:
-    point = Point(0.0)
-    lonely = Chase("a", module=point, optimizer=torch.optim.SGD(point.parameters(), lr=0.1))
-    with pytest.raises(GraphError, match="'a' has no data; give it train_data_loader="):
-        Engine([lonely])
-
-
-def test_a_problem_without_an_optimizer_is_refused() -> None:
-    with pytest.raises(GraphError, match="'a' has no optimizer; give it optimizer="):
-        Engine([problem(name="a", optimizer=None)])
-
-
-def test_a_problem_with_nothing_to_train_is_refused() -> None:
-    frozen = Point(0.0)
-    optimizer = torch.optim.SGD(frozen.parameters(), lr=0.1)
-    frozen.requires_grad_(False)
-    with pytest.raises(GraphError, match="'a' has nothing to train"):
-        Engine([problem(name="a", module=frozen, optimizer=optimizer)])
-    elsewhere = torch.optim.SGD(Point(0.0).parameters(), lr=0.1)
-    with pytest.raises(GraphError, match="Build the optimizer over this module's parameters"):
-        Engine([problem(name="a", optimizer=elsewhere)])
-
-
 def test_configure_methods_stand_in_for_arguments() -> None:
     class Configured(Chase):
         def configure_module(self) -> nn.Module:
