@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from numbers import Real
+from numbers import Integral, Real
 
 from .errors import ConfigurationError
 
 
 def is_count(value: object, least: int) -> bool:
     """Whether ``value`` is an integer of at least ``least``; ``True`` is none."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    known = isinstance(value, Integral) and not isinstance(value, bool)
+    return known and value >= least  # type: ignore[operator]
 
 
 def is_number(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
@@ -23,6 +24,16 @@ def is_number(value: object, least: float = -math.inf, most: float = math.inf) -
 def is_positive(value: object) -> bool:
     """Whether ``value`` is a finite number above 0."""
     return is_number(value) and value > 0  # type: ignore[operator]
+
+
+def is_between(value: object, low: float, high: float) -> bool:
+    """Whether ``value`` is a number strictly between two others."""
+    return is_number(value) and low < value < high  # type: ignore[operator]
+
+
+def is_part(value: object) -> bool:
+    """Whether ``value`` is a number in [0, 1)."""
+    return is_number(value, 0) and value < 1  # type: ignore[operator]
 
 
 def require_count(owner: str, name: str, value: object, least: int) -> None:

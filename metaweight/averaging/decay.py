@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from metaweight.problems import ConfigurationError
+from metaweight.problems.settings import is_part
 
 WarmUp = Literal["none", "mean_teacher", "ict", "bias_corrected"]
 Buffers = Literal["copy", "ema", "own", "none"]
@@ -40,7 +41,7 @@ class EMASettings:
     buffers: Buffers = "copy"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta < 1:
+        if not is_part(self.beta):
             raise ConfigurationError(
                 f"EMA(beta={self.beta}) needs beta in [0, 1): it averages over about "
                 "1 / (1 - beta) updates."

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from metaweight.averaging import EMAHook
 from metaweight.problems import ConfigurationError, LossError, Problem
+from metaweight.problems.settings import is_number
 
 from .method import ConsistencyMethod, Transform
 
@@ -54,7 +55,7 @@ def check_weights(name: str, consistency: float, uncertainty: float) -> None:
         ConfigurationError: Naming the problem and the weight.
     """
     for key, value in (("consistency_weight", consistency), ("entropy_weight", uncertainty)):
-        if not 0 <= value < float("inf"):
+        if not is_number(value, least=0):
             raise ConfigurationError(
                 f"Problem {name!r} received {key}={value}; give a finite number of at least 0."
             )

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaweight.problems import ConfigurationError, LossError
+from metaweight.problems.settings import is_between, is_count, is_positive
 
 from ..weighting.meta_weight_net import weight_mlp
 
@@ -51,7 +52,7 @@ class LearnedConsistencyWeight(nn.Module):
 
     def __init__(self, initial: float = 1.0) -> None:
         super().__init__()
-        if not 0 < initial < math.inf:
+        if not is_positive(initial):
             raise ConfigurationError(
                 f"LearnedConsistencyWeight(initial={initial}) is no value of a softplus; give a "
                 "finite number above 0."
@@ -84,17 +85,17 @@ class LearnedThreshold(nn.Module):
         self, initial: float = 0.8, temperature: float = 0.05, classes: int | None = None
     ) -> None:
         super().__init__()
-        if not 0 < initial < 1:
+        if not is_between(initial, 0, 1):
             raise ConfigurationError(
                 f"LearnedThreshold(initial={initial}) is no value of a sigmoid; give a number "
                 "strictly between 0 and 1."
             )
-        if not 0 < temperature < math.inf:
+        if not is_positive(temperature):
             raise ConfigurationError(
                 f"LearnedThreshold(temperature={temperature}) is no width of a threshold; give a "
                 "finite number above 0."
             )
-        if classes is not None and classes < 1:
+        if classes is not None and not is_count(classes, least=1):
             raise ConfigurationError(
                 f"LearnedThreshold(classes={classes}) has no threshold; give the number of "
                 "classes, or None for one threshold."
@@ -126,7 +127,7 @@ class UnlabelledWeightNet(nn.Module):
 
     def __init__(self, hidden_size: int = 32, num_layers: int = 1, initial: float = 0.5) -> None:
         super().__init__()
-        if not 0 < initial < 1:
+        if not is_between(initial, 0, 1):
             raise ConfigurationError(
                 f"UnlabelledWeightNet(initial={initial}) is no value of a sigmoid; give a number "
                 "strictly between 0 and 1."
@@ -160,7 +161,7 @@ class SampleWeightTable(nn.Module):
 
     def __init__(self, samples: int, initial: float = 0.5) -> None:
         super().__init__()
-        if samples < 1 or not 0 < initial < 1:
+        if not is_count(samples, least=1) or not is_between(initial, 0, 1):
             raise ConfigurationError(
                 f"SampleWeightTable(samples={samples}, initial={initial}): give at least 1 sample "
                 "and a weight strictly between 0 and 1."

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from metaweight.problems import ConfigurationError
+from metaweight.problems.settings import is_number, is_positive
 from metaweight.problems.state import frozen_statistics
 
 from .._label_loss import full_precision
@@ -180,7 +181,7 @@ def checked_threshold(who: str, threshold: float | None) -> None:
     Raises:
         ConfigurationError: Outside (0, 1].
     """
-    if threshold is not None and not 0 < threshold <= 1:
+    if threshold is not None and not (is_positive(threshold) and threshold <= 1):
         raise ConfigurationError(
             f"{who}(threshold={threshold}) is no probability; give a number in (0, 1], or None to "
             "accept every sample."
@@ -193,7 +194,7 @@ def checked_concentration(who: str, alpha: float) -> None:
     Raises:
         ConfigurationError: Below 0 or not finite.
     """
-    if not 0 <= alpha < float("inf"):
+    if not is_number(alpha, least=0):
         raise ConfigurationError(
             f"{who}(alpha={alpha}) is no concentration of a Beta distribution; give a finite "
             "number of at least 0, where 0 mixes nothing."

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError, DataError
+from metaweight.problems.settings import is_count, is_positive
 
 from .divergences import Divergence, Probabilities, divergence_of
 from .interpolation import draw_shares, interpolated
@@ -60,7 +61,7 @@ class MixMatch(ConsistencyMethod):
 
     def __post_init__(self) -> None:
         _check_temperature(self.temperature)
-        if isinstance(self.views, bool) or self.views < 1:
+        if not is_count(self.views, least=1):
             raise ConfigurationError(f"MixMatch(views={self.views}) sees nothing; give at least 1.")
         checked_concentration("MixMatch", self.alpha)
         divergence_of("MixMatch", self.divergence)
@@ -161,7 +162,7 @@ def _one_hot(labels: Tensor, like: Tensor) -> Tensor:
 
 
 def _check_temperature(temperature: float) -> None:
-    if not 0 < temperature < float("inf"):
+    if not is_positive(temperature):
         raise ConfigurationError(
             f"A temperature of {temperature} was given; give a finite number above 0, where 1 "
             "changes nothing and less sharpens."

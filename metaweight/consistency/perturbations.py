@@ -14,6 +14,7 @@ from torch import Tensor
 
 from metaweight.data.augmentation import crop_flip
 from metaweight.problems import ConfigurationError, DataError
+from metaweight.problems.settings import is_count, is_number, is_part
 
 
 class GaussianNoise:
@@ -24,7 +25,7 @@ class GaussianNoise:
     """
 
     def __init__(self, std: float = 0.15) -> None:
-        if not 0 <= std < float("inf"):
+        if not is_number(std, least=0):
             raise ConfigurationError(
                 f"GaussianNoise(std={std}) is no deviation; give a finite number of at least 0."
             )
@@ -46,7 +47,7 @@ class CropFlip:
     """
 
     def __init__(self, padding: int = 2, *, flip: bool = False) -> None:
-        if padding < 0:
+        if not is_count(padding, least=0):
             raise ConfigurationError(f"CropFlip(padding={padding}) is below 0; give 0 or more.")
         self.padding = padding
         self.flip = flip
@@ -73,7 +74,7 @@ class Affine:
     """
 
     def __init__(self, std: float = 0.1) -> None:
-        if not 0 <= std < float("inf"):
+        if not is_number(std, least=0):
             raise ConfigurationError(
                 f"Affine(std={std}) is no deviation; give a finite number of at least 0."
             )
@@ -104,7 +105,7 @@ class Cutout:
     """
 
     def __init__(self, size: int, value: float = 0.0) -> None:
-        if size < 1:
+        if not is_count(size, least=1):
             raise ConfigurationError(f"Cutout(size={size}) covers nothing; give at least 1.")
         self.size = size
         self.value = value
@@ -130,7 +131,7 @@ class Erasing:
     """
 
     def __init__(self, probability: float) -> None:
-        if not 0 <= probability < 1:
+        if not is_part(probability):
             raise ConfigurationError(
                 f"Erasing(probability={probability}) leaves nothing or is no probability; give a "
                 "number in [0, 1)."

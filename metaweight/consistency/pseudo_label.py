@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError
+from metaweight.problems.settings import is_positive
 
 from .divergences import Divergence, Probabilities, divergence_of
 from .method import Consistency, ConsistencyMethod, ConsistencyStep, checked_threshold, compared
@@ -50,7 +51,7 @@ class PseudoLabel(ConsistencyMethod):
     def __post_init__(self) -> None:
         checked_threshold("PseudoLabel", self.threshold)
         divergence_of("PseudoLabel", self.divergence)
-        if self.logit_scale is not None and not 0 < self.logit_scale < float("inf"):
+        if self.logit_scale is not None and not is_positive(self.logit_scale):
             raise ConfigurationError(
                 f"PseudoLabel(logit_scale={self.logit_scale}) is no scale; give a positive number, "
                 "or None for one-hot targets."

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from metaweight.engines import Engine, Hook
 from metaweight.problems import ConfigurationError, Problem
+from metaweight.problems.settings import is_number, is_positive
 
 if TYPE_CHECKING:
     from .problems import SemiSupervisedProblem
@@ -38,7 +39,7 @@ def ramp(shape: Shape, step: float, length: float) -> float:
         raise ConfigurationError(
             f"A ramp of shape {shape!r} is not one of {', '.join(SHAPES)}; choose one of these."
         )
-    if not 0 < length < math.inf:
+    if not is_positive(length):
         raise ConfigurationError(
             f"A ramp of length {length} was asked for; give a finite number of steps above 0."
         )
@@ -69,7 +70,7 @@ class Ramp:
     begin: float | int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < math.inf:
+        if not is_number(self.weight, least=0):
             raise ConfigurationError(
                 f"Ramp(weight={self.weight}) is no weight; give a finite number of at least 0."
             )

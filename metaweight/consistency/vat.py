@@ -24,6 +24,7 @@ from torch import Tensor
 from metaweight.problems import ConfigurationError, DataError
 from metaweight.problems.kernels import differentiable_twice
 from metaweight.problems.random_streams import RandomState
+from metaweight.problems.settings import is_count, is_positive
 
 from .._label_loss import full_precision
 from .divergences import Divergence, Probabilities, divergence_of
@@ -60,11 +61,11 @@ class VAT(ConsistencyMethod):
         divergence_of("VAT", self.divergence)
         for name in ("epsilon", "xi"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
+            if value is not None and not is_positive(value):
                 raise ConfigurationError(
                     f"VAT({name}={value}) is no length; give a positive, finite number."
                 )
-        if isinstance(self.powers, bool) or self.powers < 1:
+        if not is_count(self.powers, least=1):
             raise ConfigurationError(
                 f"VAT(powers={self.powers}) leaves the direction random; give at least 1."
             )

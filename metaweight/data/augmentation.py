@@ -11,6 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from metaweight.problems.settings import is_count
+
 
 @runtime_checkable
 class Resumable(Protocol):
@@ -86,7 +88,7 @@ class RandomCropFlip:
     def __init__(
         self, padding: int = 4, flip: bool = True, generator: torch.Generator | None = None
     ) -> None:
-        if padding < 0:
+        if not is_count(padding, least=0):
             raise ValueError(f"padding={padding} was given; use 0 or more pixels.")
         self.padding = padding
         self.flip = flip

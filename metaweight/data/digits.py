@@ -5,6 +5,8 @@ from __future__ import annotations
 import sklearn.datasets
 import torch
 
+from metaweight.problems.settings import is_count
+
 from .labelled import LabelledTensors
 
 _CLASSES = 10
@@ -33,7 +35,7 @@ def load_digits(test_size: int = 500, seed: int = 0) -> tuple[LabelledTensors, L
     inputs = torch.as_tensor(source.images, dtype=torch.float32).div(_BRIGHTEST).unsqueeze(1)
     labels = torch.as_tensor(source.target, dtype=torch.int64)
     total = len(labels)
-    if not 1 <= test_size < total:
+    if not is_count(test_size, least=1) or test_size >= total:
         raise ValueError(
             f"load_digits was asked for {test_size} test samples of {total}; use 1 to {total - 1}."
         )

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from metaweight.problems.settings import is_count
+
 
 @dataclass(frozen=True, eq=False)
 class LabelledTensors:
@@ -33,7 +35,7 @@ class LabelledTensors:
     num_classes: int
 
     def __post_init__(self) -> None:
-        if self.num_classes < 1:
+        if not is_count(self.num_classes, least=1):
             raise ValueError(
                 f"num_classes={self.num_classes} was given; use the number of classes, at least 1."
             )

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaweight.problems.settings import is_count
+
 from ._saved_state import load_transform, require_same, with_transform
 from .labelled import LabelledTensors
 
@@ -65,7 +67,7 @@ class TensorLoader:
     ) -> None:
         if not len(data):
             raise ValueError("TensorLoader was given data without samples; give at least one.")
-        if batch_size < 1:
+        if not is_count(batch_size, least=1):
             raise ValueError(f"batch_size={batch_size} was given; use at least 1.")
         if with_replacement and not shuffle:
             raise ValueError(

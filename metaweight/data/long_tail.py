@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from metaweight.problems.settings import is_count, is_number
+
 from ._selection import random_per_class
 from .labelled import LabelledTensors
 
@@ -30,9 +32,9 @@ def long_tailed_counts(largest: int, factor: float, num_classes: int) -> list[in
     Raises:
         ValueError: When an argument is out of range, or a class would be left empty.
     """
-    if num_classes < 2:
+    if not is_count(num_classes, least=2):
         raise ValueError(f"num_classes={num_classes} was given; a long tail needs at least 2.")
-    if not 1 <= factor < math.inf:
+    if not is_number(factor, least=1):
         raise ValueError(f"Imbalance factor {factor} was asked for; use a finite factor ≥ 1.")
     if largest < factor:
         raise ValueError(

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from metaweight.problems.batches import move_batch
 from metaweight.problems.random_streams import preserved_streams
+from metaweight.problems.settings import is_count
 
 from ._epochs import Epoch, Epochs
 from ._sample_reader import Requests, SampleReader, as_it_is, keep_what_is_inherited
@@ -83,7 +84,7 @@ class SampleLoader:
             ("num_workers", num_workers, 0),
             ("prefetch_factor", prefetch_factor, 1),
         ):
-            if value < least:
+            if not is_count(value, least):
                 raise ValueError(f"{name}={value} was given; use at least {least}.")
         self.device = None if device is None else torch.device(device)
         _check_device(self.device)

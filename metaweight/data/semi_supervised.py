@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metaweight.problems.settings import is_count, is_number
+
 from ._selection import random_per_class
 from .labelled import LabelledTensors
 
@@ -103,11 +105,11 @@ def semi_supervised_split(
 
 
 def _check_sizes(data: LabelledTensors, labelled: int, validation: int, balanced: bool) -> None:
-    if labelled < 1:
+    if not is_count(labelled, least=1):
         raise ValueError(
             f"semi_supervised_split was asked for {labelled} labelled samples; use at least 1."
         )
-    if validation < 0:
+    if not is_count(validation, least=0):
         raise ValueError(
             f"semi_supervised_split was asked for {validation} validation samples; use 0 or more."
         )
@@ -177,7 +179,7 @@ def out_of_distribution_pool(
             made, or label noise has led out of ``classes``.
     """
     table = _new_classes(classes, split.unlabelled.num_classes)
-    if not 0 <= share <= 1:
+    if not is_number(share, 0, 1):
         raise ValueError(f"share={share} of the unlabelled pool was asked for; use 0 to 1.")
     pool = split.unlabelled
     other = table.to(pool.device)[pool.clean_labels] < 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from metaweight.problems.settings import is_count
+
 from ._selection import random_per_class
 from .labelled import LabelledTensors
 
@@ -28,7 +30,7 @@ def meta_split(
     Raises:
         ValueError: When ``per_class`` is below 1, or a class has fewer samples than that.
     """
-    if per_class < 1:
+    if not is_count(per_class, least=1):
         raise ValueError(f"meta_split was asked for {per_class} samples a class; use at least 1.")
     available = torch.bincount(data.clean_labels, minlength=data.num_classes)
     fewest = int(available.min())

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metaweight.engines import Engine, Hook
 from metaweight.problems import ConfigurationError, DataError, Problem
+from metaweight.problems.settings import is_count
 
 from .loaders import number_of_samples, subset_loader, whole_in_order
 from .online_ensemble import OnlineEnsemble
@@ -80,7 +81,7 @@ class EnsembleHook(Hook):
         batch_size: int = 256,
         progress: bool = False,
     ) -> None:
-        if action not in get_args(EnsembleAction) or every < 1:
+        if action not in get_args(EnsembleAction) or not is_count(every, least=1):
             raise ConfigurationError(
                 f"EnsembleHook(action={action!r}, every={every}) needs an action of "
                 f"{' or '.join(map(repr, get_args(EnsembleAction)))} and at least 1 epoch between "

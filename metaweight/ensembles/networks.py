@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from metaweight.problems import ConfigurationError, LossError
+from metaweight.problems.settings import is_count
 from metaweight.weighting.meta_weight_net import weight_mlp
 
 
@@ -121,7 +122,7 @@ def require_members(members: int) -> None:
     Raises:
         ConfigurationError: Saying what to give.
     """
-    if members < 1:
+    if not is_count(members, least=1):
         raise ConfigurationError(
             f"A weight network for members={members} was asked for; give the number of members of "
             "the ensemble, at least 1."

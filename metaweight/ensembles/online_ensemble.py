@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from metaweight.problems import ConfigurationError, DataError
+from metaweight.problems.settings import is_count
 
 from .ranking import ReweightMode, resample, reweight
 from .scoring import Metric, cross_entropy_scores, member_scores, source_of
@@ -121,7 +122,7 @@ class OnlineEnsemble:
                 "An ensemble without members was asked for scores; give it trained models with "
                 "load_pretrain_ensemble_models(models) first."
             )
-        if batch_size < 1:
+        if not is_count(batch_size, least=1):
             raise ConfigurationError(f"batch_size={batch_size} was given; use at least 1.")
         for member in self.ensemble_models:
             member.eval()

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError, DataError
+from metaweight.problems.settings import is_number
 
 ReweightMode = Literal["linear", "binned"]
 
@@ -44,7 +45,7 @@ class RankRange:
     high: float = 0.95
 
     def __post_init__(self) -> None:
-        if not 0 <= self.low < self.high <= 1:
+        if not (is_number(self.low, 0, 1) and is_number(self.high, 0, 1) and self.low < self.high):
             raise ConfigurationError(
                 f"low={self.low}, high={self.high} were given; use shares of the ranked samples "
                 "with 0 <= low < high <= 1, such as 0.05 and 0.95."

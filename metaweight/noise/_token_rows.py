@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metaweight.problems import ConfigurationError, DataError
+from metaweight.problems.settings import is_count
 
 IDS, MASK, SEGMENTS = "input_ids", "attention_mask", "token_type_ids"
 
@@ -76,7 +77,7 @@ def check_max_length(max_length: int | None) -> None:
     Raises:
         ConfigurationError: When it is below 1.
     """
-    if max_length is not None and max_length < 1:
+    if max_length is not None and not is_count(max_length, least=1):
         raise ConfigurationError(
             f"mixgen(max_length={max_length}) leaves no room for a token; give at least 1, or None."
         )

@@ -14,6 +14,7 @@ import warnings
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError, LossError
+from metaweight.problems.settings import is_number
 
 from .._label_loss import LabelLoss
 
@@ -112,7 +113,7 @@ class HardBootstrappingLoss(LabelLoss):
 
 
 def _checked_beta(who: str, beta: Beta) -> Beta:
-    if not isinstance(beta, Tensor) and not 0 <= beta <= 1:
+    if not isinstance(beta, Tensor) and not is_number(beta, 0, 1):
         raise ConfigurationError(
             f"{who}(beta={beta}) is no share of trust in the labels; give a number in [0, 1]."
         )

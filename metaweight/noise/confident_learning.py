@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError, DataError
+from metaweight.problems.settings import is_positive
 
 FilterBy = Literal[
     "prune_by_noise_rate", "prune_by_class", "both", "confident_learning", "predicted_neq_given"
@@ -155,7 +156,7 @@ def _check_settings(filter_by: str, frac_noise: float) -> None:
         raise ConfigurationError(
             f"filter_by={filter_by!r} was asked for; use one of {', '.join(get_args(FilterBy))}."
         )
-    if not 0 < frac_noise <= 1:
+    if not is_positive(frac_noise) or frac_noise > 1:
         raise ConfigurationError(f"frac_noise={frac_noise} was given; use a share in (0, 1].")
     if frac_noise != 1 and filter_by not in _BY_RATE:
         raise ConfigurationError(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from metaweight.data import LabelledTensors, TensorLoader
 from metaweight.engines import Engine, EngineConfig
 from metaweight.problems import ConfigurationError, DataError, ImplicitProblem, Problem
+from metaweight.problems.settings import is_count
 
 from .confident_learning import FilterBy, LabelIssues, confident_learning
 
@@ -119,7 +120,7 @@ class CrossValidatedConfidence:
                 "or make_problem alone."
             )
         for name, least in (("folds", 2), ("steps", 1), ("batch_size", 1)):
-            if getattr(self, name) < least:
+            if not is_count(getattr(self, name), least):
                 raise ConfigurationError(
                     f"CrossValidatedConfidence({name}={getattr(self, name)}) was asked for; use "
                     f"at least {least}."
@@ -192,7 +193,7 @@ def stratified_folds(labels: Tensor, folds: int, *, seed: int = 0) -> Tensor:
         ConfigurationError: For fewer than 2 folds.
         DataError: When there are fewer samples than folds.
     """
-    if folds < 2:
+    if not is_count(folds, least=2):
         raise ConfigurationError(f"{folds} folds were asked for; use at least 2.")
     size = len(labels)
     if size < folds:

@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from metaweight.problems.settings import is_count, is_number
+
 NoiseKind = Literal["uniform", "uniform_exclusive", "flip", "flip_two"]
 
 _ROW_SUM_TOLERANCE = 1e-5
@@ -89,7 +91,7 @@ def inject_label_noise(
 
 
 def _choose(labels: Tensor, rate: float, generator: torch.Generator) -> Tensor:
-    if not 0 <= rate <= 1:
+    if not is_number(rate, 0, 1):
         raise ValueError(f"Noise rate {rate} was asked for; use a share in [0, 1].")
     size = len(labels)
     order = torch.randperm(size, generator=generator, device=generator.device)
@@ -139,7 +141,7 @@ def _by_transition(true: Tensor, matrix: Tensor, generator: torch.Generator) -> 
 
 
 def _check_labels(labels: Tensor, num_classes: int) -> None:
-    if num_classes < 2:
+    if not is_count(num_classes, least=2):
         raise ValueError(f"num_classes={num_classes} was given; label noise needs at least 2.")
     if labels.dtype != torch.int64 or labels.dim() != 1:
         raise ValueError(

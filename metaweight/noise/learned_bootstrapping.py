@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
+from metaweight.problems.settings import is_between
 
 from .._label_loss import full_precision
 from .bootstrapping import HardBootstrappingLoss, SoftBootstrappingLoss
@@ -38,7 +39,7 @@ class LearnedTrust(nn.Module):
 
     def __init__(self, initial: float = 0.95) -> None:
         super().__init__()
-        if not 0 < initial < 1:
+        if not is_between(initial, 0, 1):
             raise ConfigurationError(
                 f"LearnedTrust(initial={initial}) is no value of a sigmoid; give a number strictly "
                 "between 0 and 1."

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
+from metaweight.problems.settings import is_between, is_count
 
 from .online_confident_learning import OnlineConfidentLearning, smoothed_targets
 
@@ -59,7 +60,9 @@ class LearnedConfidence(nn.Module):
         smoothing: float = 0.1,
     ) -> None:
         super().__init__()
-        if num_classes < 2 or not (0 < alpha < 1 and 0 < smoothing < 1):
+        if not is_count(num_classes, least=2) or not (
+            is_between(alpha, 0, 1) and is_between(smoothing, 0, 1)
+        ):
             raise ConfigurationError(
                 f"LearnedConfidence(num_classes={num_classes}, alpha={alpha}, "
                 f"smoothing={smoothing}) was asked for; use at least 2 classes and numbers "

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
+from metaweight.problems.settings import is_positive
 
 from .mixup import SampleLoss, mixup, mixup_loss
 
@@ -33,7 +34,7 @@ class LearnedConcentration(nn.Module):
 
     def __init__(self, initial: float = 1.0) -> None:
         super().__init__()
-        if not 0 < initial < math.inf:
+        if not is_positive(initial):
             raise ConfigurationError(
                 f"LearnedConcentration(initial={initial}) is no value of a softplus; give a finite "
                 "number above 0."

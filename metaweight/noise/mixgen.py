@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError, DataError
+from metaweight.problems.settings import is_count, is_number
 
 from ._token_rows import IDS, SpecialTokens, check_max_length, join_rows, token_lists
 
@@ -139,7 +140,7 @@ def _combine(own: Tensor, other: Tensor, lam: float, mode: str) -> Tensor:
 def _check_settings(
     lam: float, ratio: float, partner: str, label_mode: str, num_classes: int | None
 ) -> None:
-    if not 0 <= lam <= 1 or not 0 < ratio <= 1:
+    if not is_number(lam, 0, 1) or not is_number(ratio, 0, 1) or not ratio:
         raise ConfigurationError(
             f"mixgen(lam={lam}, ratio={ratio}) is out of range; give lam in [0, 1] and ratio in "
             "(0, 1]."
@@ -152,7 +153,7 @@ def _check_settings(
             raise ConfigurationError(
                 f"mixgen({name}={value!r}) is not one of {', '.join(known)}; choose one of these."
             )
-    if label_mode != "keep" and (num_classes is None or num_classes < 2):
+    if label_mode != "keep" and not is_count(num_classes, least=2):
         raise ConfigurationError(
             f"mixgen(label_mode={label_mode!r}, num_classes={num_classes}) cannot make vectors of "
             "labels; give num_classes, at least 2."

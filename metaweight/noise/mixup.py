@@ -7,7 +7,6 @@ Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018 (ar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError, DataError, LossError
+from metaweight.problems.settings import is_number
 
 from .._beta import draw_symmetric_beta
 from .._label_loss import checked_reduction, full_precision
@@ -177,7 +177,7 @@ def _checked_alpha(alpha: float | Tensor, device: torch.device) -> Tensor:
                 f"mixup received alpha of shape {tuple(alpha.shape)}; give one number."
             )
         return alpha.reshape(())
-    if not 0 <= alpha < math.inf:
+    if not is_number(alpha, least=0):
         raise ConfigurationError(
             f"mixup(alpha={alpha}) is no concentration of a Beta distribution; give a finite "
             "number of at least 0, where 0 mixes nothing."

@@ -20,6 +20,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from metaweight.problems import ConfigurationError, LossError
+from metaweight.problems.settings import is_count, is_number, is_part
 
 from .confident_joint import UNREACHABLE, class_confidence, contradicted, thresholds_of
 
@@ -279,18 +280,18 @@ def _check_choices(by: str, thresholds: str, reduction: str, drop_hard: bool) ->
 def _check_numbers(
     num_classes: int, alpha: float, smoothing: float, momentum: float, dtype: torch.dtype
 ) -> None:
-    if num_classes < 2:
+    if not is_count(num_classes, least=2):
         raise ConfigurationError(
             f"OnlineConfidentLearning(num_classes={num_classes}) was asked for; it compares "
             "classes, use at least 2."
         )
     for name, value in (("alpha", alpha), ("smoothing", smoothing)):
-        if isinstance(value, Tensor) or not 0 <= value <= 1:
+        if not is_number(value, 0, 1):
             raise ConfigurationError(
                 f"OnlineConfidentLearning({name}={value}) was asked for; use a number in [0, 1]. "
                 "A learned alpha is given to each call instead."
             )
-    if not 0 <= momentum < 1:
+    if not is_part(momentum):
         raise ConfigurationError(
             f"OnlineConfidentLearning(momentum={momentum}) was asked for; use a number in [0, 1)."
         )

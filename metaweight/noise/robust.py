@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError
+from metaweight.problems.settings import is_number, is_part
 
 from .._label_loss import LabelLoss
 
@@ -39,7 +40,7 @@ class GeneralisedCrossEntropy(LabelLoss):
         ignore_index: int = -1,
     ) -> None:
         super().__init__(reduction, ignore_index)
-        if not 0 <= q <= 1 or not 0 <= truncation < 1:
+        if not is_number(q, 0, 1) or not is_part(truncation):
             raise ConfigurationError(
                 f"GeneralisedCrossEntropy(q={q}, truncation={truncation}) is out of range; give q "
                 "in [0, 1] and truncation in [0, 1)."
@@ -87,7 +88,9 @@ class SymmetricCrossEntropy(LabelLoss):
         ignore_index: int = -1,
     ) -> None:
         super().__init__(reduction, ignore_index)
-        if not (0 <= alpha < math.inf and 0 <= beta < math.inf and -math.inf < log_zero < 0):
+        if not (
+            is_number(alpha, 0) and is_number(beta, 0) and is_number(log_zero) and log_zero < 0
+        ):
             raise ConfigurationError(
                 f"SymmetricCrossEntropy(alpha={alpha}, beta={beta}, log_zero={log_zero}) is out of "
                 "range; give finite weights of at least 0 and a finite log_zero below 0."

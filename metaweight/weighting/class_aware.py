@@ -16,6 +16,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from metaweight.problems import ConfigurationError
+from metaweight.problems.settings import is_count
 
 from .meta_weight_net import loss_column, weight_mlp
 
@@ -75,7 +76,7 @@ def class_size_groups(counts: Tensor, num_groups: int = 3) -> Tensor:
     Returns:
         The group of each class, (C,) integers.
     """
-    if num_groups < 1 or counts.ndim != 1 or counts.numel() == 0:
+    if not is_count(num_groups, least=1) or counts.ndim != 1 or counts.numel() == 0:
         raise ConfigurationError(
             f"class_size_groups(counts of shape {tuple(counts.shape)}, num_groups={num_groups}) "
             "needs one count per class and at least one group."

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError
+from metaweight.problems.settings import is_number
 
 
 def class_balanced_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
@@ -22,7 +23,7 @@ def class_balanced_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
     Raises:
         ConfigurationError: For ``beta`` outside [0, 1] or no sample at all.
     """
-    if not 0 <= beta <= 1 or counts.sum() == 0:
+    if not is_number(beta, 0, 1) or counts.sum() == 0:
         raise ConfigurationError(
             f"class_balanced_weights(beta={beta}) with {int(counts.sum())} samples needs beta in "
             "[0, 1] and at least one sample."

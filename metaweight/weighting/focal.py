@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError
+from metaweight.problems.settings import is_number
 
 
 def focal_loss(
@@ -23,7 +24,7 @@ def focal_loss(
         gamma: 0 gives cross-entropy; 2 in the paper.
         reduction: ``"none"``, ``"mean"`` or ``"sum"`` over the batch.
     """
-    if gamma < 0 or reduction not in ("none", "mean", "sum"):
+    if not is_number(gamma, least=0) or reduction not in ("none", "mean", "sum"):
         raise ConfigurationError(
             f"focal_loss(gamma={gamma}, reduction={reduction!r}) needs gamma >= 0 and a reduction "
             "of 'none', 'mean' or 'sum'."

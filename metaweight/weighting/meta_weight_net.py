@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metaweight.problems import ConfigurationError, LossError
+from metaweight.problems.settings import is_count
 
 
 class MetaWeightNet(nn.Module):
@@ -40,7 +41,7 @@ class MetaWeightNet(nn.Module):
 
 def weight_mlp(inputs: int, hidden_size: int, num_layers: int) -> nn.Sequential:
     """Return ``Linear → ReLU`` repeated ``num_layers`` times, then ``Linear`` to one output."""
-    if hidden_size < 1 or num_layers < 1:
+    if not is_count(hidden_size, least=1) or not is_count(num_layers, least=1):
         raise ConfigurationError(
             f"A weight network of hidden_size={hidden_size}, num_layers={num_layers} has no hidden "
             "unit; both must be at least 1."
