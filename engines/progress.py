@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from metaweight.problems.settings import require_text
 from tqdm import tqdm
 
 from .hooks import Hook
@@ -24,6 +25,8 @@ class ProgressBar(Hook):
     only_shows = True
 
     def __init__(self, description: str | None = None) -> None:
+        if description is not None:
+            require_text("ProgressBar", "description", description)
         self._description = description
         self._bar: Any = None
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from metaweight.problems import ConfigurationError, LossError
 
 REDUCTIONS = ("none", "mean", "sum")
+TORCH_IGNORES = -100
+"""The label that torch's own cross-entropy leaves out."""
 
 
 class Prediction(NamedTuple):
@@ -58,14 +60,24 @@ def predict(logits: Tensor, labels: Tensor, ignore_index: int) -> Prediction:
         LossError: When shapes or types do not fit, or, on the host, where looking costs nothing,
             a label is neither a class nor ``ignore_index``.
     """
-    _check(logits, labels)
+    kept, classes = checked_labels(logits, labels, ignore_index)
+    log_p = torch.log_softmax(full_precision(logits), dim=1)
+    return Prediction(log_p, log_p.gather(1, classes.unsqueeze(1)).squeeze(1), kept)
+
+
+def checked_labels(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Return which labels count, and the labels with 0 for the others.
+
+    Raises:
+        LossError: As :func:`predict` does.
+    """
+    check_shapes(logits, labels)
     kept = labels != ignore_index
     classes = torch.where(kept, labels, 0)
     real = type(classes) is Tensor and classes.device.type == "cpu"
     if real and classes.numel() and not torch.compiler.is_compiling():
         _check_range(classes, logits.shape[1])
-    log_p = torch.log_softmax(full_precision(logits), dim=1)
-    return Prediction(log_p, log_p.gather(1, classes.unsqueeze(1)).squeeze(1), kept)
+    return kept, classes
 
 
 def reduce(losses: Tensor, kept: Tensor, reduction: str) -> Tensor:
@@ -95,7 +107,12 @@ def checked_reduction(who: str, reduction: str) -> str:
     return reduction
 
 
-def _check(logits: Tensor, labels: Tensor) -> None:
+def check_shapes(logits: Tensor, labels: Tensor) -> None:
+    """Refuse logits and labels that do not fit together; no number is read.
+
+    Raises:
+        LossError: Naming both shapes and types.
+    """
     if logits.ndim != 2 or not logits.is_floating_point():
         raise LossError(
             f"Logits of shape {tuple(logits.shape)} and type {logits.dtype} were given; give "

@@ -21,6 +21,7 @@ from .parts import (
     require_scheduler,
 )
 from .problem import GraphPosition, Problem, apply_param_groups
+from .references import require_known_references
 
 
 def place_in_graph(problem: Problem, position: GraphPosition) -> None:
@@ -55,6 +56,7 @@ def prepare(
         DataError: When a loader cannot be iterated or is known to be empty.
     """
     problem.channels_last = channels_last
+    require_known_references(problem)
     _build(problem, device)
     _require_parts(problem)
     _require_choice(problem)
@@ -151,10 +153,7 @@ def _require_choice(problem: Problem) -> None:
 
 def _require_parts(problem: Problem) -> None:
     kind = type(problem)
-    if kind.training_step is Problem.training_step or not callable(problem.training_step):
-        raise GraphError(
-            f"Problem {problem.name!r} has no loss; define training_step in {kind.__name__}."
-        )
+    problem.require_loss()
     if problem.train_data_loader is None and kind.get_batch is Problem.get_batch:
         raise GraphError(
             f"Problem {problem.name!r} has no data; give it train_data_loader=, define "

@@ -124,6 +124,7 @@ class Problem(Overridables):
         self.auditor: Auditor | None = None
         self.spoiled = False
         self.unseen: list[Problem] = []
+        self.references: dict[str, str] = {}
         self.keeps_parts = False
         self.parts: dict[str, list[Tensor]] = {}
         self.processes = Reduction()
@@ -165,6 +166,18 @@ class Problem(Overridables):
         raise LossError(
             f"Problem {self._name!r} has no training_step; define it in {type(self).__name__}."
         )
+
+    def require_loss(self) -> None:
+        """Refuse a class that does not say what its loss is.
+
+        Raises:
+            GraphError: Naming what to define.
+        """
+        kind = type(self)
+        if kind.training_step is Problem.training_step or not callable(self.training_step):
+            raise GraphError(
+                f"Problem {self._name!r} has no loss; define training_step in {kind.__name__}."
+            )
 
     def parameters(self) -> list[Tensor]:
         """All parameters of the problem."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import vectors
 from .dependence import reaches
-from .errors import ConfigurationError, LossError
+from .errors import ConfigurationError, GraphError, LossError
 from .hypergradients.base import Hypergradient
 from .hypergradients.reweighting import Reweighting
 from .implicit import ImplicitProblem
@@ -77,6 +77,16 @@ class ReweightedProblem(ImplicitProblem):
         if self.notes_weights:
             self.noted_weights = weights.detach()
         return (weights * losses).mean()
+
+    def require_loss(self) -> None:
+        """Refuse a class that says neither what its loss is nor what it is made of."""
+        super().require_loss()
+        kind = type(self)
+        for name in ("sample_losses", "sample_weights"):
+            if self.declares_its_loss and getattr(kind, name) is getattr(ReweightedProblem, name):
+                raise GraphError(
+                    f"Problem {self.name!r} has no {name}; define it in {kind.__name__}."
+                )
 
     def weight_products(
         self,

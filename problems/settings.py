@@ -90,6 +90,16 @@ def require_text(owner: str, name: str, value: object) -> None:
         raise ConfigurationError(f"{owner}({name}={value!r}) must be a name, such as 'loss'.")
 
 
+def require_function(owner: str, name: str, value: object) -> None:
+    """Refuse a setting that is given and cannot be called.
+
+    Raises:
+        ConfigurationError: Naming the setting.
+    """
+    if value is not None and not callable(value):
+        raise ConfigurationError(f"{owner}({name}={shown(value)}) must be a function.")
+
+
 def require_choice(owner: str, name: str, value: object, choices: Collection[str]) -> None:
     """Refuse a setting that is none of several names.
 

@@ -10,6 +10,8 @@ from torch import nn
 
 from metaweight.engines import Engine, Hook
 from metaweight.problems import ConfigurationError, Problem, StepResult
+from metaweight.problems.references import require_problem
+from metaweight.problems.settings import require_flag
 
 from .decay import Buffers, EMASettings, WarmUp
 from .ema import EMA
@@ -52,6 +54,8 @@ class EMAHook(Hook):
         buffers: Buffers = "copy",
         validate_teacher: bool = False,
     ) -> None:
+        require_problem("EMAHook", problem)
+        require_flag("EMAHook", "validate_teacher", validate_teacher)
         self.problem = problem
         self.settings = EMASettings(beta, warm_up, buffers)
         self.validate_teacher = validate_teacher

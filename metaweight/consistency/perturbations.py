@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metaweight.data.augmentation import crop_flip
 from metaweight.problems import ConfigurationError, DataError
-from metaweight.problems.settings import is_count, is_number, is_part
+from metaweight.problems.settings import is_count, is_number, is_part, require_function
 
 
 class GaussianNoise:
@@ -152,6 +152,8 @@ class Chain:
     """
 
     def __init__(self, *transforms: Callable[[Tensor], Tensor]) -> None:
+        for transform in transforms:
+            require_function("Chain", "transform", transform)
         self.transforms = transforms
 
     def __call__(self, inputs: Tensor) -> Tensor:

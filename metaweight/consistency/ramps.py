@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Literal
 
 from metaweight.engines import Engine, Hook
 from metaweight.problems import ConfigurationError, Problem
-from metaweight.problems.settings import is_number, is_positive
+from metaweight.problems.references import require_problem
+from metaweight.problems.settings import is_number, is_positive, shown
 
 if TYPE_CHECKING:
     from .problems import SemiSupervisedProblem
@@ -79,12 +80,18 @@ class Ramp:
                 f"Ramp(shape={self.shape!r}) is not one of {', '.join(SHAPES)}; choose one of "
                 "these."
             )
+        for name, value in (("begin", self.begin), ("end", self.end)):
+            if not is_number(value):
+                raise ConfigurationError(
+                    f"Ramp({name}={value!r}) is no number; give a share of the run as a float, or "
+                    "a number of steps as an int."
+                )
         if isinstance(self.end, float) and not 0 < self.end <= 1:
             raise ConfigurationError(
                 f"Ramp(end={self.end}) is no share of a run; give a float in (0, 1], or a number "
                 "of steps as an int."
             )
-        if isinstance(self.end, bool) or (isinstance(self.end, int) and self.end < 1):
+        if isinstance(self.end, int) and self.end < 1:
             raise ConfigurationError(
                 f"Ramp(end={self.end}) is no number of steps; give an int of at least 1, or a "
                 "share of the run as a float."
@@ -123,9 +130,17 @@ class RampHook(Hook):
     Args:
         problem: A :class:`~metaweight.consistency.SemiSupervisedProblem` or its name.
         ramp: How its weight rises.
+
+    Raises:
+        ConfigurationError: For anything else in place of these.
     """
 
     def __init__(self, problem: str | Problem, ramp: Ramp) -> None:
+        require_problem("RampHook", problem)
+        if not isinstance(ramp, Ramp):
+            raise ConfigurationError(
+                f"RampHook received ramp={shown(ramp)}; give a Ramp, such as Ramp(weight=8.0)."
+            )
         self.problem = problem
         self.ramp = ramp
         self._run = 1

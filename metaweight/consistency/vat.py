@@ -112,7 +112,15 @@ def adversarial_direction(
     Returns:
         Directions of length 1, or 0 where the prediction does not change, and probabilities
         (B, C), both without a graph.
+
+    Raises:
+        DataError: For a start of another shape.
     """
+    if start.shape != x.shape:
+        raise DataError(
+            f"adversarial_direction received a start of shape {tuple(start.shape)} for inputs of "
+            f"shape {tuple(x.shape)}; give one of the same shape."
+        )
     device = x.device.type
     with torch.enable_grad(), torch.autocast(device, enabled=False), differentiable_twice():
         at = x.detach().requires_grad_()

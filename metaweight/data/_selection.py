@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from metaweight._generator import checked_generator
+
 
 def random_per_class(labels: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor:
     """Choose ``counts[c]`` samples of each class c, uniformly and without replacement.
@@ -18,6 +20,7 @@ def random_per_class(labels: Tensor, counts: Tensor, generator: torch.Generator)
     Returns:
         Positions in ascending order, int64, on the device of ``labels``.
     """
+    checked_generator("A split", generator)
     size = len(labels)
     order = torch.randperm(size, generator=generator, device=generator.device).to(labels.device)
     grouped = order[torch.argsort(labels[order], stable=True)]

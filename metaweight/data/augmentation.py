@@ -5,13 +5,15 @@ Nothing here loops over samples or waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from metaweight.problems.settings import is_count
+from metaweight._generator import generator_of
+from metaweight.problems import ConfigurationError, DataError
+from metaweight.problems.settings import is_count, require_function
 
 
 @runtime_checkable
@@ -47,6 +49,11 @@ def crop_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> T
     if images.dim() != 4:
         raise ValueError(
             f"Images of shape {tuple(images.shape)} were given; use shape (B, C, H, W)."
+        )
+    if offsets.shape != (2, len(images)) or len(flips) != len(images):
+        raise DataError(
+            f"crop_flip received offsets of shape {tuple(offsets.shape)} and {len(flips)} flips "
+            f"for {len(images)} images; give offsets (2, {len(images)}) and one flip per image."
         )
     channels, height, width = images.shape[1:]
     if padding >= min(height, width):
@@ -92,7 +99,7 @@ class RandomCropFlip:
             raise ValueError(f"padding={padding} was given; use 0 or more pixels.")
         self.padding = padding
         self.flip = flip
-        self.generator = torch.Generator().manual_seed(0) if generator is None else generator
+        self.generator = generator_of("RandomCropFlip", 0, generator)
 
     def draw(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Draw the ``offsets`` and ``flips`` of :func:`crop_flip` for ``batch`` images."""
@@ -140,6 +147,12 @@ class Normalise:
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        for name, values in (("mean", mean), ("std", std)):
+            if not isinstance(values, Iterable) or isinstance(values, str):
+                raise ConfigurationError(
+                    f"Normalise({name}={values!r}) must be a list with one number per channel, "
+                    "such as [0.5]."
+                )
         self.mean = tuple(float(m) for m in mean)
         self.std = tuple(float(s) for s in std)
         if len(self.mean) != len(self.std) or not self.mean:
@@ -194,6 +207,8 @@ class Pipeline:
     """
 
     def __init__(self, *steps: Callable[[Tensor], Tensor]) -> None:
+        for step in steps:
+            require_function("Pipeline", "step", step)
         self.steps = steps
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sklearn.datasets
 import torch
 
+from metaweight._generator import generator_of
 from metaweight.problems.settings import is_count
 
 from .labelled import LabelledTensors
@@ -42,5 +43,5 @@ def load_digits(test_size: int = 500, seed: int = 0) -> tuple[LabelledTensors, L
     everything = LabelledTensors(
         inputs, labels.clone(), labels.clone(), torch.arange(total), _CLASSES
     )
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(total, generator=generator_of("load_digits", seed))
     return everything.subset(order[test_size:]), everything.subset(order[:test_size])

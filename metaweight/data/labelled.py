@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from metaweight.problems import DataError
 from metaweight.problems.settings import is_count
 
 
@@ -39,6 +40,13 @@ class LabelledTensors:
             raise ValueError(
                 f"num_classes={self.num_classes} was given; use the number of classes, at least 1."
             )
+        for name in ("inputs", "labels", "clean_labels", "indices"):
+            if not isinstance(getattr(self, name), Tensor):
+                kind = type(getattr(self, name)).__name__
+                raise DataError(
+                    f"LabelledTensors received {name} of type {kind}; give a tensor, for "
+                    "instance torch.as_tensor(...)."
+                )
         if self.inputs.dim() < 1:
             raise ValueError("inputs is a single number; give a tensor of shape (N, ...).")
         for name in ("labels", "clean_labels", "indices"):

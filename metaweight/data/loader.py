@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaweight.problems.settings import is_count
+from metaweight._generator import generator_of
+from metaweight.problems import DataError
+from metaweight.problems.parts import checked_device
+from metaweight.problems.settings import is_count, require_function
 
 from ._saved_state import load_transform, require_same, with_transform
 from .labelled import LabelledTensors
@@ -65,6 +68,12 @@ class TensorLoader:
         with_replacement: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
+        if not isinstance(data, LabelledTensors):
+            raise DataError(
+                f"TensorLoader received data of type {type(data).__name__}; give LabelledTensors, "
+                "or use SampleLoader or torch's DataLoader for other data sets."
+            )
+        require_function("TensorLoader", "transform", transform)
         if not len(data):
             raise ValueError("TensorLoader was given data without samples; give at least one.")
         if not is_count(batch_size, least=1):
@@ -74,13 +83,13 @@ class TensorLoader:
                 "with_replacement=True was given with shuffle=False, but draws with replacement "
                 "have no fixed order; leave out one of the two."
             )
-        self.data = data if device is None else data.to(device)
+        self.data = data if device is None else data.to(checked_device("TensorLoader", device))
         self._asked = batch_size
         self._rank, self._world = 0, 1
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.transform = transform
-        self.generator = torch.Generator().manual_seed(seed) if generator is None else generator
+        self.generator = generator_of("TensorLoader", seed, generator)
         self.with_indices = with_indices
         self.with_replacement = with_replacement
         self.batch_size = self._capped()

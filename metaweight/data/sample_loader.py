@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
+from metaweight._generator import generator_of
 from metaweight.problems.batches import move_batch
+from metaweight.problems.parts import checked_device
 from metaweight.problems.random_streams import preserved_streams
-from metaweight.problems.settings import is_count
+from metaweight.problems.settings import is_count, require_function
 
 from ._epochs import Epoch, Epochs
 from ._sample_reader import Requests, SampleReader, as_it_is, keep_what_is_inherited
@@ -79,6 +81,8 @@ class SampleLoader:
         device: torch.device | str | None = None,
     ) -> None:
         _check_dataset(dataset)
+        require_function("SampleLoader", "transform", transform)
+        require_function("SampleLoader", "collate_fn", collate_fn)
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("num_workers", num_workers, 0),
@@ -86,8 +90,7 @@ class SampleLoader:
         ):
             if not is_count(value, least):
                 raise ValueError(f"{name}={value} was given; use at least {least}.")
-        self.device = None if device is None else torch.device(device)
-        _check_device(self.device)
+        self.device = None if device is None else checked_device("SampleLoader", device)
         self.dataset = dataset
         self._asked = batch_size
         self._rank, self._world = 0, 1
@@ -97,7 +100,7 @@ class SampleLoader:
         self.num_workers = num_workers
         self.prefetch_factor = prefetch_factor
         self.transform = transform
-        self.generator = torch.Generator().manual_seed(seed) if generator is None else generator
+        self.generator = generator_of("SampleLoader", seed, generator)
         self.with_indices = with_indices
         self._size = len(dataset)
         self._epochs = Epochs(self._size, shuffle, self.generator)
@@ -246,12 +249,4 @@ def _check_dataset(dataset: Any) -> None:
     if not len(dataset):
         raise ValueError(
             f"SampleLoader was given a dataset of type {kind} without samples; give at least one."
-        )
-
-
-def _check_device(device: torch.device | None) -> None:
-    if device is not None and device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device={str(device)!r} was given, but torch finds no CUDA device; use device='cpu', "
-            "or leave it out."
         )

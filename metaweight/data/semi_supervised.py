@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metaweight._generator import checked_generator
 from metaweight.problems.settings import is_count, is_number
 
 from ._selection import random_per_class
@@ -89,6 +90,7 @@ def semi_supervised_split(
             few samples.
     """
     _check_sizes(data, labelled, validation, balanced)
+    checked_generator("semi_supervised_split", generator)
     order = torch.randperm(len(data), generator=generator, device=generator.device).to(data.device)
     held_out, candidates = order[:validation], order[validation:]
     if balanced:

@@ -22,9 +22,17 @@ class SubsetLoader(TensorLoader):
     Args:
         whole: The loader of all samples.
         positions: Which of them to read, (M,), int64 or a mask.
+
+    Raises:
+        DataError: For a loader of another type.
     """
 
     def __init__(self, whole: TensorLoader, positions: Tensor) -> None:
+        if not isinstance(whole, TensorLoader):
+            raise DataError(
+                f"SubsetLoader received a loader of type {type(whole).__name__}; give a "
+                "TensorLoader, or use subset_loader."
+            )
         positions = positions.to(whole.data.device)
         super().__init__(
             whole.data.subset(positions),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from tqdm import tqdm
 
+from metaweight._label_loss import check_shapes, full_precision
 from metaweight.data import LabelledTensors, Resumable, TensorLoader
 from metaweight.problems import DataError, LossError
 from metaweight.problems.batches import move_batch
@@ -24,9 +25,13 @@ Metric = Callable[[Any, Any], Tensor]
 
 
 def cross_entropy_scores(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return ``-log softmax(z_i)[y_i]`` of each sample, (B,), in single precision or better."""
-    wide = logits.float() if logits.dtype.itemsize < 4 else logits
-    return F.cross_entropy(wide, labels, reduction="none")
+    """Return ``-log softmax(z_i)[y_i]`` of each sample, (B,), in single precision or better.
+
+    Raises:
+        LossError: For logits or labels of another shape or type.
+    """
+    check_shapes(logits, labels)
+    return F.cross_entropy(full_precision(logits), labels, reduction="none")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ._initialise import kaiming_normal
+from ._images import require_images
+from ._initialise import kaiming_normal, require_settings
 
 
 class DigitsNet(nn.Module):
@@ -20,10 +21,14 @@ class DigitsNet(nn.Module):
 
     Shapes:
         Images (B, 1, 8, 8) to logits (B, num_classes).
+
+    Raises:
+        ConfigurationError: For settings that make no network.
     """
 
     def __init__(self, num_classes: int = 10, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
+        require_settings("DigitsNet", num_classes, generator)
         self.features = nn.Sequential(
             *_convolution(1, 32, stride=1),
             *_convolution(32, 64, stride=2),
@@ -33,7 +38,12 @@ class DigitsNet(nn.Module):
         kaiming_normal(self, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute logits (B, num_classes) of images (B, 1, 8, 8)."""
+        """Compute logits (B, num_classes) of images (B, 1, 8, 8).
+
+        Raises:
+            DataError: For inputs of another shape.
+        """
+        require_images("DigitsNet", x, 1)
         logits: Tensor = self.linear(self.features(x).mean(dim=(2, 3)))
         return logits
 

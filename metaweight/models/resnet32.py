@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._initialise import kaiming_normal
+from ._images import require_images
+from ._initialise import kaiming_normal, require_settings
 
 _BLOCKS_PER_STAGE = 5
 
@@ -67,10 +68,14 @@ class ResNet32(nn.Module):
 
     Shapes:
         Images (B, 3, H, W), 32 × 32 in the paper, to logits (B, num_classes).
+
+    Raises:
+        ConfigurationError: For settings that make no network.
     """
 
     def __init__(self, num_classes: int = 10, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
+        require_settings("ResNet32", num_classes, generator)
         self.conv = _conv3x3(3, 16, 1)
         self.norm = nn.BatchNorm2d(16)
         self.stage1 = _stage(16, 16, stride=1)
@@ -80,7 +85,12 @@ class ResNet32(nn.Module):
         kaiming_normal(self, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute logits (B, num_classes) of images (B, 3, H, W)."""
+        """Compute logits (B, num_classes) of images (B, 3, H, W).
+
+        Raises:
+            DataError: For inputs of another shape.
+        """
+        require_images("ResNet32", x, 3)
         x = F.relu(self.norm(self.conv(x)))
         x = self.stage3(self.stage2(self.stage1(x)))
         logits: Tensor = self.linear(x.mean(dim=(2, 3)))

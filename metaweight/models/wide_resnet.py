@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._initialise import kaiming_normal
+from metaweight.problems.settings import require_count
+
+from ._images import require_images
+from ._initialise import kaiming_normal, require_settings
 
 _BLOCKS_PER_STAGE = 4
 _Norm = Callable[[int], nn.BatchNorm2d]
@@ -92,6 +95,9 @@ class WideResNet28x2(nn.Module):
 
     Shapes:
         Images (B, in_channels, H, W), 32 × 32 in the paper, to logits (B, num_classes).
+
+    Raises:
+        ConfigurationError: For settings that make no network.
     """
 
     def __init__(
@@ -105,6 +111,8 @@ class WideResNet28x2(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        require_settings("WideResNet28x2", num_classes, generator)
+        require_count("WideResNet28x2", "in_channels", in_channels, least=1)
 
         def norm(channels: int) -> nn.BatchNorm2d:
             return nn.BatchNorm2d(channels, eps=eps, momentum=momentum)
@@ -119,7 +127,12 @@ class WideResNet28x2(nn.Module):
         kaiming_normal(self, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute logits (B, num_classes) of images (B, in_channels, H, W)."""
+        """Compute logits (B, num_classes) of images (B, in_channels, H, W).
+
+        Raises:
+            DataError: For inputs of another shape.
+        """
+        require_images("WideResNet28x2", x, self.conv.in_channels)
         x = self.stage3(self.stage2(self.stage1(self.conv(x))))
         x = F.leaky_relu(self.norm(x), self.slope)
         logits: Tensor = self.linear(x.mean(dim=(2, 3)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metaweight.problems import ConfigurationError, DataError
-from metaweight.problems.settings import is_count
+from metaweight.problems.settings import is_count, require_count
 
 IDS, MASK, SEGMENTS = "input_ids", "attention_mask", "token_type_ids"
 
@@ -20,11 +20,19 @@ class SpecialTokens:
         start: Before it, such as ``[CLS]``.
         end: After it, such as ``[SEP]``.
         pad: Fills rows up to a common length. Not needed where rows have an attention mask.
+
+    Raises:
+        ConfigurationError: For what is no id.
     """
 
     start: int | None = None
     end: int | None = None
     pad: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end", "pad"):
+            if getattr(self, name) is not None:
+                require_count("SpecialTokens", name, getattr(self, name), least=0)
 
 
 @dataclass(frozen=True)

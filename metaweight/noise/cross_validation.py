@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metaweight._generator import generator_of
 from metaweight.data import LabelledTensors, TensorLoader
 from metaweight.engines import Engine, EngineConfig
 from metaweight.problems import ConfigurationError, DataError, ImplicitProblem, Problem
@@ -198,7 +199,7 @@ def stratified_folds(labels: Tensor, folds: int, *, seed: int = 0) -> Tensor:
     size = len(labels)
     if size < folds:
         raise DataError(f"{size} samples were given for {folds} folds; give one for each at least.")
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(size, generator=generator_of("stratified_folds", seed))
     grouped = order[torch.argsort(labels.cpu()[order], stable=True)]
     return torch.empty(size, dtype=torch.int64).index_copy_(0, grouped, torch.arange(size) % folds)
 

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from metaweight._generator import checked_generator
 from metaweight.problems.settings import is_count, is_number
 
 NoiseKind = Literal["uniform", "uniform_exclusive", "flip", "flip_two"]
@@ -73,6 +74,7 @@ def inject_label_noise(
             contradict each other, or when neither ``rate`` nor ``transition`` is given.
     """
     _check_labels(labels, num_classes)
+    checked_generator("inject_label_noise", generator)
     clean = labels.clone()
     if transition is not None:
         if rate is not None or kind is not None or flip_to is not None:

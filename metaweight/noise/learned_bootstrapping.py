@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
+from metaweight.problems.references import note_references
 from metaweight.problems.settings import is_between
 
 from .._label_loss import full_precision
@@ -87,6 +88,7 @@ class BootstrappedClassifier(ImplicitProblem):
                 f"BootstrappedClassifier(kind={kind!r}) is not one of {', '.join(_LOSSES)}; choose "
                 "one of these."
             )
+        note_references(self, beta=beta)
         self._beta = beta
         self._loss = _LOSSES[kind](ignore_index=ignore_index)
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
+from metaweight.problems.references import note_references
 from metaweight.problems.settings import is_between, is_count
 
 from .online_confident_learning import OnlineConfidentLearning, smoothed_targets
@@ -113,6 +114,8 @@ class ConfidentClassifier(ImplicitProblem):
                 "OnlineConfidentLearning as its criterion; give it "
                 "module=WithCriterion(network, OnlineConfidentLearning(num_classes))."
             )
+        if confidence is not None:
+            note_references(self, confidence=confidence)
         self._confidence = confidence
 
     def training_step(self, batch: Any) -> Tensor:
@@ -141,6 +144,7 @@ class ConfidenceLearner(ImplicitProblem):
         self, name: str, config: Config | None = None, *, classifier: str, **problem: Any
     ) -> None:
         super().__init__(name, config, **problem)
+        note_references(self, classifier=classifier)
         self._classifier = classifier
 
     def training_step(self, batch: Any) -> Tensor:

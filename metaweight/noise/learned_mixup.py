@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
+from metaweight.problems.references import note_references
 from metaweight.problems.settings import is_positive
 
 from .mixup import SampleLoss, mixup, mixup_loss
@@ -71,6 +72,7 @@ class MixupClassifier(ImplicitProblem):
         **problem: Any,
     ) -> None:
         super().__init__(name, Config(type="unroll") if config is None else config, **problem)
+        note_references(self, alpha=alpha)
         self._alpha = alpha
         self._per_sample = per_sample
         self._loss = loss

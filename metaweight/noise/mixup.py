@@ -87,7 +87,17 @@ def mix_pairs(inputs: Tensor, labels: Tensor, d: Tensor, partners: Tensor) -> Mi
         labels: (B,), or (B, C) probabilities.
         d: Share of each sample itself, in [0, 1]: one number, or (B,).
         partners: (B,), int64.
+
+    Raises:
+        DataError: For inputs, labels, shares or partners of other shapes.
     """
+    _check_batch(inputs, labels)
+    _check_share("mix_pairs", d, len(inputs))
+    if partners.shape != (len(inputs),) or partners.is_floating_point():
+        raise DataError(
+            f"mix_pairs received partners of shape {tuple(partners.shape)} and type "
+            f"{partners.dtype}; give one position per input, ({len(inputs)},) integers."
+        )
     share = d.to(inputs.dtype)
     if share.ndim:
         share = share.reshape(-1, *[1] * (inputs.ndim - 1))
@@ -119,8 +129,10 @@ def mixup_loss(
     Raises:
         ConfigurationError: For an unknown reduction.
         LossError: When ``criterion`` does not return one loss per sample.
+        DataError: For shares of another shape.
     """
     checked_reduction("mixup_loss", reduction)
+    _check_share("mixup_loss", d, len(logits))
     logits = full_precision(logits)
     of_a, of_b = (_losses(criterion, logits, labels) for labels in (labels_a, labels_b))
     losses = d * of_a + (1 - d) * of_b
@@ -137,8 +149,18 @@ def mixup_accuracy(logits: Tensor, labels_a: Tensor, labels_b: Tensor, d: Tensor
         labels_a: (B,), int64.
         labels_b: The same of the partners.
         d: One number, or (B,).
+
+    Raises:
+        DataError: For shares or labels of another shape.
     """
+    _check_share("mixup_accuracy", d, len(logits))
     predicted = logits.argmax(dim=1)
+    for labels in (labels_a, labels_b):
+        if labels.shape != predicted.shape:
+            raise DataError(
+                f"mixup_accuracy received labels of shape {tuple(labels.shape)} for {len(logits)} "
+                f"rows of logits; give shape ({len(logits)},)."
+            )
     return (d * (predicted == labels_a) + (1 - d) * (predicted == labels_b)).mean()
 
 
@@ -167,6 +189,14 @@ def _check_batch(inputs: Tensor, labels: Tensor) -> None:
         raise DataError(
             f"mixup received labels of shape {tuple(labels.shape)} for {len(inputs)} inputs; give "
             "one label per input."
+        )
+
+
+def _check_share(who: str, d: Tensor, number: int) -> None:
+    if d.shape not in ((), (number,)):
+        raise DataError(
+            f"{who} received d of shape {tuple(d.shape)} for {number} samples; give one number, or "
+            f"one per sample, ({number},)."
         )
 
 

@@ -19,8 +19,9 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from metaweight._label_loss import checked_labels
 from metaweight.problems import ConfigurationError, LossError
-from metaweight.problems.settings import is_count, is_number, is_part
+from metaweight.problems.settings import is_count, is_number, is_part, shown
 
 from .confident_joint import UNREACHABLE, class_confidence, contradicted, thresholds_of
 
@@ -125,8 +126,7 @@ class OnlineConfidentLearning(nn.Module):
             LossError: For shapes that do not fit.
         """
         self._check_shapes(logits, labels, soft_targets)
-        labelled = labels != -1
-        classes = labels.masked_fill(~labelled, 0)
+        labelled, classes = checked_labels(logits, labels, ignore_index=-1)
         scores = logits.float() if logits.dtype.itemsize < 4 else logits
         # An ignored row may hold anything: even an infinite one must not reach the gradient.
         log_p = scores.masked_fill(~labelled.unsqueeze(1), 0.0).log_softmax(1)
@@ -229,6 +229,11 @@ class WithCriterion(nn.Module):
 
     def __init__(self, network: nn.Module, criterion: nn.Module) -> None:
         super().__init__()
+        for name, part in (("network", network), ("criterion", criterion)):
+            if not isinstance(part, nn.Module):
+                raise ConfigurationError(
+                    f"WithCriterion received {name}={shown(part)}; give a torch.nn.Module."
+                )
         self.network = network
         self.criterion = criterion
 

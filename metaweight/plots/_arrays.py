@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,11 @@ def require_length(array: NDArray[np.float64], length: int, what: str, other: st
         )
 
 
-def require_any(entries: Sized, what: str) -> None:
-    """Refuse a drawing of nothing."""
+def require_any(entries: object, what: str) -> None:
+    """Refuse a drawing of nothing, or of entries without names."""
+    if not isinstance(entries, Mapping):
+        raise ConfigurationError(
+            f"{what} is of type {type(entries).__name__}; give a dictionary from names to numbers."
+        )
     if not len(entries):
         raise ConfigurationError(f"{what} is empty; give at least one entry to draw.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from metaweight.problems.settings import require_count
+
 from ._arrays import Numbers, as_array, require_length
 from ._canvas import empty_figure
 
@@ -25,6 +27,7 @@ def weight_histogram(
     """
     values = as_array(weights, 1, "weights")
     wrong = as_array(wrong_labels, 1, "wrong_labels").astype(bool)
+    require_count("weight_histogram", "bins", bins, least=1)
     require_length(values, len(wrong), "weights", "labels")
     low, high = min(0.0, float(values.min())), float(values.max())
     edges = np.linspace(low, high if high > low else low + 1, bins + 1)

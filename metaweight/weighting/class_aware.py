@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
-from metaweight.problems import ConfigurationError
-from metaweight.problems.settings import is_count
+from metaweight.problems import ConfigurationError, LossError
+from metaweight.problems.settings import require_count
 
+from .counts import require_counts
 from .meta_weight_net import loss_column, weight_mlp
 
 
@@ -60,8 +61,16 @@ class ClassAwareWeightNet(nn.Module):
         Args:
             losses: Sample losses without a graph, (B,) or (B, 1).
             classes: Labels as given in the data, (B,) integers in [0, C).
+
+        Raises:
+            LossError: For losses or classes of another shape or type.
         """
         column = loss_column(losses)
+        if classes.numel() != column.numel() or classes.is_floating_point():
+            raise LossError(
+                f"ClassAwareWeightNet received classes of shape {tuple(classes.shape)} and type "
+                f"{classes.dtype} for {column.numel()} losses; give one integer per loss."
+            )
         group = F.one_hot(self.groups[classes.reshape(-1)], self.num_groups).to(column.dtype)
         return torch.sigmoid(self.layers(torch.cat([column, group], dim=1))).reshape(losses.shape)
 
@@ -75,12 +84,12 @@ def class_size_groups(counts: Tensor, num_groups: int = 3) -> Tensor:
 
     Returns:
         The group of each class, (C,) integers.
+
+    Raises:
+        ConfigurationError: For counts that are not one number per class, or no group.
     """
-    if not is_count(num_groups, least=1) or counts.ndim != 1 or counts.numel() == 0:
-        raise ConfigurationError(
-            f"class_size_groups(counts of shape {tuple(counts.shape)}, num_groups={num_groups}) "
-            "needs one count per class and at least one group."
-        )
+    require_counts("class_size_groups", counts)
+    require_count("class_size_groups", "num_groups", num_groups, least=1)
     sizes = counts.double().cpu().reshape(-1, 1)
     wanted = min(num_groups, len(set(sizes.ravel().tolist())))
     means = KMeans(n_clusters=wanted, n_init=10, random_state=0).fit(sizes.numpy())

@@ -12,6 +12,8 @@ from torch import Tensor
 from metaweight.problems import ConfigurationError
 from metaweight.problems.settings import is_number
 
+from .counts import require_counts
+
 
 def class_balanced_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
     """Return ``(1 - β) / (1 - β^n_c)`` per class, scaled to mean 1 over the classes.
@@ -21,8 +23,10 @@ def class_balanced_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
         beta: In [0, 1]; 0 gives equal weights, 1 inverse frequency (the limit).
 
     Raises:
-        ConfigurationError: For ``beta`` outside [0, 1] or no sample at all.
+        ConfigurationError: For ``beta`` outside [0, 1], for counts that are not one number of at
+            least 0 per class, or no sample at all.
     """
+    require_counts("class_balanced_weights", counts)
     if not is_number(beta, 0, 1) or counts.sum() == 0:
         raise ConfigurationError(
             f"class_balanced_weights(beta={beta}) with {int(counts.sum())} samples needs beta in "

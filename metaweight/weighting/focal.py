@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metaweight._label_loss import TORCH_IGNORES, checked_labels
 from metaweight.problems import ConfigurationError
 from metaweight.problems.settings import is_number
 
@@ -23,12 +24,18 @@ def focal_loss(
         labels: (B,) integers.
         gamma: 0 gives cross-entropy; 2 in the paper.
         reduction: ``"none"``, ``"mean"`` or ``"sum"`` over the batch.
+
+    Raises:
+        ConfigurationError: For a negative ``gamma`` or another reduction.
+        LossError: For logits or labels of another shape or type, or, on the host, labels that are
+            no classes.
     """
     if not is_number(gamma, least=0) or reduction not in ("none", "mean", "sum"):
         raise ConfigurationError(
             f"focal_loss(gamma={gamma}, reduction={reduction!r}) needs gamma >= 0 and a reduction "
             "of 'none', 'mean' or 'sum'."
         )
+    checked_labels(logits, labels, ignore_index=TORCH_IGNORES)
     entropy = F.cross_entropy(logits, labels, reduction="none")
     # 1 - p_y by expm1, which keeps its digits where p_y is close to 1; never exactly 0, where a
     # power below 1 has no finite derivative.

@@ -59,9 +59,11 @@ def loss_column(losses: Tensor) -> Tensor:
     Raises:
         LossError: For any other shape.
     """
-    if losses.ndim == 0 or losses.ndim > 2 or losses.numel() != losses.shape[0]:
+    floating = losses.is_floating_point()
+    if not floating or losses.ndim not in (1, 2) or losses.numel() != losses.shape[0]:
         raise LossError(
-            f"A weight network received losses of shape {tuple(losses.shape)}; give one loss per "
-            "sample, (B,) or (B, 1), for instance with reduction='none'."
+            f"A weight network received losses of shape {tuple(losses.shape)} and type "
+            f"{losses.dtype}; give one loss per sample, (B,) or (B, 1), for instance "
+            "with reduction='none'."
         )
     return losses.reshape(-1, 1)

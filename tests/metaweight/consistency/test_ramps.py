@@ -96,7 +96,7 @@ def test_a_hook_refuses_other_problems() -> None:
         ({"end": 1.5}, "no share"),
         ({"end": 0.0}, "no share"),
         ({"end": 0}, "no number of steps"),
-        ({"end": True}, "no number of steps"),
+        ({"end": True}, "is no number"),
         ({"begin": 10, "end": 0.5}, "mixes"),
         ({"begin": 0.6, "end": 0.5}, "does not begin before"),
     ],

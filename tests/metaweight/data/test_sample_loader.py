@@ -407,12 +407,6 @@ def test_impossible_loaders_are_refused(dataset, arguments, message):
         SampleLoader(dataset, **arguments)
 
 
-def test_a_device_that_is_not_there_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"device='cuda:1' was given, but torch finds no CUDA"):
-        SampleLoader([1], 1, device="cuda:1")
-
-
 class Regression(ImplicitProblem):
     def training_step(self, batch: Any) -> Tensor:
         inputs, labels = batch

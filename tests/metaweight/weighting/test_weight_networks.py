@@ -130,12 +130,3 @@ def test_the_smallest_classes_are_group_zero() -> None:
 def test_fewer_sizes_than_groups_give_fewer_groups() -> None:
     assert class_size_groups(torch.tensor([7, 7, 9]), 3).tolist() == [0, 0, 1]
     assert class_size_groups(torch.tensor([7, 7]), 3).tolist() == [0, 0]
-
-
-@pytest.mark.parametrize(
-    ("counts", "number"),
-    [(torch.tensor([1, 2]), 0), (torch.ones(2, 2), 2), (torch.tensor([]), 1)],
-)
-def test_counts_that_are_none_are_refused(counts: torch.Tensor, number: int) -> None:
-    with pytest.raises(ConfigurationError, match="one count per class and at least one group"):
-        class_size_groups(counts, number)
