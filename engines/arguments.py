@@ -149,9 +149,14 @@ def require_runnable(engine: Engine) -> None:
 
 @contextmanager
 def unchanged_on_error(problems: Sequence[Problem], env: Env | None) -> Iterator[None]:
-    """Inside, an exception leaves problems and environment with the attributes they had."""
+    """Inside, an exception leaves problems and environment with the attributes they had.
+
+    So it does modes of modules and parameter groups of optimizers.
+    """
     holders: list[Any] = [*problems, *([] if env is None else [env])]
     modes = [(m, m.training) for p in problems if p.module is not None for m in p.module.modules()]
+    groups = [p.optimizer.param_groups for p in problems if p.optimizer is not None]
+    kept = [list(given) for given in groups]
     before = [(holder, dict(vars(holder))) for holder in holders]
     try:
         yield
@@ -161,4 +166,6 @@ def unchanged_on_error(problems: Sequence[Problem], env: Env | None) -> Iterator
             vars(holder).update(attributes)
         for module, training in modes:
             module.training = training
+        for now, earlier in zip(groups, kept, strict=True):
+            now[:] = earlier
         raise

@@ -167,6 +167,14 @@ class Watching(Engine):
         return {}
 
 
+def grouped() -> list[Any]:
+    """One whose parameter groups take the place of those of its optimizer, and an empty one."""
+    point = Point(0.0)
+    kind = type("Grouped", (Configured,), {"own": {"groups": [{"params": [point.w], "lr": 0.5}]}})
+    fine = kind("fine", None, point, sgd(point), train_data_loader=numbers(1.0))
+    return [fine, problem(name="a", data=[])]
+
+
 BUILDING = {
     "problems: none": Row(GraphError, "problems=[] … at least one", lambda _: build([])),
     "problems: None": Row(GraphError, "problems=None … [outer, inner]", lambda _: build(None)),
@@ -297,6 +305,9 @@ BUILDING = {
     ),
     "configured: groups without parameters": configured(
         ConfigurationError, "param_groups() of problem 'a' … 'params'", {"groups": [{"lr": 0.1}]}
+    ),
+    "groups: another problem is refused": Row(
+        DataError, "Loader 0 of problem 'a' … no batches", build, grouped
     ),
     "shared: one module on a path": Row(
         GraphError,
