@@ -20,7 +20,7 @@ class Counters:
     def __init__(self, problems: Sequence[Problem], schedule: Schedule) -> None:
         self._changed = False
         self._schedule = schedule
-        self._progress = schedule.state_dict()
+        self._mark = schedule.mark()
         self._counts = [(p, p.count, p._global_step) for p in problems]
 
     def begins(self, problem: Problem, instruction: Instruction) -> None:
@@ -29,12 +29,16 @@ class Counters:
         The first batch of a step leaves none; a later one leaves the step begun before without its
         gradient.
         """
-        harmless = (
-            instruction.action is Action.SNAPSHOT
-            or (instruction.action is Action.STEP and instruction.first)
-            or (instruction.action is Action.LOOP_START and not moves_at_start(problem))
-        )
-        self._changed = self._changed or not harmless
+        if self._changed:
+            return
+        action = instruction.action
+        if action is Action.STEP:
+            harmless = instruction.first
+        elif action is Action.LOOP_START:
+            harmless = not moves_at_start(problem)
+        else:
+            harmless = action is Action.SNAPSHOT
+        self._changed = not harmless
 
     def stepped(self) -> None:
         """Note that a step has been taken, or is about to be."""
@@ -48,7 +52,7 @@ class Counters:
         """
         if self._changed:
             return False
-        self._schedule.load_state_dict(self._progress)
+        self._schedule.go_back(self._mark)
         for problem, count, global_step in self._counts:
             problem.begin_step(count, global_step)
         return True

@@ -82,15 +82,17 @@ class KeptBuffers:
         self._values: list[list[Tensor]] = []
         self._kinds: list[list[Tensor]] = []
 
-    @torch.no_grad()
     def keep(self) -> None:
         """Note what the buffers are now."""
+        if not self._slots:
+            return
         now = [owner._buffers[name] for owner, name in self._slots]
         same = len(now) == len(self._buffers) and all(map(is_, now, self._buffers))
-        if not same:
-            self._make_room(now)
-        for buffers, values in zip(self._kinds, self._values, strict=True):
-            torch._foreach_copy_(values, buffers)
+        with torch.no_grad():
+            if not same:
+                self._make_room(now)
+            for buffers, values in zip(self._kinds, self._values, strict=True):
+                torch._foreach_copy_(values, buffers)
 
     @torch.no_grad()
     def restore(self) -> None:
