@@ -31,6 +31,7 @@ from metaweight.problems import (
 
 from .hooks import Hook
 from .process_state import own_share, with_all_shares
+from .snapshot_state import snapshot_from_dict, snapshot_to_dict
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -45,18 +46,27 @@ def engine_to_plain(engine: Engine) -> dict[str, Any]:
     Raises:
         CheckpointError: Amid a step, or for state that is no plain data.
     """
+    _require_between_steps(engine)
+    with engine.processes.whole_parameters():
+        return with_all_shares(engine.processes, _take(engine, copy=False))
+
+
+def _require_between_steps(engine: Engine) -> None:
     if engine.standing.amid_step:
         raise CheckpointError(
             "A checkpoint was asked for amid a step, or after one that ended with an exception, "
             "where the program is between two states; save in iteration_end, in a validation, or "
             "when run() has returned."
         )
-    return with_all_shares(engine.processes, _take(engine, copy=False))
 
 
 def _take(engine: Engine, *, copy: bool) -> dict[str, Any]:
     names = Names(engine.problems)
     loops = not engine.schedule.is_between_loops()
+    with engine.processes.whole_recordings(engine.problems):
+        problems = {
+            p.name: problem_to_plain(p, names, loop_open=loops, copy=copy) for p in engine.problems
+        }
     return {
         "run": {
             **engine.standing.state_dict(),
@@ -64,12 +74,12 @@ def _take(engine: Engine, *, copy: bool) -> dict[str, Any]:
             "roll_back": engine.config.roll_back,
         },
         "graph": _graph(engine),
-        "problems": {
-            p.name: problem_to_plain(p, names, loop_open=loops, copy=copy) for p in engine.problems
-        },
+        "problems": problems,
         "schedule": to_plain(engine.schedule.state_dict(), "The schedule"),
         "snapshots": {
-            name: to_plain(snapshot.state_dict(), f"The snapshot of {name!r}", copy=copy)
+            name: to_plain(
+                snapshot_to_dict(engine, name, snapshot), f"The snapshot of {name!r}", copy=copy
+            )
             for name, snapshot in engine.snapshots.items()
             if loops
         },
@@ -93,6 +103,11 @@ def engine_from_plain(engine: Engine, state: Mapping[str, Any], where: str) -> N
     Raises:
         CheckpointError: When the state is not of this program.
     """
+    with engine.processes.whole_parameters():
+        _put(engine, state, where)
+
+
+def _put(engine: Engine, state: Mapping[str, Any], where: str) -> None:
     try:
         _require_same_program(engine, state)
         state = own_share(engine, state)
@@ -180,6 +195,10 @@ def _require_same_program(engine: Engine, state: Mapping[str, Any]) -> None:
 def _load(engine: Engine, state: Mapping[str, Any]) -> None:
     names = Names(engine.problems)
     problems = {p: state["problems"][p.name] for p in engine.problems}
+    snapshots = {
+        name: snapshot_from_dict(engine, name, from_plain(saved))
+        for name, saved in state["snapshots"].items()
+    }
     for problem, saved in problems.items():
         load_problem(problem, saved)
     _load_hooks(engine, state["hooks"])
@@ -192,12 +211,7 @@ def _load(engine: Engine, state: Mapping[str, Any]) -> None:
     for problem, saved in problems.items():
         require_same_lengths(problem, saved)
         load_surroundings(problem, saved, names)
-    _set_snapshots(engine, {})
-    for name, saved in state["snapshots"].items():
-        problem = next(p for p in engine.problems if p.name == name)
-        snapshot = Snapshot(problem.module, problem.optimizer, problem.scaler)
-        snapshot.load_state_dict(from_plain(saved))
-        engine.snapshots[name] = snapshot
+    _set_snapshots(engine, snapshots)
     if state["streams"] is not None:
         put_streams(from_plain(state["streams"]))
 

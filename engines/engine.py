@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from metaweight.problems import (
@@ -19,6 +20,7 @@ from metaweight.problems import (
     descend,
     expect_dependence,
     leave_out,
+    owns_start,
     place_in_graph,
     prepare,
     prepare_recording,
@@ -131,6 +133,7 @@ class Engine:
             self._prepare()
             self._schedule = self._make_schedule(graph)
             self.train()
+            self.processes.share_out(self.problems)
         if not self.is_rank_zero():
             # Samples of other processes get other dropout, and process 0 draws as if it were alone.
             reseed(self.device, self.processes.seed + self.processes.rank)
@@ -162,16 +165,23 @@ class Engine:
         require_runnable(self)
         streams = self.checkpointing.begin(self, resume)
         self.train()
+        # A run that ended with an error may have left whole parameters.
+        self.processes.share_out(self.problems)
+        whole: AbstractContextManager[None] = nullcontext()
         with stops_between_steps() as request:
             try:
-                self.hooks.run_start(self)
+                with self.processes.whole_parameters():
+                    self.hooks.run_start(self)
                 if streams is not None:
                     put_streams(streams)
                 while not (self._is_asked_to_end(request) or self._is_over()):
                     self._iterate(request)
                 self.checkpointing.run_over(self)
+                # After an error the other processes may wait for something else.
+                whole = self.processes.whole_parameters()
             finally:
-                self.hooks.run_end(self)
+                with whole:
+                    self.hooks.run_end(self)
                 self.logger.close()
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -200,6 +210,16 @@ class Engine:
             CheckpointError: When the file cannot be read, is damaged, or is of another program.
         """
         load_engine(self, path)
+
+    def whole_parameters(self) -> AbstractContextManager[None]:
+        """Let every process hold all parameters inside.
+
+        With ``strategy="fsdp"`` each has a part of them between steps, and this is where to
+        evaluate, copy or save a module after a run; inside steps, validations and hooks they are
+        whole in any case. All processes enter it, even if only one uses it. With other strategies
+        nothing changes.
+        """
+        return self.processes.whole_parameters()
 
     def train_step(self) -> None:
         """Step every leaf problem once, and the problems above as they become due."""
@@ -237,8 +257,9 @@ class Engine:
         graph = Graph.build(self.problems, dependencies)
         earlier = self._schedule
         self._wire(graph)
-        for problem in self.problems:
-            check_hypergradients(problem)
+        with self.processes.whole_parameters():
+            for problem in self.problems:
+                check_hypergradients(problem)
         expect_dependence(self.problems)
         self._schedule = self._make_schedule(graph)
         self._schedule.carry_over(earlier)
@@ -329,6 +350,8 @@ class Engine:
             problem.logger = self.logger
             problem.env = self.env
             problem.keeps_parts = any(hook.reads_hypergradients for hook in self.hooks.hooks)
+            # Those of an engine the problem was in before.
+            problem.processes.give_back()
             problem.processes = self.processes
             take_accelerators_precision(problem, self.config)
             require_unprepared(problem, self.config)
@@ -384,7 +407,8 @@ class Engine:
         if not self._owes_validation():
             self._take_iteration()
             self.standing.iteration += 1
-            self.hooks.iteration_end(self)
+            with self._whole_for(self.hooks.reads_at_iteration_end):
+                self.hooks.iteration_end(self)
         if self._owes_validation() and not self._is_asked_to_end(request):
             self._validate()
         if self.checkpointing.folder is not None and not self._is_asked_to_end(request):
@@ -422,23 +446,38 @@ class Engine:
         if action is Action.STEP:
             self._step(problem, instruction, global_step)
         elif action is Action.LOOP_START:
-            problem.trajectory.begin_loop()
-            problem.on_inner_loop_start()
-            if type(problem).on_inner_loop_start is not Problem.on_inner_loop_start:
-                # It may have drawn new parameters.
-                self._share(problem)
-            apply_initial_parameters(problem)
+            self._begin_loop(problem)
         elif action is Action.SNAPSHOT:
-            self.snapshots[problem.name] = Snapshot(
-                problem.module, problem.optimizer, problem.scaler
-            )
+            with self.processes.parts_of_parameters():
+                self.snapshots[problem.name] = Snapshot(
+                    problem.module, problem.optimizer, problem.scaler
+                )
         elif action is Action.REDO:
             self._redo(problem)
             step_scheduler(problem)
         else:
             step_scheduler(problem)
 
+    def _begin_loop(self, problem: Problem) -> None:
+        problem.trajectory.begin_loop()
+        redraws = type(problem).on_inner_loop_start is not Problem.on_inner_loop_start
+        with self._whole_for(redraws or owns_start(problem)):
+            problem.on_inner_loop_start()
+            if redraws:
+                # It may have drawn new parameters.
+                self._share(problem)
+            apply_initial_parameters(problem)
+
+    def _whole_for(self, reads_parameters: bool) -> AbstractContextManager[None]:
+        return self.processes.whole_parameters() if reads_parameters else nullcontext()
+
     def _step(self, problem: Problem, instruction: Instruction, global_step: int | None) -> None:
+        with self.processes.whole_parameters():
+            self._step_whole(problem, instruction, global_step)
+
+    def _step_whole(
+        self, problem: Problem, instruction: Instruction, global_step: int | None
+    ) -> None:
         problem.begin_step(instruction.count, global_step)
         self.hooks.before_step(self, problem)
         result = self._descend(problem, instruction)
@@ -451,7 +490,9 @@ class Engine:
         self._log(problem, result, global_step)
         if problem.scheduler is not None and not (self.do_validation() or result.left_out):
             self._step_plateau(problem, {**result.metrics, "loss": result.loss}, "training_step")
-        self.hooks.after_step(self, problem, result)
+        # The optimizer has left parts of the parameters.
+        with self._whole_for(self.hooks.reads_after_step):
+            self.hooks.after_step(self, problem, result)
 
     def _descend(self, problem: Problem, instruction: Instruction) -> StepResult:
         record, first, last = instruction.record, instruction.first, instruction.last
@@ -467,12 +508,15 @@ class Engine:
         )
 
     def _redo(self, problem: Problem) -> None:
-        start, may_refuse = self.snapshots[problem.name], self.hooks.may_refuse
-        if not may_refuse:
-            start.restore(problem.optimizer, problem.scaler)
-            redo(problem)
-        # Where its last steps were left out, no upper problem has stepped, and the loop stands.
-        elif not problem.trajectory.spent and not redo_or_keep(problem, start, self._accepts):
+        start, may_refuse, taken = self.snapshots[problem.name], self.hooks.may_refuse, True
+        with self.processes.parts_of_parameters():
+            if not may_refuse:
+                start.restore(problem.optimizer, problem.scaler)
+                redo(problem)
+            # Where its last steps were left out, no upper problem has stepped: the loop stands.
+            elif not problem.trajectory.spent:
+                taken = redo_or_keep(problem, start, self._accepts)
+        if not taken:
             self.hooks.step_left_out(self, problem)
 
     def _accepts(self, problem: Problem, result: StepResult) -> bool:
@@ -497,6 +541,10 @@ class Engine:
         self.logger.log(stats, tag=problem.name, step=problem.count if local else global_step)
 
     def _validate(self) -> None:
+        with self.processes.whole_parameters():
+            self._validate_whole()
+
+    def _validate_whole(self) -> None:
         self.hooks.before_validation(self)
         self.eval()
         try:
@@ -526,8 +574,9 @@ class Engine:
         problem.scheduler.step(self.processes.mean_stats({metric: stats[metric]})[metric])
 
     def _epoch_end(self, problem: Problem) -> None:
-        problem.epoch_callback()
-        self.hooks.epoch_end(self, problem)
+        with self.processes.whole_parameters():
+            problem.epoch_callback()
+            self.hooks.epoch_end(self, problem)
 
 
 def _configured_hooks(config: EngineConfig) -> list[Hook]:

@@ -10,24 +10,15 @@ from .accelerated import accelerator_state
 from .config import EngineConfig
 from .process_group import TOGETHER, device_of_process
 
-LATER = ("fsdp",)
-
 
 def choose_device(config: EngineConfig) -> torch.device:
     """Return the device the configuration asks for.
 
     Raises:
-        ConfigurationError: For an unknown device, ``"gpu"`` without one, or an unknown strategy of
-            several processes.
+        ConfigurationError: For an unknown device, or ``"gpu"`` without one.
     """
     if config.device is not None:
         return checked_device("EngineConfig", config.device)
-    if config.strategy in LATER:
-        raise ConfigurationError(
-            f"EngineConfig(strategy={config.strategy!r}) splits a program over several processes "
-            "in a way that this version of metaweight does not know; use 'distributed', which "
-            "keeps a whole copy in each, or 'default', 'cpu' or 'gpu'."
-        )
     if config.strategy == "accelerate":
         device: torch.device = accelerator_state(config).device
         return device

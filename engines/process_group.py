@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
@@ -11,10 +12,16 @@ from metaweight.problems import ConfigurationError
 from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
 from .config import EngineConfig
+from .parameter_shards import FullyShardingProcesses
 from .processes import Processes, SeveralProcesses
 from .state_shards import ShardingProcesses
 
-TOGETHER = ("distributed", "zero", "accelerate")
+TOGETHER: Mapping[str, type[SeveralProcesses]] = {
+    "distributed": SeveralProcesses,
+    "zero": ShardingProcesses,
+    "fsdp": FullyShardingProcesses,
+    "accelerate": SeveralProcesses,
+}
 FROM_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -76,7 +83,7 @@ def join_processes(config: EngineConfig, device: torch.device) -> Processes:
         atexit.register(leave)
     if dist.get_world_size() == 1:
         return Processes()
-    return ShardingProcesses(device) if config.strategy == "zero" else SeveralProcesses(device)
+    return TOGETHER[config.strategy](device)
 
 
 def leave() -> None:

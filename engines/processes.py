@@ -68,7 +68,7 @@ class SeveralProcesses(Processes):
     @torch.no_grad()
     def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         found = [t.detach() for t in tensors]
-        for places in _by_kind(found):
+        for places in by_kind(found):
             flat = torch.cat([found[i].reshape(-1) for i in places])
             self.reductions += 1
             self.bytes += flat.numel() * flat.itemsize
@@ -106,7 +106,7 @@ class SeveralProcesses(Processes):
     @torch.no_grad()
     def share(self, tensors: Sequence[Tensor], source: int = 0) -> None:
         given = [t.detach() for t in tensors]
-        for places in _by_kind(given):
+        for places in by_kind(given):
             flat = torch.cat([given[i].reshape(-1) for i in places])
             dist.broadcast(flat, src=source)
             if source == self.rank:
@@ -177,7 +177,7 @@ def _unpacked(packed: bytes) -> Any:
     return torch.load(io.BytesIO(packed), map_location="cpu", weights_only=False)
 
 
-def _by_kind(tensors: Sequence[Tensor]) -> list[list[int]]:
+def by_kind(tensors: Sequence[Tensor]) -> list[list[int]]:
     """Return the positions of tensors that can lie in one, in an order all processes have."""
     kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for i, tensor in enumerate(tensors):

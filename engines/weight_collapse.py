@@ -52,6 +52,7 @@ class WeightCollapse(Hook):
     """
 
     optional = True
+    reads_parameters = False
 
     def __init__(
         self,

@@ -60,7 +60,8 @@ from .scheduling import step_scheduler, waits_for_metric
 from .sharding import ShareSampler
 from .state import Snapshot
 from .step_result import StepResult
-from .unrolling import apply_initial_parameters, moves_at_start
+from .trajectory import RecordedUpdate
+from .unrolling import apply_initial_parameters, moves_at_start, owns_start, twin_of
 
 __all__ = [
     "SAMA",
@@ -92,6 +93,7 @@ __all__ = [
     "Problem",
     "Product",
     "RandomState",
+    "RecordedUpdate",
     "Reduction",
     "Reinforce",
     "ReweightedProblem",
@@ -119,6 +121,7 @@ __all__ = [
     "load_surroundings",
     "moves_at_start",
     "not_finite_in",
+    "owns_start",
     "place_in_graph",
     "prepare",
     "prepare_recording",
@@ -132,5 +135,6 @@ __all__ = [
     "step_scheduler",
     "take_precision",
     "to_plain",
+    "twin_of",
     "waits_for_metric",
 ]

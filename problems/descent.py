@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from operator import is_
 from typing import Any
 
@@ -17,6 +18,7 @@ from .errors import DataError, LossError, MetaweightError
 from .finiteness import finite_gradient
 from .hypergradients.value import UpperLoss
 from .kernels import differentiable_twice
+from .overridables import Overridables
 from .partial import is_partial, others_frozen
 from .paths import hypergradient, require_used
 from .problem import Problem
@@ -235,7 +237,9 @@ class _Evaluated(nn.Module):
 def update(problem: Problem) -> None:
     """Apply the accumulated gradient and drop it."""
     problem.optimizer_step()
-    problem.param_callback()
+    altered = type(problem).param_callback is not Overridables.param_callback
+    with problem.processes.whole_parameters() if altered else nullcontext():
+        problem.param_callback()
     problem.zero_grad()
 
 

@@ -31,7 +31,8 @@ def hypergradient(
     paths = problem.position.paths
     held = [(lower, lower.hold_parameters()) for lower in problem.position.lowers]
     try:
-        total = _through_paths(problem, paths, loss, own, again)
+        with problem.processes.whole_recordings(problem.position.lowers):
+            total = _through_paths(problem, paths, loss, own, again)
     finally:
         for lower, before in held:
             lower.release_parameters(before)

@@ -316,7 +316,7 @@ class Problem(Overridables):
     def state_dict(self) -> dict[str, Any]:
         """State of the module, optimizer, scheduler and loss scaler.
 
-        Where processes share out the optimizer's state, all of them call this.
+        Where processes share out parameters or the optimizer's state, all of them call this.
         """
         parts = {
             "module": self.module,
@@ -324,7 +324,7 @@ class Problem(Overridables):
             "scheduler": self.scheduler,
             "scaler": self.scaler,
         }
-        with self.processes.whole_optimizer(self):
+        with self.processes.whole_parameters(), self.processes.whole_optimizer(self):
             return {key: part.state_dict() for key, part in parts.items() if part is not None}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -333,8 +333,9 @@ class Problem(Overridables):
         Raises:
             CheckpointError: When it is of another module; nothing is changed then.
         """
-        require_loadable(self._name, self.module, self.optimizer, state_dict)
-        self.module.load_state_dict(state_dict["module"])
+        with self.processes.whole_parameters():
+            require_loadable(self._name, self.module, self.optimizer, state_dict)
+            self.module.load_state_dict(state_dict["module"])
         if self.optimizer is not None:
             load_optimizer(self.optimizer, state_dict["optimizer"])
             self.processes.own_optimizer(self)

@@ -19,6 +19,11 @@ def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
     Returns:
         Whether it was taken; ``accepts`` may have refused.
     """
+    with problem.processes.whole_parameters():
+        return _redo(problem, accepts)
+
+
+def _redo(problem: Problem, accepts: Accepts | None) -> bool:
     problem.spoiled = False
     with preserved_streams(problem.device):
         for step in problem.window:

@@ -10,6 +10,7 @@ from .adjoint import (
 from .initial import apply_initial_parameters, moves_at_start, owns_start, start_of_loop
 from .learned import apply_learned_settings, owns_settings, settings_per_group
 from .replay import go_back_to, replay
+from .torch_rule import twin_of
 
 __all__ = [
     "UpdateAdjoint",
@@ -24,6 +25,7 @@ __all__ = [
     "replay",
     "settings_per_group",
     "start_of_loop",
+    "twin_of",
     "update_adjoint",
     "why_not_differentiable",
 ]

@@ -15,7 +15,7 @@ from support import process_checks
 from support.checks import RESULTS
 from support.shared_out import TYPES, program
 from support.small import problem
-from support.two_processes import CLOSE, HELPERS, SECONDS, free_port, launched, same
+from support.two_processes import CLOSE, HELPERS, SECONDS, free_port, same, torchrun
 
 from metaweight import CheckpointError, ConfigurationError, Engine, EngineConfig
 
@@ -196,19 +196,15 @@ class Fails(Hook):
         if engine.processes.rank == 1 and engine.global_step == 2:
             raise RuntimeError("broken on purpose")
 
-program("darts", int(os.environ["RANK"]), 2, hooks=[Fails()], train_iters=1000).run()
+settings = {{"train_iters": 1000, "strategy": {strategy!r}}}
+program("darts", int(os.environ["RANK"]), 2, hooks=[Fails()], **settings).run()
 """
 
 
-def torchrun(script: Path, *arguments: str, restarts: int = 0) -> Any:
-    """Start two processes and wait for them."""
-    launcher = ["torch.distributed.run", "--nproc-per-node=2", f"--max-restarts={restarts}"]
-    return launched([*launcher, f"--master-port={free_port()}"], script, *arguments)
-
-
-def test_an_error_in_one_process_ends_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["distributed", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_an_error_in_one_process_ends_all(strategy: str, tmp_path: Path) -> None:
     script = tmp_path / "fails.py"
-    script.write_text(SCRIPT.format(helpers=str(HELPERS)))
+    script.write_text(SCRIPT.format(helpers=str(HELPERS), strategy=strategy))
     ended = torchrun(script)
     assert ended.returncode != 0
     assert "broken on purpose" in ended.stderr

@@ -43,12 +43,6 @@ def test_a_device_is_taken_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device(EngineConfig(device="cuda:3")) == torch.device("cuda", 3)
 
 
-@pytest.mark.parametrize("strategy", ["fsdp"])
-def test_strategies_that_split_a_program_are_refused(strategy: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"strategy='{strategy}'.*several processes"):
-        choose_device(EngineConfig(strategy=strategy))
-
-
 def test_the_old_name_of_distributed_asks_for_torchrun() -> None:
     with pytest.raises(ConfigurationError, match=r"strategy='distributed'.*torchrun"):
         Engine([problem()], EngineConfig(distributed=True))

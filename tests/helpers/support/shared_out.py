@@ -177,7 +177,7 @@ def program(
     return engine([upper, lower], run_config(world, **whole), edges, hooks=hooks)
 
 
-def chain(kind: str, rank: int, world: int) -> Engine:
+def chain(kind: str, rank: int, world: int, **settings: Any) -> Engine:
     """Three levels, each with a hypergradient through the one below."""
     torch.manual_seed(1 + rank)
     nets = [Net(3), Net(1), Net(1)]
@@ -194,7 +194,7 @@ def chain(kind: str, rank: int, world: int) -> Engine:
         "u2l": {highest: [top], top: [low]},
         "l2u": {low: [top], top: [highest]},
     }
-    return Engine([highest, top, low], run_config(world, train_iters=4), edges)
+    return Engine([highest, top, low], run_config(world, train_iters=4, **settings), edges)
 
 
 def parameters(engine: Engine) -> dict[str, Tensor]:

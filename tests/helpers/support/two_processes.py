@@ -36,12 +36,14 @@ def place_of(rank: int, port: int) -> dict[str, str]:
     }
 
 
-def found_together(folder: Path) -> list[dict[str, Any]]:
-    """What each of two processes found."""
+def found_together(
+    folder: Path, module: str = "support.each_process", *names: str
+) -> list[dict[str, Any]]:
+    """What each of two processes found in a module's checks: all of them, or those named."""
     port = free_port()
     both = [
         subprocess.Popen(
-            [sys.executable, "-m", "support.each_process", str(folder)],
+            [sys.executable, "-m", module, str(folder), *names],
             env={**os.environ, **place_of(rank, port), "PYTHONPATH": str(HELPERS)},
             stderr=subprocess.PIPE,
             text=True,
@@ -55,6 +57,12 @@ def found_together(folder: Path) -> list[dict[str, Any]]:
             process.kill()
     assert [process.returncode for process in both] == [0, 0], "\n".join(said)
     return [torch.load(folder / f"found_{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def torchrun(script: Path, *arguments: str, restarts: int = 0) -> Any:
+    """Start two processes and wait for them."""
+    launcher = ["torch.distributed.run", "--nproc-per-node=2", f"--max-restarts={restarts}"]
+    return launched([*launcher, f"--master-port={free_port()}"], script, *arguments)
 
 
 def launched(launcher: list[str], script: Path, *arguments: str) -> Any:
