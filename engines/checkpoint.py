@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +29,7 @@ from metaweight.problems import (
     to_plain,
 )
 
+from .checkpoint_parts import Part, take_parts
 from .hooks import Hook
 from .process_state import own_share, with_all_shares
 from .snapshot_state import snapshot_from_dict, snapshot_to_dict
@@ -51,6 +52,20 @@ def engine_to_plain(engine: Engine) -> dict[str, Any]:
         return with_all_shares(engine.processes, _take(engine, copy=False))
 
 
+def engine_to_parts(engine: Engine) -> tuple[dict[str, Any], list[Part]]:
+    """Return the same but for what processes share out, and this one's parts of that.
+
+    Raises:
+        CheckpointError: As :func:`engine_to_plain`.
+    """
+    _require_between_steps(engine)
+    processes = engine.processes
+    with processes.whole_parameters():
+        plain = _take(engine, copy=False, in_parts=True)
+        parts = take_parts(processes.layouts, engine.problems, plain["problems"])
+        return with_all_shares(processes, plain), parts
+
+
 def _require_between_steps(engine: Engine) -> None:
     if engine.standing.amid_step:
         raise CheckpointError(
@@ -60,10 +75,13 @@ def _require_between_steps(engine: Engine) -> None:
         )
 
 
-def _take(engine: Engine, *, copy: bool) -> dict[str, Any]:
+def _take(engine: Engine, *, copy: bool, in_parts: bool = False) -> dict[str, Any]:
     names = Names(engine.problems)
     loops = not engine.schedule.is_between_loops()
-    with engine.processes.whole_recordings(engine.problems):
+    with (
+        engine.processes.whole_recordings(engine.problems),
+        engine.processes.parts_of_states() if in_parts else nullcontext(),
+    ):
         problems = {
             p.name: problem_to_plain(p, names, loop_open=loops, copy=copy) for p in engine.problems
         }

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import torch
-from metaweight.problems import CheckpointError
+from metaweight.problems import CheckpointError, DamagedCheckpointError
 
 from .migrations import FORMAT, MIGRATIONS, migrate
+from .parts_folder import read_parts
 
 MAGIC = b"metaweight checkpoint "
 HEADER = 2048
@@ -37,10 +38,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
-
-
-class DamagedCheckpointError(CheckpointError):
-    """A file is not as it was written."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +170,7 @@ def read_checkpoint(
             ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds no state of an engine; use another checkpoint.")
+    read_parts(path, state)
     return manifest, migrate(path, manifest.format, state, migrations)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +14,17 @@ from metaweight.problems.settings import shown
 
 from .checkpoint import (
     engine_from_plain,
-    engine_to_plain,
+    engine_to_parts,
     missing_devices,
     streams_to_dict,
 )
 from .checkpoint_file import Manifest, read_checkpoint, write_checkpoint
 from .checkpoint_folder import CheckpointFolder
+from .checkpoint_parts import write_parts
 from .config import EngineConfig
 from .hooks import Hook
 from .loggers import flatten_stats
+from .parts_folder import remove_parts
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -35,17 +38,28 @@ def save_engine(
     """Write the whole state of a program to a file; see :meth:`Engine.save`."""
     require_path("save", path)
     manifest = Manifest(engine.global_step, engine.standing.run, metric, value)
+    file = Path(path)
     try:
         # Logs are the first process's, and where they cannot be written none may wait for it.
         engine.processes.from_first(engine.logger.position)
-        state = engine_to_plain(engine)
+        state, parts = engine_to_parts(engine)
     except OSError as error:
         raise CheckpointError(
             f"The checkpoint {path} was not written, because the run's logs could not be brought "
             f"to the disk: {error.strerror or error}; make room."
         ) from error
+    folder = None
+    if parts:
+        state["parts"] = write_parts(engine.processes, file, parts)
+        folder = state["parts"]["folder"]
     if engine.is_rank_zero():
-        write_checkpoint(Path(path), manifest, state)
+        try:
+            write_checkpoint(file, manifest, state)
+        except CheckpointError:
+            if folder is not None:
+                shutil.rmtree(file.with_name(folder), ignore_errors=True)
+            raise
+        remove_parts(file, keep=folder)
 
 
 def load_engine(engine: Engine, path: Path_) -> None:

@@ -187,7 +187,8 @@ class Engine:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything the program is to a file, from which a program built alike goes on.
 
-        Of several processes all call it, and the first one writes.
+        Of several processes all call it, and the first one writes. With ``strategy="fsdp"`` all
+        write, to a folder beside the file, whose name begins with the file's.
 
         That is every problem with its module, optimizer, scheduler and loss scaler, steps recorded
         for a hypergradient, gradients amid an accumulation, hooks, random streams, the places of

@@ -51,6 +51,7 @@ class FullyShardingProcesses(SeveralProcesses):
         self._aside: dict[Tensor, Tensor] = {}
         self._optimizers: dict[torch.optim.Optimizer, None] = {}
         self._gathered_states: set[torch.optim.Optimizer] = set()
+        self._gathers_states = True
         self._guarded: WeakSet[nn.Module] = WeakSet()
 
     def share_out(self, problems: Sequence[Problem]) -> None:
@@ -98,10 +99,23 @@ class FullyShardingProcesses(SeveralProcesses):
         if optimizer not in self._gathered_states:
             self._part_state(optimizer, self._layouts)
 
+    @property
+    def layouts(self) -> Mapping[Tensor, ShardLayout]:
+        return self._layouts
+
+    @contextmanager
+    def parts_of_states(self) -> Iterator[None]:
+        before, self._gathers_states = self._gathers_states, False
+        try:
+            yield
+        finally:
+            self._gathers_states = before
+
     @contextmanager
     def whole_optimizer(self, problem: Problem) -> Iterator[None]:
         optimizer = problem.optimizer
-        if optimizer not in self._optimizers or optimizer in self._gathered_states:
+        known = optimizer in self._optimizers and optimizer not in self._gathered_states
+        if not known or not self._gathers_states:
             yield
             return
         self._gathered_states.add(optimizer)

@@ -7,6 +7,7 @@ from .descent import descend, leave_out
 from .errors import (
     CheckpointError,
     ConfigurationError,
+    DamagedCheckpointError,
     DataError,
     GraphError,
     HypergradientError,
@@ -71,6 +72,7 @@ __all__ = [
     "Config",
     "ConfigurationError",
     "ConjugateGradient",
+    "DamagedCheckpointError",
     "DataError",
     "FiniteDifference",
     "Finiteness",

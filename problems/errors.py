@@ -41,3 +41,7 @@ class NonFiniteError(MetaweightError, ArithmeticError):
 
 class CheckpointError(MetaweightError, RuntimeError):
     """A checkpoint could not be written, read, or does not belong to this program."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A file of a checkpoint is not as it was written."""

@@ -13,6 +13,9 @@ from support.two_processes import found_together
 def together_in_parts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes with parts of the parameters found, in the quick checks."""
     folder = tmp_path_factory.mktemp("two")
+    one = fsdp_checks.program("sama", 0, 1, train_iters=fsdp_checks.EPOCHS)
+    one.run()
+    one.save(folder / "one.ckpt")
     quick = [name for name in fsdp_checks.RESULTS if name not in fsdp_checks.SLOW]
     return found_together(folder, "support.fsdp_checks", *quick)
 

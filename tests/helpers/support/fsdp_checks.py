@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metaweight import (
     AdaptiveInterval,
+    CheckpointError,
     Config,
     Engine,
     Hook,
@@ -33,6 +34,7 @@ SLOW = (
     "averages",
     "audited",
     "half_precision",
+    "resumed_amid_a_loop",
 )
 
 
@@ -391,6 +393,91 @@ def whole_states(rank: int, world: int, folder: Path) -> Any:
         "optimizer": state["optimizer"]["state"],
         "again": whole(again)["low"],
     }
+
+
+def saving(rank: int, world: int, folder: Path, iterations: int, **settings: Any) -> Engine:
+    """A program that saves every second iteration and keeps two of its checkpoints."""
+    whole = {"checkpoint_dir": folder, "checkpoint_step": 2, "keep_last": 2, **settings}
+    return program("sama", rank, world, train_iters=iterations, **whole, **fsdp(world))
+
+
+@check
+def kept(rank: int, world: int, folder: Path) -> Any:
+    """Names of what is in the folder of a run, and ends of one that was interrupted and resumed."""
+    first = saving(rank, world, folder, 6)
+    first.run()
+    first.processes.from_first(lambda: None)
+    names = sorted(file.name for file in folder.iterdir())
+    again = saving(rank, world, folder, 12)
+    again.run(resume="auto")
+    uninterrupted = program("sama", rank, world, train_iters=12, **fsdp(world))
+    return names, whole(again), ran(uninterrupted)
+
+
+@check
+def saved(rank: int, world: int, folder: Path) -> Any:
+    """A checkpoint, written twice to one file."""
+    engine = program("sama", rank, world, train_iters=6, **fsdp(world))
+    engine.save(folder / "twice.ckpt")
+    engine.run()
+    engine.save(folder / "twice.ckpt")
+    return str(folder / "twice.ckpt"), whole(engine)
+
+
+AMID = {
+    "roll back": {"kind": "sama", "roll_back": True},
+    "accumulation": {"kind": "unroll one-sided", "accumulation": 2},
+}
+
+
+@check
+def resumed_amid_a_loop(rank: int, world: int, folder: Path) -> Any:
+    found = {}
+    for name, settings in AMID.items():
+        whole_run = program(rank=rank, world=world, train_iters=12, **settings, **fsdp(world))
+        first = program(rank=rank, world=world, train_iters=7, **settings, **fsdp(world))
+        first.run()
+        first.save(folder / f"{name}.ckpt")
+        again = program(rank=rank, world=world, train_iters=12, **settings, **fsdp(world))
+        again.load(folder / f"{name}.ckpt")
+        found[name] = (ran(whole_run), ran(again))
+    return found
+
+
+# Where both loaders are between two epochs.
+EPOCHS = 30
+
+
+@check
+def from_two(rank: int, world: int, folder: Path) -> Any:
+    """A checkpoint of some processes, to go on from in another number."""
+    engine = program("sama", rank, world, train_iters=EPOCHS, **fsdp(world))
+    engine.run()
+    engine.save(folder / "from.ckpt")
+    return str(folder / "from.ckpt")
+
+
+@check
+def into_two(rank: int, world: int, folder: Path) -> Any:
+    """Where a checkpoint of one process leads."""
+    engine = program("sama", rank, world, train_iters=EPOCHS + 6, **fsdp(world))
+    engine.load(folder.parent / "one.ckpt")
+    return ran(engine)
+
+
+@check
+def not_written(rank: int, world: int, folder: Path) -> Any:
+    """What is said, and what is left, when parts or the file cannot be written."""
+    engine = program("sama", rank, world, **fsdp(world))
+    (folder / "taken").mkdir(exist_ok=True)
+    said = []
+    for name in ("absent/file.ckpt", "taken"):
+        try:
+            engine.save(folder / name)
+        except CheckpointError as error:
+            said.append(str(error))
+        engine.processes.from_first(lambda: None)
+    return said, sorted(file.name for file in folder.iterdir())
 
 
 def _refused(world: int, optimizer: Any, module: nn.Module | None = None) -> None:
