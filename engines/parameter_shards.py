@@ -132,8 +132,6 @@ class FullyShardingProcesses(SeveralProcesses):
         else:
             self._gather()
 
-    # Whatever surrounds it, what is made here is trained on.
-    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def _go_to_rest(self) -> None:
         self._rests = True
@@ -150,7 +148,6 @@ class FullyShardingProcesses(SeveralProcesses):
         parameter.data = self._layouts[parameter].part(parameter.data)
         self._resting[parameter] = None
 
-    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def _gather(self) -> None:
         self._rests = False

@@ -18,7 +18,6 @@ What differs from Betty 0.2.1:
 * Optimizers, schedulers and loaders are used as given and never rebuilt.
 * ``IterativeProblem`` and its relatives differentiate exactly through their optimizer steps, at
   constant memory; in Betty 0.2.1 they fail.
-* The strategies of several processes are refused by a ``ConfigurationError``.
 * Betty's inner workings (``betty.utils``, ``betty.hypergradient``, ``betty.patch`` and so on) are
   not served; importing them is an ``ImportError`` that says what is.
 
