@@ -184,7 +184,7 @@ class Schedule:
 
     def go_back(self, mark: Mark) -> None:
         """Put every problem where it stood when :meth:`mark` was called."""
-        self._progress = {name: Progress(*rest, set(ready)) for name, rest, ready in mark}
+        self._progress = {name: Progress(*rest, ready=set(ready)) for name, rest, ready in mark}
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return where every problem stands, to be saved."""
