@@ -122,7 +122,7 @@ class Progress:
     ready: set[str] = field(default_factory=set)
 
 
-Mark = list[tuple[str, tuple[Any, ...], tuple[str, ...]]]
+Mark = list[tuple[str, dict[str, Any]]]
 
 
 class Schedule:
@@ -178,13 +178,15 @@ class Schedule:
     def mark(self) -> Mark:
         """Return where every problem stands, for :meth:`go_back`; quicker than a state to save."""
         return [
-            (name, tuple(vars(s).values())[:-1], tuple(s.ready))
-            for name, s in self._progress.items()
+            (name, {**vars(state), "ready": set(state.ready)})
+            for name, state in self._progress.items()
         ]
 
     def go_back(self, mark: Mark) -> None:
         """Put every problem where it stood when :meth:`mark` was called."""
-        self._progress = {name: Progress(*rest, ready=set(ready)) for name, rest, ready in mark}
+        self._progress = {
+            name: Progress(**{**values, "ready": set(values["ready"])}) for name, values in mark
+        }
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return where every problem stands, to be saved."""
