@@ -25,6 +25,7 @@ from metaweight import (
     Product,
     Status,
     Unroll,
+    ValueHypergradient,
 )
 from support.drawn_problems import build
 from support.random_programs import Program
@@ -261,6 +262,15 @@ class Nothing(Hypergradient):
         return Product([torch.zeros_like(t) for t in wanted], Status("Nothing"))
 
 
+class NothingMeasured(ValueHypergradient):
+    """The same for decisions, through which no gradient could flow."""
+
+    def estimate(
+        self, problem: Problem, value: Callable[[], Tensor], wanted: Sequence[Tensor]
+    ) -> Product:
+        return Product([torch.zeros_like(t) for t in wanted], Status("NothingMeasured"))
+
+
 def check_streams(program: Program) -> None:
     """Hypergradients and roll-backs leave the random streams where they would be without."""
     with told(program):
@@ -272,7 +282,10 @@ def check_streams(program: Program) -> None:
             replace(
                 level,
                 kind="plain" if level.kind == "iterative" else level.kind,
-                config={**level.config, "type": Nothing()},
+                config={
+                    **level.config,
+                    "type": NothingMeasured() if level.kind == "decisions" else Nothing(),
+                },
             )
             for level in program.levels
         ]
