@@ -74,6 +74,9 @@ class FullyShardingProcesses(SeveralProcesses):
         yield
         self._return(before)
 
+    def require_whole(self, problem: Problem) -> None:
+        self._require_whole(problem.module, problem.name)
+
     @contextmanager
     def parts_of_parameters(self) -> Iterator[None]:
         before = self._rests
@@ -186,17 +189,19 @@ class FullyShardingProcesses(SeveralProcesses):
         self._guarded.add(module)
 
         def require_whole(module: nn.Module, *given: Any) -> None:
-            if torch.compiler.is_compiling() or not self._resting:
-                return
-            if any(p in self._resting for p in module.parameters()):
-                raise ConfigurationError(
-                    f"The module of problem {name!r} was evaluated or asked for its state_dict "
-                    f"where each of {self.world} processes holds a part of its parameters; do it "
-                    "within 'with engine.whole_parameters():', which all processes enter."
-                )
+            if not torch.compiler.is_compiling():
+                self._require_whole(module, name)
 
         module.register_forward_pre_hook(require_whole)
         module.register_state_dict_pre_hook(require_whole)
+
+    def _require_whole(self, module: nn.Module, name: str) -> None:
+        if self._resting and any(p in self._resting for p in module.parameters()):
+            raise ConfigurationError(
+                f"The module of problem {name!r} was evaluated, copied or asked for its state_dict "
+                f"where each of {self.world} processes holds a part of its parameters; do it "
+                "within 'with engine.whole_parameters():', which all processes enter."
+            )
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         if kwargs.get("closure") is not None or any(callable(a) for a in args[1:]):

@@ -57,6 +57,13 @@ class Reduction:
         """Inside, every process holds the whole parameters of all problems."""
         return nullcontext()
 
+    def require_whole(self, problem: Problem) -> None:
+        """Refuse to go on where this process holds parts of the problem's parameters.
+
+        Raises:
+            ConfigurationError: Saying where they are whole.
+        """
+
     def parts_of_parameters(self) -> AbstractContextManager[None]:
         """Inside, every process holds the part of parameters it has between steps."""
         return nullcontext()

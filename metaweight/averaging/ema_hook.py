@@ -60,6 +60,7 @@ class EMAHook(Hook):
         self.settings = EMASettings(beta, warm_up, buffers)
         self.validate_teacher = validate_teacher
         self._ema: EMA | None = None
+        self._student: Problem | None = None
         self._loaded: Mapping[str, Any] | None = None
         self._due = False
 
@@ -68,13 +69,16 @@ class EMAHook(Hook):
         """The average.
 
         Raises:
-            ConfigurationError: Before the first run, when there is none yet.
+            ConfigurationError: Before the first run, when there is none yet; and where processes
+                hold parts of the parameters, outside of ``engine.whole_parameters()``.
         """
         if self._ema is None:
             raise ConfigurationError(
                 f"The EMAHook of problem {self._name!r} has no average yet; it begins with "
                 "engine.run(). Hand the hook to the engine and use it inside the run or after it."
             )
+        if self._student is not None:
+            self._student.processes.require_whole(self._student)
         return self._ema
 
     def applied(self) -> AbstractContextManager[nn.Module]:
@@ -153,6 +157,7 @@ class EMAHook(Hook):
         return problem is self.problem or problem.name == self.problem
 
     def _begin(self, problem: Problem) -> None:
+        self._student = problem
         if self._ema is not None:
             return
         given = self.settings

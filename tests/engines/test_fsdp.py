@@ -120,7 +120,7 @@ def test_a_module_used_between_steps_says_what_to_do(
 ) -> None:
     for found in together_in_parts:
         said, used = found["used_at_rest"]
-        assert len(said) == 2
+        assert len(said) == 3
         assert all("each of 2 processes holds a part" in text for text in said)
         assert all("within 'with engine.whole_parameters():'" in text for text in said)
         torch.testing.assert_close(used, alone("used_at_rest")[1], **CLOSE)

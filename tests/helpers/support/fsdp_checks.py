@@ -368,15 +368,18 @@ def _bytes_held(engine: Engine) -> list[int]:
 
 @check
 def used_at_rest(rank: int, world: int, folder: Path) -> Any:
-    engine = program("darts", rank, world, **fsdp(world))
+    ema = EMAHook("low", 0.9)
+    engine = program("darts", rank, world, hooks=[ema], **fsdp(world))
+    engine.run()
     said = []
-    for use in (lambda: engine.low(torch.zeros(1, 3).double()), engine.low.module.state_dict):
+    inputs = torch.zeros(1, 3, dtype=torch.float64)
+    for use in (lambda: engine.low(inputs), engine.low.module.state_dict, ema.teacher):
         try:
             use()
         except ValueError as error:
             said.append(str(error))
     with torch.inference_mode(), engine.whole_parameters():
-        output = engine.low(torch.zeros(1, 3).double()).clone()
+        output = engine.low(inputs).clone()
         saved = {k: v.clone() for k, v in engine.low.module.state_dict().items()}
     return said, {"output": output, "saved": saved, **ran(engine)}
 
