@@ -106,6 +106,16 @@ def test_the_file_holds_nothing_that_is_shared_out(copied: Path) -> None:
     assert whole["optimizer"]["state"][0]["exp_avg"].shape == (6, 3)
 
 
+def test_a_tensor_that_was_on_a_device_is_put_under_its_label(copied: Path) -> None:
+    state = described(copied)
+    labelled = {"metaweight holds": "tensor", "device": "cuda:0", "value": None}
+    state["problems"]["low"]["state"]["module"]["layers.0.weight"] = labelled
+    write_checkpoint(copied, read_manifest(copied), state)
+    found = read_checkpoint(copied)[1]["problems"]["low"]["state"]["module"]["layers.0.weight"]
+    assert found["device"] == "cuda:0"
+    assert found["value"].shape == (6, 3)
+
+
 def test_a_checkpoint_that_is_written_again_has_one_folder(together_in_parts: Found) -> None:
     path, values = together_in_parts[0]["saved"]
     assert len(list(Path(path).parent.iterdir())) == 2
