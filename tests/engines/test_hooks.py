@@ -84,8 +84,11 @@ def test_several_hooks_take_turns_in_the_order_given() -> None:
 
 
 def test_configured_hooks_come_before_given_ones() -> None:
-    given = Recorder()
-    engine = single(problem(), early_stopping=True, hooks=[given])
+    class Measured(Engine):
+        def validation(self) -> dict[str, float]:
+            return {}
+
+    engine = single(problem(), engine=Measured, early_stopping=True, hooks=[Recorder()])
     assert [type(hook).__name__ for hook in engine.hooks.hooks] == ["EarlyStopping", "Recorder"]
 
 
