@@ -10,30 +10,16 @@ from typing import Any
 from metaweight.problems import (
     Auditor,
     GraphError,
-    GraphPosition,
     HypergradientReport,
     Problem,
     Snapshot,
-    StepResult,
-    apply_initial_parameters,
     check_hypergradients,
-    descend,
     expect_dependence,
-    leave_out,
-    owns_start,
-    place_in_graph,
-    prepare,
     prepare_recording,
-    redo,
-    redo_or_keep,
-    require_own_parameters,
     reseed,
-    step_scheduler,
-    waits_for_metric,
 )
 from metaweight.problems.settings import shown
 
-from .accelerated import require_unprepared, take_accelerators_precision
 from .arguments import (
     checked_config,
     checked_hooks,
@@ -44,25 +30,24 @@ from .arguments import (
     require_validation,
     unchanged_on_error,
 )
+from .assembly import make_schedule, prepare_problems, wire
 from .checkpoint import put_streams
 from .checkpointing import Checkpointing, load_engine, save_engine
 from .config import EngineConfig
-from .counters import Counters
-from .early_stopping import EarlyStopping
+from .configured_hooks import configured_hooks
 from .env import Env
+from .execution import Execution
 from .graph import Graph
 from .hooks import Hook, HookList
 from .hypergradient_check import check_hypergradients_of
-from .loggers import RunLogger, flatten_stats, make_run_logger
-from .non_finite import NonFinite, require_one_policy
+from .loggers import RunLogger, flatten_stats, make_run_logger, sentence
+from .non_finite import require_one_policy
 from .placement import choose_device
+from .plateau import step_plateau
 from .process_group import join_processes
-from .progress import ProgressBar
-from .same_program import require_same_program
-from .schedule import Action, Instruction, Rhythm, Schedule
+from .schedule import Schedule
 from .standing import Standing
 from .stopping import StopRequest, asked_to_end, stops_between_steps
-from .synchronised_batch_norm import synchronised
 
 Dependencies = Mapping[str, Mapping[Problem, Sequence[Problem]]]
 
@@ -119,18 +104,18 @@ class Engine:
         self.standing.run = self.processes.from_first(lambda: self.standing.run)
         self.checkpointing = Checkpointing(self.config)
         saving = [] if self.checkpointing.folder is None else [self.checkpointing]
-        self.hooks = HookList([*_configured_hooks(self.config), *given_hooks, *saving])
+        self.hooks = HookList([*configured_hooks(self.config), *given_hooks, *saving])
         require_one_policy(self.hooks.hooks)
         self.leaves: list[Problem] = []
         self.dependencies = dependencies
         self.snapshots: dict[str, Snapshot] = {}
-        self._counters: Counters | None = None
         self._by_name: dict[str, Problem] = {}
         require_free_names(self.problems, self, env)
         with unchanged_on_error(self.problems, env):
             self._by_name = {problem.name: problem for problem in self.problems}
+            self._execution = Execution(self)
             self._wire(graph)
-            self._prepare()
+            prepare_problems(self, self._execution.drive, self._execution.end_epoch)
             self._schedule = self._make_schedule(graph)
             self.train()
             self.processes.share_out(self.problems)
@@ -332,65 +317,10 @@ class Engine:
 
     def _wire(self, graph: Graph[Problem]) -> None:
         self.leaves = list(graph.leaves)
-        for problem in self.problems:
-            peers = {name: p for name, p in self._by_name.items() if p is not problem}
-            position = GraphPosition(
-                parents=graph.parents[problem.name],
-                children=graph.children[problem.name],
-                paths=graph.paths[problem.name],
-                peers=peers,
-            )
-            place_in_graph(problem, position)
-
-    def _prepare(self) -> None:
-        if self.env is not None:
-            self.env._peers = self._by_name
-            self.env.configure_device(self.device)
-            self.env.initialize()
-        for problem in self.problems:
-            problem.logger = self.logger
-            problem.env = self.env
-            problem.keeps_parts = any(hook.reads_hypergradients for hook in self.hooks.hooks)
-            # Those of an engine the problem was in before.
-            problem.processes.give_back()
-            problem.processes = self.processes
-            take_accelerators_precision(problem, self.config)
-            require_unprepared(problem, self.config)
-            prepare(
-                problem,
-                self.device,
-                self._epoch_end,
-                self._drive,
-                channels_last=self.config.channels_last,
-            )
-            require_unprepared(problem, self.config)
-        require_same_program(self.processes, self.problems, self.config)
-        for problem in self.problems:
-            if self.config.sync_batch_norm:
-                problem.module = synchronised(problem.module, self.processes.world)
-            self._share(problem)
-        require_own_parameters(self.problems)
-        for problem in self.problems:
-            check_hypergradients(problem)
-        expect_dependence(self.problems)
-
-    def _share(self, problem: Problem) -> None:
-        """Give the problem's parameters and buffers the values they have in process 0."""
-        self.processes.share([*problem.module.parameters(), *problem.module.buffers()])
+        wire(self.problems, graph)
 
     def _make_schedule(self, graph: Graph[Problem]) -> Schedule:
-        rhythms = {
-            problem.name: Rhythm(
-                unroll_steps=problem.config.unroll_steps,
-                accumulation=problem.config.gradient_accumulation,
-                warmup=problem.config.warmup_steps,
-                roll_back=self.config.roll_back,
-                recorded_updates=problem.trajectory.recording.updates,
-            )
-            for problem in self.problems
-        }
-        parents = {name: [p.name for p in ups] for name, ups in graph.parents.items()}
-        return Schedule(rhythms, parents)
+        return make_schedule(self.problems, graph, roll_back=self.config.roll_back)
 
     def _is_over(self) -> bool:
         if self.standing.stopped is not None:
@@ -406,140 +336,18 @@ class Engine:
 
     def _iterate(self, request: StopRequest) -> None:
         if not self._owes_validation():
-            self._take_iteration()
+            self._execution.take_iteration()
             self.standing.iteration += 1
-            with self._whole_for(self.hooks.reads_at_iteration_end):
+            reads = self.hooks.reads_at_iteration_end
+            with self.processes.whole_parameters() if reads else nullcontext():
                 self.hooks.iteration_end(self)
         if self._owes_validation() and not self._is_asked_to_end(request):
             self._validate()
         if self.checkpointing.folder is not None and not self._is_asked_to_end(request):
             self.checkpointing.iteration_over(self)
 
-    def _take_iteration(self) -> None:
-        """Step; what errs before anything has been changed leaves the counters as they were."""
-        self._counters = Counters(self.problems, self._schedule)
-        self.global_step += 1
-        try:
-            self.train_step()
-        except BaseException:
-            if self._counters.put_back():
-                self.global_step -= 1
-                self.standing.amid_step = False
-            raise
-        finally:
-            self._counters = None
-
     def _is_asked_to_end(self, request: StopRequest) -> bool:
         return asked_to_end(request, self.standing, self.processes)
-
-    def _drive(self, problem: Problem, global_step: int | None) -> None:
-        # What comes after an exception here cannot be saved: the schedule is ahead of the steps.
-        self.standing.amid_step = True
-        for instruction in self._schedule.advance(problem.name):
-            self._execute(instruction, global_step)
-        self.standing.amid_step = False
-
-    def _execute(self, instruction: Instruction, global_step: int | None) -> None:
-        problem = self._by_name[instruction.problem]
-        action = instruction.action
-        if self._counters is not None:
-            self._counters.begins(problem, instruction)
-        if action is Action.STEP:
-            self._step(problem, instruction, global_step)
-        elif action is Action.LOOP_START:
-            self._begin_loop(problem)
-        elif action is Action.SNAPSHOT:
-            with self.processes.parts_of_parameters():
-                self.snapshots[problem.name] = Snapshot(
-                    problem.module, problem.optimizer, problem.scaler
-                )
-        elif action is Action.REDO:
-            self._redo(problem)
-            step_scheduler(problem)
-        else:
-            step_scheduler(problem)
-
-    def _begin_loop(self, problem: Problem) -> None:
-        problem.trajectory.begin_loop()
-        redraws = type(problem).on_inner_loop_start is not Problem.on_inner_loop_start
-        with self._whole_for(redraws or owns_start(problem)):
-            problem.on_inner_loop_start()
-            if redraws:
-                # It may have drawn new parameters.
-                self._share(problem)
-            apply_initial_parameters(problem)
-
-    def _whole_for(self, reads_parameters: bool) -> AbstractContextManager[None]:
-        return self.processes.whole_parameters() if reads_parameters else nullcontext()
-
-    def _step(self, problem: Problem, instruction: Instruction, global_step: int | None) -> None:
-        with self.processes.whole_parameters():
-            self._step_whole(problem, instruction, global_step)
-
-    def _step_whole(
-        self, problem: Problem, instruction: Instruction, global_step: int | None
-    ) -> None:
-        problem.begin_step(instruction.count, global_step)
-        self.hooks.before_step(self, problem)
-        result = self._descend(problem, instruction)
-        if self._counters is not None:
-            self._counters.stepped()
-        if result.left_out:
-            self.hooks.step_left_out(self, problem)
-        if instruction.settled:
-            step_scheduler(problem)
-        self._log(problem, result, global_step)
-        if problem.scheduler is not None and not (self.do_validation() or result.left_out):
-            self._step_plateau(problem, {**result.metrics, "loss": result.loss}, "training_step")
-        # The optimizer has left parts of the parameters.
-        with self._whole_for(self.hooks.reads_after_step):
-            self.hooks.after_step(self, problem, result)
-
-    def _descend(self, problem: Problem, instruction: Instruction) -> StepResult:
-        record, first, last = instruction.record, instruction.first, instruction.last
-        if any(lower.trajectory.spent for lower in problem.position.lowers):
-            return leave_out(problem, record=record, first=first, last=last)
-        return descend(
-            problem,
-            record=record,
-            first=first,
-            last=last,
-            after_gradient=self._after_gradient,
-            accepts=self._accepts if self.hooks.may_refuse else None,
-        )
-
-    def _redo(self, problem: Problem) -> None:
-        start, may_refuse, taken = self.snapshots[problem.name], self.hooks.may_refuse, True
-        with self.processes.parts_of_parameters():
-            if not may_refuse:
-                start.restore(problem.optimizer, problem.scaler)
-                redo(problem)
-            # Where its last steps were left out, no upper problem has stepped: the loop stands.
-            elif not problem.trajectory.spent:
-                taken = redo_or_keep(problem, start, self._accepts)
-        if not taken:
-            self.hooks.step_left_out(self, problem)
-
-    def _accepts(self, problem: Problem, result: StepResult) -> bool:
-        return self.hooks.accepts(self, problem, result)
-
-    def _after_gradient(self, problem: Problem) -> None:
-        self.hooks.after_gradient(self, problem)
-        if self._counters is not None:
-            # What errs from here on may have changed parameters.
-            self._counters.stepped()
-
-    def _log(self, problem: Problem, result: StepResult, global_step: int | None) -> None:
-        every = problem.config.log_step
-        if every <= 0 or problem.count % every != 0:
-            return
-        stats = flatten_stats({**result.metrics, "loss": result.loss})
-        local = global_step is None or problem.config.log_local_step
-        place = "" if global_step is None else f" [Global Step {global_step}]"
-        self.logger.info(
-            f'[Problem "{problem.name}"]{place} [Local Step {problem.count}] {_sentence(stats)}'
-        )
-        self.logger.log(stats, tag=problem.name, step=problem.count if local else global_step)
 
     def _validate(self) -> None:
         with self.processes.whole_parameters():
@@ -554,48 +362,10 @@ class Engine:
             self.train()
         stats = self.processes.mean_stats(stats)
         self.logger.info(
-            f"[Validation] [Global Step {self.global_step}] {_sentence(flatten_stats(stats))}"
+            f"[Validation] [Global Step {self.global_step}] {sentence(flatten_stats(stats))}"
         )
         self.logger.log(stats, tag="validation", step=self.global_step)
         for problem in self.problems:
-            self._step_plateau(problem, stats, "validation")
+            step_plateau(problem, stats, "validation", self.processes)
         self.standing.validated_at = self.global_step
         self.hooks.after_validation(self, stats)
-
-    def _step_plateau(self, problem: Problem, stats: Mapping[str, Any], source: str) -> None:
-        if not waits_for_metric(problem.scheduler):
-            return
-        metric = problem.config.plateau_metric
-        if metric not in stats:
-            raise GraphError(
-                f"The ReduceLROnPlateau scheduler of problem {problem.name!r} waits for "
-                f"{metric!r}, but {source} returned {sorted(stats) or 'nothing'}; return it "
-                "there, or name another value in Config(plateau_metric=...)."
-            )
-        problem.scheduler.step(self.processes.mean_stats({metric: stats[metric]})[metric])
-
-    def _epoch_end(self, problem: Problem) -> None:
-        with self.processes.whole_parameters():
-            problem.epoch_callback()
-            self.hooks.epoch_end(self, problem)
-
-
-def _configured_hooks(config: EngineConfig) -> list[Hook]:
-    hooks: list[Hook] = []
-    if config.early_stopping:
-        hooks.append(
-            EarlyStopping(
-                metric=config.early_stopping_metric,
-                tolerance=config.early_stopping_tolerance,
-                mode=config.early_stopping_mode,
-            )
-        )
-    if config.non_finite != "ignore":
-        hooks.append(NonFinite(config.non_finite))
-    if config.progress:
-        hooks.append(ProgressBar())
-    return hooks
-
-
-def _sentence(stats: Mapping[str, float]) -> str:
-    return " || ".join(f"{name}: {value:.6g}" for name, value in stats.items())

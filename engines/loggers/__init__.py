@@ -1,6 +1,6 @@
 """Where the numbers of a run go."""
 
-from .base import Logger, flatten_stats
+from .base import Logger, flatten_stats, sentence
 from .files import CSVLogger, JSONLinesLogger
 from .run_logger import RunLogger, console, make_run_logger
 from .tensorboard import TensorBoardLogger
@@ -16,4 +16,5 @@ __all__ = [
     "console",
     "flatten_stats",
     "make_run_logger",
+    "sentence",
 ]

@@ -56,3 +56,8 @@ def _plain(value: Any) -> Any:
     elif not hasattr(value, "tolist"):
         return value
     return value.reshape(()).tolist() if math.prod(value.shape) == 1 else value.tolist()
+
+
+def sentence(stats: Mapping[str, float]) -> str:
+    """Return values by name as one line of text."""
+    return " || ".join(f"{name}: {value:.6g}" for name, value in stats.items())

@@ -1,0 +1,104 @@
+"""Makes a program of problems: who is whose neighbour, where they live, who steps when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from metaweight.problems import (
+    GraphPosition,
+    Problem,
+    check_hypergradients,
+    expect_dependence,
+    place_in_graph,
+    prepare,
+    require_own_parameters,
+)
+
+from .accelerated import require_unprepared, take_accelerators_precision
+from .graph import Graph
+from .processes import Processes
+from .same_program import require_same_program
+from .schedule import Rhythm, Schedule
+from .synchronised_batch_norm import synchronised
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+Drive = Callable[[Problem, "int | None"], None]
+
+
+def wire(problems: Sequence[Problem], graph: Graph[Problem]) -> None:
+    """Tell every problem its neighbours, its paths, and all others by name."""
+    for problem in problems:
+        peers = {peer.name: peer for peer in problems if peer is not problem}
+        position = GraphPosition(
+            parents=graph.parents[problem.name],
+            children=graph.children[problem.name],
+            paths=graph.paths[problem.name],
+            peers=peers,
+        )
+        place_in_graph(problem, position)
+
+
+def prepare_problems(engine: Engine, drive: Drive, end_epoch: Callable[[Problem], None]) -> None:
+    """Put the problems of an engine in their place, with their parts and what they share.
+
+    Args:
+        engine: Their engine.
+        drive: Called with a problem that is asked to step, and the global step.
+        end_epoch: Called with a problem whose first loader has ended.
+    """
+    if engine.env is not None:
+        engine.env._peers = {problem.name: problem for problem in engine.problems}
+        engine.env.configure_device(engine.device)
+        engine.env.initialize()
+    for problem in engine.problems:
+        problem.logger = engine.logger
+        problem.env = engine.env
+        problem.keeps_parts = any(hook.reads_hypergradients for hook in engine.hooks.hooks)
+        # Those of an engine the problem was in before.
+        problem.processes.give_back()
+        problem.processes = engine.processes
+        take_accelerators_precision(problem, engine.config)
+        require_unprepared(problem, engine.config)
+        prepare(
+            problem,
+            engine.device,
+            end_epoch,
+            drive,
+            channels_last=engine.config.channels_last,
+        )
+        require_unprepared(problem, engine.config)
+    require_same_program(engine.processes, engine.problems, engine.config)
+    for problem in engine.problems:
+        if engine.config.sync_batch_norm:
+            problem.module = synchronised(problem.module, engine.processes.world)
+        share(engine.processes, problem)
+    require_own_parameters(engine.problems)
+    for problem in engine.problems:
+        check_hypergradients(problem)
+    expect_dependence(engine.problems)
+
+
+def share(processes: Processes, problem: Problem) -> None:
+    """Give the problem's parameters and buffers the values they have in process 0."""
+    processes.share([*problem.module.parameters(), *problem.module.buffers()])
+
+
+def make_schedule(
+    problems: Sequence[Problem], graph: Graph[Problem], *, roll_back: bool
+) -> Schedule:
+    """Return the order in which the problems of a graph step."""
+    rhythms = {
+        problem.name: Rhythm(
+            unroll_steps=problem.config.unroll_steps,
+            accumulation=problem.config.gradient_accumulation,
+            warmup=problem.config.warmup_steps,
+            roll_back=roll_back,
+            recorded_updates=problem.trajectory.recording.updates,
+        )
+        for problem in problems
+    }
+    parents = {name: [p.name for p in ups] for name, ups in graph.parents.items()}
+    return Schedule(rhythms, parents)

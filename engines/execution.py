@@ -1,0 +1,173 @@
+"""Carries out what a schedule says: steps, loops, snapshots, roll-backs."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+from metaweight.problems import (
+    Problem,
+    Snapshot,
+    StepResult,
+    apply_initial_parameters,
+    descend,
+    leave_out,
+    owns_start,
+    redo,
+    redo_or_keep,
+    step_scheduler,
+)
+
+from .assembly import share
+from .counters import Counters
+from .loggers import flatten_stats, sentence
+from .plateau import step_plateau
+from .schedule import Action, Instruction
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+
+class Execution:
+    """Carries out the instructions of an engine's schedule.
+
+    Args:
+        engine: Whose problems step, whose hooks are told, and whose logger writes.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._problems = {problem.name: problem for problem in engine.problems}
+        self._counters: Counters | None = None
+
+    def take_iteration(self) -> None:
+        """Step; what errs before anything has been changed leaves the counters as they were."""
+        self._counters = Counters(self._engine.problems, self._engine.schedule)
+        self._engine.global_step += 1
+        try:
+            self._engine.train_step()
+        except BaseException:
+            if self._counters.put_back():
+                self._engine.global_step -= 1
+                self._engine.standing.amid_step = False
+            raise
+        finally:
+            self._counters = None
+
+    def drive(self, problem: Problem, global_step: int | None) -> None:
+        """Step a leaf problem once, and the problems above it as they become due."""
+        # What comes after an exception here cannot be saved: the schedule is ahead of the steps.
+        self._engine.standing.amid_step = True
+        for instruction in self._engine.schedule.advance(problem.name):
+            self._execute(instruction, global_step)
+        self._engine.standing.amid_step = False
+
+    def _execute(self, instruction: Instruction, global_step: int | None) -> None:
+        problem = self._problems[instruction.problem]
+        action = instruction.action
+        if self._counters is not None:
+            self._counters.begins(problem, instruction)
+        if action is Action.STEP:
+            self._step(problem, instruction, global_step)
+        elif action is Action.LOOP_START:
+            self._begin_loop(problem)
+        elif action is Action.SNAPSHOT:
+            with self._engine.processes.parts_of_parameters():
+                self._engine.snapshots[problem.name] = Snapshot(
+                    problem.module, problem.optimizer, problem.scaler
+                )
+        elif action is Action.REDO:
+            self._redo(problem)
+            step_scheduler(problem)
+        else:
+            step_scheduler(problem)
+
+    def _begin_loop(self, problem: Problem) -> None:
+        problem.trajectory.begin_loop()
+        redraws = type(problem).on_inner_loop_start is not Problem.on_inner_loop_start
+        with self._whole_for(redraws or owns_start(problem)):
+            problem.on_inner_loop_start()
+            if redraws:
+                # It may have drawn new parameters.
+                share(self._engine.processes, problem)
+            apply_initial_parameters(problem)
+
+    def _whole_for(self, reads_parameters: bool) -> AbstractContextManager[None]:
+        return self._engine.processes.whole_parameters() if reads_parameters else nullcontext()
+
+    def _step(self, problem: Problem, instruction: Instruction, global_step: int | None) -> None:
+        with self._engine.processes.whole_parameters():
+            self._step_whole(problem, instruction, global_step)
+
+    def _step_whole(
+        self, problem: Problem, instruction: Instruction, global_step: int | None
+    ) -> None:
+        problem.begin_step(instruction.count, global_step)
+        self._engine.hooks.before_step(self._engine, problem)
+        result = self._descend(problem, instruction)
+        if self._counters is not None:
+            self._counters.stepped()
+        if result.left_out:
+            self._engine.hooks.step_left_out(self._engine, problem)
+        if instruction.settled:
+            step_scheduler(problem)
+        self._log(problem, result, global_step)
+        if problem.scheduler is not None and not (self._engine.do_validation() or result.left_out):
+            measured = {**result.metrics, "loss": result.loss}
+            step_plateau(problem, measured, "training_step", self._engine.processes)
+        # The optimizer has left parts of the parameters.
+        with self._whole_for(self._engine.hooks.reads_after_step):
+            self._engine.hooks.after_step(self._engine, problem, result)
+
+    def _descend(self, problem: Problem, instruction: Instruction) -> StepResult:
+        record, first, last = instruction.record, instruction.first, instruction.last
+        if any(lower.trajectory.spent for lower in problem.position.lowers):
+            return leave_out(problem, record=record, first=first, last=last)
+        return descend(
+            problem,
+            record=record,
+            first=first,
+            last=last,
+            after_gradient=self._after_gradient,
+            accepts=self._accepts if self._engine.hooks.may_refuse else None,
+        )
+
+    def _redo(self, problem: Problem) -> None:
+        start, taken = self._engine.snapshots[problem.name], True
+        with self._engine.processes.parts_of_parameters():
+            if not self._engine.hooks.may_refuse:
+                start.restore(problem.optimizer, problem.scaler)
+                redo(problem)
+            # Where its last steps were left out, no upper problem has stepped: the loop stands.
+            elif not problem.trajectory.spent:
+                taken = redo_or_keep(problem, start, self._accepts)
+        if not taken:
+            self._engine.hooks.step_left_out(self._engine, problem)
+
+    def _accepts(self, problem: Problem, result: StepResult) -> bool:
+        return self._engine.hooks.accepts(self._engine, problem, result)
+
+    def _after_gradient(self, problem: Problem) -> None:
+        self._engine.hooks.after_gradient(self._engine, problem)
+        if self._counters is not None:
+            # What errs from here on may have changed parameters.
+            self._counters.stepped()
+
+    def _log(self, problem: Problem, result: StepResult, global_step: int | None) -> None:
+        every = problem.config.log_step
+        if every <= 0 or problem.count % every != 0:
+            return
+        stats = flatten_stats({**result.metrics, "loss": result.loss})
+        local = global_step is None or problem.config.log_local_step
+        place = "" if global_step is None else f" [Global Step {global_step}]"
+        logger = self._engine.logger
+        logger.info(
+            f'[Problem "{problem.name}"]{place} [Local Step {problem.count}] {sentence(stats)}'
+        )
+        logger.log(stats, tag=problem.name, step=problem.count if local else global_step)
+
+    def end_epoch(self, problem: Problem) -> None:
+        """Tell that the first loader of a problem has ended."""
+        with self._engine.processes.whole_parameters():
+            problem.epoch_callback()
+            self._engine.hooks.epoch_end(self._engine, problem)
