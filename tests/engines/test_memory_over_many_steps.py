@@ -36,8 +36,8 @@ def growth(found: list[dict[str, Any]]) -> dict[str, Any]:
 def test_nothing_grows_in_ten_thousand_steps(kind: str, tmp_path: Path) -> None:
     """Tensors, their bytes, open files and Python objects of every type exactly; tuples but for 4.
 
-    Of resident memory 0.1 to 0.3 MB were seen, pages an allocator has spread over; a tensor of
-    every step in a list would be 8 MB.
+    Resident memory may grow by the pages an allocator spreads over; a tensor of every step in a
+    list would be 8 MB.
     """
     helpers = Path(__file__).parents[1] / "helpers"
     found = subprocess.run(
