@@ -143,7 +143,14 @@ def test_every_remedy_trains_and_judges_say_what_they_rejected(run_script, tmp_p
     assert "precision of rejected" in (tmp_path / "a" / "summary.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["mixup", "prune", "ensemble-resample"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mixup",
+        pytest.param("prune", marks=pytest.mark.slow),
+        pytest.param("ensemble-resample", marks=pytest.mark.slow),
+    ],
+)
 def test_remedies_are_the_same_for_the_same_seed(run_script, tmp_path, name):
     for out in ("first", "second"):
         assert run_script(SCRIPT, *TINY, "--method", name, "--out", out).returncode == 0

@@ -55,6 +55,7 @@ def test_same_seed_same_result_and_cells_do_not_touch_each_other(run_script, tmp
     assert alone == beside
 
 
+@pytest.mark.slow
 def test_a_foreign_pool_and_learned_weights(run_script, tmp_path):
     asked = ("--foreign", "0.75", "--labels", "10", "--weight", "1", "--divergence", "kl")
     done = run_script(SCRIPT, *TINY, *asked, "--method", "fixmatch+learned", "--out", "here")

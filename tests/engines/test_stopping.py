@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ from torch.utils.data import DataLoader
 from metaweight import Engine, Hook
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals as Unix has them")
+
+
+@pytest.fixture(autouse=True)
+def listening_to_ctrl_c() -> Iterator[None]:
+    """What a shell starts in the background ignores Ctrl-C, and these tests would with it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
 
 PROGRAM = """
 import os, signal, sys, time
@@ -99,6 +109,14 @@ def test_ctrl_c_becomes_a_keyboard_interrupt_after_the_step(tmp_path: Path) -> N
     whole = single(problem(), steps=4)
     whole.run()
     assert torch.equal(resumed.chase.module.w, whole.chase.module.w)
+
+
+def test_an_ignored_ctrl_c_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    hook = Raising(2)
+    single(problem(), steps=4, hooks=[hook]).run()
+    assert hook.moments == ["step 1", "step 2", "step 3", "step 4", "end"]
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_a_validation_that_was_due_comes_when_resuming(tmp_path: Path) -> None:
