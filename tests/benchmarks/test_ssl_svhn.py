@@ -42,6 +42,7 @@ def test_leaves_summary_table_and_figures(run_script, tmp_path):
     assert done.stdout.strip() == table.strip()
 
 
+@pytest.mark.slow
 def test_same_seed_same_result_and_cells_do_not_touch_each_other(run_script, tmp_path):
     """A cell alone is what it is beside another one."""
     weight = ("--weight", "1", "--divergence", "mse")
