@@ -81,17 +81,31 @@ def read_parts(path: Path, state: dict[str, Any]) -> None:
 
 def remove_parts(path: Path, keep: str | None = None) -> None:
     """Remove the folders of parts beside ``path``, but one."""
-    for folder in path.parent.glob(f"{_escaped(path.name)}.parts-*"):
-        if folder.name != keep and re.search(rf"\.parts-{TOKEN}$", folder.name):
+    for folder in _listed(path.parent):
+        if folder.name != keep and _file_of(folder) == path.name:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_abandoned(folder: Path) -> None:
     """Remove parts of checkpoints that have never been completed or are no more."""
-    for parts in folder.glob("*.parts-*"):
-        file = re.sub(rf"\.parts-{TOKEN}$", "", parts.name)
-        if file != parts.name and not (folder / file).exists():
+    for parts in _listed(folder):
+        file = _file_of(parts)
+        if file is not None and not (folder / file).exists():
             shutil.rmtree(parts, ignore_errors=True)
+
+
+def _listed(folder: Path) -> list[Path]:
+    # A glob of its own for every name would fill pathlib's caches.
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _file_of(folder: Path) -> str | None:
+    """Return the name of the file that a folder has parts of, or nothing for any other path."""
+    found = re.fullmatch(rf"(.+)\.parts-{TOKEN}", folder.name)
+    return None if found is None else found[1]
 
 
 def _read(folder: Path, tensors: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -186,7 +200,3 @@ def sum_of(file: Path) -> str:
         while chunk := stream.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _escaped(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
