@@ -1,19 +1,19 @@
 """The graph of problems and the loop that runs it."""
 
-from .adaptive_interval import AdaptiveInterval
-from .config import EngineConfig
-from .early_stopping import EarlyStopping
 from .engine import Engine
-from .env import Env
-from .graph import Graph
-from .hooks import Hook
-from .hypergradient_check import HypergradientCheck
+from .hooks.adaptive_interval import AdaptiveInterval
+from .hooks.base import Hook
+from .hooks.early_stopping import EarlyStopping
+from .hooks.hypergradient_check import HypergradientCheck
+from .hooks.non_finite import NonFinite
+from .hooks.norm_logger import NormLogger
+from .hooks.progress import ProgressBar
+from .hooks.weight_collapse import WeightCollapse
 from .loggers import Logger, RunLogger
-from .non_finite import NonFinite
-from .norm_logger import NormLogger
-from .progress import ProgressBar
-from .schedule import Action, Instruction, Rhythm, Schedule
-from .weight_collapse import WeightCollapse
+from .program.config import EngineConfig
+from .program.env import Env
+from .program.graph import Graph
+from .program.schedule import Action, Instruction, Rhythm, Schedule
 
 __all__ = [
     "Action",

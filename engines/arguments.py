@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from metaweight.problems import ConfigurationError, GraphError, Problem
-from metaweight.problems.settings import require_count, shown
+from metaweight.problems.base.settings import require_count, shown
 
-from .config import EngineConfig
-from .env import Env
-from .hooks import Hook
+from .hooks.base import Hook
+from .program.config import EngineConfig
+from .program.env import Env
 
 if TYPE_CHECKING:
     from .engine import Engine

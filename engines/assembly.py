@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from metaweight.problems import (
-    GraphPosition,
-    Problem,
-    check_hypergradients,
-    expect_dependence,
-    place_in_graph,
-    prepare,
-    require_own_parameters,
-)
+from metaweight.problems import Problem
+from metaweight.problems.hypergradients.undetected_dependencies import expect_dependence
+from metaweight.problems.problem import GraphPosition
+from metaweight.problems.setup.ownership import require_own_parameters
+from metaweight.problems.setup.preparation import check_hypergradients, place_in_graph, prepare
 
-from .accelerated import require_unprepared, take_accelerators_precision
-from .graph import Graph
-from .processes import Processes
-from .same_program import require_same_program
-from .schedule import Rhythm, Schedule
-from .synchronised_batch_norm import synchronised
+from .distributed.accelerate import require_unprepared, take_accelerators_precision
+from .distributed.processes import Processes
+from .distributed.same_program import require_same_program
+from .distributed.sync_batch_norm import synchronised
+from .program.graph import Graph
+from .program.schedule import Rhythm, Schedule
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -56,7 +52,9 @@ def prepare_problems(engine: Engine, drive: Drive, end_epoch: Callable[[Problem]
     for problem in engine.problems:
         problem.logger = engine.logger
         problem.env = engine.env
-        problem.keeps_parts = any(hook.reads_hypergradients for hook in engine.hooks.hooks)
+        problem.keeps_hypergradient_terms = any(
+            hook.reads_hypergradients for hook in engine.hooks.hooks
+        )
         # Those of an engine the problem was in before.
         problem.processes.give_back()
         problem.processes = engine.processes

@@ -7,18 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from metaweight.problems import (
-    Auditor,
-    GraphError,
-    HypergradientReport,
-    Problem,
-    Snapshot,
-    check_hypergradients,
-    expect_dependence,
-    prepare_recording,
-    reseed,
-)
-from metaweight.problems.settings import shown
+from metaweight.problems import GraphError, HypergradientReport, Problem
+from metaweight.problems.base.settings import shown
+from metaweight.problems.hypergradients.audit import Auditor
+from metaweight.problems.hypergradients.undetected_dependencies import expect_dependence
+from metaweight.problems.setup.preparation import check_hypergradients, prepare_recording
+from metaweight.problems.state.buffers import Snapshot
+from metaweight.problems.state.random_streams import reseed
 
 from .arguments import (
     checked_config,
@@ -31,22 +26,22 @@ from .arguments import (
     unchanged_on_error,
 )
 from .assembly import make_schedule, prepare_problems, wire
-from .checkpoint import put_streams
-from .checkpointing import Checkpointing, load_engine, save_engine
-from .config import EngineConfig
-from .configured_hooks import configured_hooks
-from .env import Env
+from .checkpoint.hook import Checkpointing, load_engine, save_engine
+from .checkpoint.state import put_streams
+from .distributed.placement import choose_device
+from .distributed.process_group import join_processes
 from .execution import Execution
-from .graph import Graph
-from .hooks import Hook, HookList
-from .hypergradient_check import check_hypergradients_of
+from .hooks.base import Hook, HookList
+from .hooks.configured_hooks import configured_hooks
+from .hooks.hypergradient_check import check_hypergradients_of
+from .hooks.non_finite import require_one_policy
 from .loggers import RunLogger, flatten_stats, make_run_logger, sentence
-from .non_finite import require_one_policy
-from .placement import choose_device
 from .plateau import step_plateau
-from .process_group import join_processes
-from .schedule import Schedule
-from .standing import Standing
+from .program.config import EngineConfig
+from .program.env import Env
+from .program.graph import Graph
+from .program.run_state import RunState
+from .program.schedule import Schedule
 from .stopping import StopRequest, asked_to_end, stops_between_steps
 
 Dependencies = Mapping[str, Mapping[Problem, Sequence[Problem]]]
@@ -100,8 +95,8 @@ class Engine:
             if self.is_rank_zero()
             else RunLogger(quiet=True)
         )
-        self.standing = Standing()
-        self.standing.run = self.processes.from_first(lambda: self.standing.run)
+        self.run_state = RunState()
+        self.run_state.run = self.processes.from_first(lambda: self.run_state.run)
         self.checkpointing = Checkpointing(self.config)
         saving = [] if self.checkpointing.folder is None else [self.checkpointing]
         self.hooks = HookList([*configured_hooks(self.config), *given_hooks, *saving])
@@ -222,7 +217,7 @@ class Engine:
 
     def stop(self, reason: str) -> None:
         """Ask a run to end after the present step."""
-        self.standing.stopped = reason
+        self.run_state.stopped = reason
 
     def train(self) -> None:
         """Put every problem into training mode."""
@@ -274,7 +269,7 @@ class Engine:
         prepare_recording(lower)
         self._schedule.record(lower.name, lower.trajectory.recording.updates)
 
-    def hand_over_every(self, lower: Problem, loops: int) -> None:
+    def upper_update_every(self, lower: Problem, loops: int) -> None:
         """From now on let a lower problem hand over to its upper ones after so many loops.
 
         A loop is ``unroll_steps`` optimizer steps; a hypergradient goes through the last one.
@@ -286,10 +281,10 @@ class Engine:
         """
         if not any(lower is problem for problem in self.problems):
             raise GraphError(
-                f"hand_over_every({shown(lower)}) was asked for a problem that is not among those "
+                f"upper_update_every({shown(lower)}) was asked of a problem not among those "
                 f"of the engine ({', '.join(p.name for p in self.problems)}); give one of these."
             )
-        self._schedule.hand_over_every(lower.name, loops)
+        self._schedule.upper_update_every(lower.name, loops)
 
     def do_validation(self) -> bool:
         """Whether there is a validation to run."""
@@ -323,21 +318,21 @@ class Engine:
         return make_schedule(self.problems, graph, roll_back=self.config.roll_back)
 
     def _is_over(self) -> bool:
-        if self.standing.stopped is not None:
-            self.logger.info(self.standing.stopped)
+        if self.run_state.stopped is not None:
+            self.logger.info(self.run_state.stopped)
             return True
-        return self.standing.iteration >= self.train_iters and not self._owes_validation()
+        return self.run_state.iteration >= self.train_iters and not self._owes_validation()
 
     def _owes_validation(self) -> bool:
         """Whether a validation is due that has not taken place."""
-        iteration = self.standing.iteration
+        iteration = self.run_state.iteration
         due = iteration > 0 and iteration % self.valid_step == 0
-        return due and self.standing.validated_at != self.global_step and self.do_validation()
+        return due and self.run_state.validated_at != self.global_step and self.do_validation()
 
     def _iterate(self, request: StopRequest) -> None:
         if not self._owes_validation():
             self._execution.take_iteration()
-            self.standing.iteration += 1
+            self.run_state.iteration += 1
             reads = self.hooks.reads_at_iteration_end
             with self.processes.whole_parameters() if reads else nullcontext():
                 self.hooks.iteration_end(self)
@@ -347,7 +342,7 @@ class Engine:
             self.checkpointing.iteration_over(self)
 
     def _is_asked_to_end(self, request: StopRequest) -> bool:
-        return asked_to_end(request, self.standing, self.processes)
+        return asked_to_end(request, self.run_state, self.processes)
 
     def _validate(self) -> None:
         with self.processes.whole_parameters():
@@ -367,5 +362,5 @@ class Engine:
         self.logger.log(stats, tag="validation", step=self.global_step)
         for problem in self.problems:
             step_plateau(problem, stats, "validation", self.processes)
-        self.standing.validated_at = self.global_step
+        self.run_state.validated_at = self.global_step
         self.hooks.after_validation(self, stats)

@@ -5,24 +5,19 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from metaweight.problems import (
-    Problem,
-    Snapshot,
-    StepResult,
-    apply_initial_parameters,
-    descend,
-    leave_out,
-    owns_start,
-    redo,
-    redo_or_keep,
-    step_scheduler,
-)
+from metaweight.problems import Problem, StepResult
+from metaweight.problems.state.buffers import Snapshot
+from metaweight.problems.step import redo
+from metaweight.problems.step.descent import descend, skip_step
+from metaweight.problems.step.redo import redo_or_keep
+from metaweight.problems.step.scheduling import step_scheduler
+from metaweight.problems.unrolling.initial import apply_initial_parameters, owns_start
 
 from .assembly import share
-from .counters import Counters
 from .loggers import flatten_stats, sentence
 from .plateau import step_plateau
-from .schedule import Action, Instruction
+from .program.counters import Counters
+from .program.schedule import Action, Instruction
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -49,7 +44,7 @@ class Execution:
         except BaseException:
             if self._counters.put_back():
                 self._engine.global_step -= 1
-                self._engine.standing.amid_step = False
+                self._engine.run_state.inside_step = False
             raise
         finally:
             self._counters = None
@@ -57,10 +52,10 @@ class Execution:
     def drive(self, problem: Problem, global_step: int | None) -> None:
         """Step a leaf problem once, and the problems above it as they become due."""
         # What comes after an exception here cannot be saved: the schedule is ahead of the steps.
-        self._engine.standing.amid_step = True
+        self._engine.run_state.inside_step = True
         for instruction in self._engine.schedule.advance(problem.name):
             self._execute(instruction, global_step)
-        self._engine.standing.amid_step = False
+        self._engine.run_state.inside_step = False
 
     def _execute(self, instruction: Instruction, global_step: int | None) -> None:
         problem = self._problems[instruction.problem]
@@ -107,12 +102,12 @@ class Execution:
         result = self._descend(problem, instruction)
         if self._counters is not None:
             self._counters.stepped()
-        if result.left_out:
-            self._engine.hooks.step_left_out(self._engine, problem)
+        if result.skipped:
+            self._engine.hooks.step_skipped(self._engine, problem)
         if instruction.settled:
             step_scheduler(problem)
         self._log(problem, result, global_step)
-        if problem.scheduler is not None and not (self._engine.do_validation() or result.left_out):
+        if problem.scheduler is not None and not (self._engine.do_validation() or result.skipped):
             measured = {**result.metrics, "loss": result.loss}
             step_plateau(problem, measured, "training_step", self._engine.processes)
         # The optimizer has left parts of the parameters.
@@ -121,8 +116,8 @@ class Execution:
 
     def _descend(self, problem: Problem, instruction: Instruction) -> StepResult:
         record, first, last = instruction.record, instruction.first, instruction.last
-        if any(lower.trajectory.spent for lower in problem.position.lowers):
-            return leave_out(problem, record=record, first=first, last=last)
+        if any(lower.trajectory.all_skipped for lower in problem.position.lowers):
+            return skip_step(problem, record=record, first=first, last=last)
         return descend(
             problem,
             record=record,
@@ -139,10 +134,10 @@ class Execution:
                 start.restore(problem.optimizer, problem.scaler)
                 redo(problem)
             # Where its last steps were left out, no upper problem has stepped: the loop stands.
-            elif not problem.trajectory.spent:
+            elif not problem.trajectory.all_skipped:
                 taken = redo_or_keep(problem, start, self._accepts)
         if not taken:
-            self._engine.hooks.step_left_out(self._engine, problem)
+            self._engine.hooks.step_skipped(self._engine, problem)
 
     def _accepts(self, problem: Problem, result: StepResult) -> bool:
         return self._engine.hooks.accepts(self._engine, problem, result)

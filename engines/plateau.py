@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from metaweight.problems import GraphError, Problem, waits_for_metric
+from metaweight.problems import GraphError, Problem
+from metaweight.problems.step.scheduling import waits_for_metric
 
-from .processes import Processes
+from .distributed.processes import Processes
 
 
 def step_plateau(

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from .processes import Processes
-from .standing import Standing
+from .distributed.processes import Processes
+from .program.run_state import RunState
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -82,17 +82,17 @@ def stops_between_steps() -> Iterator[StopRequest]:
         signal.raise_signal(request.signal)
 
 
-def asked_to_end(request: StopRequest, standing: Standing, processes: Processes) -> bool:
+def asked_to_end(request: StopRequest, run_state: RunState, processes: Processes) -> bool:
     """Whether a signal has reached this process or another, which then counts for all.
 
     Likewise a program that was stopped in one process is stopped in all.
     """
-    stopped = standing.stopped is not None
+    stopped = run_state.stopped is not None
     found = processes.largest(2 * int(request.signal or 0) + stopped)
     if found >= 2:
         request.signal = signal.Signals(found // 2)
     elif found and not stopped:
-        standing.stopped = "Another process asked the run to end."
+        run_state.stopped = "Another process asked the run to end."
     return request.made
 
 

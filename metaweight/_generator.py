@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from metaweight.problems import ConfigurationError
-from metaweight.problems.settings import is_count, shown
+from metaweight.problems.base.settings import is_count, shown
 
 
 def checked_generator(who: str, generator: object) -> torch.Generator:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from dataclasses import InitVar, dataclass
 
-from .compilation import Compile, checked_compile
-from .errors import ConfigurationError
-from .hypergradients.base import Hypergradient
-from .hypergradients.registry import registered
-from .partial import Choice, checked_choice
-from .settings import (
+from .base.errors import ConfigurationError
+from .base.settings import (
     is_number,
     is_positive,
     require_choice,
@@ -17,6 +13,10 @@ from .settings import (
     require_flag,
     require_text,
 )
+from .hypergradients.base import Hypergradient
+from .hypergradients.parameter_selection import Choice, checked_choice
+from .hypergradients.registry import registered
+from .kernels.compilation import Compile, checked_compile
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 HYPERGRADIENT_NAMES = (

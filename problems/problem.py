@@ -11,18 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .compilation import compile_module
+from .base.errors import ConfigurationError, GraphError, LossError
+from .base.memory_layout import laid_out
+from .base.overridables import Overridables
+from .base.reduction import Reduction
+from .base.settings import shown
 from .config import Config
-from .errors import ConfigurationError, GraphError, LossError
-from .hypergradients.audit import Auditor
-from .hypergradients.base import Hypergradient, Status
-from .hypergradients.resolve import resolve
-from .layout import laid_out
-from .loaders import BatchSource
-from .optimizer_state import load_optimizer
-from .overridables import Overridables
-from .partial import chosen_parameters
-from .parts import (
+from .data.loaders import BatchSource
+from .data.validation import (
     checked_device,
     checked_name,
     require_loadable,
@@ -31,11 +27,15 @@ from .parts import (
     require_optimizer,
     require_scheduler,
 )
-from .precision import autocast
-from .reduction import Reduction
-from .settings import shown
-from .state import BufferSlot, KeptBuffers, buffer_slots
-from .trajectory import RecordedStep, Recording, Trajectory
+from .hypergradients.audit import Auditor
+from .hypergradients.base import Hypergradient, Status
+from .hypergradients.parameter_selection import chosen_parameters
+from .hypergradients.resolve import resolve
+from .kernels.compilation import compile_module
+from .kernels.precision import autocast
+from .recording.trajectory import RecordedStep, Recording, Trajectory
+from .state.buffers import BufferSlot, KeptBuffers, buffer_slots
+from .state.optimizer_state import load_optimizer
 from .unrolling import apply_learned_settings
 
 TrainingOutput = Tensor | Mapping[str, Any]
@@ -122,11 +122,11 @@ class Problem(Overridables):
         self.trajectory = Trajectory(Recording())
         self.hypergradient_status: Status | None = None
         self.auditor: Auditor | None = None
-        self.spoiled = False
-        self.unseen: list[Problem] = []
+        self.skipped = False
+        self.undetected_dependencies: list[Problem] = []
         self.references: dict[str, str] = {}
-        self.keeps_parts = False
-        self.parts: dict[str, list[Tensor]] = {}
+        self.keeps_hypergradient_terms = False
+        self.hypergradient_terms: dict[str, list[Tensor]] = {}
         self.processes = Reduction()
         self._position = GraphPosition()
         self._hypergradient = resolve(self._config)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .errors import ConfigurationError, GraphError
-from .settings import require_text, shown
+from .base.errors import ConfigurationError, GraphError
+from .base.settings import require_text, shown
 
 if TYPE_CHECKING:
     from .problem import Problem

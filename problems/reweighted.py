@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import vectors
-from .dependence import reaches
-from .errors import ConfigurationError, GraphError, LossError
+from .base import vectors
+from .base.errors import ConfigurationError, GraphError, LossError
 from .hypergradients.base import Hypergradient
+from .hypergradients.parameter_selection import reusable_activations, reuses_activations
 from .hypergradients.reweighting import Reweighting
-from .implicit import ImplicitProblem
-from .partial import reusable_activations, reuses_activations
-from .trajectory import RecordedStep
+from .hypergradients.undetected_dependencies import reaches
+from .levels import ImplicitProblem
+from .recording.trajectory import RecordedStep
 
 
 class ReweightedProblem(ImplicitProblem):
@@ -92,23 +92,23 @@ class ReweightedProblem(ImplicitProblem):
         self,
         steps: Sequence[RecordedStep],
         pairs: Sequence[tuple[Tensor, Tensor]],
-        wanted: Sequence[Tensor],
+        upper_parameters: Sequence[Tensor],
     ) -> list[Tensor]:
         """Return ``∇_θ mean_i V_i(sg(l); θ) sg(d_i)``, averaged over micro-batches.
 
         Args:
             steps: The micro-batches.
             pairs: For each of them ``l`` and ``d``, both of shape (B,).
-            wanted: ``θ``.
+            upper_parameters: ``θ``.
         """
-        total = [torch.zeros_like(t) for t in wanted]
+        total = [torch.zeros_like(t) for t in upper_parameters]
         for step, (losses, directional) in zip(steps, pairs, strict=True):
             weights = self.checked_weights(losses, step.batch)
             if weights.requires_grad:
                 gradient = torch.autograd.grad(
-                    (weights * directional).mean(), wanted, allow_unused=True
+                    (weights * directional).mean(), upper_parameters, allow_unused=True
                 )
-                total = vectors.add(total, vectors.fill_none(gradient, wanted))
+                total = vectors.add(total, vectors.fill_none(gradient, upper_parameters))
         return total if len(steps) == 1 else vectors.scale(total, 1.0 / len(steps))
 
     @property
@@ -151,10 +151,10 @@ class ReweightedProblem(ImplicitProblem):
 
     def _require_free_losses(self, losses: Tensor) -> None:
         """Refuse, where it is looked for, a dependence that the hypergradient would leave out."""
-        looked_for = self.unseen and self.trajectory.under_way is not None
+        looked_for = self.undetected_dependencies and self.trajectory.under_way is not None
         if not looked_for or not isinstance(self.hypergradient, Reweighting):
             return
-        for above in self.unseen:
+        for above in self.undetected_dependencies:
             if reaches(losses, above.trainable_parameters()):
                 raise LossError(
                     f"sample_losses of problem {self.name!r} depends on the upper problem "

@@ -12,6 +12,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"problems": "metaweight.problems", "engines": "metaweight.engines"}
 FOLDERS = (*PACKAGES, "metaweight")
+# The rooms of each house, lowest first: a room imports those before it, never those after it. Files
+# that stand in the house itself are where "" is.
+ROOMS: dict[str, tuple[str, ...]] = {
+    "problems": (
+        *("base", "state", "kernels", "data", "recording", "products", "unrolling"),
+        *("hypergradients", "", "persistence", "step", "setup"),
+    ),
+    "engines": ("program", "distributed", "loggers", "hooks", "checkpoint", ""),
+}
 # What each folder may import across folders; the uppermost may import everything.
 ALLOWED: dict[str, tuple[str, ...]] = {"problems": (), "engines": ("metaweight.problems",)}
 
@@ -102,6 +111,35 @@ def test_imports_are_relative_within_a_folder_and_absolute_across(path: Path) ->
             parts = name.split(".")
             same_part = parts[:2] == module_name(path).split(".")[:2]
             assert level > 0 or not same_part, f"{name} is in the same folder"
+
+
+def room_of(path: Path) -> str:
+    """Return the room a file stands in, or nothing for one in the house itself."""
+    return path.relative_to(ROOT).parts[1] if len(path.relative_to(ROOT).parts) > 2 else ""
+
+
+@pytest.mark.parametrize("folder", ROOMS)
+def test_every_room_has_its_place_and_its_sentence(folder: str) -> None:
+    rooms = {room_of(path) for path in files(folder)}
+    assert rooms == set(ROOMS[folder])
+    for room in rooms - {""}:
+        sentence = ast.get_docstring(ast.parse((ROOT / folder / room / "__init__.py").read_text()))
+        assert sentence and sentence.endswith("."), f"{folder}/{room} does not say what it knows"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if folder_of(p) in ROOMS], ids=ids)
+def test_no_arrow_between_rooms_points_up(path: Path) -> None:
+    folder = folder_of(path)
+    order = ROOMS[folder]
+    # The house's own __init__ stands above all of its rooms.
+    if path == ROOT / folder / "__init__.py":
+        return
+    for name, _ in imports(path, everywhere=False):
+        target = MODULES.get(name)
+        if target is None or folder_of(target) != folder:
+            continue
+        assert target != ROOT / folder / "__init__.py", f"{name} gathers its rooms"
+        assert order.index(room_of(target)) <= order.index(room_of(path)), name
 
 
 def test_no_folder_is_imported_by_its_place_instead_of_its_name() -> None:

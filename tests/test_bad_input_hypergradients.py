@@ -18,14 +18,7 @@ from support.bad_input import (
 )
 from support.small import Inner, Outer
 
-from metaweight import (
-    Config,
-    Engine,
-    HypergradientError,
-    LossError,
-    ReweightedProblem,
-    Reweighting,
-)
+from metaweight import Config, Engine, HypergradientError, LossError, ReweightedProblem, Reweighting
 
 
 def run(engine: Engine) -> None:

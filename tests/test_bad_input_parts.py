@@ -152,11 +152,15 @@ CHANGING = {
     "set_dependency": change(
         GraphError, "names the problem 3 … list it", lambda e: e.set_dependency({"u2l": {3: [4]}})
     ),
-    "hand_over_every: another's problem": change(
-        GraphError, "hand_over_every … (outer, inner)", lambda e: e.hand_over_every(problem(), 2)
+    "upper_update_every: another's problem": change(
+        GraphError,
+        "upper_update_every … (outer, inner)",
+        lambda e: e.upper_update_every(problem(), 2),
     ),
-    "hand_over_every: never": change(
-        ValueError, "'inner' … every 0 loops … 1 or more", lambda e: e.hand_over_every(e.inner, 0)
+    "upper_update_every: never": change(
+        ValueError,
+        "'inner' … every 0 loops … 1 or more",
+        lambda e: e.upper_update_every(e.inner, 0),
     ),
     "check_hypergradient": change(
         ConfigurationError, "tolerance=-1 … above 0", lambda e: e.check_hypergradient(-1)

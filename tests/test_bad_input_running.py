@@ -27,14 +27,7 @@ from support.small import Inner, single
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from metaweight import (
-    Config,
-    ConfigurationError,
-    DataError,
-    Engine,
-    LossError,
-    NonFiniteError,
-)
+from metaweight import Config, ConfigurationError, DataError, Engine, LossError, NonFiniteError
 
 INPUTS, LABELS = GOOD
 # Notes on errors came with Python 3.11.

@@ -11,12 +11,7 @@ from torch import Tensor, nn
 
 from metaweight import Config, Engine, EngineConfig, Hook
 from metaweight.averaging import EMAHook
-from metaweight.consistency import (
-    Ramp,
-    RampHook,
-    SemiSupervisedProblem,
-    learn_sample_weights,
-)
+from metaweight.consistency import Ramp, RampHook, SemiSupervisedProblem, learn_sample_weights
 from metaweight.data import LabelledTensors, TensorLoader
 
 from .cells import Cell

@@ -88,7 +88,7 @@ def _linear_systems(case: Case) -> Iterator[Method]:
     cg = _at(_there, lambda k: ConjugateGradient(iterations=k))
     stopped = _at(_there, lambda k: ConjugateGradient(iterations=k, tolerance=1e-4))
     damped = _at(_there, lambda k: ConjugateGradient(iterations=k, damping=least))
-    nystrom = _at(_there, lambda k: Nystrom(rank=k, damping=left_out(case, k)))
+    nystrom = _at(_there, lambda k: Nystrom(rank=k, damping=skipped(case, k)))
     yield Method(LIBRARY, "Neumann", NEUMANN, neumann, NEUMANN_ITERATIONS, True)
     yield Method(LIBRARY, "ConjugateGradient", CG, cg, most, True)
     yield Method(
@@ -107,7 +107,7 @@ def _linear_systems(case: Case) -> Iterator[Method]:
     )
 
 
-def left_out(case: Case, rank: int) -> float:
+def skipped(case: Case, rank: int) -> float:
     """Return the largest eigenvalue a sketch of that rank leaves out, or next to nothing."""
     size = len(case.spectrum)
     return float(case.spectrum[size - rank - 1]) if rank < size else 1e-6 * case.smallest

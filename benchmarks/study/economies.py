@@ -6,13 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from metaweight import (
-    AdaptiveInterval,
-    Hook,
-    LastLayers,
-    Reweighting,
-    SampledLayers,
-)
+from metaweight import AdaptiveInterval, Hook, LastLayers, Reweighting, SampledLayers
 
 ONE_SIDED = Reweighting(derivative="one_sided")
 

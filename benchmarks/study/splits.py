@@ -9,13 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metaweight.data import (
-    LabelledTensors,
-    load_cifar,
-    load_digits,
-    long_tailed,
-    meta_split,
-)
+from metaweight.data import LabelledTensors, load_cifar, load_digits, long_tailed, meta_split
 from metaweight.noise import NoiseKind, inject_label_noise
 
 DATASETS = ("cifar10", "cifar100", "digits")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from metaweight.problems import ConfigurationError
-from metaweight.problems.settings import is_part
+from metaweight.problems.base.settings import is_part
 
 WarmUp = Literal["none", "mean_teacher", "ict", "bias_corrected"]
 Buffers = Literal["copy", "ema", "own", "none"]

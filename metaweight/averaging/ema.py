@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from metaweight.engines.processes import running_statistics
+from metaweight.engines.distributed.processes import running_statistics
 from metaweight.problems import ConfigurationError
 
 from .decay import Buffers, EMASettings, WarmUp

@@ -10,8 +10,8 @@ from torch import nn
 
 from metaweight.engines import Engine, Hook
 from metaweight.problems import ConfigurationError, Problem, StepResult
+from metaweight.problems.base.settings import require_flag
 from metaweight.problems.references import require_problem
-from metaweight.problems.settings import require_flag
 
 from .decay import Buffers, EMASettings, WarmUp
 from .ema import EMA
@@ -111,7 +111,7 @@ class EMAHook(Hook):
 
     def after_step(self, engine: Engine, problem: Problem, result: StepResult) -> None:
         """Note that an update is due."""
-        if self._averages(problem) and _lasts(engine, problem) and not result.left_out:
+        if self._averages(problem) and _lasts(engine, problem) and not result.skipped:
             self._due = True
 
     def iteration_end(self, engine: Engine) -> None:

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from metaweight.problems.state import frozen_statistics
+from metaweight.problems.state.buffers import frozen_statistics
 
 from .batch import SemiSupervisedBatch
-from .divergences import (
-    DIVERGENCES,
-    Divergence,
-    Probabilities,
-    Target,
-    entropy,
-    js,
-    kl,
-    l1,
-    mse,
-)
+from .divergences import DIVERGENCES, Divergence, Probabilities, Target, entropy, js, kl, l1, mse
 from .fixmatch import FixMatch
 from .gates import (
     LearnedConsistencyWeight,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metaweight.averaging import EMAHook
 from metaweight.problems import ConfigurationError, LossError, Problem
-from metaweight.problems.settings import is_number
+from metaweight.problems.base.settings import is_number
 
 from .method import ConsistencyMethod, Transform
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaweight.problems import ConfigurationError, LossError
-from metaweight.problems.settings import is_between, is_count, is_positive
+from metaweight.problems.base.settings import is_between, is_count, is_positive
 
 from ..weighting.meta_weight_net import weight_mlp
 

@@ -18,13 +18,7 @@ from metaweight.problems import ConfigurationError
 
 from .divergences import Divergence, Probabilities, divergence_of
 from .interpolation import draw_shares, interpolated
-from .method import (
-    Consistency,
-    ConsistencyMethod,
-    ConsistencyStep,
-    checked_concentration,
-    compared,
-)
+from .method import Consistency, ConsistencyMethod, ConsistencyStep, checked_concentration, compared
 
 _MIXED = ("probabilities", "logits")
 

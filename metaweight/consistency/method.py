@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from metaweight.problems import ConfigurationError
-from metaweight.problems.settings import is_number, is_positive
-from metaweight.problems.state import frozen_statistics
+from metaweight.problems.base.settings import is_number, is_positive
+from metaweight.problems.state.buffers import frozen_statistics
 
 from .._label_loss import full_precision
 

@@ -18,17 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError, DataError
-from metaweight.problems.settings import is_count, is_positive
+from metaweight.problems.base.settings import is_count, is_positive
 
 from .divergences import Divergence, Probabilities, divergence_of
 from .interpolation import draw_shares, interpolated
-from .method import (
-    Consistency,
-    ConsistencyMethod,
-    ConsistencyStep,
-    checked_concentration,
-    compared,
-)
+from .method import Consistency, ConsistencyMethod, ConsistencyStep, checked_concentration, compared
 
 
 @dataclass(frozen=True)

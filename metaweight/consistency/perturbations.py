@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metaweight.data.augmentation import crop_flip
 from metaweight.problems import ConfigurationError, DataError
-from metaweight.problems.settings import is_count, is_number, is_part, require_function
+from metaweight.problems.base.settings import is_count, is_number, is_part, require_function
 
 
 class GaussianNoise:

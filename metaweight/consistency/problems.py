@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from metaweight.averaging import EMAHook
 from metaweight.problems import Config, ConfigurationError, DataError, ImplicitProblem, LossError
-from metaweight.problems.random_streams import seeded_streams
+from metaweight.problems.state.random_streams import seeded_streams
 
 from .._label_loss import full_precision, predict
 from ._checks import (

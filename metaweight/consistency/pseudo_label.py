@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError
-from metaweight.problems.settings import is_positive
+from metaweight.problems.base.settings import is_positive
 
 from .divergences import Divergence, Probabilities, divergence_of
 from .method import Consistency, ConsistencyMethod, ConsistencyStep, checked_threshold, compared

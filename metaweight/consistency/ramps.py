@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Literal
 
 from metaweight.engines import Engine, Hook
 from metaweight.problems import ConfigurationError, Problem
+from metaweight.problems.base.settings import is_number, is_positive, shown
 from metaweight.problems.references import require_problem
-from metaweight.problems.settings import is_number, is_positive, shown
 
 if TYPE_CHECKING:
     from .problems import SemiSupervisedProblem

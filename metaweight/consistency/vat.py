@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError, DataError
-from metaweight.problems.kernels import differentiable_twice
-from metaweight.problems.random_streams import RandomState
-from metaweight.problems.settings import is_count, is_positive
+from metaweight.problems.base.settings import is_count, is_positive
+from metaweight.problems.kernels.twice_differentiable import differentiable_twice
+from metaweight.problems.state.random_streams import RandomState
 
 from .._label_loss import full_precision
 from .divergences import Divergence, Probabilities, divergence_of

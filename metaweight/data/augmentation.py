@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metaweight._generator import generator_of
 from metaweight.problems import ConfigurationError, DataError
-from metaweight.problems.settings import is_count, require_function
+from metaweight.problems.base.settings import is_count, require_function
 
 
 @runtime_checkable

@@ -6,7 +6,7 @@ import sklearn.datasets
 import torch
 
 from metaweight._generator import generator_of
-from metaweight.problems.settings import is_count
+from metaweight.problems.base.settings import is_count
 
 from .labelled import LabelledTensors
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metaweight.problems import DataError
-from metaweight.problems.settings import is_count
+from metaweight.problems.base.settings import is_count
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from metaweight._generator import generator_of
 from metaweight.problems import DataError
-from metaweight.problems.parts import checked_device
-from metaweight.problems.settings import is_count, require_function
+from metaweight.problems.base.settings import is_count, require_function
+from metaweight.problems.data.validation import checked_device
 
 from ._saved_state import load_transform, require_same, with_transform
 from .labelled import LabelledTensors

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from metaweight.problems.settings import is_count, is_number
+from metaweight.problems.base.settings import is_count, is_number
 
 from ._selection import random_per_class
 from .labelled import LabelledTensors

@@ -10,10 +10,10 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from metaweight._generator import generator_of
-from metaweight.problems.batches import move_batch
-from metaweight.problems.parts import checked_device
-from metaweight.problems.random_streams import preserved_streams
-from metaweight.problems.settings import is_count, require_function
+from metaweight.problems.base.settings import is_count, require_function
+from metaweight.problems.data.batches import move_batch
+from metaweight.problems.data.validation import checked_device
+from metaweight.problems.state.random_streams import preserved_streams
 
 from ._epochs import Epoch, Epochs
 from ._sample_reader import Requests, SampleReader, as_it_is, keep_what_is_inherited

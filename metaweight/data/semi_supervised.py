@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metaweight._generator import checked_generator
-from metaweight.problems.settings import is_count, is_number
+from metaweight.problems.base.settings import is_count, is_number
 
 from ._selection import random_per_class
 from .labelled import LabelledTensors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from metaweight.problems.settings import is_count
+from metaweight.problems.base.settings import is_count
 
 from ._selection import random_per_class
 from .labelled import LabelledTensors

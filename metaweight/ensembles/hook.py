@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metaweight.engines import Engine, Hook
 from metaweight.problems import ConfigurationError, DataError, Problem
-from metaweight.problems.settings import is_count
+from metaweight.problems.base.settings import is_count
 
 from .loaders import number_of_samples, subset_loader, whole_in_order
 from .online_ensemble import OnlineEnsemble

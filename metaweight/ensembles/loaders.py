@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
 
 from metaweight.data import TensorLoader
-from metaweight.problems import DataError, ShareSampler
+from metaweight.problems import DataError
+from metaweight.problems.data.sharding import ShareSampler
 
 
 class SubsetLoader(TensorLoader):

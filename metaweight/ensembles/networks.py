@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from metaweight.problems import ConfigurationError, LossError
-from metaweight.problems.settings import is_count
+from metaweight.problems.base.settings import is_count
 from metaweight.weighting.meta_weight_net import weight_mlp
 
 

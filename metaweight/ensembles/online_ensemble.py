@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from metaweight.problems import ConfigurationError, DataError
-from metaweight.problems.settings import is_count
+from metaweight.problems.base.settings import is_count
 
 from .ranking import ReweightMode, resample, reweight
 from .scoring import Metric, cross_entropy_scores, member_scores, source_of

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError, DataError
-from metaweight.problems.settings import is_number
+from metaweight.problems.base.settings import is_number
 
 ReweightMode = Literal["linear", "binned"]
 

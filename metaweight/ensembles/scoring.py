@@ -19,7 +19,7 @@ from tqdm import tqdm
 from metaweight._label_loss import check_shapes, full_precision
 from metaweight.data import LabelledTensors, Resumable, TensorLoader
 from metaweight.problems import DataError, LossError
-from metaweight.problems.batches import move_batch
+from metaweight.problems.data.batches import move_batch
 
 Metric = Callable[[Any, Any], Tensor]
 

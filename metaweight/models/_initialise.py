@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from metaweight._generator import checked_generator
-from metaweight.problems.settings import require_count
+from metaweight.problems.base.settings import require_count
 
 
 def require_settings(network: str, num_classes: object, generator: object) -> None:

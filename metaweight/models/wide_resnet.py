@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metaweight.problems.settings import require_count
+from metaweight.problems.base.settings import require_count
 
 from ._images import require_images
 from ._initialise import kaiming_normal, require_settings

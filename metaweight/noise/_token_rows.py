@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metaweight.problems import ConfigurationError, DataError
-from metaweight.problems.settings import is_count, require_count
+from metaweight.problems.base.settings import is_count, require_count
 
 IDS, MASK, SEGMENTS = "input_ids", "attention_mask", "token_type_ids"
 

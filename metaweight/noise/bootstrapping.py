@@ -14,7 +14,7 @@ import warnings
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError, LossError
-from metaweight.problems.settings import is_number
+from metaweight.problems.base.settings import is_number
 
 from .._label_loss import LabelLoss
 

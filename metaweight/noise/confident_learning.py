@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError, DataError
-from metaweight.problems.settings import is_positive
+from metaweight.problems.base.settings import is_positive
 
 FilterBy = Literal[
     "prune_by_noise_rate", "prune_by_class", "both", "confident_learning", "predicted_neq_given"

@@ -21,7 +21,7 @@ from metaweight._generator import generator_of
 from metaweight.data import LabelledTensors, TensorLoader
 from metaweight.engines import Engine, EngineConfig
 from metaweight.problems import ConfigurationError, DataError, ImplicitProblem, Problem
-from metaweight.problems.settings import is_count
+from metaweight.problems.base.settings import is_count
 
 from .confident_learning import FilterBy, LabelIssues, confident_learning
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metaweight._generator import checked_generator
-from metaweight.problems.settings import is_count, is_number
+from metaweight.problems.base.settings import is_count, is_number
 
 NoiseKind = Literal["uniform", "uniform_exclusive", "flip", "flip_two"]
 

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
+from metaweight.problems.base.settings import is_between
 from metaweight.problems.references import note_references
-from metaweight.problems.settings import is_between
 
 from .._label_loss import full_precision
 from .bootstrapping import HardBootstrappingLoss, SoftBootstrappingLoss

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
+from metaweight.problems.base.settings import is_between, is_count
 from metaweight.problems.references import note_references
-from metaweight.problems.settings import is_between, is_count
 
 from .online_confident_learning import OnlineConfidentLearning, smoothed_targets
 

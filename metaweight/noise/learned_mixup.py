@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
+from metaweight.problems.base.settings import is_positive
 from metaweight.problems.references import note_references
-from metaweight.problems.settings import is_positive
 
 from .mixup import SampleLoss, mixup, mixup_loss
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError, DataError
-from metaweight.problems.settings import is_count, is_number
+from metaweight.problems.base.settings import is_count, is_number
 
 from ._token_rows import IDS, SpecialTokens, check_max_length, join_rows, token_lists
 

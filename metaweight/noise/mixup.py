@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError, DataError, LossError
-from metaweight.problems.settings import is_number
+from metaweight.problems.base.settings import is_number
 
 from .._beta import draw_symmetric_beta
 from .._label_loss import checked_reduction, full_precision

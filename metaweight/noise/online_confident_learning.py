@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from metaweight._label_loss import checked_labels
 from metaweight.problems import ConfigurationError, LossError
-from metaweight.problems.settings import is_count, is_number, is_part, shown
+from metaweight.problems.base.settings import is_count, is_number, is_part, shown
 
 from .confident_joint import UNREACHABLE, class_confidence, contradicted, thresholds_of
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError
-from metaweight.problems.settings import is_number, is_part
+from metaweight.problems.base.settings import is_number, is_part
 
 from .._label_loss import LabelLoss
 

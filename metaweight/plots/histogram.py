@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from metaweight.problems.settings import require_count
+from metaweight.problems.base.settings import require_count
 
 from ._arrays import Numbers, as_array, require_length
 from ._canvas import empty_figure

@@ -16,7 +16,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from metaweight.problems import ConfigurationError, LossError
-from metaweight.problems.settings import require_count
+from metaweight.problems.base.settings import require_count
 
 from .counts import require_counts
 from .meta_weight_net import loss_column, weight_mlp

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError
-from metaweight.problems.settings import is_number
+from metaweight.problems.base.settings import is_number
 
 from .counts import require_counts
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metaweight._label_loss import TORCH_IGNORES, checked_labels
 from metaweight.problems import ConfigurationError
-from metaweight.problems.settings import is_number
+from metaweight.problems.base.settings import is_number
 
 
 def focal_loss(

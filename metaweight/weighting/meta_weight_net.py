@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metaweight.problems import ConfigurationError, LossError
-from metaweight.problems.settings import is_count
+from metaweight.problems.base.settings import is_count
 
 
 class MetaWeightNet(nn.Module):

@@ -27,15 +27,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .. import vectors
-from ..errors import MetaweightError
-from ..trajectory import Recording
+from ..base import vectors
+from ..base.errors import MetaweightError
+from ..products.evaluation import Evaluation, replayed_loss, require_recorded
+from ..products.in_double import in_double
+from ..products.second_order import exact as exact_products
+from ..recording.trajectory import Recording
 from ..unrolling import why_not_differentiable
 from .base import Approximation, Hypergradient, Product
 from .finite_difference import FiniteDifference
-from .in_double import in_double
-from .products import Evaluation, replayed_loss, require_recorded
-from .second_order import exact as exact_products
 from .unroll import Unroll
 
 if TYPE_CHECKING:
@@ -139,18 +139,18 @@ class Auditor:
             return own
         return own.with_also(Unroll().recording(problem))
 
-    def vjp(self, problem: Problem, vector: Values, wanted: Values) -> Product:
+    def vjp(self, problem: Problem, vector: Values, upper_parameters: Values) -> Product:
         """Return the method's product, having checked it if that is due and can be done."""
         if not self._due() or not self._recorded(problem):
-            return problem.hypergradient.vjp(problem, vector, wanted)
-        check = _Check(problem, problem.hypergradient, vector, wanted)
+            return problem.hypergradient.vjp(problem, vector, upper_parameters)
+        check = _Check(problem, problem.hypergradient, vector, upper_parameters)
         # References come first, since a method may leave the parameters elsewhere; but they cost
         # graphs that were kept.
         keeps = problem.trajectory.recording.graphs
-        product = check.method.vjp(problem, vector, wanted) if keeps else None
+        product = check.method.vjp(problem, vector, upper_parameters) if keeps else None
         references = check.references()
         if product is None:
-            product = check.method.vjp(problem, vector, wanted)
+            product = check.method.vjp(problem, vector, upper_parameters)
         actual = problem.processes.mean(product.values)
         self._report(check.report(actual, references, self._tolerance))
         return product
@@ -185,13 +185,13 @@ class _Check:
     """One product of one method, and what to compare it with."""
 
     def __init__(
-        self, problem: Problem, method: Hypergradient, vector: Values, wanted: Values
+        self, problem: Problem, method: Hypergradient, vector: Values, upper_parameters: Values
     ) -> None:
         self.problem = problem
         self.method = method
         self._approximation = method.approximation(problem)
         self._vector = list(vector)
-        self._wanted = wanted
+        self._wanted = upper_parameters
 
     def references(self) -> _References:
         """Compute them all, in double precision where the program can."""
@@ -203,9 +203,9 @@ class _Check:
                     self._values(self.method), self._unrolled(), None, None, None, repeatable
                 )
             return _References(
-                converged=self._values(approximation.at(CONVERGED)),
+                converged=self._values(approximation.with_alpha(CONVERGED)),
                 unrolled=self._unrolled(),
-                same_step=self._values(approximation.at(approximation.alpha)),
+                same_step=self._values(approximation.with_alpha(approximation.alpha)),
                 bent=self._without_bending_layers(approximation),
                 detached=self._effect_of_detach() if approximation.moves_detached else None,
                 repeatable=repeatable,
@@ -258,8 +258,8 @@ class _Check:
         for layer in layers:
             layer.eval()
         try:
-            own = self._values(approximation.at(approximation.alpha))
-            return vectors.add(own, self._values(approximation.at(CONVERGED)), alpha=-1.0)
+            own = self._values(approximation.with_alpha(approximation.alpha))
+            return vectors.add(own, self._values(approximation.with_alpha(CONVERGED)), alpha=-1.0)
         finally:
             for layer in layers:
                 layer.train()

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import HypergradientError
-from ..trajectory import Recording
+from ..base.errors import HypergradientError
+from ..recording.trajectory import Recording
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -59,13 +59,13 @@ class Approximation:
     Attributes:
         alpha: Length of its displacement.
         setting: What users call that length.
-        at: The method with another length, and without lasting effects.
+        with_alpha: The method with another length, and without lasting effects.
         moves_detached: Whether it differentiates what the loss detaches.
     """
 
     alpha: float
     setting: str
-    at: Callable[[float], Hypergradient]
+    with_alpha: Callable[[float], Hypergradient]
     moves_detached: bool
 
 
@@ -85,13 +85,15 @@ class Hypergradient(ABC):
     only, never state.
 
     Attributes:
-        by_value: Whether it measures the upper loss instead of taking its gradient.
+        zeroth_order: Whether it measures the upper loss instead of taking its gradient.
     """
 
-    by_value: ClassVar[bool] = False
+    zeroth_order: ClassVar[bool] = False
 
     @abstractmethod
-    def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
+    def vjp(
+        self, problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+    ) -> Product:
         """Return ``(dw*/dθ)ᵀ v`` and how it was found.
 
         Args:
@@ -100,13 +102,13 @@ class Hypergradient(ABC):
                 and random states of the last step.
             vector: ``v``, one tensor per ``problem.meta_trainable_parameters()``; of several
                 processes the same in all.
-            wanted: ``θ``, parameters of the problem above it on the path.
+            upper_parameters: ``θ``, parameters of the problem above it on the path.
 
         Returns:
-            One tensor per entry of ``wanted``, zeros where the lower loss does not depend on it,
-            and a status. Of several processes each returns the product of its own lower loss, and
-            they are averaged afterwards; what has to be averaged on the way goes through
-            ``problem.processes.mean``.
+            One tensor per entry of ``upper_parameters``, zeros where the lower loss does not
+            depend on it, and a status. Of several processes each returns the product of its own
+            lower loss, and they are averaged afterwards; what has to be averaged on the way goes
+            through ``problem.processes.mean``.
 
         Raises:
             HypergradientError: When the result cannot be formed, for instance by a diverged solve.

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import vectors
-from ..errors import HypergradientError
-from ..settings import require_count, require_number
+from ..base import vectors
+from ..base.errors import HypergradientError
+from ..base.settings import require_count, require_number
+from ..products.curvature import curvature
+from ..products.linear_system import LinearSystem
 from .base import Hypergradient, Product, Status, require_finite
-from .linear_system import LinearSystem
-from .products import curvature
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -67,11 +67,13 @@ class ConjugateGradient(Hypergradient):
         advice = "it is relative to the vector's norm, and 0 takes all iterations"
         require_number(name, "tolerance", self.tolerance, below=1.0, advice=advice)
 
-    def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
+    def vjp(
+        self, problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+    ) -> Product:
         with curvature(problem) as second:
             system = LinearSystem(second, vector, self.damping)
             solve = solved(system.apply, system.right, self.iterations, self.tolerance)
-            answer = system.answer(solve.solution, wanted)
+            answer = system.answer(solve.solution, upper_parameters)
         require_finite(
             [*answer.values, answer.residual, solve.squared],
             problem,

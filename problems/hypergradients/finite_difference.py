@@ -24,12 +24,18 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .. import vectors
-from ..errors import ConfigurationError
-from ..partial import reusable_activations, reuses_activations
-from ..settings import is_positive, require_flag
+from ..base import vectors
+from ..base.errors import ConfigurationError
+from ..base.settings import is_positive, require_flag
+from ..products.evaluation import (
+    Evaluation,
+    Losses,
+    replayed_loss,
+    require_recorded,
+    window_gradient,
+)
 from .base import Approximation, Hypergradient, Product, Status
-from .products import Evaluation, Losses, replayed_loss, require_recorded, window_gradient
+from .parameter_selection import reusable_activations, reuses_activations
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -46,7 +52,7 @@ class FiniteDifference(Hypergradient):
     Args:
         alpha: Length of the displacement, ``||eps v||``. Exact for a loss quadratic in ``w``;
             otherwise the error grows with its square. Widened for 16-bit parameters
-            (:func:`~metaweight.problems.precision.difference_step`).
+            (:func:`~metaweight.problems.kernels.precision.difference_step`).
         multitask: Leave the parameters at ``w - eps v``, a step on the upper loss (SAMA for SGD).
         full_precision: Compute the two passes without autocast. With ``False`` they run in the
             problem's own precision, with a step as for 16-bit parameters.
@@ -65,11 +71,13 @@ class FiniteDifference(Hypergradient):
                 "0.01 is the usual choice."
             )
 
-    def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
+    def vjp(
+        self, problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+    ) -> Product:
         values = central_difference(
             problem,
             vector,
-            wanted,
+            upper_parameters,
             alpha=self.alpha,
             keep_displaced=self.multitask,
             full_precision=self.full_precision,
@@ -81,7 +89,7 @@ class FiniteDifference(Hypergradient):
         return Approximation(
             alpha=self.alpha,
             setting="alpha (Config(darts_alpha=...))",
-            at=lambda alpha: FiniteDifference(alpha=alpha),
+            with_alpha=lambda alpha: FiniteDifference(alpha=alpha),
             moves_detached=True,
         )
 
@@ -89,7 +97,7 @@ class FiniteDifference(Hypergradient):
 def central_difference(
     problem: Problem,
     vector: Sequence[Tensor],
-    wanted: Sequence[Tensor],
+    upper_parameters: Sequence[Tensor],
     *,
     alpha: float,
     keep_displaced: bool = False,
@@ -101,24 +109,27 @@ def central_difference(
         shift = vectors.divide(vector, inverse_eps)
         with vectors.Displacement(evaluation.weights) as weights:
             weights.move(shift)
-            first, again = _passes(problem, wanted)
-            plus = window_gradient(problem, wanted, first)
+            first, again = _passes(problem, upper_parameters)
+            plus = window_gradient(problem, upper_parameters, first)
             weights.move(shift, -2.0)
-            minus = window_gradient(problem, wanted, again)
+            minus = window_gradient(problem, upper_parameters, again)
             if keep_displaced:
                 weights.stay()
     return vectors.scale(vectors.add(minus, plus, alpha=-1.0), inverse_eps / 2)
 
 
-def _passes(problem: Problem, wanted: Sequence[Tensor]) -> tuple[Losses, Losses]:
+def _passes(problem: Problem, upper_parameters: Sequence[Tensor]) -> tuple[Losses, Losses]:
     """Return how the two passes compute the loss of a micro-batch.
 
-    Where some parameters are displaced, the second repeats what depends on them and on ``wanted``.
+    Where some parameters are displaced, the second repeats what depends on them and on
+    ``upper_parameters``.
     """
     if not reuses_activations(problem):
         return replayed_loss, replayed_loss
     steps = require_recorded(problem).steps
-    reuse = {id(step): reusable_activations(problem, step.batch, wanted) for step in steps}
+    reuse = {
+        id(step): reusable_activations(problem, step.batch, upper_parameters) for step in steps
+    }
     return (
         lambda p, step: reuse[id(step)].record(lambda: replayed_loss(p, step)),
         lambda p, step: reuse[id(step)].repeat(lambda: replayed_loss(p, step)),

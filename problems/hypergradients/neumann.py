@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .. import vectors
-from ..errors import HypergradientError
-from ..settings import require_count, require_number
+from ..base import vectors
+from ..base.errors import HypergradientError
+from ..base.settings import require_count, require_number
+from ..products.curvature import curvature
+from ..products.linear_system import LinearSystem
 from .base import Hypergradient, Product, Status, require_finite
-from .linear_system import LinearSystem
-from .products import curvature
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -63,14 +63,16 @@ class Neumann(Hypergradient):
         advice = "it is added to the Hessian's eigenvalues"
         require_number("Neumann", "damping", self.damping, advice=advice)
 
-    def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
+    def vjp(
+        self, problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+    ) -> Product:
         with curvature(problem) as second:
             system = LinearSystem(second, vector, self.damping)
             term, total = list(system.right), list(system.right)
             for _ in range(self.iterations):
                 term = vectors.add(term, system.apply(term), alpha=-self.alpha)
                 total = vectors.add(total, term)
-            answer = system.answer(vectors.scale(total, self.alpha), wanted)
+            answer = system.answer(vectors.scale(total, self.alpha), upper_parameters)
         require_finite(
             [*answer.values, answer.residual],
             problem,

@@ -30,11 +30,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import HypergradientError
-from ..settings import require_count, require_number
+from ..base.errors import HypergradientError
+from ..base.settings import require_count, require_number
+from ..products.curvature import curvature
+from ..products.linear_system import LinearSystem
 from .base import Hypergradient, Product, Status, require_finite
-from .linear_system import LinearSystem
-from .products import curvature
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -72,7 +72,9 @@ class Nystrom(Hypergradient):
         require_number("Nystrom", "damping", self.damping, positive=True, advice=advice)
         require_count("Nystrom", "seed", self.seed, least=0)
 
-    def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
+    def vjp(
+        self, problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+    ) -> Product:
         remedy = "look at the lower loss and its second derivatives"
         with curvature(problem) as second:
             system = LinearSystem(second, vector, self.damping)
@@ -86,7 +88,7 @@ class Nystrom(Hypergradient):
             if bool(low.lowest + self.damping <= low.eigenvalues.abs().amax() * system.eps):
                 raise self._not_positive(problem, float(low.lowest))
             solution = inverse_product(low, self.damping, right)
-            answer = system.answer(_split(solution, system.right), wanted)
+            answer = system.answer(_split(solution, system.right), upper_parameters)
         require_finite([*answer.values, answer.residual], problem, "Nystrom", remedy)
         values = {"rank": float(basis.shape[1])}
         return Product(answer.values, Status("Nystrom", residual=answer.residual, values=values))

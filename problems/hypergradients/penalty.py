@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .. import vectors
-from ..errors import ConfigurationError, HypergradientError
-from ..settings import is_number, is_positive, require_choice, require_count
+from ..base import vectors
+from ..base.errors import ConfigurationError, HypergradientError
+from ..base.settings import is_number, is_positive, require_choice, require_count
+from ..products.evaluation import Evaluation, require_recorded, window_gradient
+from ..products.gradient_differences import declares_its_loss
+from ..products.sample_derivatives import replayed_losses
 from .base import Approximation, Hypergradient, Product, Status, require_finite
-from .gradient_differences import declares_its_loss
-from .products import Evaluation, require_recorded, window_gradient
-from .reweighting import replayed_losses
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -117,11 +117,13 @@ class Penalty(Hypergradient):
         return Approximation(
             alpha=1 / self.strength,
             setting="1 / strength",
-            at=lambda alpha: replace(self, strength=1 / alpha),
+            with_alpha=lambda alpha: replace(self, strength=1 / alpha),
             moves_detached=not declares_its_loss(problem),
         )
 
-    def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
+    def vjp(
+        self, problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+    ) -> Product:
         require_recorded(problem)
         with Evaluation(problem, graph=True, in_full_precision=True) as evaluation:
             weights = evaluation.weights
@@ -132,17 +134,17 @@ class Penalty(Hypergradient):
             loss = _lower_loss(problem, weights)
             with vectors.Displacement(weights) as place:
                 self._minimise(loss, place, rates)
-                at_z = loss.measure(wanted)
+                at_z = loss.measure(upper_parameters)
                 if self.form == "bome":
                     place.move(push, -1.0)
-                    at_y = loss.measure(wanted)
+                    at_y = loss.measure(upper_parameters)
             if self.form == "f2sa":
                 with vectors.Displacement(weights) as place:
                     self._minimise(loss, place, rates, push)
-                    at_y = loss.measure(wanted)
+                    at_y = loss.measure(upper_parameters)
             bend = vectors.add(at_y.gradient, at_z.gradient, alpha=-1.0)
             factor = inverse_eps if self.form == "f2sa" else _barrier_weight(vector, bend)
-            values = loss.difference(at_y, at_z, wanted, factor)
+            values = loss.difference(at_y, at_z, upper_parameters, factor)
         require_finite(values, problem, "Penalty", "lower lr, or steps if the loss is not convex")
         left = vectors.add(vectors.scale(bend, factor), vector)
         residual = vectors.norm(left) / (vectors.norm(vector) + 1e-15)
@@ -202,12 +204,12 @@ class _LowerLoss(ABC):
         """Return ``∇_w L``."""
 
     @abstractmethod
-    def measure(self, wanted: Sequence[Tensor]) -> _Measurement:
+    def measure(self, upper_parameters: Sequence[Tensor]) -> _Measurement:
         """Return what :meth:`difference` needs."""
 
     @abstractmethod
     def difference(
-        self, y: _Measurement, z: _Measurement, wanted: Sequence[Tensor], factor: Tensor
+        self, y: _Measurement, z: _Measurement, upper_parameters: Sequence[Tensor], factor: Tensor
     ) -> list[Tensor]:
         """Return ``factor (∇_θ L(y) - ∇_θ L(z))``."""
 
@@ -216,15 +218,15 @@ class _PlainLoss(_LowerLoss):
     def gradient(self) -> list[Tensor]:
         return self.problem.processes.mean(window_gradient(self.problem, self.weights))
 
-    def measure(self, wanted: Sequence[Tensor]) -> _Measurement:
-        found = window_gradient(self.problem, [*self.weights, *wanted])
+    def measure(self, upper_parameters: Sequence[Tensor]) -> _Measurement:
+        found = window_gradient(self.problem, [*self.weights, *upper_parameters])
         gradient = self.problem.processes.mean(found[: len(self.weights)])
         return _Measurement(gradient, found[len(self.weights) :])
 
     def difference(
-        self, y: _Measurement, z: _Measurement, wanted: Sequence[Tensor], factor: Tensor
+        self, y: _Measurement, z: _Measurement, upper_parameters: Sequence[Tensor], factor: Tensor
     ) -> list[Tensor]:
-        del wanted
+        del upper_parameters
         return vectors.scale(vectors.add(y.rest, z.rest, alpha=-1.0), factor)
 
 
@@ -248,16 +250,16 @@ class _DeclaredLoss(_LowerLoss):
     def gradient(self) -> list[Tensor]:
         return self._at_present()[0]
 
-    def measure(self, wanted: Sequence[Tensor]) -> _Measurement:
-        del wanted
+    def measure(self, upper_parameters: Sequence[Tensor]) -> _Measurement:
+        del upper_parameters
         return _Measurement(*self._at_present())
 
     def difference(
-        self, y: _Measurement, z: _Measurement, wanted: Sequence[Tensor], factor: Tensor
+        self, y: _Measurement, z: _Measurement, upper_parameters: Sequence[Tensor], factor: Tensor
     ) -> list[Tensor]:
         moved = [(a - b) * factor for a, b in zip(y.rest, z.rest, strict=True)]
         pairs = list(zip(self._losses, moved, strict=True))
-        return self.problem.weight_products(self._steps, pairs, wanted)
+        return self.problem.weight_products(self._steps, pairs, upper_parameters)
 
     def _at_present(self) -> tuple[list[Tensor], list[Tensor]]:
         total = [torch.zeros_like(w) for w in self.weights]

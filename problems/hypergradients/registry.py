@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
 
-from ..errors import ConfigurationError
+from ..base.errors import ConfigurationError
 from .base import Hypergradient
 
 

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import vectors
-from ..errors import ConfigurationError, LossError
-from ..random_streams import RandomState, reseed
-from ..settings import is_count, require_choice, require_count
-from ..trajectory import RecordedStep, RecordedUpdate
+from ..base import vectors
+from ..base.errors import ConfigurationError, LossError
+from ..base.settings import is_count, require_choice, require_count
+from ..recording.trajectory import RecordedStep, RecordedUpdate
+from ..state.random_streams import RandomState, reseed
 from .base import Product, Status, require_finite
 from .value import Rollouts, ValueHypergradient, seed_of, standard_error
 
@@ -95,15 +95,15 @@ class Reinforce(ValueHypergradient):
             )
 
     def estimate(
-        self, problem: Problem, value: Callable[[], Tensor], wanted: Sequence[Tensor]
+        self, problem: Problem, value: Callable[[], Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
         losses: list[Tensor] = []
         scores: list[list[Tensor]] = []
-        with Rollouts(problem, wanted) as rollouts:
+        with Rollouts(problem, upper_parameters) as rollouts:
             updates = rollouts.updates
             offset = self._offset(rollouts, value)
             for number in range(self.samples):
-                score = _Score(problem, wanted)
+                score = _Score(problem, upper_parameters)
                 again = self._redrawn(problem, updates, number) if number else updates
                 rollouts.run(again, observe=score.add)
                 losses.append(value() - offset)
@@ -146,10 +146,10 @@ class Reinforce(ValueHypergradient):
 class _Score:
     """Adds up ``∇_θ log p_θ(a_t)`` over the steps of a run."""
 
-    def __init__(self, problem: Problem, wanted: Sequence[Tensor]) -> None:
-        self.total = [torch.zeros_like(t) for t in wanted]
+    def __init__(self, problem: Problem, upper_parameters: Sequence[Tensor]) -> None:
+        self.total = [torch.zeros_like(t) for t in upper_parameters]
         self._problem = problem
-        self._wanted = wanted
+        self._wanted = upper_parameters
 
     def add(self, output: Mapping[str, Any]) -> None:
         """Take in what ``training_step`` returned."""

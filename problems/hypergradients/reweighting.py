@@ -22,29 +22,27 @@ Ren et al., "Learning to Reweight Examples", ICML 2018 (arXiv:1803.09050).
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch import Tensor
 
-from .. import vectors
-from ..errors import ConfigurationError, HypergradientError
-from ..partial import reusable_activations, reuses_activations
-from ..settings import is_positive, require_choice, require_flag
-from ..trajectory import Recording
+from ..base import vectors
+from ..base.errors import ConfigurationError, HypergradientError
+from ..base.settings import is_positive, require_choice, require_flag
+from ..products.evaluation import Evaluation, require_recorded
+from ..products.sample_derivatives import forward_mode_derivatives, replayed_losses
+from ..recording.trajectory import Recording
 from ..unrolling import go_back_to
 from .base import Approximation, Hypergradient, Product, Status
-from .products import Evaluation, require_recorded
+from .parameter_selection import reusable_activations, reuses_activations
 
 if TYPE_CHECKING:
     from ..problem import Problem
+    from ..recording.trajectory import RecordedStep, RecordedUpdate
     from ..reweighted import ReweightedProblem
-    from ..trajectory import RecordedStep, RecordedUpdate
 
 ALPHA = {"central_difference": 0.01, "one_sided": 3e-4, "forward_mode": 0.01}
 
@@ -101,7 +99,7 @@ class Reweighting(Hypergradient):
         return Approximation(
             alpha=self.length,
             setting="alpha (Config(darts_alpha=...))" if central else "alpha",
-            at=lambda alpha: replace(self, alpha=alpha),
+            with_alpha=lambda alpha: replace(self, alpha=alpha),
             moves_detached=False,
         )
 
@@ -113,7 +111,9 @@ class Reweighting(Hypergradient):
         """Length of the displacement: ``alpha``, or the usual one for the derivative."""
         return ALPHA[self.derivative] if self.alpha is None else self.alpha
 
-    def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
+    def vjp(
+        self, problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+    ) -> Product:
         problem = require_reweighted(problem)
         update = require_recorded(problem)
         steps = update.steps
@@ -135,7 +135,7 @@ class Reweighting(Hypergradient):
                 pairs = one_sided_derivatives(
                     problem, update, weights, vector, inverse_eps, same_precision=same
                 )
-            mixed = problem.weight_products(steps, pairs, wanted)
+            mixed = problem.weight_products(steps, pairs, upper_parameters)
         return Product(vectors.scale(mixed, -1.0), Status("Reweighting"))
 
 
@@ -235,12 +235,6 @@ def one_sided_derivatives(
     return list(zip(left if complete else base, derivatives, strict=True))
 
 
-def replayed_losses(problem: ReweightedProblem, step: RecordedStep) -> Tensor:
-    """Return the sample losses of one recorded micro-batch, with the random numbers it drew."""
-    step.random.restore()
-    return problem.checked_losses(step.batch)
-
-
 def _losses(problem: ReweightedProblem, step: RecordedStep) -> Callable[[], Tensor]:
     return lambda: replayed_losses(problem, step)
 
@@ -253,50 +247,3 @@ def _moved_losses(
     if reuse is None or not reuse.serves(parameters):
         return replayed_losses(problem, step)
     return reuse.repeat(_losses(problem, step))
-
-
-def forward_mode_derivatives(
-    problem: ReweightedProblem,
-    steps: Sequence[RecordedStep],
-    parameters: Sequence[Tensor],
-    vector: Sequence[Tensor],
-) -> list[tuple[Tensor, Tensor]]:
-    """Return ``(l_i, <∇_w l_i, v>)`` per micro-batch from one pass of dual numbers."""
-    network = _SampleLosses(problem)
-    names = {id(p): name for name, p in network.named_parameters()}
-    # Nothing requires a gradient, rather than no_grad: what the network itself computes under that
-    # is a constant.
-    tensors = {name: p.detach() for name, p in network.named_parameters()}
-    pairs = []
-    with quiet_first_use(), forward_ad.dual_level():
-        for p, v in zip(parameters, vector, strict=True):
-            tensors[names[id(p)]] = forward_ad.make_dual(p.detach(), v)  # type: ignore[no-untyped-call]
-        for step in steps:
-            step.random.restore()
-            buffers = {name: b.clone() for name, b in network.named_buffers()}
-            output = torch.func.functional_call(network, {**tensors, **buffers}, (step.batch,))
-            dual = forward_ad.unpack_dual(output)  # type: ignore[no-untyped-call]
-            losses = dual.primal.detach()
-            tangent = torch.zeros_like(losses) if dual.tangent is None else dual.tangent.detach()
-            pairs.append((losses, tangent))
-    return pairs
-
-
-@contextmanager
-def quiet_first_use() -> Iterator[None]:
-    """Silence a deprecation that torch's own forward-mode formulas raise when first used."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".*torch\.jit\.script", FutureWarning)
-        yield
-
-
-class _SampleLosses(nn.Module):
-    """The problem's network with its sample losses as output, for a functional call."""
-
-    def __init__(self, problem: ReweightedProblem) -> None:
-        super().__init__()
-        self.network = problem.module
-        self._losses = problem.checked_losses
-
-    def forward(self, batch: Any) -> Tensor:
-        return self._losses(batch)

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import vectors
-from ..errors import ConfigurationError, HypergradientError
-from ..settings import is_positive, require_choice, require_flag
-from ..trajectory import Recording
+from ..base import vectors
+from ..base.errors import ConfigurationError, HypergradientError
+from ..base.settings import is_positive, require_choice, require_flag
+from ..products.evaluation import require_recorded
+from ..recording.trajectory import Recording
 from ..unrolling import (
     UpdateAdjoint,
     clipped,
@@ -29,7 +30,6 @@ from ..unrolling import (
 from .base import Approximation, Hypergradient, Product, Status
 from .finite_difference import central_difference
 from .own_steps import require_optimizer_steps
-from .products import require_recorded
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -96,20 +96,22 @@ class SAMA(Hypergradient):
         return Approximation(
             alpha=self.alpha,
             setting="alpha (Config(sama_adam_alpha=...))",
-            at=lambda alpha: replace(self, alpha=alpha, multitask=False),
+            with_alpha=lambda alpha: replace(self, alpha=alpha, multitask=False),
             moves_detached=True,
         )
 
-    def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
+    def vjp(
+        self, problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+    ) -> Product:
         through_settings: list[Tensor] | None = None
         if self._is_exact(problem):
-            adjoint = step_adjoint(problem, vector, wanted)
+            adjoint = step_adjoint(problem, vector, upper_parameters)
             vector = exact_preconditioned(problem, adjoint)
-            through_settings = adjoint.wanted if owns_settings(problem) else None
+            through_settings = adjoint.upper_parameters if owns_settings(problem) else None
         elif not isinstance(problem.optimizer, torch.optim.SGD):
             vector = adam_preconditioned(problem, vector)
         values = central_difference(
-            problem, vector, wanted, alpha=self.alpha, keep_displaced=self.multitask
+            problem, vector, upper_parameters, alpha=self.alpha, keep_displaced=self.multitask
         )
         if through_settings is not None:
             values = vectors.add(values, through_settings)
@@ -127,11 +129,11 @@ def in_source(optimizer: torch.optim.Optimizer | None) -> bool:
 
 
 def step_adjoint(
-    problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]
+    problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
 ) -> UpdateAdjoint:
     """Return the adjoint of the step just taken, ``v`` being the cotangent of the parameters."""
     cotangents = dict(zip(problem.meta_trainable_parameters(), vector, strict=True))
-    return update_adjoint(problem, require_recorded(problem), cotangents, {}, wanted)
+    return update_adjoint(problem, require_recorded(problem), cotangents, {}, upper_parameters)
 
 
 def exact_preconditioned(problem: Problem, adjoint: UpdateAdjoint) -> list[Tensor]:

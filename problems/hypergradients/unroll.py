@@ -31,11 +31,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .. import vectors
-from ..compilation import uncompiled
-from ..errors import ConfigurationError
-from ..settings import is_count, is_positive, require_choice
-from ..trajectory import RecordedStep, RecordedUpdate, Recording
+from ..base import vectors
+from ..base.errors import ConfigurationError
+from ..base.settings import is_count, is_positive, require_choice
+from ..kernels.compilation import uncompiled
+from ..products.evaluation import Evaluation, require_recorded
+from ..products.gradient_differences import declares_its_loss
+from ..products.second_order import PRODUCTS, gradient_products, mean_over_micro_batches
+from ..recording.trajectory import RecordedStep, RecordedUpdate, Recording
 from ..unrolling import (
     go_back_to,
     owns_start,
@@ -46,10 +49,7 @@ from ..unrolling import (
 )
 from ..unrolling.sgd_adjoint import StateCotangents
 from .base import Approximation, Hypergradient, Product, Status
-from .gradient_differences import declares_its_loss
 from .own_steps import require_optimizer_steps
-from .products import Evaluation, require_recorded
-from .second_order import PRODUCTS, gradient_products, mean_over_micro_batches
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -153,7 +153,7 @@ class Unroll(Hypergradient):
         return Approximation(
             alpha=self.length,
             setting="alpha",
-            at=lambda alpha: (
+            with_alpha=lambda alpha: (
                 self
                 if alpha == self.length
                 else replace(self, product="finite_difference", alpha=alpha)
@@ -161,7 +161,9 @@ class Unroll(Hypergradient):
             moves_detached=not declares_its_loss(problem),
         )
 
-    def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
+    def vjp(
+        self, problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+    ) -> Product:
         require_recorded(problem)
         updates = list(problem.trajectory.updates)
         total: list[Tensor] | None = None
@@ -188,11 +190,11 @@ class Unroll(Hypergradient):
                         update,
                         cotangents,
                         states,
-                        wanted,
+                        upper_parameters,
                         gradients_only=not goes_on,
                         spare=spare,
                     )
-                    inputs = [*weights, *wanted] if goes_on else list(wanted)
+                    inputs = [*weights, *upper_parameters] if goes_on else list(upper_parameters)
                     along = vectors.fill_none([adjoint.gradients.get(p) for p in weights], weights)
                     products = self._products(
                         problem, evaluation, update, along, inputs, adjoint.factor
@@ -205,13 +207,15 @@ class Unroll(Hypergradient):
                         below = _sum(moved, own, in_place=in_place)
                         cotangents = dict(zip(weights, below, strict=True))
                         spare, states = states, adjoint.states
-                    above = products[len(inputs) - len(wanted) :]
+                    above = products[len(inputs) - len(upper_parameters) :]
                     total = above if total is None else vectors.add(total, above)
-                    if adjoint.wanted:
-                        total = vectors.add(total, adjoint.wanted)
+                    if adjoint.upper_parameters:
+                        total = vectors.add(total, adjoint.upper_parameters)
                 assert total is not None
                 if initial:
-                    total = vectors.add(total, _through_start(initial, cotangents, wanted))
+                    total = vectors.add(
+                        total, _through_start(initial, cotangents, upper_parameters)
+                    )
         return Product(total, Status("Unroll", iterations=len(updates)))
 
     def _products(
@@ -247,16 +251,18 @@ def _whole_loop(problem: Problem, updates: Sequence[RecordedUpdate]) -> bool:
 
 
 def _through_start(
-    initial: Mapping[Tensor, Tensor], cotangents: Mapping[Tensor, Tensor], wanted: Sequence[Tensor]
+    initial: Mapping[Tensor, Tensor],
+    cotangents: Mapping[Tensor, Tensor],
+    upper_parameters: Sequence[Tensor],
 ) -> list[Tensor]:
     """Return ``(∂w_0/∂θ)ᵀ λ_0``."""
     used = [(t, cotangents[p]) for p, t in initial.items() if t.requires_grad and p in cotangents]
     if not used:
-        return [torch.zeros_like(t) for t in wanted]
+        return [torch.zeros_like(t) for t in upper_parameters]
     found = torch.autograd.grad(
-        [t for t, _ in used], wanted, [c for _, c in used], allow_unused=True
+        [t for t, _ in used], upper_parameters, [c for _, c in used], allow_unused=True
     )
-    return vectors.fill_none(found, wanted)
+    return vectors.fill_none(found, upper_parameters)
 
 
 def _times(vector: Sequence[Tensor], factor: Tensor | float) -> list[Tensor]:

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .. import vectors
-from ..errors import ConfigurationError, HypergradientError
-from ..random_streams import RandomState, preserved_streams
-from ..state import preserved_buffers
-from ..trajectory import RecordedUpdate, Recording
+from ..base import vectors
+from ..base.errors import ConfigurationError, HypergradientError
+from ..products.evaluation import Evaluation, require_recorded
+from ..recording.trajectory import RecordedUpdate, Recording
+from ..state.buffers import preserved_buffers
+from ..state.random_streams import RandomState, preserved_streams
 from ..unrolling import go_back_to, replay
 from ..unrolling.replay import Observer
 from .base import Hypergradient, Product
 from .own_steps import require_optimizer_steps
-from .products import Evaluation, require_recorded
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -38,11 +38,11 @@ class ValueHypergradient(Hypergradient):
     It serves paths ``θ → w → θ`` only: there is no vector that a further problem could turn.
     """
 
-    by_value = True
+    zeroth_order = True
 
     @abstractmethod
     def estimate(
-        self, problem: Problem, value: Callable[[], Tensor], wanted: Sequence[Tensor]
+        self, problem: Problem, value: Callable[[], Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
         """Return what ``F`` changes by through the lower problem, and how it was found.
 
@@ -52,16 +52,18 @@ class ValueHypergradient(Hypergradient):
                 problem's present batch and with the random numbers it has drawn: a 0-dim tensor
                 without a graph. When autograd has the direct gradient ``∂F/∂θ``, the upper
                 parameters are for this put back where they were.
-            wanted: ``θ``.
+            upper_parameters: ``θ``.
         """
 
-    def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
+    def vjp(
+        self, problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+    ) -> Product:
         """There is none.
 
         Raises:
             HypergradientError: Always.
         """
-        del vector, wanted
+        del vector, upper_parameters
         raise HypergradientError(
             f"{type(self).__name__} of problem {problem.name!r} was asked for a vector-Jacobian "
             "product, but it works from values of the upper loss; call estimate, or choose a type "
@@ -107,21 +109,21 @@ class ValueHypergradient(Hypergradient):
 class Rollouts:
     """Takes the steps of a lower problem's last loop again; leaves no trace. ::
 
-        with Rollouts(problem, wanted) as rollouts:
+        with Rollouts(problem, upper_parameters) as rollouts:
             rollouts.run(rollouts.updates)
             loss = value()
 
     Args:
         problem: The lower problem.
-        wanted: ``θ``, which stays where the caller puts it.
+        upper_parameters: ``θ``, which stays where the caller puts it.
 
     Attributes:
         updates: The recorded steps.
     """
 
-    def __init__(self, problem: Problem, wanted: Sequence[Tensor]) -> None:
+    def __init__(self, problem: Problem, upper_parameters: Sequence[Tensor]) -> None:
         require_recorded(problem)
-        above = set(wanted)
+        above = set(upper_parameters)
         self.updates = [
             replace(update, start={p: t for p, t in update.start.items() if p not in above})
             for update in problem.trajectory.updates

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .. import vectors
-from ..errors import ConfigurationError
-from ..settings import is_count, is_positive, require_count
+from ..base import vectors
+from ..base.errors import ConfigurationError
+from ..base.settings import is_count, is_positive, require_count
 from .base import Product, Status, require_finite
 from .value import Rollouts, ValueHypergradient, seed_of, standard_error
 
@@ -74,22 +74,22 @@ class ZeroOrder(ValueHypergradient):
             )
 
     def estimate(
-        self, problem: Problem, value: Callable[[], Tensor], wanted: Sequence[Tensor]
+        self, problem: Problem, value: Callable[[], Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
         seed = seed_of(self.seed, problem.name, problem.count)
         generator = torch.Generator().manual_seed(seed)
-        total = [torch.zeros_like(t) for t in wanted]
-        squares = torch.zeros((), device=wanted[0].device)
-        with Rollouts(problem, wanted) as rollouts:
+        total = [torch.zeros_like(t) for t in upper_parameters]
+        squares = torch.zeros((), device=upper_parameters[0].device)
+        with Rollouts(problem, upper_parameters) as rollouts:
 
             def at(shift: list[Tensor], times: float) -> Tensor:
-                with vectors.Displacement(wanted) as upper:
+                with vectors.Displacement(upper_parameters) as upper:
                     upper.move(shift, times)
                     rollouts.run(rollouts.updates)
                     return value()
 
             for _ in range(self.samples):
-                direction = [_gaussian(t, generator) for t in wanted]
+                direction = [_gaussian(t, generator) for t in upper_parameters]
                 slope = (at(direction, self.radius) - at(direction, -self.radius)) / 2
                 sample = vectors.scale(direction, slope / self.radius)
                 total = vectors.add(total, sample)

@@ -1,12 +1,6 @@
-"""The derivative of an optimizer step."""
+"""The adjoint of an optimizer's step, and of many."""
 
-from .adjoint import (
-    UpdateAdjoint,
-    clipped,
-    reads_values,
-    update_adjoint,
-    why_not_differentiable,
-)
+from .adjoint import UpdateAdjoint, clipped, reads_values, update_adjoint, why_not_differentiable
 from .initial import apply_initial_parameters, moves_at_start, owns_start, start_of_loop
 from .learned import apply_learned_settings, owns_settings, settings_per_group
 from .replay import go_back_to, replay

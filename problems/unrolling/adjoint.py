@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import vectors
-from ..errors import HypergradientError
-from ..trajectory import OptimizerMoment, RecordedUpdate
+from ..base import vectors
+from ..base.errors import HypergradientError
+from ..recording.trajectory import OptimizerMoment, RecordedUpdate
 from .learned import owns_settings, settings_per_group
 from .rules import RULES, Rule
 from .sgd_adjoint import Cotangents, Number, StateCotangents, sgd_adjoint
@@ -35,14 +35,15 @@ class UpdateAdjoint:
         parameters: Of the parameters, through the optimizer alone.
         gradients: Of the gradient given to the optimizer, before clipping.
         states: Of the optimizer's state before the step.
-        wanted: Of the upper problem's parameters, through learned settings; nothing where none are.
+        upper_parameters: Of the upper problem's parameters, through learned settings; nothing
+            where none are.
         factor: What ``gradients`` are still to be multiplied by.
     """
 
     parameters: Cotangents
     gradients: Cotangents
     states: StateCotangents
-    wanted: list[Tensor]
+    upper_parameters: list[Tensor]
     factor: Number = 1.0
 
 
@@ -74,7 +75,7 @@ def update_adjoint(
     update: RecordedUpdate,
     cotangents: Cotangents,
     states: StateCotangents,
-    wanted: Sequence[Tensor],
+    upper_parameters: Sequence[Tensor],
     *,
     gradients_only: bool = False,
     spare: StateCotangents | None = None,
@@ -87,7 +88,7 @@ def update_adjoint(
         cotangents: ``λ``, per parameter the hypergradient goes through.
         states: ``μ``, per parameter and entry of the optimizer's state; absent entries are zero.
             May be overwritten.
-        wanted: Parameters that learned settings may depend on.
+        upper_parameters: Parameters that learned settings may depend on.
         gradients_only: Whether the cotangents of parameters and states will not be read, and
             ``factor`` will.
         spare: ``states`` of the step that was taken after this one, which may be overwritten too.
@@ -100,8 +101,8 @@ def update_adjoint(
         )
     if not reads_values(problem):
         found = sgd_adjoint(moment, cotangents, states, gradients_only=gradients_only, spare=spare)
-        return UpdateAdjoint(**found._asdict(), wanted=[])
-    return _by_autograd(problem, update, moment, cotangents, states, wanted)
+        return UpdateAdjoint(**found._asdict(), upper_parameters=[])
+    return _by_autograd(problem, update, moment, cotangents, states, upper_parameters)
 
 
 def _by_autograd(
@@ -110,7 +111,7 @@ def _by_autograd(
     moment: OptimizerMoment,
     cotangents: Cotangents,
     states: StateCotangents,
-    wanted: Sequence[Tensor],
+    upper_parameters: Sequence[Tensor],
 ) -> UpdateAdjoint:
     """Return the adjoint of a step of any optimizer, with clipping and learned settings."""
     moved = [p for p in cotangents if p in moment.gradients]
@@ -136,7 +137,7 @@ def _by_autograd(
                     outputs.append(value)
                     seeds.append(_joined([_entry(states, p, key) for p in bucket]))
         names = [(p, key) for p in moved for key in s[p]]
-        leaves = [*w.values(), *g.values(), *[s[p][key] for p, key in names], *wanted]
+        leaves = [*w.values(), *g.values(), *[s[p][key] for p, key in names], *upper_parameters]
         found = _gradients(outputs, seeds, leaves)
     count = len(moved)
     result = UpdateAdjoint(
@@ -169,7 +170,7 @@ def _unless_skipped(
             p: {k: choose(t, _entry(states, p, k)) for k, t in entries.items()}
             for p, entries in taken.states.items()
         },
-        [choose(t, zero.to(t)) for t in taken.wanted],
+        [choose(t, zero.to(t)) for t in taken.upper_parameters],
     )
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..errors import ConfigurationError
-from ..overridables import Overridables
+from ..base.errors import ConfigurationError
+from ..base.overridables import Overridables
 
 if TYPE_CHECKING:
     from ..problem import Problem

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..trajectory import RecordedUpdate
+from ..recording.trajectory import RecordedUpdate
 from .initial import apply_initial_parameters
 from .learned import owns_settings, settings_per_group
 from .torch_rule import twin_of
@@ -41,9 +41,9 @@ def replay(
     parameters are what they are now, so that the problem's parameters end where they would have
     ended with these. Needs a recording with parameters and optimizer. The optimizer itself and
     ``.grad`` are not touched. Call it inside an
-    :class:`~metaweight.problems.hypergradients.products.Evaluation` with a
-    :class:`~metaweight.problems.vectors.Displacement` of all of ``updates[0].start``, which put
-    parameters, buffers and random streams back. ``observe`` is given the mapping each
+    :class:`~metaweight.problems.products.evaluation.Evaluation` with a
+    :class:`~metaweight.problems.base.vectors.Displacement` of all of ``updates[0].start``, which
+    put parameters, buffers and random streams back. ``observe`` is given the mapping each
     ``training_step`` returns, or an empty one, before the loss is differentiated.
     """
     go_back_to(updates[0])

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import vectors
-from ..trajectory import OptimizerMoment
+from ..base import vectors
+from ..recording.trajectory import OptimizerMoment
 
 BUFFER = "momentum_buffer"
 

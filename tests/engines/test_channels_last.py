@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from metaweight.problems.batches import move_batch
+from metaweight.problems.data.batches import move_batch
 from support.reweighting import Declared, Judge
 from torch import Tensor, nn
 

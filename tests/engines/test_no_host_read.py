@@ -123,7 +123,7 @@ def run(kind, method, accumulation, **settings):
 def test_a_semi_supervised_step_reads_nothing_back(method):
     """Average, noise of its own and an upper problem that weights unlabelled samples included."""
 
-    class Standing(EMAHook):
+    class RunState(EMAHook):
         """Hands out a network made beforehand: fake tensors cannot be copied deeply."""
 
         def teacher(self):
@@ -131,7 +131,7 @@ def test_a_semi_supervised_step_reads_nothing_back(method):
 
     with FakeTensorMode():
         net, teacher = network(dropout=0.5), network(dropout=0.5)
-        average = Standing("student", beta=0.9)
+        average = RunState("student", beta=0.9)
         labelled = torch.randn(4, 6), torch.randint(0, 4, (4,))
         student = SemiSupervisedProblem(
             "student",

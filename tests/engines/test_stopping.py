@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from metaweight.engines.stopping import stops_between_steps
-from metaweight.problems.loaders import BatchSource
+from metaweight.problems.data.loaders import BatchSource
 from support.resuming import Noisy, samples, seed_all
 from support.small import problem, single
 from torch.utils.data import DataLoader

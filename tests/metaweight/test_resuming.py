@@ -27,11 +27,7 @@ from torch import Tensor, nn
 from metaweight import Config, Engine, EngineConfig, ImplicitProblem, Unroll
 from metaweight.consistency import FixMatch, MeanTeacher
 from metaweight.ensembles import EnsembleHook, OnlineEnsemble
-from metaweight.noise import (
-    OnlineConfidentLearning,
-    OnlineConfidentLearningHook,
-    WithCriterion,
-)
+from metaweight.noise import OnlineConfidentLearning, OnlineConfidentLearningHook, WithCriterion
 
 
 @pytest.mark.parametrize("buffers", ["copy", "ema", "own", "none"])
@@ -164,7 +160,7 @@ def test_a_finished_run_is_not_gone_on_with(tmp_path: Path) -> None:
     seed_all(0)
     first = build(checkpoint_dir=tmp_path / "saved", log_dir=tmp_path / "logs")
     first.run()
-    assert first.standing.stopped is not None
+    assert first.run_state.stopped is not None
     again = build(checkpoint_dir=tmp_path / "saved", log_dir=tmp_path / "logs")
     again.run(resume="auto")
     assert again.global_step == first.global_step < 40

@@ -72,7 +72,7 @@ def state_of(program: Any, row: Row) -> dict[str, Any]:
             del parts["counters"]
     elif isinstance(program, Engine):
         state["schedule"] = program.schedule.state_dict()
-        state["counters"] = [program.global_step, program.train_iters, program.standing.run]
+        state["counters"] = [program.global_step, program.train_iters, program.run_state.run]
     if not row.draws:
         state["streams"] = {
             "torch": torch.get_rng_state(),

@@ -8,14 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from metaweight import (
-    ConfigurationError,
-    Engine,
-    EngineConfig,
-    GraphError,
-    data,
-    weighting,
-)
+from metaweight import ConfigurationError, Engine, EngineConfig, GraphError, data, weighting
 
 from .bad_input import Row
 from .small import problem

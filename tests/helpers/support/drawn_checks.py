@@ -125,7 +125,7 @@ def require_close(program: Program, a: Engine, b: Engine) -> None:
 
 def require_counts(program: Program, engine: Engine, watch: Watch) -> None:
     """Compare steps, and optimizer steps, with those of a simulation by time stamps."""
-    if any(kind == "interval" for kind, _ in program.hooks) or engine.standing.stopped:
+    if any(kind == "interval" for kind, _ in program.hooks) or engine.run_state.stopped:
         return
     rhythms = {
         level.name: Rhythm(
@@ -146,7 +146,7 @@ def require_counts(program: Program, engine: Engine, watch: Watch) -> None:
     for name, rhythm in rhythms.items():
         assert getattr(engine, name).count == simulation.steps[name], f"steps of {name}"
         updates[name] += simulation.steps[name] // rhythm.accumulation
-    if not watch.left_out and not any(p.scaler is not None for p in engine.problems):
+    if not watch.skipped and not any(p.scaler is not None for p in engine.problems):
         assert watch.updates == updates
 
 
@@ -190,7 +190,7 @@ class Watch(Hook):
 
     def __init__(self) -> None:
         self.updates: dict[str, int] = {}
-        self.left_out = 0
+        self.skipped = 0
         self._before: dict[str, Any] = {}
         self._displaced: dict[str, list[str]] = {}
 
@@ -224,8 +224,8 @@ class Watch(Hook):
     def after_step(self, engine: Engine, problem: Any, result: Any) -> None:
         self._compare(engine, problem, "step")
 
-    def step_left_out(self, engine: Engine, problem: Any) -> None:
-        self.left_out += 1
+    def step_skipped(self, engine: Engine, problem: Any) -> None:
+        self.skipped += 1
 
     def _state(self, engine: Engine, problem: Any) -> dict[str, Any]:
         return {
@@ -258,17 +258,19 @@ def copied(tensor: Tensor | None) -> Tensor | None:
 class Nothing(Hypergradient):
     """A hypergradient of zeros, which evaluates nothing."""
 
-    def vjp(self, problem: Problem, vector: Sequence[Tensor], wanted: Sequence[Tensor]) -> Product:
-        return Product([torch.zeros_like(t) for t in wanted], Status("Nothing"))
+    def vjp(
+        self, problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+    ) -> Product:
+        return Product([torch.zeros_like(t) for t in upper_parameters], Status("Nothing"))
 
 
 class NothingMeasured(ValueHypergradient):
     """The same for decisions, through which no gradient could flow."""
 
     def estimate(
-        self, problem: Problem, value: Callable[[], Tensor], wanted: Sequence[Tensor]
+        self, problem: Problem, value: Callable[[], Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
-        return Product([torch.zeros_like(t) for t in wanted], Status("NothingMeasured"))
+        return Product([torch.zeros_like(t) for t in upper_parameters], Status("NothingMeasured"))
 
 
 def check_streams(program: Program) -> None:

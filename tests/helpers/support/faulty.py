@@ -158,10 +158,10 @@ def reweighted(
         torch.manual_seed(0)
         net, weights = network(), MetaWeightNet(8)
 
-    def batch(number: int, spoiled: bool = False) -> Any:
+    def batch(number: int, skipped: bool = False) -> Any:
         generator = torch.Generator().manual_seed(number)
         x = torch.randn(10, 6, generator=generator)
-        x[3, 2] = torch.inf if spoiled else x[3, 2]
+        x[3, 2] = torch.inf if skipped else x[3, 2]
         return x, torch.randint(0, 4, (10,), generator=generator)
 
     classifier = kind(

@@ -12,14 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
-from metaweight import (
-    AdaptiveInterval,
-    Config,
-    Engine,
-    Hook,
-    ImplicitProblem,
-    Reinforce,
-)
+from metaweight import AdaptiveInterval, Config, Engine, Hook, ImplicitProblem, Reinforce
 from metaweight.averaging import EMAHook
 from metaweight.data import LabelledTensors, TensorLoader
 
@@ -297,7 +290,7 @@ def unused(rank: int, world: int, folder: Path) -> Any:
     class Halves(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.parts = nn.ModuleList([nn.Linear(3, 1) for _ in range(3)]).double()
+            self.hypergradient_terms = nn.ModuleList([nn.Linear(3, 1) for _ in range(3)]).double()
 
     class Sides(ImplicitProblem):
         def training_step(self, batch: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from metaweight.engines.checkpoint import engine_to_plain
+from metaweight.engines.checkpoint.state import engine_to_plain
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 

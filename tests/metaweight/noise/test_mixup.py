@@ -11,13 +11,7 @@ from hypothesis import strategies as st
 from metaweight.problems import ConfigurationError, DataError, LossError
 
 from metaweight._beta import draw_symmetric_beta
-from metaweight.noise import (
-    SoftBootstrappingLoss,
-    mix_pairs,
-    mixup,
-    mixup_accuracy,
-    mixup_loss,
-)
+from metaweight.noise import SoftBootstrappingLoss, mix_pairs, mixup, mixup_accuracy, mixup_loss
 
 LN3 = torch.tensor(3.0, dtype=torch.float64).log().item()
 

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from metaweight.problems.random_streams import RandomState
+from metaweight.problems.state.random_streams import RandomState
 from support.naive import everything
 from support.reweighting import Declared, program
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from metaweight.problems.trajectory import Trajectory
+from metaweight.problems.recording.trajectory import Trajectory
 from support.naive import hessian_matrix, mixed_product, relative_error
 from support.programs import Options, metaweight, three_levels, trajectory
 from support.reweighting import Declared, Plain, program

@@ -14,8 +14,8 @@ from metaweight import Config, ConfigurationError, Hypergradient, Product, Statu
 class Nothing(Hypergradient):
     """The hypergradient of a lower problem that responds to nothing."""
 
-    def vjp(self, problem, vector, wanted):
-        return Product([0.0 * t for t in wanted], Status("Nothing"))
+    def vjp(self, problem, vector, upper_parameters):
+        return Product([0.0 * t for t in upper_parameters], Status("Nothing"))
 
 
 class NoAlgorithm:

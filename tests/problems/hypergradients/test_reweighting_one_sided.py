@@ -13,13 +13,7 @@ import torch
 from support.naive import cosine, everything, mixed_product, relative_error
 from support.reweighting import Declared, Plain, program
 
-from metaweight import (
-    Config,
-    FiniteDifference,
-    HypergradientError,
-    ReweightedProblem,
-    Reweighting,
-)
+from metaweight import Config, FiniteDifference, HypergradientError, ReweightedProblem, Reweighting
 
 FINE = Reweighting(derivative="one_sided", alpha=1e-6)
 
@@ -184,9 +178,9 @@ def test_bf16_training_keeps_its_hypergradient(full_precision, least):
 )
 def test_default_step(derivative, alpha):
     classifier, _, theta, vector = stepped()
-    left_out = product(Reweighting(derivative=derivative), classifier, theta, vector)
+    skipped = product(Reweighting(derivative=derivative), classifier, theta, vector)
     given = product(Reweighting(derivative=derivative, alpha=alpha), classifier, theta, vector)
-    assert all(torch.equal(a, b) for a, b in zip(left_out, given, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(skipped, given, strict=True))
 
 
 def test_refuses_a_step_recorded_without_parameters():

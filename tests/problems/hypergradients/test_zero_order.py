@@ -18,8 +18,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from metaweight.problems.hypergradients.value import Rollouts, UpperLoss, seed_of
-from metaweight.problems.random_streams import RandomState
-from metaweight.problems.trajectory import RecordedStep, Recording, Trajectory
+from metaweight.problems.recording.trajectory import RecordedStep, Recording, Trajectory
+from metaweight.problems.state.random_streams import RandomState
 from support.naive import everything, relative_error
 from support.reweighting import Declared, Plain, program
 from support.unrolled import Setting, build, engine_gradient, keep_gradients
@@ -130,11 +130,11 @@ def test_the_mean_is_unbiased() -> None:
     used, errors = [], []
 
     class Many(ZeroOrder):
-        def estimate(self, problem, value, wanted):
+        def estimate(self, problem, value, upper_parameters):
             used.clear(), errors.clear()
             for seed in range(100):
                 method = ZeroOrder(samples=4, radius=1e-3, seed=seed)
-                product = method.estimate(problem, value, wanted)
+                product = method.estimate(problem, value, upper_parameters)
                 used.append(torch.cat([t.reshape(-1) for t in product.values]))
                 errors.append(product.status.values["standard error"])
             return product
@@ -532,9 +532,9 @@ def test_leaves_no_trace(fails) -> None:
     method = ZeroOrder(samples=2)
     engine = program(Restless, config=Config(type=method, unroll_steps=2), dropout=0.5)
     engine.run(), engine.run()
-    classifier, wanted = engine.classifier, list(engine.judge.module.parameters())
+    classifier, upper_parameters = engine.classifier, list(engine.judge.module.parameters())
     classifier.module[0].weight.grad = torch.ones_like(classifier.module[0].weight)
-    wanted[0].grad = torch.ones_like(wanted[0])
+    upper_parameters[0].grad = torch.ones_like(upper_parameters[0])
     before = full_state(engine)
     classifier.fail = fails == "lower"
 
@@ -545,9 +545,9 @@ def test_leaves_no_trace(fails) -> None:
 
     if fails:
         with pytest.raises(RuntimeError, match="the loss failed"):
-            method.estimate(classifier, value, wanted)
+            method.estimate(classifier, value, upper_parameters)
     else:
-        method.estimate(classifier, value, wanted)
+        method.estimate(classifier, value, upper_parameters)
     after = full_state(engine)
     assert len(before) == len(after)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -592,11 +592,11 @@ def test_with_nothing_displaced_the_loss_itself_is_measured(precision: str) -> N
     measured = []
 
     class Still(ZeroOrder):
-        def estimate(self, problem, value, wanted):
-            with Rollouts(problem, wanted) as rollouts:
+        def estimate(self, problem, value, upper_parameters):
+            with Rollouts(problem, upper_parameters) as rollouts:
                 rollouts.run(rollouts.updates)
                 measured.append(value())
-            return super().estimate(problem, value, wanted)
+            return super().estimate(problem, value, upper_parameters)
 
     engine = program(
         Plain,
@@ -626,12 +626,12 @@ def test_half_precision_sees_parameters_that_moved() -> None:
     values = []
 
     class Moved(ZeroOrder):
-        def estimate(self, problem, value, wanted):
-            with Rollouts(problem, wanted):
+        def estimate(self, problem, value, upper_parameters):
+            with Rollouts(problem, upper_parameters):
                 values.append(value())
                 problem.module[-1].weight.data.mul_(2)
                 values.append(value())
-            return super().estimate(problem, value, wanted)
+            return super().estimate(problem, value, upper_parameters)
 
     half = Config(type=Moved(samples=1), precision="bf16")
     engine = program(Plain, config=half, dtype=torch.float32)

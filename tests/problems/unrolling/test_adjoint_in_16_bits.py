@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from metaweight.problems import prepare_recording
+from metaweight.problems.setup.preparation import prepare_recording
 from support.naive import cosine
 from support.reweighting import Plain, program
 from torch import Tensor

@@ -1,0 +1,1 @@
+"""A running program on disk, and back."""

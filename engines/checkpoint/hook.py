@@ -1,0 +1,263 @@
+"""Saving during a run, and going on where one stood."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metaweight.problems import CheckpointError, ConfigurationError
+from metaweight.problems.base.settings import shown
+from metaweight.problems.data.loader_position import keeps_its_place
+
+from ..hooks.base import Hook
+from ..loggers import flatten_stats
+from ..program.config import EngineConfig
+from .file import Manifest, read_checkpoint, write_checkpoint
+from .folder import CheckpointFolder
+from .shards import write_parts
+from .shards_folder import remove_parts
+from .state import engine_from_plain, engine_to_parts, missing_devices, streams_to_dict
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+
+Path_ = str | os.PathLike[str]
+
+
+def save_engine(
+    engine: Engine, path: Path_, metric: str | None = None, value: float | None = None
+) -> None:
+    """Write the whole state of a program to a file; see :meth:`Engine.save`."""
+    require_path("save", path)
+    manifest = Manifest(engine.global_step, engine.run_state.run, metric, value)
+    file = Path(path)
+    try:
+        # Logs are the first process's, and where they cannot be written none may wait for it.
+        engine.processes.from_first(engine.logger.position)
+        state, parts = engine_to_parts(engine)
+    except OSError as error:
+        raise CheckpointError(
+            f"The checkpoint {path} was not written, because the run's logs could not be brought "
+            f"to the disk: {error.strerror or error}; make room."
+        ) from error
+    folder = None
+    if parts:
+        state["parts"] = write_parts(engine.processes, file, parts)
+        folder = state["parts"]["folder"]
+    if engine.is_rank_zero():
+        try:
+            write_checkpoint(file, manifest, state)
+        except CheckpointError:
+            if folder is not None:
+                shutil.rmtree(file.with_name(folder), ignore_errors=True)
+            raise
+        remove_parts(file, keep=folder)
+
+
+def load_engine(engine: Engine, path: Path_) -> None:
+    """Put a program where a file says another one like it stood; see :meth:`Engine.load`."""
+    require_path("load", path)
+    load_state(engine, Path(path), read_state(engine, path))
+
+
+def read_state(engine: Engine, path: Path_) -> Mapping[str, Any]:
+    """Return the state in a file; of several processes the first one reads it."""
+    return engine.processes.from_first(lambda: read_checkpoint(Path(path))[1])
+
+
+def load_state(engine: Engine, path: Path, state: Mapping[str, Any]) -> None:
+    """Put a program where the state read from ``path`` says another one like it stood."""
+    engine_from_plain(engine, state, str(path))
+    engine.run_state.resumed, engine.run_state.inside_step = True, False
+    engine.checkpointing.log = state["log"]
+    absent = missing_devices(state)
+    if absent:
+        engine.logger.warning(
+            f"{path} was saved with {', '.join(absent)}, which is not here: random numbers drawn "
+            "there start anew, so that the run goes on, but not bit for bit."
+        )
+
+
+def require_path(asked: str, path: object) -> None:
+    """Refuse what is no path.
+
+    Raises:
+        ConfigurationError: Naming the method it was given to.
+    """
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        other = ", or resume='auto'" if asked == "run" else ""
+        raise ConfigurationError(
+            f"Engine.{asked} received {shown(path)}; give the path of a file{other}."
+        )
+
+
+class Checkpointing(Hook):
+    """Saves a program every so many iterations and where a validation is among the best.
+
+    Args:
+        config: ``checkpoint_dir``, ``checkpoint_step``, ``keep_last``, ``keep_best``,
+            ``checkpoint_metric``, ``checkpoint_mode`` and ``checkpoint_failure`` are read.
+
+    Attributes:
+        folder: Where to; nothing when the configuration names none.
+        log: Where the loggers of a loaded run stood, until it goes on.
+    """
+
+    only_shows = True
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.folder: CheckpointFolder | None = None
+        if config.checkpoint_dir is not None:
+            self.folder = CheckpointFolder(
+                Path(config.checkpoint_dir),
+                config.keep_last,
+                config.keep_best,
+                config.checkpoint_metric,
+                config.checkpoint_mode,
+            )
+        self.log: Mapping[str, Any] | None = None
+        self._step = config.checkpoint_step or config.valid_step
+        self._policy = config.checkpoint_failure
+        self._value: float | None = None
+
+    def begin(self, engine: Engine, resume: Path_ | None) -> Mapping[str, Any] | None:
+        """Load what a run is to go on from, and see that it can be saved.
+
+        Returns:
+            The random streams to start with, or nothing for those there are.
+
+        Raises:
+            CheckpointError: When there is something to go on from that cannot be loaded, or the
+                folder cannot be used.
+            ConfigurationError: For ``resume="auto"`` without a folder, and for a state beyond
+                ``train_iters``. The program is then what it was.
+        """
+        found = None if resume is None else self._found(engine, resume)
+        run, step = engine.run_state.run, engine.global_step
+        if found is not None:
+            _require_ahead(engine, *found)
+            run, step = found[1]["run"]["run"], found[1]["run"]["global_step"]
+        if self.folder is not None:
+            require_resumable(engine)
+            folder = self.folder
+            engine.processes.from_first(lambda: folder.prepare(run, step))
+        if found is not None:
+            load_state(engine, *found)
+            engine.logger.info(f"Goes on from {found[0]}, step {engine.global_step}.")
+        streams = streams_to_dict(engine) if engine.run_state.resumed else None
+        engine.run_state.begin()
+        if self.log is not None:
+            engine.logger.go_on_from(self.log)
+            self.log = None
+        self._value = None
+        return streams
+
+    def after_validation(self, engine: Engine, stats: Mapping[str, Any]) -> None:
+        """Note the value that says which checkpoints are best."""
+        if self.folder is None or not self.folder.keep_best:
+            return
+        found = flatten_stats(stats)
+        if self.folder.metric not in found:
+            raise ConfigurationError(
+                f"EngineConfig(keep_best={self.folder.keep_best}) ranks checkpoints by "
+                f"{self.folder.metric!r}, but validation returned {sorted(found) or 'nothing'}; "
+                "return it there, or choose another checkpoint_metric."
+            )
+        self._value = found[self.folder.metric]
+
+    def iteration_over(self, engine: Engine) -> None:
+        """Save if it is time to, or the validation was among the best."""
+        if self.folder is None:
+            return
+        value = self._value
+        best = value is not None and self._is_among_best(engine, self.folder, value)
+        if best or engine.run_state.iteration % self._step == 0:
+            self._save(engine, self.folder)
+        self._value = None
+
+    def run_over(self, engine: Engine) -> None:
+        """Save where the run ends, unless that has been done."""
+        if self.folder is None:
+            return
+        file = self.folder.file_of(engine.global_step)
+        if not engine.processes.from_first(file.exists):
+            self._save(engine, self.folder)
+
+    def _is_among_best(self, engine: Engine, folder: CheckpointFolder, value: float) -> bool:
+        return engine.processes.from_first(
+            lambda: folder.is_among_best(engine.run_state.run, value)
+        )
+
+    def _save(self, engine: Engine, folder: CheckpointFolder) -> None:
+        value = self._value
+        given = None if value is None or not math.isfinite(value) else value
+        metric = None if given is None else folder.metric
+        try:
+            save_engine(engine, folder.file_of(engine.global_step), metric, given)
+        except CheckpointError as error:
+            if self._policy == "raise":
+                raise
+            engine.logger.warning(f"{error} The run goes on without it.")
+            return
+        if engine.is_rank_zero():
+            folder.prune(engine.run_state.run)
+
+    def _found(self, engine: Engine, resume: Path_) -> tuple[Path, Mapping[str, Any]] | None:
+        """Return the state to go on from and its file, or nothing where there is none."""
+        require_path("run", resume)
+        if resume != "auto":
+            return Path(resume), read_state(engine, resume)
+        if self.folder is None:
+            raise ConfigurationError(
+                "run(resume='auto') looks for checkpoints in EngineConfig(checkpoint_dir=...), "
+                "which was not given; give it, or run(resume=path)."
+            )
+        folder = self.folder
+        return engine.processes.from_first(lambda: folder.newest(engine.logger.warning))
+
+
+def _require_ahead(engine: Engine, path: Path, state: Mapping[str, Any]) -> None:
+    """Refuse to go on from beyond the end of the run.
+
+    Raises:
+        ConfigurationError: Naming the file and both numbers.
+    """
+    done = _iterations(path, state)
+    if done > engine.train_iters:
+        raise ConfigurationError(
+            f"{path} stands at iteration {done}, beyond EngineConfig(train_iters="
+            f"{engine.train_iters}), where the run was to end; raise train_iters, or use "
+            "engine.load() if nothing is to be trained."
+        )
+
+
+def _iterations(path: Path, state: Mapping[str, Any]) -> int:
+    try:
+        return int(state["run"]["iteration"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} does not say where its run stood; it was not written by metaweight."
+        ) from error
+
+
+def require_resumable(engine: Engine) -> None:
+    """Refuse loaders whose place could not be found again, before training has begun.
+
+    Raises:
+        ConfigurationError: For one that keeps its place itself and is read by two.
+    """
+    seen: dict[int, str] = {}
+    for problem in engine.problems:
+        loaders = [] if problem._source is None else problem.source.loaders
+        for index, loader in enumerate(loaders):
+            if id(loader) in seen and keeps_its_place(loader):
+                raise ConfigurationError(
+                    f"Loader {index} of problem {problem.name!r} is the {type(loader).__name__} "
+                    f"that {seen[id(loader)]} reads too. It keeps one place for both, so that a "
+                    "run with a checkpoint_dir could not be resumed; give each its own."
+                )
+            seen[id(loader)] = f"problem {problem.name!r}"

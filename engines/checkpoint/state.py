@@ -1,0 +1,317 @@
+"""All that a running program is, as plain data: taken, compared with another program, put back.
+
+::
+
+    {"run": where the run stands, "graph": who is above whom, "problems": {name: …},
+     "schedule": …, "snapshots": {name: …}, "hooks": [{"class": …, "state": …}, …],
+     "env": …, "streams": …, "log": …}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from metaweight.problems import CheckpointError, Problem
+from metaweight.problems.persistence.names import Names
+from metaweight.problems.persistence.problem_state import (
+    load_problem,
+    load_surroundings,
+    problem_to_plain,
+    require_same_form,
+    require_same_lengths,
+)
+from metaweight.problems.state.buffers import Snapshot
+from metaweight.problems.state.plain_data import from_plain, to_plain
+from metaweight.problems.state.random_streams import RandomState
+
+from ..hooks.base import Hook
+from .process_state import own_share, with_all_shares
+from .shards import Part, take_parts
+from .snapshots import snapshot_from_dict, snapshot_to_dict
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+
+# What reading plain data of another shape than expected raises.
+MISFITS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError)
+
+
+def engine_to_plain(engine: Engine) -> dict[str, Any]:
+    """Return the whole state of a program between two steps; it shares memory with the program.
+
+    Raises:
+        CheckpointError: Amid a step, or for state that is no plain data.
+    """
+    _require_between_steps(engine)
+    with engine.processes.whole_parameters():
+        return with_all_shares(engine.processes, _take(engine, copy=False))
+
+
+def engine_to_parts(engine: Engine) -> tuple[dict[str, Any], list[Part]]:
+    """Return the same but for what processes share out, and this one's parts of that.
+
+    Raises:
+        CheckpointError: As :func:`engine_to_plain`.
+    """
+    _require_between_steps(engine)
+    processes = engine.processes
+    with processes.whole_parameters():
+        plain = _take(engine, copy=False, in_parts=True)
+        parts = take_parts(processes.layouts, engine.problems, plain["problems"])
+        return with_all_shares(processes, plain), parts
+
+
+def _require_between_steps(engine: Engine) -> None:
+    if engine.run_state.inside_step:
+        raise CheckpointError(
+            "A checkpoint was asked for amid a step, or after one that ended with an exception, "
+            "where the program is between two states; save in iteration_end, in a validation, or "
+            "when run() has returned."
+        )
+
+
+def _take(engine: Engine, *, copy: bool, in_parts: bool = False) -> dict[str, Any]:
+    names = Names(engine.problems)
+    loops = not engine.schedule.is_between_loops()
+    with (
+        engine.processes.whole_recordings(engine.problems),
+        engine.processes.parts_of_states() if in_parts else nullcontext(),
+    ):
+        problems = {
+            p.name: problem_to_plain(p, names, loop_open=loops, copy=copy) for p in engine.problems
+        }
+    return {
+        "run": {
+            **engine.run_state.state_dict(),
+            "global_step": engine.global_step,
+            "roll_back": engine.config.roll_back,
+        },
+        "graph": _graph(engine),
+        "problems": problems,
+        "schedule": to_plain(engine.schedule.state_dict(), "The schedule"),
+        "snapshots": {
+            name: to_plain(
+                snapshot_to_dict(engine, name, snapshot), f"The snapshot of {name!r}", copy=copy
+            )
+            for name, snapshot in engine.snapshots.items()
+            if loops
+        },
+        "hooks": [
+            {
+                "class": type(hook).__name__,
+                "optional": hook.optional,
+                "state": to_plain(_state_of(hook), f"Hook {type(hook).__name__}", copy=copy),
+            }
+            for hook in saved_hooks(engine)
+        ],
+        "env": to_plain(_state_of(engine.env), "The environment", copy=copy),
+        "streams": to_plain(streams_to_dict(engine), "The random streams", copy=copy),
+        "log": engine.logger.position(),
+    }
+
+
+def engine_from_plain(engine: Engine, state: Mapping[str, Any], where: str) -> None:
+    """Put a program where another one like it stood; when that fails it stays as it is.
+
+    Raises:
+        CheckpointError: When the state is not of this program.
+    """
+    with engine.processes.whole_parameters():
+        _put(engine, state, where)
+
+
+def _put(engine: Engine, state: Mapping[str, Any], where: str) -> None:
+    try:
+        _require_same_program(engine, state)
+        state = own_share(engine, state)
+    except MISFITS as error:
+        raise _refused(where, error) from error
+    before = _take(engine, copy=True)
+    with ExitStack() as undo:
+        undo.callback(_put_back, engine, before)
+        for problem in engine.problems:
+            if problem._source is not None:
+                undo.callback(problem.source.undo())
+            undo.callback(setattr, problem, "trajectory", problem.trajectory)
+            undo.callback(setattr, problem, "cur_batch", problem.cur_batch)
+        undo.callback(_set_snapshots, engine, dict(engine.snapshots))
+        try:
+            _load(engine, state)
+        except MISFITS as error:
+            raise _refused(where, error) from error
+        undo.pop_all()
+
+
+def streams_to_dict(engine: Engine) -> dict[str, Any]:
+    """Return the state of the host's random streams, and of every device that has been used."""
+    found = {"host": RandomState(torch.device("cpu")).state_dict(), "devices": {}}
+    for device in _devices(engine):
+        state = torch.get_device_module(device).get_rng_state(device)
+        found["devices"][str(device)] = state
+    return found
+
+
+def put_streams(state: Mapping[str, Any]) -> None:
+    """Set the random streams; those of devices that are not here are left out."""
+    for name, value in state["devices"].items():
+        device = torch.device(name)
+        if _is_there(device):
+            torch.get_device_module(device).set_rng_state(value, device)
+    RandomState.from_state_dict(torch.device("cpu"), state["host"]).restore()
+
+
+def missing_devices(state: Mapping[str, Any]) -> list[str]:
+    """Return the devices of a saved program whose random streams have no place here."""
+    return [name for name in state["streams"]["devices"] if not _is_there(torch.device(name))]
+
+
+def saved_hooks(engine: Engine) -> list[Hook]:
+    """Return the hooks that belong to the program; those that only show it are left out."""
+    return [hook for hook in engine.hooks.hooks if not hook.only_shows]
+
+
+def _graph(engine: Engine) -> dict[str, Any]:
+    return {
+        p.name: {
+            "uppers": [up.name for up in p.parents],
+            "paths": [[step.name for step in path] for path in p.paths],
+        }
+        for p in engine.problems
+    }
+
+
+def _require_same_program(engine: Engine, state: Mapping[str, Any]) -> None:
+    graph, here = state["graph"], _graph(engine)
+    if graph != here:
+        raise CheckpointError(
+            f"The checkpoint is of another program: its problems are {_sentence(graph)}, and here "
+            f"{_sentence(here)}; build the program it was saved with."
+        )
+    for problem in engine.problems:
+        require_same_form(problem, state["problems"][problem.name])
+    hooks = [hook["class"] for hook in state["hooks"] if not hook["optional"]]
+    present = [type(hook).__name__ for hook in saved_hooks(engine) if not hook.optional]
+    if hooks != present:
+        raise CheckpointError(
+            f"The checkpoint is of another program: its hooks are {', '.join(hooks) or 'none'}, "
+            f"and here {', '.join(present) or 'none'}; give the engine the same ones, in the same "
+            "order."
+        )
+    rolls_back = state["run"]["roll_back"]
+    if state["snapshots"] and rolls_back != engine.config.roll_back:
+        raise CheckpointError(
+            f"The checkpoint was saved amid a loop with EngineConfig(roll_back={rolls_back}); keep "
+            "that setting."
+        )
+
+
+def _load(engine: Engine, state: Mapping[str, Any]) -> None:
+    names = Names(engine.problems)
+    problems = {p: state["problems"][p.name] for p in engine.problems}
+    snapshots = {
+        name: snapshot_from_dict(engine, name, from_plain(saved))
+        for name, saved in state["snapshots"].items()
+    }
+    for problem, saved in problems.items():
+        load_problem(problem, saved)
+    _load_hooks(engine, state["hooks"])
+    if state["env"] and engine.env is not None:
+        _give_state(engine.env, from_plain(state["env"], engine.device))
+    engine.schedule.load_state_dict(state["schedule"])
+    engine.run_state.load_state_dict(state["run"])
+    engine.global_step = state["run"]["global_step"]
+    engine.hooks.state_loaded(engine)
+    for problem, saved in problems.items():
+        require_same_lengths(problem, saved)
+        load_surroundings(problem, saved, names)
+    _set_snapshots(engine, snapshots)
+    if state["streams"] is not None:
+        put_streams(from_plain(state["streams"]))
+
+
+def _put_back(engine: Engine, before: Mapping[str, Any]) -> None:
+    """Load an earlier state of the same engine; places of loaders and records come after."""
+    for problem in engine.problems:
+        load_problem(problem, before["problems"][problem.name])
+    _restore_gradients(engine.problems, before)
+    _load_hooks(engine, before["hooks"])
+    if before["env"] and engine.env is not None:
+        _give_state(engine.env, from_plain(before["env"], engine.device))
+    engine.schedule.load_state_dict(before["schedule"])
+    engine.run_state.load_state_dict(before["run"])
+    engine.global_step = before["run"]["global_step"]
+    put_streams(from_plain(before["streams"]))
+
+
+def _load_hooks(engine: Engine, saved: Sequence[Mapping[str, Any]]) -> None:
+    """Give every hook its state; an optional one that was not there before keeps what it has."""
+    left = list(saved)
+    for hook in saved_hooks(engine):
+        found = next((s for s in left if s["class"] == type(hook).__name__), None)
+        if found is not None:
+            left.remove(found)
+            hook.load_state_dict(from_plain(found["state"], engine.device))
+
+
+def _restore_gradients(problems: list[Problem], before: Mapping[str, Any]) -> None:
+    names = Names(problems)
+    for parameter in names.parameters.values():
+        parameter.grad = None
+    for problem in problems:
+        for name, gradient in from_plain(before["problems"][problem.name]["gradients"]).items():
+            parameter = names.parameters[name]
+            parameter.grad = gradient.to(parameter.device)
+
+
+def _set_snapshots(engine: Engine, snapshots: dict[str, Snapshot]) -> None:
+    engine.snapshots.clear()
+    engine.snapshots.update(snapshots)
+
+
+def _state_of(thing: Any) -> Mapping[str, Any]:
+    take: Callable[[], Mapping[str, Any]] | None = getattr(thing, "state_dict", None)
+    return {} if take is None else take()
+
+
+def _give_state(thing: Any, state: Mapping[str, Any]) -> None:
+    thing.load_state_dict(state)
+
+
+def _devices(engine: Engine) -> list[torch.device]:
+    """Return the devices of the program, and all of torch's accelerator where that is in use."""
+    kinds = {d.type for d in (engine.device, *(p.device for p in engine.problems))} - {"cpu"}
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        kinds.add("cuda")
+    return [
+        torch.device(kind, index)
+        for kind in sorted(kinds)
+        for index in range(torch.get_device_module(kind).device_count())
+    ]
+
+
+def _is_there(device: torch.device) -> bool:
+    try:
+        count: int = torch.get_device_module(device).device_count()
+    except (RuntimeError, AttributeError):
+        return False
+    return (device.index or 0) < count
+
+
+def _refused(where: str, error: Exception) -> CheckpointError:
+    if isinstance(error, CheckpointError):
+        return CheckpointError(f"{where}: {error}")
+    return CheckpointError(
+        f"{where} does not hold what this program needs ({type(error).__name__}: {error}); "
+        "nothing was changed. Build the program it was saved with."
+    )
+
+
+def _sentence(graph: Mapping[str, Any]) -> str:
+    parts = []
+    for name, place in graph.items():
+        above = ", ".join(place["uppers"])
+        parts.append(f"{name} below {above}" if above else str(name))
+    return "; ".join(parts)

@@ -1,0 +1,160 @@
+"""Running where Hugging Face's ``accelerate`` says: its device, its processes, its precision.
+
+The state of an ``Accelerator`` is one for the whole process, so that one made in the user's script
+is the one found here. What it would do to a model, an optimizer or a loader is done by the engine
+instead, which knows of several levels.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from metaweight.problems import ConfigurationError, Problem
+from metaweight.problems.kernels.precision import take_precision
+from torch import nn
+
+from ..program.config import EngineConfig
+from .process_group import leave
+
+# In words of ``accelerate``: one process, or several with a whole copy each.
+REPLICATED = ("NO", "MULTI_CPU", "MULTI_GPU")
+PRECISIONS = {"no": None, "bf16": "bf16", "fp16": "fp16"}
+# How its launcher and its plugins announce what splits a model up.
+PLUGINS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}
+
+
+def accelerator_state(config: EngineConfig) -> Any:
+    """Return the state of the process's ``Accelerator``, which is made unless there is one.
+
+    Of several processes all wait here until all have come.
+
+    Raises:
+        ConfigurationError: When ``accelerate`` is not installed, or its Accelerator asks for what
+            an engine does in another way.
+    """
+    try:
+        from accelerate import Accelerator  # noqa: PLC0415
+        from accelerate.state import (  # noqa: PLC0415
+            AcceleratorState,
+            GradientState,
+            is_initialized,
+        )
+    except ImportError as error:
+        raise ConfigurationError(
+            "EngineConfig(strategy='accelerate') needs the package accelerate; pip install "
+            "'metaweight[accelerate]', or use strategy='distributed' with torchrun."
+        ) from error
+    for variable, name in PLUGINS.items():
+        if os.environ.get(variable, "false").lower() in ("true", "1"):
+            raise _refused(f"{name} ({variable}={os.environ[variable]})", _REPLICATE)
+    if not is_initialized():
+        # Without GPUs it sees several processes only where it is told of the CPU.
+        Accelerator(cpu=config.backend == "gloo" or not torch.cuda.is_available())
+        if dist.is_available() and dist.is_initialized():
+            atexit.register(leave)
+    state = AcceleratorState()
+    _require_known(state, config)
+    _require_everyone(state.num_processes)
+    steps = GradientState().num_steps
+    if steps != 1:
+        raise _refused(
+            f"gradient_accumulation_steps={steps}",
+            "each problem has its own, Config(gradient_accumulation=...); leave it at 1 there",
+        )
+    return state
+
+
+def take_accelerators_precision(problem: Problem, config: EngineConfig) -> None:
+    """Let a problem compute in the Accelerator's mixed precision, where that is the strategy.
+
+    Raises:
+        ConfigurationError: When the problem's ``Config`` asks for another one.
+    """
+    if config.strategy != "accelerate":
+        return
+    asked = PRECISIONS[accelerator_state(config).mixed_precision]
+    if asked is not None:
+        take_precision(problem, asked, f"Accelerator(mixed_precision={asked!r})")
+
+
+def require_unprepared(problem: Problem, config: EngineConfig) -> None:
+    """Refuse what ``Accelerator.prepare`` has returned, where an Accelerator is the strategy.
+
+    Raises:
+        ConfigurationError: Naming the part.
+    """
+    if config.strategy != "accelerate":
+        return
+    from accelerate.data_loader import DataLoaderStateMixin  # noqa: PLC0415
+    from accelerate.optimizer import AcceleratedOptimizer  # noqa: PLC0415
+    from accelerate.scheduler import AcceleratedScheduler  # noqa: PLC0415
+
+    loaders = problem.train_data_loader
+    parts: list[tuple[str, Any, Any]] = [
+        ("module", problem.module, nn.parallel.DistributedDataParallel),
+        ("optimizer", problem.optimizer, AcceleratedOptimizer),
+        ("scheduler", problem.scheduler, AcceleratedScheduler),
+    ]
+    for loader in loaders if isinstance(loaders, (list, tuple)) else [loaders]:
+        parts.append(("loader", loader, DataLoaderStateMixin))
+    for name, part, prepared in parts:
+        if isinstance(part, prepared):
+            raise ConfigurationError(
+                f"The {name} of problem {problem.name!r} is the {type(part).__name__} that "
+                "Accelerator.prepare() returns, but the engine itself averages gradients and "
+                f"shares out batches; give it the {name} as it was before."
+            )
+
+
+_REPLICATE = (
+    "an engine keeps a whole copy of each module in every process; use an Accelerator without it"
+)
+
+
+def _require_known(state: Any, config: EngineConfig) -> None:
+    kind = str(state.distributed_type.value)
+    if kind not in REPLICATED:
+        raise _refused(f"the distributed type {kind}", _REPLICATE)
+    if getattr(state, "parallelism_config", None) is not None:
+        raise _refused("a parallelism_config", _REPLICATE)
+    if state.mixed_precision not in PRECISIONS:
+        raise _refused(
+            f"mixed_precision={state.mixed_precision!r}", f"use one of {', '.join(PRECISIONS)}"
+        )
+    backend = str(state.dynamo_plugin.backend.value)
+    if backend != "NO":
+        raise _refused(
+            f"the dynamo backend {backend}", "compile modules by Config(compile=True) instead"
+        )
+    if config.backend == "gloo" and state.device.type != "cpu":
+        raise _refused(
+            f"the device {state.device}",
+            "EngineConfig(backend='gloo') computes on the CPU; leave one of the two out, or use "
+            "Accelerator(cpu=True)",
+        )
+
+
+def _require_everyone(counted: int) -> None:
+    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if world != counted:
+        raise ConfigurationError(
+            f"The Accelerator counts {counted} process(es) where torch.distributed has {world}, "
+            "which it does without GPUs unless it is told of the CPU; make it by "
+            "Accelerator(cpu=True) before anything else of accelerate is used, or leave it to "
+            "EngineConfig(strategy='accelerate')."
+        )
+
+
+def _refused(asked: str, remedy: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"The Accelerator of EngineConfig(strategy='accelerate') asks for {asked}, but {remedy}."
+    )

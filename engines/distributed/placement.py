@@ -1,0 +1,35 @@
+"""Where the problems of an engine live."""
+
+from __future__ import annotations
+
+import torch
+from metaweight.problems import ConfigurationError
+from metaweight.problems.data.validation import checked_device
+
+from ..program.config import EngineConfig
+from .accelerate import accelerator_state
+from .process_group import TOGETHER, device_of_process
+
+
+def choose_device(config: EngineConfig) -> torch.device:
+    """Return the device the configuration asks for.
+
+    Raises:
+        ConfigurationError: For an unknown device, or ``"gpu"`` without one.
+    """
+    if config.device is not None:
+        return checked_device("EngineConfig", config.device)
+    if config.strategy == "accelerate":
+        device: torch.device = accelerator_state(config).device
+        return device
+    if config.strategy in TOGETHER:
+        return device_of_process(config)
+    if config.strategy == "cpu":
+        return torch.device("cpu")
+    available = torch.cuda.is_available()
+    if config.strategy == "gpu" and not available:
+        raise ConfigurationError(
+            "EngineConfig(strategy='gpu') was asked for, but torch sees no GPU here; "
+            "use strategy='cpu', or 'default' to take a GPU when there is one."
+        )
+    return torch.device("cuda" if available else "cpu")

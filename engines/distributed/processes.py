@@ -1,0 +1,223 @@
+"""The processes that run one program together, by ``torch.distributed``."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from metaweight.problems import ConfigurationError, Problem
+from metaweight.problems.base.reduction import Reduction
+from torch import Tensor, nn
+
+from .shard_layout import ShardLayout
+
+T = TypeVar("T")
+
+
+class Processes(Reduction):
+    """What an engine asks of all its processes; this one of a single process, which is alone.
+
+    Every process must ask for the same things in the same order.
+    """
+
+    @property
+    def layouts(self) -> Mapping[Tensor, ShardLayout]:
+        """How parameters are shared out between steps: those that are, none here."""
+        return {}
+
+    def parts_of_states(self) -> AbstractContextManager[None]:
+        """Inside, optimizers keep the parts of their states that are shared out like parameters,
+        also where somebody asks for them whole."""
+        return nullcontext()
+
+    def share(self, tensors: Sequence[Tensor], source: int = 0) -> None:
+        """Give tensors the values they have in process ``source``, in place."""
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """Return what ``make`` returns, or raise what it raises, in process 0."""
+        return make()
+
+    def gather(self, value: T) -> list[T]:
+        """Return the value of every process, by rank."""
+        return [value]
+
+    def stacked(self, tensor: Tensor) -> Tensor:
+        """Return the tensors of all processes, of one shape, by rank; waits for no device."""
+        return tensor.detach()[None]
+
+    def largest(self, number: int) -> int:
+        """Return the largest of the numbers of all processes."""
+        return number
+
+    def mean_stats(self, stats: Mapping[str, Any]) -> dict[str, Any]:
+        """Average numbers and tensors over the processes that have them; text stays as it is."""
+        return dict(stats)
+
+
+class SeveralProcesses(Processes):
+    """Several processes of the default process group.
+
+    Args:
+        device: Where this process computes.
+
+    Attributes:
+        reductions: How many means of tensors were taken.
+        bytes: How many bytes of tensors went into them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.rank = dist.get_rank()
+        self.world = dist.get_world_size()
+        self.reductions = 0
+        self.bytes = 0
+        # Small messages go over the host where they can, and wait for no device.
+        on_host = "gloo" in dist.get_backend_config() or "mpi" in dist.get_backend_config()
+        self._messages = torch.device("cpu") if on_host else device
+        self.seed = self.from_first(torch.initial_seed)
+
+    @torch.no_grad()
+    def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        found = [t.detach() for t in tensors]
+        for places in by_kind(found):
+            flat = torch.cat([found[i].reshape(-1) for i in places])
+            self.reductions += 1
+            self.bytes += flat.numel() * flat.itemsize
+            dist.all_reduce(flat)
+            flat.div_(self.world)
+            pieces = flat.split([found[i].numel() for i in places])  # type: ignore[no-untyped-call]
+            for i, piece in zip(places, pieces, strict=True):
+                found[i] = _laid_out_like(found[i], piece.view(found[i].shape))
+        return found
+
+    @torch.no_grad()
+    def average_gradients(self, problem: Problem) -> None:
+        parameters = list(problem.trainable_parameters())
+        missing = [i for i, p in enumerate(parameters) if p.grad is None]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        if any(g.is_sparse for g in gradients):
+            raise ConfigurationError(
+                f"Problem {problem.name!r} has sparse gradients, which processes cannot average; "
+                "build its embeddings with sparse=False."
+            )
+        present = gradients[0].new_ones(len(parameters))
+        if missing:
+            present[missing] = 0.0
+        statistics = list(running_statistics(problem.module))
+        means = self.mean([present, *gradients, *statistics])
+        # Only where this process lacks a gradient does it have to read whether others have it.
+        lacking = {i for i in missing if float(means[0][i]) == 0.0}
+        averaged = means[1 : 1 + len(parameters)]
+        for i, (parameter, gradient) in enumerate(zip(parameters, averaged, strict=True)):
+            parameter.grad = None if i in lacking else gradient
+        for statistic, mean in zip(statistics, means[1 + len(parameters) :], strict=True):
+            # As batch norm itself does, without telling autograd.
+            statistic.data.copy_(mean)
+
+    @torch.no_grad()
+    def share(self, tensors: Sequence[Tensor], source: int = 0) -> None:
+        given = [t.detach() for t in tensors]
+        for places in by_kind(given):
+            flat = torch.cat([given[i].reshape(-1) for i in places])
+            dist.broadcast(flat, src=source)
+            if source == self.rank:
+                continue
+            pieces = flat.split([given[i].numel() for i in places])  # type: ignore[no-untyped-call]
+            for i, piece in zip(places, pieces, strict=True):
+                given[i].copy_(piece.view(given[i].shape))
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        message: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                message[0] = _packed(make())
+            except Exception as error:
+                message[1] = error
+        dist.broadcast_object_list(message, src=0, device=self._messages)
+        if message[1] is not None:
+            raise message[1]
+        made: T = _unpacked(message[0])
+        return made
+
+    def gather(self, value: T) -> list[T]:
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, _packed(value))
+        return [_unpacked(packed) for packed in found]
+
+    @torch.no_grad()
+    def stacked(self, tensor: Tensor) -> Tensor:
+        # Each fills a row of its own, so that the sum tells all rows.
+        rows = tensor.new_zeros((self.world, *tensor.shape))
+        rows[self.rank] = tensor
+        dist.all_reduce(rows)
+        return rows
+
+    def largest(self, number: int) -> int:
+        message = torch.tensor(number, device=self._messages)
+        dist.all_reduce(message, op=dist.ReduceOp.MAX)
+        return int(message)
+
+    def mean_stats(self, stats: Mapping[str, Any]) -> dict[str, Any]:
+        own = {name: _sendable(value) for name, value in stats.items()}
+        everyone = self.gather(own)
+        names = dict.fromkeys(name for each in everyone for name in each)
+        return {
+            name: _mean_of([each[name] for each in everyone if name in each], stats.get(name))
+            for name in names
+        }
+
+
+def running_statistics(module: nn.Module) -> Iterator[Tensor]:
+    """Yield running means and variances of the module's normalisation layers."""
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._NormBase):
+            for statistic in (layer.running_mean, layer.running_var):
+                if statistic is not None:
+                    yield statistic
+
+
+def _packed(value: Any) -> bytes:
+    # Python's own pickling of some tensors, such as those read from a file, cannot be undone.
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _unpacked(packed: bytes) -> Any:
+    # From a process of the same program, which may run any code anyway.
+    return torch.load(io.BytesIO(packed), map_location="cpu", weights_only=False)
+
+
+def by_kind(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Return the positions of tensors that can lie in one, in an order all processes have."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(i)
+    return list(kinds.values())
+
+
+def _laid_out_like(reference: Tensor, value: Tensor) -> Tensor:
+    if reference.is_contiguous():
+        return value
+    return torch.empty_like(reference).copy_(value)
+
+
+def _sendable(value: Any) -> Any:
+    return value.detach().cpu() if isinstance(value, Tensor) else value
+
+
+def _mean_of(values: list[Any], own: Any) -> Any:
+    """Return the mean of numbers or tensors, in the kind of this process's own value."""
+    first = values[0] if own is None else own
+    if isinstance(first, Tensor):
+        wide = [torch.as_tensor(v, dtype=torch.float64) for v in values]
+        mean = torch.stack(wide).mean(0)
+        kept = first.dtype if first.is_floating_point() else torch.get_default_dtype()
+        return mean.to(dtype=kept, device=first.device)
+    try:
+        return sum(float(v) for v in values) / len(values)
+    except (TypeError, ValueError):
+        return first

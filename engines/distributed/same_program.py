@@ -1,0 +1,65 @@
+"""Whether all processes have built the same program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from metaweight.problems import GraphError, Problem
+from metaweight.problems.persistence.problem_state import form_of
+
+from ..program.config import EngineConfig
+from .processes import Processes
+
+SETTINGS = ("unroll_steps", "gradient_accumulation", "warmup_steps", "gradient_clipping")
+RUN = ("train_iters", "valid_step", "roll_back", "checkpoint_step")
+
+
+def require_same_program(
+    processes: Processes, problems: Sequence[Problem], config: EngineConfig
+) -> None:
+    """Refuse a program that differs between processes, in all of them.
+
+    Raises:
+        GraphError: Naming what differs first.
+    """
+    if processes.world == 1:
+        return
+    everyone = processes.gather(_description(problems, config))
+    for rank, other in enumerate(everyone):
+        difference = _difference(everyone[0], other)
+        if difference is not None:
+            what, first, here = difference
+            raise GraphError(
+                f"The processes have built different programs: {what} is {first} in process 0 and "
+                f"{here} in process {rank}; build the same in all."
+            )
+
+
+def _description(problems: Sequence[Problem], config: EngineConfig) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "the list of problems": [p.name for p in problems],
+        **{f"EngineConfig({name})": getattr(config, name) for name in RUN},
+    }
+    for problem in problems:
+        own = f"of problem {problem.name!r}"
+        form = form_of(problem)
+        for name, shape in form.pop("module").items():
+            found[f"{name!r} in the module {own}"] = shape
+        for part in ("optimizer", "groups", "scheduler", "loss scaler"):
+            found[f"the {part} {own}"] = form[part]
+        for name in SETTINGS:
+            found[f"Config({name}) {own}"] = getattr(problem.config, name)
+        found[f"the type {own}"] = type(problem.hypergradient).__name__
+        found[f"the list of hypergradient paths {own}"] = [
+            [step.name for step in path] for path in problem.paths
+        ]
+    return found
+
+
+def _difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    for what in dict.fromkeys([*first, *other]):
+        here, there = first.get(what, "absent"), other.get(what, "absent")
+        if here != there:
+            return what, here, there
+    return None

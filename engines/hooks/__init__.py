@@ -1,0 +1,5 @@
+"""What joins a run at named moments."""
+
+from .base import Hook
+
+__all__ = ["Hook"]

@@ -1,0 +1,213 @@
+"""Telling that learned sample weights have stopped telling samples apart."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from metaweight.problems import (
+    ConfigurationError,
+    GraphError,
+    Problem,
+    ReweightedProblem,
+    StepResult,
+)
+from metaweight.problems.base.settings import is_count, is_number, require_text
+from torch import Tensor
+
+from .base import Hook
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+
+
+class WeightCollapse(Hook):
+    """Warns when the sample weights of a reweighted problem are nearly 0, equal, or one sample's.
+
+    Of the weights ``w`` of each batch of B samples in a window of ``every`` steps are taken
+
+    - the mean of ``|w|``: below ``zero``, the problem hardly trains at all;
+    - the spread, standard deviation over mean: below ``equal``, no sample is told from another;
+    - the share ``(n - 1) / (B - 1)`` with the effective sample size ``n = (Σw)² / Σw²``: 1 for
+      equal weights, 0 when one sample holds all the weight. Below ``few``, few samples are trained
+      on.
+
+    A kind of collapse is warned of once, with the number and what to do, when all batches of a
+    window show it. The largest of each in a window is logged under ``weights/<name>``. The device
+    is waited for once a window. Of several processes the batch is that of all together, to which
+    each contributes four numbers a step, and the first one warns.
+
+    Args:
+        problem: Name of the problem, a :class:`~metaweight.problems.ReweightedProblem` such as
+            ``WeightedClassifier``.
+        every: Steps of a window.
+        zero: Least mean that is let pass.
+        equal: Least spread that is let pass.
+        few: Least share that is let pass.
+
+    Raises:
+        ConfigurationError: For a window without steps or a negative threshold.
+    """
+
+    optional = True
+    reads_parameters = False
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        every: int = 100,
+        zero: float = 1e-3,
+        equal: float = 1e-3,
+        few: float = 0.02,
+    ) -> None:
+        require_text("WeightCollapse", "problem", problem)
+        if not is_count(every, least=1):
+            raise ConfigurationError(
+                f"WeightCollapse({problem!r}, every={every!r}) must be an integer of at least 1."
+            )
+        if not all(is_number(value, least=0) for value in (zero, equal, few)):
+            raise ConfigurationError(
+                f"WeightCollapse({problem!r}, zero={zero}, equal={equal}, few={few}): thresholds "
+                "are at least 0; 0 never warns."
+            )
+        self.problem = problem
+        self.every = every
+        self.zero = zero
+        self.equal = equal
+        self.few = few
+        self.warned: set[str] = set()
+        self._steps = 0
+        self._largest: Tensor | None = None
+
+    def run_start(self, engine: Engine) -> None:
+        """Refuse a problem whose weights cannot be seen.
+
+        Raises:
+            GraphError: When the engine has none of that name.
+            ConfigurationError: When it does not declare its weights.
+        """
+        found = [p for p in engine.problems if p.name == self.problem]
+        if not found:
+            raise GraphError(
+                f"WeightCollapse({self.problem!r}) names a problem that is not among those of the "
+                f"engine ({', '.join(p.name for p in engine.problems)}); give one of these."
+            )
+        if not isinstance(found[0], ReweightedProblem) or not found[0].declares_its_loss:
+            raise ConfigurationError(
+                f"WeightCollapse({self.problem!r}) watches the weights of a ReweightedProblem, and "
+                f"{type(found[0]).__name__} does not declare any; derive it from "
+                "ReweightedProblem and define sample_losses and sample_weights, without a "
+                "training_step of its own."
+            )
+
+    def before_step(self, engine: Engine, problem: Problem) -> None:
+        """Ask for the weights of the coming batch."""
+        if problem.name == self.problem and isinstance(problem, ReweightedProblem):
+            problem.notes_weights, problem.noted_weights = True, None
+
+    def after_step(self, engine: Engine, problem: Problem, result: StepResult) -> None:
+        """Look at them, and warn at the end of a window."""
+        if problem.name != self.problem or not isinstance(problem, ReweightedProblem):
+            return
+        weights, problem.noted_weights, problem.notes_weights = problem.noted_weights, None, False
+        alone = weights is not None and weights.numel() * engine.processes.world < 2
+        if weights is None or alone or problem.skipped:
+            return
+        seen = _measures(engine.processes.stacked(_moments(weights)))
+        self._largest = seen if self._largest is None else self._largest.to(seen).maximum(seen)
+        self._steps += 1
+        if self._steps == self.every:
+            self._judge(engine, problem, self._largest.tolist())
+            self._steps, self._largest = 0, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The window under way, and what has been warned of."""
+        return {"steps": self._steps, "largest": self._largest, "warned": sorted(self.warned)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned."""
+        self._steps, self._largest = state["steps"], state["largest"]
+        self.warned = set(state["warned"])
+
+    def _judge(self, engine: Engine, problem: Problem, largest: list[float]) -> None:
+        mean, spread, share, size = largest
+        numbers = {"mean": mean, "spread": spread, "share": share, "effective_size": size}
+        engine.logger.log(numbers, tag=f"weights/{problem.name}", step=problem.count)
+        upper = " and ".join(repr(p.name) for p in problem.parents) or "the upper problem"
+        if mean < self.zero:
+            self._warn(
+                problem,
+                "nearly 0",
+                f"their mean was at most {mean:.3g}, so that it hardly trains. Weights that only "
+                "shrink stand in for a smaller learning rate: normalise them "
+                f"(WeightedClassifier(normalise=True)), give {upper} a smaller learning rate, "
+                "or lower that of the classifier",
+            )
+        elif spread < self.equal:
+            self._warn(
+                problem,
+                "nearly equal",
+                f"their standard deviation was at most {spread:.3g} of their mean, so that no "
+                f"sample is told from another. Give {upper} more meta samples, a smaller learning "
+                "rate if weights have run to the end of their range, a larger one if they have "
+                "never moved, or a weight network that sees more than the loss "
+                "(ClassAwareWeightNet)",
+            )
+        elif share < self.few:
+            self._warn(
+                problem,
+                "those of few samples",
+                f"the effective sample size was at most {size:.3g} of a batch. Give {upper} a "
+                "smaller learning rate or more meta samples, or use a bounded weight network "
+                "(MetaWeightNet)",
+            )
+
+    def _warn(self, problem: Problem, kind: str, what: str) -> None:
+        if kind in self.warned:
+            return
+        self.warned.add(kind)
+        if not problem.is_rank_zero():
+            return
+        warnings.warn(
+            f"The sample weights of problem {problem.name!r} are {kind}: in the {self.every} "
+            f"steps up to step {problem.count} {what}.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+@torch.no_grad()
+def _moments(weights: Tensor) -> Tensor:
+    """Return number, largest, mean and sum of squared deviations of ``|w|``, on the device.
+
+    The last two are in units of the largest, since squares of tiny weights would be 0.
+    """
+    w = weights.abs().double() if weights.dtype == torch.float64 else weights.abs().float()
+    largest = w.max()
+    relative = w / largest.clamp_min(torch.finfo(w.dtype).tiny)
+    mean = relative.mean()
+    number = torch.full_like(mean, float(w.numel()))
+    return torch.stack([number, largest, mean, (relative - mean).square().sum()])
+
+
+@torch.no_grad()
+def _measures(moments: Tensor) -> Tensor:
+    """Return mean, spread, share and effective sample size of all weights whose moments these are.
+
+    The formula is that of Chan, Golub, LeVeque, 1979, for the variance of parts put together.
+    """
+    number, largest, mean, deviation = moments.unbind(1)
+    tiny = torch.finfo(moments.dtype).tiny
+    top = largest.max()
+    unit = largest / top.clamp_min(tiny)
+    mean, deviation = mean * unit, deviation * unit.square()
+    total = number.sum()
+    together = (number * mean).sum() / total
+    deviation = (deviation + number * (mean - together).square()).sum()
+    spread = (deviation / total).sqrt() / together.clamp_min(tiny)
+    squares = deviation + total * together.square()
+    size = ((total * together).square() / squares.clamp_min(tiny)).clamp_min(1)
+    return torch.stack([together * top, spread, (size - 1) / (total - 1), size])

@@ -1,0 +1,173 @@
+"""Settings of an engine, checked when they are made and frozen afterwards."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import InitVar, dataclass
+
+import torch
+from metaweight.problems.base.errors import ConfigurationError
+from metaweight.problems.base.settings import (
+    require_choice,
+    require_count,
+    require_flag,
+    require_text,
+)
+
+STRATEGIES = ("default", "cpu", "gpu", "distributed", "zero", "fsdp", "accelerate")
+NON_FINITE = ("ignore", "raise", "skip", "stop")
+LOGGER_TYPES = ("none", "tensorboard", "wandb", "csv", "jsonl")
+OWNER = "EngineConfig"
+CHOICES = {
+    "strategy": STRATEGIES,
+    "non_finite": NON_FINITE,
+    "early_stopping_mode": ("min", "max"),
+    "checkpoint_mode": ("min", "max"),
+    "checkpoint_failure": ("warn", "raise"),
+}
+COUNTS = {"train_iters": 0, "valid_step": 1, "early_stopping_tolerance": 1, "keep_best": 0}
+FLAGS = ("roll_back", "early_stopping", "channels_last", "sync_batch_norm", "progress")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How a program runs.
+
+    Args:
+        train_iters: Steps of the leaf problems.
+        valid_step: Validate every so many steps.
+        logger_type: ``"none"`` (console only), ``"tensorboard"``, ``"wandb"``, ``"csv"``,
+            ``"jsonl"``, or a tuple of several.
+        log_dir: Where file loggers write; a folder per run is made below it at the first record.
+        roll_back: After an upper problem has stepped, undo the lower problem's steps since its
+            loop started and take the last one again with the new upper parameters.
+        backend: How several processes talk about what is on GPUs. ``"gloo"`` makes them compute on
+            the CPU, where they talk by gloo in any case. An Accelerator decides by itself how.
+        strategy: Where problems live: ``"default"`` (a GPU if there is one), ``"cpu"``, ``"gpu"``;
+            or in several processes, started by ``torchrun``, each on a GPU of its own or on the
+            CPU: ``"distributed"`` keeps a whole copy in each and shares out the batches,
+            ``"zero"`` shares out the state of optimizers too, ``"fsdp"`` that and the parameters,
+            which are whole only while a problem steps or something reads them (see
+            :meth:`Engine.whole_parameters`). ``"accelerate"`` does what ``"distributed"`` does, on
+            the device, in the processes and in the mixed precision of the script's
+            ``Accelerator``, or of one that is made; started by ``accelerate launch``, by
+            ``torchrun``, or as one process.
+            version.
+        device: A device such as ``"cuda:1"``; takes the place of ``strategy``.
+        early_stopping: Stop when the metric has not improved.
+        early_stopping_mode: ``"min"`` or ``"max"``: which way is better.
+        early_stopping_tolerance: Validations without improvement before stopping.
+        early_stopping_metric: Name of the metric in what ``validation`` returns.
+        channels_last: Lay out convolution weights and batches of images with their channels
+            innermost, which convolutions mostly compute faster. Values are the same to rounding.
+        sync_batch_norm: Of several processes, let batch norm use the statistics of all their
+            batches together instead of each process's own.
+        progress: Show a progress bar with the time left.
+        checkpoint_dir: Save the whole state of the run in files of this folder, to go on from by
+            ``run(resume="auto")``: every ``checkpoint_step`` iterations, at the end, and when
+            Ctrl-C or SIGTERM ends the run. None: no files.
+        checkpoint_step: Iterations between two checkpoints; ``valid_step`` when left out.
+        keep_last: How many of the latest checkpoints to keep; ``None`` for all.
+        keep_best: How many of the best to keep beside those. A validation among the best is saved
+            at once.
+        checkpoint_metric: Name of the value in what ``validation`` returns that says which are
+            best.
+        checkpoint_mode: ``"min"`` or ``"max"``: which way is better.
+        checkpoint_failure: What to do when a checkpoint cannot be written: ``"warn"`` and go on,
+            or ``"raise"``. Earlier ones stay as they are.
+        non_finite: What to do about a loss, gradient or hypergradient that is not finite:
+            ``"ignore"``; ``"raise"`` an error that names problem, step and batch; ``"skip"`` the
+            optimizer step; ``"stop"`` the run and save it. Each but the first waits for the device
+            once a step. See :class:`NonFinite`, the hook for finer settings.
+        distributed: Older spelling of ``strategy="distributed"``.
+
+    Raises:
+        ConfigurationError: For an unknown name, a value out of range, or contradicting values.
+    """
+
+    train_iters: int = 50000
+    valid_step: int = 500
+    logger_type: str | tuple[str, ...] = "none"
+    log_dir: str | os.PathLike[str] = "metaweight_logs"
+    roll_back: bool = False
+    backend: str = "nccl"
+    strategy: str = "default"
+    device: str | torch.device | None = None
+    early_stopping: bool = False
+    early_stopping_mode: str = "min"
+    early_stopping_tolerance: int = 5
+    early_stopping_metric: str = "loss"
+    channels_last: bool = False
+    sync_batch_norm: bool = False
+    progress: bool = False
+    checkpoint_dir: str | os.PathLike[str] | None = None
+    checkpoint_step: int | None = None
+    keep_last: int | None = 3
+    keep_best: int = 0
+    checkpoint_metric: str = "loss"
+    checkpoint_mode: str = "min"
+    checkpoint_failure: str = "warn"
+    non_finite: str = "ignore"
+    distributed: InitVar[bool | None] = None
+
+    def __post_init__(self, distributed: bool | None) -> None:
+        self._merge_distributed(distributed)
+        for field, choices in CHOICES.items():
+            require_choice(OWNER, field, getattr(self, field), choices)
+        for logger_type in self.logger_types:
+            require_choice(OWNER, "logger_type", logger_type, LOGGER_TYPES)
+        for field, least in COUNTS.items():
+            require_count(OWNER, field, getattr(self, field), least)
+        for field in FLAGS:
+            require_flag(OWNER, field, getattr(self, field))
+        for field in ("backend", "early_stopping_metric", "checkpoint_metric"):
+            require_text(OWNER, field, getattr(self, field))
+        _require_path("log_dir", self.log_dir)
+        self._check_checkpoints()
+        if not isinstance(self.device, (str, torch.device, type(None))):
+            raise ConfigurationError(
+                f"EngineConfig(device={self.device!r}) must be the name of a device, such as "
+                "'cuda:1'."
+            )
+        if self.device is not None and self.strategy != "default":
+            raise ConfigurationError(
+                f"EngineConfig(device={self.device!r}, strategy={self.strategy!r}) places the "
+                "problems twice; keep one of the two."
+            )
+
+    def _merge_distributed(self, distributed: bool | None) -> None:
+        if distributed is not None:
+            require_flag(OWNER, "distributed", distributed)
+        if not distributed:
+            return
+        if self.strategy not in ("default", "distributed"):
+            raise ConfigurationError(
+                f"EngineConfig(distributed=True, strategy={self.strategy!r}) asks for two "
+                "strategies; keep only strategy=."
+            )
+        object.__setattr__(self, "strategy", "distributed")
+
+    def _check_checkpoints(self) -> None:
+        for field in ("checkpoint_step", "keep_last"):
+            if getattr(self, field) is not None:
+                require_count(OWNER, field, getattr(self, field), least=1)
+        if self.checkpoint_dir is not None:
+            _require_path("checkpoint_dir", self.checkpoint_dir)
+        if self.checkpoint_dir is None and (self.checkpoint_step is not None or self.keep_best):
+            raise ConfigurationError(
+                f"EngineConfig(checkpoint_step={self.checkpoint_step}, keep_best={self.keep_best}) "
+                "asks for checkpoints, but no checkpoint_dir says where to; give one."
+            )
+
+    @property
+    def logger_types(self) -> tuple[str, ...]:
+        """The loggers beside the console, as a tuple."""
+        given = self.logger_type
+        if isinstance(given, (tuple, list)):
+            return tuple(given)
+        return (given,)
+
+
+def _require_path(field: str, value: object) -> None:
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise ConfigurationError(f"EngineConfig({field}={value!r}) must be the path of a folder.")

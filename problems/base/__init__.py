@@ -1,0 +1,1 @@
+"""Words every other file uses: errors, checked settings, arithmetic on lists of tensors."""

@@ -1,0 +1,48 @@
+"""The problems below and above one, and which of their tensors move while it takes steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..problem import Problem
+
+
+def moving(problem: Problem) -> Sequence[Problem]:
+    """Return the problems that may step between a step of this one and its being replayed.
+
+    Those below do. Of those above, one that is alone is still where it was when it asks; of several
+    the nearer ones step first.
+    """
+    below, above = graph_neighbours(problem)
+    return [*below, *(p for p in above if p not in below and len(above) > 1)]
+
+
+def graph_neighbours(problem: Problem) -> tuple[list[Problem], list[Problem]]:
+    """Return the problems below this one, and those above it."""
+    below = _reach(problem, lambda p: p.children)
+    return below, _reach(problem, lambda p: p.parents)
+
+
+def versions_around(problem: Problem, copied: Mapping[Tensor, Tensor]) -> dict[Tensor, int]:
+    """Return how often each tensor has been written to that a graph of the problem's loss may hold.
+
+    Parameters of which it holds a copy are left out.
+    """
+    below, above = graph_neighbours(problem)
+    modules = [p.module for p in (problem, *below, *above)]
+    tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+    # What counts batches is written to in every pass, and in no graph.
+    return {t: t._version for t in tensors if t.is_floating_point() and t not in copied}
+
+
+def _reach(problem: Problem, neighbours: Callable[[Problem], Sequence[Problem]]) -> list[Problem]:
+    found: list[Problem] = []
+    for near in neighbours(problem):
+        for other in (near, *_reach(near, neighbours)):
+            if other is not problem and other not in found:
+                found.append(other)
+    return found

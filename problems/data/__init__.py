@@ -1,0 +1,1 @@
+"""Batches and loaders: what they are, where they stand, who reads which share."""

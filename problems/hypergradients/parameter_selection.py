@@ -1,0 +1,283 @@
+"""Which parameters of a lower problem hypergradients go through.
+
+With the parameters split into ``w = (s, r)`` the hypergradient through ``s`` alone holds ``r``
+fixed::
+
+    dF/dθ ≈ ∂F/∂θ + (ds*/dθ)ᵀ ∂F/∂s
+
+The upper problem's backward pass then ends at the first layer of ``s``, and every product with
+second derivatives is one of the block of ``s``. Layers may be named, the last ones, or drawn at
+random.
+
+Source: Xu, Zhu, Jiang, Yang, "Faster Meta Update Strategy for Noise-Robust Deep Learning" (FaMUS),
+CVPR 2021 (arXiv:2104.15092), which takes some layers at each step; there which ones is learned,
+here they are drawn uniformly.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ..base.errors import ConfigurationError
+from ..kernels.activation_reuse import ReusableActivations
+from ..kernels.compilation import is_compiled
+
+if TYPE_CHECKING:
+    from ..problem import Problem
+
+
+class ParameterSelection(ABC):
+    """A choice among a lower problem's parameters.
+
+    Subclass it for a choice of your own. It must be a function of its settings and the arguments
+    alone, since it is made several times for one hypergradient.
+    """
+
+    @abstractmethod
+    def select(self, module: nn.Module, trainable: Sequence[Tensor], count: int) -> list[Tensor]:
+        """Return the parameters hypergradients go through; those not in ``trainable`` are ignored.
+
+        Args:
+            module: The problem's module.
+            trainable: The parameters the problem trains.
+            count: Steps the problem has taken.
+
+        Raises:
+            ConfigurationError: Saying what the module lacks, to follow "Problem … asks for …, but".
+        """
+
+
+@dataclass(frozen=True)
+class NamedModules(ParameterSelection):
+    """The parameters of modules by their names in the problem's module.
+
+    ``Config(hypergradient_parameters=("fc", "layer3"))`` is short for it.
+
+    Args:
+        names: Names of modules, which stand for all that is in them, or of single parameters.
+    """
+
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.names, str) or not isinstance(self.names, Sequence) or not self.names:
+            raise ConfigurationError(
+                f"hypergradient_parameters={self.names!r} must be a tuple of module names such as "
+                "('fc', 'layer3'), LastLayers(k), SampledLayers(k), or None for all parameters."
+            )
+        object.__setattr__(self, "names", tuple(self.names))
+        for name in self.names:
+            if not isinstance(name, str) or not name:
+                raise ConfigurationError(
+                    f"hypergradient_parameters={self.names!r} holds {name!r}; give names of "
+                    "modules, such as 'fc'."
+                )
+
+    def select(self, module: nn.Module, trainable: Sequence[Tensor], count: int) -> list[Tensor]:
+        del trainable, count
+        parameters = dict(module.named_parameters(remove_duplicate=False))
+        modules = dict(module.named_modules(remove_duplicate=False))
+        chosen: list[Tensor] = []
+        for name in self.names:
+            if name in modules:
+                chosen += modules[name].parameters()
+            elif name in parameters:
+                chosen.append(parameters[name])
+            else:
+                raise ConfigurationError(_unknown(name, modules))
+        return chosen
+
+
+@dataclass(frozen=True)
+class LastLayers(ParameterSelection):
+    """The last modules that own trainable parameters directly, in the order they were registered.
+
+    Args:
+        number: How many. A batch norm counts as one, as a convolution does.
+    """
+
+    number: int
+
+    def __post_init__(self) -> None:
+        _require_number(self, self.number)
+
+    def select(self, module: nn.Module, trainable: Sequence[Tensor], count: int) -> list[Tensor]:
+        del count
+        layers = _enough(_layers(module, trainable), self.number)
+        return [p for layer in layers[-self.number :] for p in layer]
+
+
+@dataclass(frozen=True)
+class SampledLayers(ParameterSelection):
+    """Modules that own trainable parameters directly, drawn anew for each hypergradient.
+
+    They are drawn uniformly without replacement, by a generator of their own whose state is the
+    seed and the steps the problem has taken: nothing is left to save, and a resumed run draws the
+    same layers. The hypergradient is not scaled up for the layers left out.
+
+    Args:
+        number: How many.
+        seed: Seed of the draws.
+    """
+
+    number: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require_number(self, self.number)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ConfigurationError(f"{self!r} needs an integer as seed, such as 0.")
+
+    def select(self, module: nn.Module, trainable: Sequence[Tensor], count: int) -> list[Tensor]:
+        layers = _enough(_layers(module, trainable), self.number)
+        drawn = random.Random(f"{self.seed} {count}").sample(layers, self.number)
+        return [p for layer in drawn for p in layer]
+
+
+Choice = ParameterSelection | tuple[str, ...] | None
+
+
+def checked_choice(value: object) -> Choice:
+    """Return ``value`` as a configuration keeps it.
+
+    Raises:
+        ConfigurationError: When it is no choice of parameters.
+    """
+    if value is None or isinstance(value, ParameterSelection):
+        return value
+    if isinstance(value, type) and issubclass(value, ParameterSelection):
+        raise ConfigurationError(
+            f"Config(hypergradient_parameters={value.__name__}) received the class; instantiate "
+            f"it: {value.__name__}(1)."
+        )
+    return NamedModules(value).names  # type: ignore[arg-type]
+
+
+def chosen_parameters(problem: Problem) -> list[Tensor]:
+    """Return the trainable parameters ``Config(hypergradient_parameters=...)`` chooses, in order.
+
+    Raises:
+        ConfigurationError: When its module does not have them, or none of them is trainable.
+    """
+    choice = problem.config.hypergradient_parameters
+    trainable = list(problem.trainable_parameters())
+    if choice is None:
+        return trainable
+    selection = NamedModules(choice) if isinstance(choice, tuple) else choice
+    asked = f"Problem {problem.name!r} asks for Config(hypergradient_parameters={choice!r}), but"
+    try:
+        selected = set(selection.select(problem.module, trainable, problem.count))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{asked} {error}") from error
+    chosen = [p for p in trainable if p in selected]
+    if not chosen:
+        names = ", ".join(_owners(problem.module, trainable))
+        raise ConfigurationError(
+            f"{asked} the problem trains none of these parameters; it trains those of {names}."
+        )
+    return chosen
+
+
+def is_partial(problem: Problem) -> bool:
+    """Whether hypergradients go through a part of the problem's trainable parameters only."""
+    choice = problem.config.hypergradient_parameters
+    if choice is None and not problem.chooses_by_method:
+        return False
+    return len(list(problem.meta_trainable_parameters())) < len(
+        list(problem.trainable_parameters())
+    )
+
+
+def reuses_activations(problem: Problem) -> bool:
+    """Whether displaced passes repeat a part of the pass before; compiled ones cannot."""
+    return is_partial(problem) and not is_compiled(problem.module)
+
+
+def reusable_activations(
+    problem: Problem, batch: Any, also: Iterable[Tensor] = ()
+) -> ReusableActivations:
+    """Return what notes a pass over ``batch``, to repeat it with chosen parameters displaced.
+
+    Args:
+        problem: The lower problem.
+        batch: Its micro-batch.
+        also: What else changes, or is differentiated by.
+    """
+    modules = [problem.module, *[peer.module for peer in problem.position.peers.values()]]
+    changing = [*problem.meta_trainable_parameters(), *also]
+    return ReusableActivations(changing, modules, batch, problem.device)
+
+
+@contextmanager
+def others_frozen(problem: Problem) -> Iterator[None]:
+    """Inside, of the problems below, what hypergradients do not go through requires no gradient.
+
+    A backward pass that would stop above it needs no graph below.
+    """
+    lowers = {path[1] for path in problem.position.paths}
+    partly = [lower for lower in lowers if is_partial(lower)]
+    if not partly:
+        yield
+        return
+    kept = {p for lower in lowers for p in lower.meta_trainable_parameters()}
+    kept.update(problem.trainable_parameters())
+    frozen = [p for lower in partly for p in lower.trainable_parameters() if p not in kept]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+def _layers(module: nn.Module, trainable: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Return, per module that owns some directly, its trainable parameters."""
+    known = set(trainable)
+    layers: list[list[Tensor]] = [
+        [p for p in owner.parameters(recurse=False) if p in known] for owner in module.modules()
+    ]
+    return [layer for layer in layers if layer]
+
+
+def _owners(module: nn.Module, trainable: Sequence[Tensor]) -> list[str]:
+    known = set(trainable)
+    return [
+        name or "the module itself"
+        for name, m in module.named_modules()
+        if any(p in known for p in m.parameters(recurse=False))
+    ]
+
+
+def _enough(layers: list[list[Tensor]], number: int) -> list[list[Tensor]]:
+    if len(layers) < number:
+        raise ConfigurationError(
+            f"its module has {len(layers)} layers with trainable parameters; ask for at most "
+            "so many."
+        )
+    return layers
+
+
+def _unknown(name: str, modules: Iterable[str]) -> str:
+    known = set(modules)
+    parent = name
+    while parent not in known:
+        parent = parent.rpartition(".")[0]
+    children = [m for m in modules if m and m.rpartition(".")[0] == parent]
+    place = f"module {parent!r}" if parent else "its module"
+    return (
+        f"its module has nothing named {name!r}; {place} holds "
+        f"{', '.join(children) or 'no further modules'}."
+    )
+
+
+def _require_number(selection: ParameterSelection, number: object) -> None:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ConfigurationError(f"{selection!r} needs a number of layers of at least 1.")

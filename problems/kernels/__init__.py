@@ -1,0 +1,1 @@
+"""Computing passes that can be differentiated (twice, forward) and cost little."""

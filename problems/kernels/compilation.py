@@ -1,0 +1,57 @@
+"""``torch.compile`` on a problem's module, and the passes it cannot serve."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..base.errors import ConfigurationError
+
+Compile = bool | Mapping[str, Any]
+"""Whether to compile, or how: arguments of ``torch.compile``."""
+
+
+def checked_compile(value: object) -> Compile:
+    """Return the setting as a configuration keeps it.
+
+    Raises:
+        ConfigurationError: When it is neither a truth value nor a mapping from names.
+    """
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return dict(value)
+    raise ConfigurationError(
+        f"Config(compile={value!r}) must be True, False, or a dictionary of arguments of "
+        "torch.compile, such as {'mode': 'reduce-overhead'}."
+    )
+
+
+def compile_module(module: nn.Module, setting: Compile) -> None:
+    """Compile calls of ``module`` in place; its parameters, their names and its type stay."""
+    if setting is not False and not is_compiled(module):
+        module.compile(**({} if setting is True else dict(setting)))
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether calls of a module, or of a part of it, are compiled."""
+    return any(
+        m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in module.modules()
+    )
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """Return a context in which compiled modules and functions run as they were written.
+
+    A compiled pass cannot be differentiated twice, nor does it show its operations to what keeps
+    to an activation pattern.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    eager: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return eager

@@ -1,0 +1,1 @@
+"""A problem as plain data, and back."""

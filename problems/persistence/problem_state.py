@@ -1,0 +1,190 @@
+"""Everything one problem is at a moment, as plain data: taken, compared with, and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..base.errors import CheckpointError
+from ..data.loader_position import keeps_its_place, length_of
+from ..problem import Problem
+from ..state.plain_data import from_plain, to_plain
+from .names import Names
+from .trajectory_state import trajectory_from_plain, trajectory_to_plain
+
+
+def problem_to_plain(
+    problem: Problem, names: Names, *, loop_open: bool, copy: bool = False
+) -> dict[str, Any]:
+    """Return all that ``problem`` needs to go on.
+
+    Args:
+        problem: The problem.
+        names: Names of all parameters and buffers of its program.
+        loop_open: Whether recorded steps and gradients may be read again before new ones take
+            their place.
+        copy: Whether the result must share no memory with the problem.
+
+    Raises:
+        CheckpointError: For state that is no plain data.
+    """
+    place = f"The state of problem {problem.name!r}"
+    gradients = {t: t.grad for t in _tensors(problem) if t.grad is not None}
+    source = problem._source
+    return {
+        "form": form_of(problem),
+        "loop": rhythm_of(problem) if loop_open else None,
+        "state": to_plain(problem.state_dict(), place, copy=copy),
+        "count": problem.count,
+        "global_step": problem._global_step,
+        "skipped": problem.skipped,
+        "gradients": to_plain(names.keyed(gradients), place, copy=copy),
+        "batch": _batch_to_plain(problem, copy),
+        "trajectory": (
+            trajectory_to_plain(
+                problem.trajectory, names, f"A recorded step of problem {problem.name!r}", copy=copy
+            )
+            if loop_open
+            else None
+        ),
+        "loaders": []
+        if source is None
+        else [
+            to_plain(source.position(i), f"Loader {i} of problem {problem.name!r}", copy=copy)
+            for i in range(len(source.loaders))
+        ],
+    }
+
+
+def form_of(problem: Problem) -> dict[str, Any]:
+    """Return what a checkpoint and the problem that loads it must have in common."""
+    optimizer, source = problem.optimizer, problem._source
+    return {
+        "module": {
+            name: f"{tuple(value.shape)} {value.dtype}".replace("torch.", "")
+            for name, value in problem.module.state_dict().items()
+            if isinstance(value, torch.Tensor)
+        },
+        "optimizer": None if optimizer is None else type(optimizer).__name__,
+        "groups": [
+            [list(p.shape) for p in group["params"]]
+            for group in (() if optimizer is None else optimizer.param_groups)
+        ],
+        "scheduler": None if problem.scheduler is None else type(problem.scheduler).__name__,
+        "loss scaler": problem.scaler is not None,
+        "loaders": [
+            keeps_its_place(loader) for loader in (() if source is None else source.loaders)
+        ],
+    }
+
+
+def rhythm_of(problem: Problem) -> dict[str, Any]:
+    """Return what must not change while a loop is open."""
+    config = problem.config
+    return {
+        "unroll_steps": config.unroll_steps,
+        "gradient_accumulation": config.gradient_accumulation,
+        "warmup_steps": config.warmup_steps,
+        "type": type(problem.hypergradient).__name__,
+    }
+
+
+def require_same_form(problem: Problem, saved: Mapping[str, Any]) -> None:
+    """Refuse the state of another problem.
+
+    Raises:
+        CheckpointError: Naming what differs.
+    """
+    found, form = saved["form"], form_of(problem)
+    what = f"problem {problem.name!r}"
+    _require_same_module(what, found["module"], form["module"])
+    for key in ("optimizer", "groups", "scheduler", "loss scaler"):
+        if found[key] != form[key]:
+            name = "parameter groups of the optimizer" if key == "groups" else key
+            raise _other(f"the {name} of {what}", found[key], form[key])
+    if found["loaders"] != form["loaders"]:
+        raise CheckpointError(
+            f"The checkpoint is of another program: {what} had {len(found['loaders'])} loaders, "
+            f"{sum(found['loaders'])} of them with a state_dict, and has {len(form['loaders'])} "
+            f"and {sum(form['loaders'])} here; give it the loaders it was saved with."
+        )
+    loop, here = saved["loop"], rhythm_of(problem)
+    if loop is not None and loop != here:
+        raise _other(f"the settings of {what}, saved amid a loop,", loop, here)
+
+
+def require_same_lengths(problem: Problem, saved: Mapping[str, Any]) -> None:
+    """Refuse positions in loaders of another length.
+
+    Raises:
+        CheckpointError: Naming the problem.
+    """
+    source = problem._source
+    for index, position in enumerate(saved["loaders"]):
+        assert source is not None
+        length = length_of(source.loaders[index])
+        if position["own"] is None and position["length"] != length:
+            raise _other(
+                f"the number of batches of loader {index} of problem {problem.name!r}",
+                position["length"],
+                length,
+            )
+
+
+def load_problem(problem: Problem, saved: Mapping[str, Any]) -> None:
+    """Put back module, optimizer, scheduler, loss scaler, and counters."""
+    problem.load_state_dict(from_plain(saved["state"]))
+    problem.begin_step(saved["count"], saved["global_step"])
+    problem.skipped = bool(saved["skipped"])
+
+
+def load_surroundings(problem: Problem, saved: Mapping[str, Any], names: Names) -> None:
+    """Put back gradients, the batch at hand, recorded steps and the places of loaders."""
+    device = problem.device
+    for parameter in _tensors(problem):
+        parameter.grad = None
+    for name, gradient in from_plain(saved["gradients"]).items():
+        parameter = names.parameters[name]
+        parameter.grad = gradient.to(parameter.device)
+    problem.cur_batch = from_plain(saved["batch"], device)
+    if saved["trajectory"] is not None:
+        problem.trajectory = trajectory_from_plain(saved["trajectory"], names, device)
+    for index, position in enumerate(saved["loaders"]):
+        problem.source.go_to(index, from_plain(position, device), device)
+
+
+def _batch_to_plain(problem: Problem, copy: bool) -> Any:
+    try:
+        return to_plain(problem.cur_batch, "The batch at hand", copy=copy)
+    except CheckpointError:
+        # Only a program that reads another problem's present batch would miss it.
+        return None
+
+
+def _tensors(problem: Problem) -> dict[torch.Tensor, None]:
+    groups = [] if problem.optimizer is None else problem.optimizer.param_groups
+    owned = [p for group in groups for p in group["params"]]
+    return dict.fromkeys([*problem.module.parameters(), *owned])
+
+
+def _require_same_module(what: str, found: Mapping[str, str], here: Mapping[str, str]) -> None:
+    missing = [name for name in found if name not in here]
+    added = [name for name in here if name not in found]
+    if missing or added:
+        raise CheckpointError(
+            f"The checkpoint is of another program: in the module of {what} it has "
+            f"{', '.join(missing[:3]) or 'nothing'} that is not here, and lacks "
+            f"{', '.join(added[:3]) or 'nothing'}; build the module it was saved with."
+        )
+    for name, shape in found.items():
+        if here[name] != shape:
+            raise _other(f"{name!r} in the module of {what}", shape, here[name])
+
+
+def _other(what: str, saved: Any, here: Any) -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint is of another program: {what} was {saved} and is {here} here; build the "
+        "program it was saved with."
+    )

@@ -1,0 +1,123 @@
+"""The recorded steps of a problem as plain data, and back.
+
+Kept graphs are left out: no file can hold them, and a hypergradient builds anew what it does not
+find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..recording.trajectory import (
+    OptimizerMoment,
+    RecordedStep,
+    RecordedUpdate,
+    Recording,
+    Trajectory,
+)
+from ..state.plain_data import from_plain, to_plain
+from ..state.random_streams import RandomState
+from .names import Names
+
+
+def trajectory_to_plain(
+    trajectory: Trajectory, names: Names, where: str, *, copy: bool = False
+) -> dict[str, Any]:
+    """Return what ``trajectory`` holds, without graphs.
+
+    Raises:
+        CheckpointError: For batches that are no plain data.
+    """
+    under_way = trajectory.under_way
+    updates = [*trajectory.updates, *([] if under_way is None else [under_way])]
+    found = {
+        "recording": asdict(trajectory.recording),
+        "updates": [_update_to_dict(update, names) for update in updates],
+        "open": under_way is not None,
+        "loop": [trajectory.taken, trajectory.left, trajectory.all_skipped],
+    }
+    plain: dict[str, Any] = to_plain(found, where, copy=copy)
+    return plain
+
+
+def trajectory_from_plain(
+    plain: Mapping[str, Any], names: Names, device: torch.device
+) -> Trajectory:
+    """Return the trajectory that :func:`trajectory_to_plain` was given, for a problem on a device.
+
+    Raises:
+        CheckpointError: For batches of a class the program lacks.
+        LookupError: For names the program lacks.
+    """
+    trajectory = Trajectory(Recording(**plain["recording"]))
+    updates = [_update_from_dict(u, names, device) for u in from_plain(plain["updates"], device)]
+    if plain["open"]:
+        trajectory.under_way = updates.pop()
+    trajectory.updates.extend(updates)
+    trajectory.taken, trajectory.left, trajectory.all_skipped = plain["loop"]
+    return trajectory
+
+
+def _update_to_dict(update: RecordedUpdate, names: Names) -> dict[str, Any]:
+    return {
+        "steps": [
+            {"batch": step.batch, "random": step.random.state_dict(), "losses": step.losses}
+            for step in update.steps
+        ],
+        "start": names.keyed(update.start),
+        "buffers": [(names.name_of(slot), value) for slot, value in update.buffers],
+        "moment": None if update.moment is None else _moment_to_dict(update.moment, names),
+        "share": names.keyed(update.share),
+    }
+
+
+def _update_from_dict(
+    found: Mapping[str, Any], names: Names, device: torch.device
+) -> RecordedUpdate:
+    return RecordedUpdate(
+        steps=[
+            RecordedStep(
+                step["batch"],
+                RandomState.from_state_dict(device, step["random"]),
+                step["losses"],
+            )
+            for step in found["steps"]
+        ],
+        start=_by_parameter(found["start"], names),
+        buffers=[(names.slots[name], value) for name, value in found["buffers"]],
+        moment=None if found["moment"] is None else _moment_from_dict(found["moment"], names),
+        share=_by_parameter(found.get("share", {}), names),
+    )
+
+
+def _moment_to_dict(moment: OptimizerMoment, names: Names) -> dict[str, Any]:
+    # Parameters of one group share their settings, by which algorithms tell the groups apart.
+    shared = {id(settings): settings for settings in moment.settings.values()}
+    numbers = {identity: number for number, identity in enumerate(shared)}
+    return {
+        "gradients": names.keyed(moment.gradients),
+        "states": names.keyed(moment.states),
+        "groups": [dict(settings) for settings in shared.values()],
+        "group of": {n: numbers[id(s)] for n, s in names.keyed(moment.settings).items()},
+        "values": moment.values,
+    }
+
+
+def _moment_from_dict(found: Mapping[str, Any], names: Names) -> OptimizerMoment:
+    groups = found["groups"]
+    settings = {name: groups[number] for name, number in found["group of"].items()}
+    return OptimizerMoment(
+        _by_parameter(found["gradients"], names),
+        _by_parameter(found["states"], names),
+        _by_parameter(settings, names),
+        found["values"],
+    )
+
+
+def _by_parameter(values: Mapping[str, Any], names: Names) -> dict[Tensor, Any]:
+    return {names.parameters[name]: value for name, value in values.items()}

@@ -1,0 +1,1 @@
+"""Products of second derivatives of a loss with a vector."""

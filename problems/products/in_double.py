@@ -1,0 +1,119 @@
+"""A program in double precision for a while, to judge what it computes in its own."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..recording.trajectory import OptimizerMoment, RecordedStep, RecordedUpdate, Trajectory
+from ..state.buffers import buffer_slots
+
+if TYPE_CHECKING:
+    from ..problem import Problem
+
+
+def as_double(value: Any) -> Any:
+    """Return floating-point tensors in double precision, also inside tuples, lists and mappings."""
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if type(value) in (tuple, list):
+        return type(value)([as_double(item) for item in value])
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*[as_double(item) for item in value])
+    if type(value) is dict:
+        return {key: as_double(item) for key, item in value.items()}
+    return value
+
+
+@contextmanager
+def in_double(problem: Problem) -> Iterator[None]:
+    """Inside, the problem and all its peers have parameters, buffers, optimizer state and recorded
+    steps in double precision; afterwards the very tensors they had before.
+
+    Graphs kept of earlier steps are given up: a parameter that has changed its type for a while is
+    no longer found in them.
+    """
+    everyone = [problem, *problem.position.peers.values()]
+    for one in everyone:
+        one.trajectory.release_graphs()
+    with ExitStack() as stack:
+        for one in everyone:
+            stack.enter_context(_module_in_double(one))
+            stack.enter_context(_recorded_in_double(one))
+        yield
+
+
+@contextmanager
+def _module_in_double(problem: Problem) -> Iterator[None]:
+    parameters = [(p, p.data, p.grad) for p in problem.module.parameters()]
+    buffers = [(owner, name, owner._buffers[name]) for owner, name in buffer_slots(problem.module)]
+    try:
+        for p, data, _ in parameters:
+            p.grad = None
+            p.data = as_double(data)
+        for owner, name, buffer in buffers:
+            owner._buffers[name] = as_double(buffer)
+        yield
+    finally:
+        for p, data, gradient in parameters:
+            p.data = data
+            p.grad = gradient
+        for owner, name, buffer in buffers:
+            owner._buffers[name] = buffer
+
+
+@contextmanager
+def _recorded_in_double(problem: Problem) -> Iterator[None]:
+    trajectory, optimizer = problem.trajectory, problem.optimizer
+    state: Mapping[Tensor, Any] = {} if optimizer is None else optimizer.state
+    try:
+        problem.trajectory = _doubled(trajectory)
+        if optimizer is not None:
+            optimizer.state = defaultdict(dict, {p: as_double(s) for p, s in state.items()})
+        yield
+    finally:
+        problem.trajectory = trajectory
+        if optimizer is not None:
+            optimizer.state = state
+
+
+def _doubled(trajectory: Trajectory) -> Trajectory:
+    copy = Trajectory(trajectory.recording)
+    for update in trajectory.updates:
+        copy.updates.append(
+            RecordedUpdate(
+                steps=[_doubled_step(step) for step in update.steps],
+                start={p: as_double(t) for p, t in update.start.items()},
+                buffers=[(slot, as_double(t)) for slot, t in update.buffers],
+                moment=None if update.moment is None else _doubled_moment(update.moment),
+                share={p: as_double(t) for p, t in update.share.items()},
+            )
+        )
+    copy.taken, copy.left, copy.all_skipped = (
+        trajectory.taken,
+        trajectory.left,
+        trajectory.all_skipped,
+    )
+    return copy
+
+
+def _doubled_step(step: RecordedStep) -> RecordedStep:
+    return replace(step, batch=as_double(step.batch), losses=None, graph=None)
+
+
+def _doubled_moment(moment: OptimizerMoment) -> OptimizerMoment:
+    def doubled(states: Mapping[Tensor, Any]) -> dict[Tensor, Any]:
+        return {p: as_double(value) for p, value in states.items()}
+
+    return replace(moment, gradients=doubled(moment.gradients), states=doubled(moment.states))
+
+
+def has_double(device: torch.device) -> bool:
+    """Whether the device knows double precision."""
+    return device.type != "mps"

@@ -1,0 +1,85 @@
+"""The linear system behind every implicit hypergradient, and what is common to its solvers.
+
+At a stationary point of the lower loss, ``(dw*/dθ)ᵀ v = -(∂²L/∂θ∂w) x`` with
+``(H + damping I) x = v``. The solvers differ in how they come by ``x``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..base import vectors
+from .curvature import Curvature
+
+
+class Answer(NamedTuple):
+    """What follows from an approximate solution ``x``.
+
+    Attributes:
+        values: ``-(∂²L/∂θ∂w) x``.
+        remainder: ``r = v - (H + damping I) x``, from a product with ``x`` itself, in the units of
+            :attr:`LinearSystem.right`.
+        residual: ``||r|| / ||v||``, 0 where ``v`` is.
+    """
+
+    values: list[Tensor]
+    remainder: list[Tensor]
+    residual: Tensor
+
+
+class LinearSystem:
+    """``(H + damping I) x = v``, with ``v`` brought to a length near 1.
+
+    The length is divided by a power of two and multiplied back, which rounds nothing and keeps
+    squares of very small or large vectors within range. Vectors are held in single precision at
+    least.
+
+    Attributes:
+        right: ``v`` in these units.
+        eps: The machine epsilon of ``right``.
+    """
+
+    def __init__(self, second: Curvature, vector: Sequence[Tensor], damping: float) -> None:
+        self._second = second
+        self._damping = damping
+        wide = [_at_least_single(t) for t in vector]
+        self._size = _power_of_two(wide)
+        self.right = vectors.divide(wide, self._size)
+        self.eps: float = max(torch.finfo(t.dtype).eps for t in wide)
+
+    def hessian(self, x: Sequence[Tensor]) -> list[Tensor]:
+        """Return ``H x``."""
+        return [_at_least_single(t) for t in self._second.hessian(self._like_weights(x))]
+
+    def apply(self, x: Sequence[Tensor]) -> list[Tensor]:
+        """Return ``(H + damping I) x``."""
+        return self._damped(self.hessian(x), x)
+
+    def answer(self, x: Sequence[Tensor], upper_parameters: Sequence[Tensor]) -> Answer:
+        """Return what follows from ``x``; one product gives values and residual."""
+        hessian, mixed = self._second.both(self._like_weights(x), upper_parameters)
+        image = self._damped([_at_least_single(t) for t in hessian], x)
+        remainder = vectors.add(self.right, image, alpha=-1.0)
+        length = vectors.norm(self.right)
+        residual = torch.where(length == 0, 0.0, vectors.norm(remainder) / length)
+        return Answer(vectors.scale(mixed, -self._size), remainder, residual)
+
+    def _damped(self, image: list[Tensor], x: Sequence[Tensor]) -> list[Tensor]:
+        return vectors.add(image, x, alpha=self._damping) if self._damping else image
+
+    def _like_weights(self, x: Sequence[Tensor]) -> list[Tensor]:
+        return [t.to(w.dtype) for t, w in zip(x, self._second.weights, strict=True)]
+
+
+def _at_least_single(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype.itemsize >= 4 else tensor.float()
+
+
+def _power_of_two(vector: Sequence[Tensor]) -> Tensor:
+    """Return a power of two within a factor of 2 of the largest entry; 1 for a zero vector."""
+    largest = torch.stack([t.abs().amax() for t in vector if t.numel()]).amax()
+    return torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent)

@@ -1,0 +1,1 @@
+"""What a step was: its batch, random numbers, parameters and optimizer state."""

@@ -1,0 +1,1 @@
+"""Makes a problem ready to run, or says what it lacks."""

@@ -1,0 +1,158 @@
+"""Keeping a module's state where it was: buffers during evaluations, everything for roll-back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..base.errors import CheckpointError
+from .optimizer_state import load_optimizer
+
+BufferSlot = tuple[nn.Module, str]
+
+
+def buffer_slots(module: nn.Module) -> list[BufferSlot]:
+    """List where the buffers of ``module`` live: ``(owner, name)`` for each of them."""
+    return [
+        (owner, name)
+        for owner in module.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]
+
+
+@contextmanager
+def preserved_buffers(slots: Sequence[BufferSlot]) -> Iterator[None]:
+    """Whatever is evaluated inside, buffers are afterwards what they were before.
+
+    Modules behave inside as they always do (batch statistics are used in training mode); only the
+    running estimates, counters and power-iteration vectors they leave behind are taken back.
+    A buffer nobody is known to have written is put back behind autograd's back, so that graphs
+    recorded inside stay usable; batch-norm writes its running estimates without telling.
+    """
+    before = [owner._buffers[name] for owner, name in slots]
+    kept = [b for b in before if b is not None]
+    copies = [b.clone() for b in kept]
+    versions = [b._version for b in kept]
+    try:
+        yield
+    finally:
+        if kept:
+            written = [b._version != version for b, version in zip(kept, versions, strict=True)]
+            targets = [b if w else b.data for b, w in zip(kept, written, strict=True)]
+            with torch.no_grad():
+                torch._foreach_copy_(targets, copies)
+        for (owner, name), buffer in zip(slots, before, strict=True):
+            if owner._buffers[name] is not buffer:
+                owner._buffers[name] = buffer
+
+
+@contextmanager
+def frozen_statistics(*models: nn.Module) -> Iterator[None]:
+    """Inside, the models' passes leave their running estimates alone.
+
+    In training mode every normalisation layer of torch (``BatchNorm``, ``SyncBatchNorm``,
+    ``InstanceNorm``) goes on using the statistics of its batch, and a spectral norm its power
+    iteration; what they would have noted is taken back at the end, also after an exception. Modes,
+    parameters and graphs are not touched. Nestable.
+
+    A pass over perturbed inputs is of another distribution than those the model will be used on.
+    """
+    with preserved_buffers([slot for model in models for slot in buffer_slots(model)]):
+        yield
+
+
+class KeptBuffers:
+    """Room for a module's buffers as they were, filled before each step and read if one errs.
+
+    Args:
+        module: The module, whose buffers are looked up once.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._slots = buffer_slots(module)
+        self._buffers: list[Tensor | None] = []
+        self._values: list[list[Tensor]] = []
+        self._kinds: list[list[Tensor]] = []
+
+    def keep(self) -> None:
+        """Note what the buffers are now."""
+        if not self._slots:
+            return
+        now = [owner._buffers[name] for owner, name in self._slots]
+        same = len(now) == len(self._buffers) and all(map(is_, now, self._buffers))
+        with torch.no_grad():
+            if not same:
+                self._make_room(now)
+            for buffers, values in zip(self._kinds, self._values, strict=True):
+                torch._foreach_copy_(values, buffers)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put them back, in place."""
+        for buffers, values in zip(self._kinds, self._values, strict=True):
+            torch._foreach_copy_(buffers, values)
+        for (owner, name), buffer in zip(self._slots, self._buffers, strict=True):
+            owner._buffers[name] = buffer
+
+    def _make_room(self, buffers: list[Tensor | None]) -> None:
+        self._buffers = buffers
+        kinds: dict[Any, list[Tensor]] = {}
+        for buffer in filter(torch.is_tensor, buffers):
+            # One kernel copies tensors of one type.
+            kinds.setdefault((buffer.device, buffer.dtype), []).append(buffer)
+        self._kinds = list(kinds.values())
+        self._values = [[torch.empty_like(b) for b in kind] for kind in self._kinds]
+
+
+class Snapshot:
+    """Parameters, buffers, optimizer and loss-scaler state of a problem at one moment."""
+
+    def __init__(self, module: nn.Module, optimizer: Any, scaler: Any) -> None:
+        self._tensors = [*module.parameters(), *module.buffers()]
+        self._slots = [(owner, name, owner._buffers[name]) for owner, name in buffer_slots(module)]
+        self._values = [t.detach().clone() for t in self._tensors]
+        self._optimizer: Any = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
+        self._scaler = None if scaler is None else copy.deepcopy(scaler.state_dict())
+
+    @torch.no_grad()
+    def restore(self, optimizer: Any, scaler: Any) -> None:
+        """Put everything back, in place."""
+        for owner, name, buffer in self._slots:
+            owner._buffers[name] = buffer
+        for tensor, value in zip(self._tensors, self._values, strict=True):
+            tensor.copy_(value)
+        if optimizer is not None:
+            load_optimizer(optimizer, copy.deepcopy(self._optimizer))
+        if scaler is not None:
+            scaler.load_state_dict(self._scaler)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is kept, to be saved."""
+        return {
+            "values": self._values,
+            "optimizer": self._optimizer,
+            "scaler": self._scaler,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Keep what another snapshot of the same problem kept.
+
+        Raises:
+            CheckpointError: When it is of other tensors.
+        """
+        kept = state["values"]
+        if [v.shape for v in kept] != [v.shape for v in self._values]:
+            raise CheckpointError(
+                "The checkpoint holds a roll-back snapshot of another module; build the program it "
+                "was saved with."
+            )
+        self._values = [k.to(v.device) for k, v in zip(kept, self._values, strict=True)]
+        self._optimizer, self._scaler = state["optimizer"], state["scaler"]

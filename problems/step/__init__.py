@@ -1,0 +1,1 @@
+"""One descent step: the gradient, hypergradients included, and the update."""

@@ -1,0 +1,83 @@
+"""Which parts of a step are finite, found with one read of the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import compress
+
+import torch
+from torch import Tensor
+
+from ..problem import Problem
+
+
+@dataclass(frozen=True)
+class Finiteness:
+    """Which parts of a step are finite.
+
+    Attributes:
+        loss: Whether the loss is.
+        gradient: Whether the gradient, hypergradients included, is.
+        culprits: Lower problems through which the hypergradient is not.
+        overflow: Whether only the gradient is not, and may be so by the loss scale alone, which
+            the loss scaler will shrink.
+        own: Of several processes, whether this one's gradient was before it was averaged.
+    """
+
+    loss: bool
+    gradient: bool
+    culprits: tuple[str, ...] = ()
+    overflow: bool = False
+    own: bool = True
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything is finite."""
+        return self.loss and self.gradient
+
+
+def finiteness(problem: Problem, loss: Tensor, own: Tensor | None = None) -> Finiteness:
+    """Look at a loss, the gradient in ``.grad`` and the hypergradient's terms.
+
+    Under loss scaling a gradient that is not finite is an overflow as long as the scale is above
+    1. Reads the host once.
+
+    Args:
+        problem: The problem.
+        loss: Its loss.
+        own: What :func:`finite_gradient` returned before the gradient was averaged; the gradient
+            is this process's own when left out.
+    """
+    parts = problem.hypergradient_terms
+    gradient = finite_gradient(problem, loss)
+    told = [loss.isfinite().all(), gradient, gradient if own is None else own]
+    told += [_finite(part, loss) for part in parts.values()]
+    scale = None if problem.scaler is None else problem.scaler._scale
+    if scale is not None:
+        told.append((scale > 1).to(loss.device).reshape(()))
+    of_loss, of_gradient, of_own, *rest = torch.stack(told).tolist()
+    return Finiteness(
+        loss=of_loss,
+        gradient=of_gradient,
+        culprits=tuple(compress(parts, [not fine for fine in rest])),
+        overflow=of_loss and not of_gradient and scale is not None and rest[-1],
+        own=of_own,
+    )
+
+
+def finite_gradient(problem: Problem, like: Tensor) -> Tensor:
+    """Return whether the gradient in ``.grad`` is finite, as a tensor on the device of ``like``."""
+    gradient = [p.grad for p in problem.trainable_parameters() if p.grad is not None]
+    return _finite(gradient, like)
+
+
+def _finite(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Return whether all values are finite, as a tensor on the device of ``like``."""
+    values = [t._values() if t.is_sparse else t for t in tensors]
+    values = [t.detach() for t in values if t.numel()]
+    if not values:
+        return torch.ones((), dtype=torch.bool, device=like.device)
+    # The largest magnitude, unlike a sum of squares, does not overflow where values are finite.
+    largest = torch._foreach_norm(values, torch.inf)
+    return torch.stack([n.to(like.device) for n in largest]).isfinite().all()

@@ -1,0 +1,61 @@
+"""The gradient of a batch, which leaves no trace when it cannot be formed or is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ..base.errors import HypergradientError
+from ..base.step_result import StepResult
+from ..problem import Problem
+from ..state.buffers import KeptBuffers
+
+Accepts = Callable[[Problem, StepResult], bool]
+
+
+def guarded_gradient(
+    problem: Problem,
+    accepts: Accepts | None,
+    gradient: Callable[[], StepResult],
+) -> StepResult:
+    """Let ``gradient`` add to ``.grad``, and ask ``accepts`` whether that may stand.
+
+    If not, or when anything raises, gradients are dropped and the problem's buffers are as before;
+    ``problem.skipped`` then says that the optimizer step is to be left out. Without ``accepts``
+    every gradient that can be formed stands.
+
+    Raises:
+        HypergradientError: When one could not be formed, and ``accepts`` does not refuse it.
+    """
+    buffers = problem.kept_buffers()
+    try:
+        if accepts is None:
+            result = gradient()
+            problem.grad_callback()
+            return result
+        result = _formed(problem, gradient)
+        accepted = accepts(problem, result)
+        if accepted and result.error is not None:
+            raise result.error
+    except BaseException:
+        _take_back(problem, buffers)
+        raise
+    if not accepted:
+        _take_back(problem, buffers)
+        problem.skipped = True
+    return result
+
+
+def _formed(problem: Problem, gradient: Callable[[], StepResult]) -> StepResult:
+    try:
+        result = gradient()
+    except HypergradientError as error:
+        return StepResult(torch.full((), torch.nan, device=problem.device), {}, error)
+    problem.grad_callback()
+    return result
+
+
+def _take_back(problem: Problem, buffers: KeptBuffers) -> None:
+    buffers.restore()
+    problem.zero_grad()

@@ -1,0 +1,139 @@
+"""The derivative of an upper loss: direct, and along all paths through lower problems."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..base import vectors
+from ..base.errors import LossError
+from ..base.reduction import Reduction
+from ..hypergradients.value import UpperLoss, ValueHypergradient
+from ..problem import Problem
+
+
+def hypergradient(
+    problem: Problem, loss: Tensor, own: list[Tensor], again: UpperLoss | None = None
+) -> list[Tensor | None]:
+    """Return ``∂F/∂θ + Σ_paths (dw*/dθ)ᵀ ∂F/∂w`` for the loss ``F`` of ``problem``.
+
+    One backward pass gives the direct part and the vectors ``v`` of all paths; then, along a path
+    ``θ → w_1 → … → w_k → θ``, each problem turns the vector into one for the next. A path whose
+    lower problem works from values needs no vector but ``again``, which measures the loss.
+
+    Of several processes each returns its own share: products of its own lower losses with vectors
+    averaged over all. The mean of the shares is the hypergradient.
+    """
+    paths = problem.position.paths
+    held = [(lower, lower.hold_parameters()) for lower in problem.position.lowers]
+    try:
+        with problem.processes.whole_recordings(problem.position.lowers):
+            total = _through_paths(problem, paths, loss, own, again)
+    finally:
+        for lower, before in held:
+            lower.release_parameters(before)
+    require_used(problem, total)
+    return total
+
+
+def _through_paths(
+    problem: Problem,
+    paths: Sequence[Sequence[Problem]],
+    loss: Tensor,
+    own: list[Tensor],
+    again: UpperLoss | None,
+) -> list[Tensor | None]:
+    valued = [path[1] for path in paths if path[1].hypergradient.zeroth_order]
+    total, starts = _direct(
+        problem, loss, own, [path[1] for path in paths if path[1] not in valued]
+    )
+    starts = _averaged(problem.processes, starts)
+    for path in paths:
+        if path[1] in valued:
+            # The direct part is counted once: by autograd, or else with the first such path.
+            direct = not loss.requires_grad and path[1] is valued[0]
+            vector: Sequence[Tensor] = _estimate(path[1], own, again, direct=direct)
+        else:
+            vector = starts[path[1]]
+            for lower, above in pairwise(path[1:]):
+                if lower is not path[1]:
+                    vector = problem.processes.mean(vector)
+                upper_parameters = (
+                    own if above is problem else list(above.meta_trainable_parameters())
+                )
+                method = lower.auditor or lower.hypergradient
+                vector, lower.hypergradient_status = method.vjp(lower, vector, upper_parameters)
+        if problem.keeps_hypergradient_terms:
+            problem.hypergradient_terms[" -> ".join(lower.name for lower in path[1:-1])] = list(
+                vector
+            )
+        total = [v if t is None else t + v for t, v in zip(total, vector, strict=True)]
+    return total
+
+
+def _direct(
+    problem: Problem, loss: Tensor, own: list[Tensor], lowers: Sequence[Problem]
+) -> tuple[list[Tensor | None], dict[Problem, list[Tensor]]]:
+    """Return ``∂F/∂θ``, and ``∂F/∂w`` of each lower problem."""
+    below = {lower: list(lower.meta_trainable_parameters()) for lower in lowers}
+    inputs = [*own, *[p for parameters in below.values() for p in parameters]]
+    gradients: Sequence[Tensor | None] = [None] * len(inputs)
+    if loss.requires_grad:
+        gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
+    starts: dict[Problem, list[Tensor]] = {}
+    position = len(own)
+    for lower, parameters in below.items():
+        end = position + len(parameters)
+        if all(g is None for g in gradients[position:end]):
+            warnings.warn(
+                f"The loss of problem {problem.name!r} does not depend on the parameters of "
+                f"{lower.name!r} below it, so that no hypergradient passes through that. Use "
+                f"self.{lower.name} in its training_step, without detaching its output.",
+                stacklevel=2,
+            )
+        starts[lower] = vectors.fill_none(gradients[position:end], parameters)
+        position = end
+    return list(gradients[: len(own)]), starts
+
+
+def _averaged(
+    reduction: Reduction, starts: dict[Problem, list[Tensor]]
+) -> dict[Problem, list[Tensor]]:
+    """Return the means over processes of the vectors of all paths, found together."""
+    means = iter(reduction.mean([t for vector in starts.values() for t in vector]))
+    return {lower: [next(means) for _ in vector] for lower, vector in starts.items()}
+
+
+def _estimate(
+    lower: Problem, own: list[Tensor], again: UpperLoss | None, *, direct: bool
+) -> list[Tensor]:
+    """Return what an algorithm that works from values finds, with the direct part or without."""
+    algorithm = lower.hypergradient
+    assert isinstance(algorithm, ValueHypergradient) and again is not None
+    value: Callable[[], Tensor] = again if direct else again.holding(own)
+    found, lower.hypergradient_status = algorithm.estimate(lower, value, own)
+    return found
+
+
+def require_used(problem: Problem, gradients: Sequence[Tensor | None]) -> None:
+    """Refuse a loss that none of the trainable parameters enters; where the problem asks for it,
+    also one that some do not enter.
+
+    Raises:
+        LossError: Naming the problem.
+    """
+    if all(g is None for g in gradients):
+        raise LossError(
+            f"The loss of problem {problem.name!r} does not depend on any of the parameters it "
+            "trains; compute it from self.module, with the parameters its optimizer was made for, "
+            "or, if they act through a problem below, name that under 'u2l' in the dependencies."
+        )
+    if not problem.config.allow_unused and any(g is None for g in gradients):
+        raise LossError(
+            f"Problem {problem.name!r} has Config(allow_unused=False), but some of its trainable "
+            "parameters do not enter its loss; use them, or allow it."
+        )

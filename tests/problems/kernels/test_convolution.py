@@ -1,0 +1,213 @@
+"""Convolutions whose weight gradients need no values, against differences and torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from metaweight.problems.kernels.twice_differentiable import (
+    TwiceDifferentiable,
+    differentiable_twice,
+)
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+FIRST_USE = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
+CASES = {
+    "1d": (F.conv1d, (2, 4, 6), (2, 4, 3), {"padding": 1}),
+    "2d": (F.conv2d, (2, 2, 4, 4), (3, 2, 3, 3), {"stride": 2, "padding": (1, 0)}),
+    "2d, groups": (F.conv2d, (2, 4, 4, 4), (6, 2, 2, 2), {"groups": 2, "dilation": [2, 1]}),
+    "3d": (F.conv3d, (2, 2, 3, 3, 3), (2, 2, 2, 2, 2), {}),
+}
+
+
+def drawn(*shapes: tuple[int, ...], device: str = "cpu") -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    made = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+    return [t.to(device).requires_grad_() for t in made]
+
+
+def is_ours(output: Tensor) -> bool:
+    return type(output.grad_fn).__name__ == "_ConvolutionBackward"
+
+
+@FIRST_USE
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_derivatives_equal_finite_differences(case: str, bias: bool, device: str) -> None:
+    function, x, w, settings = CASES[case]
+    given = drawn(x, w, *[w[:1]] * bias, device=device)
+    with TwiceDifferentiable():
+        assert is_ours(function(*given, **settings))  # type: ignore[operator]
+
+    def apply(*arguments: Tensor) -> Tensor:
+        with TwiceDifferentiable():
+            output: Tensor = function(*arguments, **settings)  # type: ignore[operator]
+        # Bent, since a convolution's own second derivatives by one argument are zero.
+        return output.sin()
+
+    assert torch.autograd.gradcheck(apply, tuple(given), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(apply, tuple(given), check_fwd_over_rev=True)
+
+
+def network() -> nn.Module:
+    layers = [
+        nn.Conv2d(1, 2, 3, bias=False),
+        nn.BatchNorm2d(2),
+        nn.Tanh(),
+        nn.Conv2d(2, 3, 3, stride=2),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(12, 2),
+    ]
+    torch.manual_seed(0)
+    return nn.Sequential(*layers).double()
+
+
+def hessian_products(
+    net: nn.Module, x: Tensor, *, unread: bool, hooked: bool = False
+) -> list[Tensor]:
+    """Return ``∂<∇L, u>/∂w``; without values of the gradient, or by torch."""
+    weights = list(net.parameters())
+    generator = torch.Generator().manual_seed(1)
+    along = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in weights]
+    with differentiable_twice() as kernels:
+        loss = net(x).square().sum() if unread else None
+        if unread:
+            with kernels.values_unread(weights):
+                gradient = torch.autograd.grad(loss, weights, create_graph=True)
+            zero = [not g.detach().any() for g in gradient if g.ndim == 4]
+            assert all(zero) is not hooked
+    if not unread:
+        gradient = torch.autograd.grad(net(x).square().sum(), weights, create_graph=True)
+    found = torch.autograd.grad(gradient, weights, along, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(weights, found, strict=True)]
+
+
+def assert_equal(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    """In double precision; 1e-12 leaves room for sums taken in another order."""
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_products_need_no_values_of_the_gradient() -> None:
+    net = network()
+    x = torch.randn(4, 1, 7, 7, dtype=torch.float64)
+    assert_equal(hessian_products(net, x, unread=True), hessian_products(net, x, unread=False))
+
+
+def test_a_hook_on_a_weight_reads_its_gradient() -> None:
+    """A hook that is not linear: its derivative needs the value."""
+    net = network()
+    for p in net.parameters():
+        p.register_hook(lambda g: g.pow(3))
+    x = torch.randn(4, 1, 7, 7, dtype=torch.float64)
+    ours = hessian_products(net, x, unread=True, hooked=True)
+    assert_equal(ours, hessian_products(net, x, unread=False))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_a_weight_that_is_computed_has_its_gradient_read() -> None:
+    """Weight normalisation: the gradient of the weight goes on, through a function of others."""
+    net = network()
+    nn.utils.parametrizations.weight_norm(net[0])
+    nn.utils.parametrizations.weight_norm(net[3])
+    x = torch.randn(4, 1, 7, 7, dtype=torch.float64)
+    ours = hessian_products(net, x, unread=True, hooked=True)
+    assert_equal(ours, hessian_products(net, x, unread=False))
+
+
+def test_a_weight_used_twice_counts_twice() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(1, 1, 3, padding=1, dtype=torch.float64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            twice = self.layer(self.layer(x).tanh()).tanh()
+            return twice + self.layer.weight.pow(3).sum()
+
+    torch.manual_seed(0)
+    net, x = Tied(), torch.randn(2, 1, 4, 4, dtype=torch.float64)
+    ours = hessian_products(net, x, unread=True, hooked=True)
+    assert_equal(ours, hessian_products(net, x, unread=False))
+
+
+def test_third_derivatives() -> None:
+    """A gradient penalty: what it reads of the inner gradient has its values."""
+    net = nn.Sequential(network()[0], nn.Tanh())
+    x = torch.randn(2, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    weights = list(net.parameters())
+    along = [torch.randn_like(p) for p in weights]
+
+    def products(unread: bool) -> tuple[Tensor, ...]:
+        with differentiable_twice() as kernels:
+            inner = torch.autograd.grad(net(x).sum(), [x, *weights], create_graph=True)
+            loss = sum(g.square().sum() for g in inner)
+            if unread:
+                with kernels.values_unread(weights):
+                    gradient = torch.autograd.grad(loss, weights, create_graph=True)
+            else:
+                gradient = torch.autograd.grad(loss, weights, create_graph=True)
+        return torch.autograd.grad(gradient, weights, along)
+
+    def by_torch() -> tuple[Tensor, ...]:
+        inner = torch.autograd.grad(net(x).sum(), [x, *weights], create_graph=True)
+        loss = sum(g.square().sum() for g in inner)
+        gradient = torch.autograd.grad(loss, weights, create_graph=True)
+        return torch.autograd.grad(gradient, weights, along)
+
+    expected = by_torch()
+    assert float(expected[0].abs().max()) > 1e-2
+    for unread in (False, True):
+        assert_equal(list(products(unread)), list(expected))
+
+
+@FIRST_USE
+def test_an_input_without_a_tangent_takes_no_pass() -> None:
+    """As images have none: one pass for the values, one along the weights."""
+    x, w = drawn((2, 2, 4, 4), (3, 2, 3, 3))
+
+    class Counted(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            passes.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    passes: list[str] = []
+    with forward_ad.dual_level(), torch.no_grad(), TwiceDifferentiable(), Counted():
+        output = F.conv2d(x, forward_ad.make_dual(w, torch.ones_like(w)))
+        tangent = forward_ad.unpack_dual(output).tangent
+    torch.testing.assert_close(tangent, F.conv2d(x, torch.ones_like(w)))
+    assert passes.count("convolution") == 2
+
+
+def test_values_are_read_again_outside() -> None:
+    net = network()
+    weights = list(net.parameters())
+    x = torch.randn(4, 1, 7, 7, dtype=torch.float64)
+    expected = torch.autograd.grad(net(x).square().sum(), weights)
+    with differentiable_twice() as kernels:
+        loss = net(x).square().sum()
+        with pytest.raises(RuntimeError, match="stopped"), kernels.values_unread(weights):
+            raise RuntimeError("stopped")
+        assert_equal(list(torch.autograd.grad(loss, weights)), list(expected))
+
+
+def test_other_calls_are_torchs_own() -> None:
+    x, w = drawn((2, 2, 4, 4), (3, 2, 3, 3))
+    with TwiceDifferentiable():
+        assert is_ours(F.conv2d(x, w))
+        assert not is_ours(F.conv2d(x, w, padding="same"))
+        assert not is_ours(F.conv2d(x[0], w))
+        assert is_ours(F.conv2d(input=x, weight=w)) is False
+        assert not is_ours(F.conv2d(x.to(torch.complex128), w.to(torch.complex128)))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert F.conv2d(x.float(), w.float()).dtype == torch.bfloat16
+        mapped = torch.func.vmap(lambda image: F.conv2d(image, w))(x.unsqueeze(1))
+    torch.testing.assert_close(mapped.squeeze(1), F.conv2d(x, w))
