@@ -27,15 +27,11 @@ class Hook:
         reads_hypergradients: Whether ``problem.step_state.hypergradient_terms`` is to hold, when
             a gradient is in ``.grad``, its term through each lower problem: a list of tensors, one
             a parameter.
-        reads_parameters: Whether ``after_step`` or ``iteration_end`` read or change parameters.
-            Where processes have parts of these between steps, they are gathered for a hook that
-            does; in all other moments but ``step_skipped`` they are whole for every hook.
     """
 
     only_shows: bool = False
     optional: bool = False
     reads_hypergradients: bool = False
-    reads_parameters: bool = True
 
     def run_start(self, engine: Engine) -> None:
         """Before the first step of ``engine.run()``."""
@@ -139,16 +135,6 @@ class HookList(Hook):
     def before_step(self, engine: Engine, problem: Problem) -> None:
         for hook in self._before:
             hook.before_step(engine, problem)
-
-    @property
-    def reads_after_step(self) -> bool:
-        """Whether some hook looks at parameters after a step."""
-        return any(hook.reads_parameters for hook in self._after)
-
-    @property
-    def reads_at_iteration_end(self) -> bool:
-        """Whether some hook looks at parameters when an iteration ends."""
-        return any(hook.reads_parameters for hook in self._iterations)
 
     @property
     def may_refuse(self) -> bool:

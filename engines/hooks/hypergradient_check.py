@@ -36,8 +36,6 @@ class HypergradientCheck(Hook):
         ConfigurationError: For settings that are no positive numbers.
     """
 
-    reads_parameters = False
-
     def __init__(self, every: int = 1000, tolerance: float = 1e-2) -> None:
         require_count("HypergradientCheck", "every", every, least=1)
         require_number("HypergradientCheck", "tolerance", tolerance, positive=True, advice=ADVICE)

@@ -14,7 +14,7 @@ from metaweight.problems.base.settings import (
     require_text,
 )
 
-STRATEGIES = ("default", "cpu", "gpu", "distributed", "zero", "fsdp", "accelerate")
+STRATEGIES = ("default", "cpu", "gpu", "distributed", "zero", "accelerate")
 NON_FINITE = ("ignore", "raise", "skip", "stop")
 LOGGER_TYPES = ("none", "tensorboard", "wandb", "csv", "jsonl")
 OWNER = "EngineConfig"
@@ -46,13 +46,10 @@ class EngineConfig:
         strategy: Where problems live: ``"default"`` (a GPU if there is one), ``"cpu"``, ``"gpu"``;
             or in several processes, started by ``torchrun``, each on a GPU of its own or on the
             CPU: ``"distributed"`` keeps a whole copy in each and shares out the batches,
-            ``"zero"`` shares out the state of optimizers too, ``"fsdp"`` that and the parameters,
-            which are whole only while a problem steps or something reads them (see
-            :meth:`Engine.whole_parameters`). ``"accelerate"`` does what ``"distributed"`` does, on
-            the device, in the processes and in the mixed precision of the script's
-            ``Accelerator``, or of one that is made; started by ``accelerate launch``, by
-            ``torchrun``, or as one process.
-            version.
+            ``"zero"`` shares out the state of optimizers too. ``"accelerate"`` does what
+            ``"distributed"`` does, on the device, in the processes and in the mixed precision of
+            the script's ``Accelerator``, or of one that is made; started by ``accelerate launch``,
+            by ``torchrun``, or as one process.
         device: A device such as ``"cuda:1"``; takes the place of ``strategy``.
         early_stopping: Stop when the metric has not improved.
         early_stopping_mode: ``"min"`` or ``"max"``: which way is better.

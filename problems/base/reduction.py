@@ -45,34 +45,6 @@ class Reduction:
         """
         del problem
 
-    def share_out(self, problems: Sequence[Problem]) -> None:
-        """Keep a part of the problems' parameters in each process from now on, if that is asked
-        for; outside of their steps and of :meth:`whole_parameters`."""
-        del problems
-
-    def give_back(self) -> None:
-        """Let all of :meth:`share_out` be whole again, for good."""
-
-    def whole_parameters(self) -> AbstractContextManager[None]:
-        """Inside, every process holds the whole parameters of all problems."""
-        return nullcontext()
-
-    def require_whole(self, problem: Problem) -> None:
-        """Refuse to go on where this process holds parts of the problem's parameters.
-
-        Raises:
-            ConfigurationError: Saying where they are whole.
-        """
-
-    def parts_of_parameters(self) -> AbstractContextManager[None]:
-        """Inside, every process holds the part of parameters it has between steps."""
-        return nullcontext()
-
-    def whole_recordings(self, problems: Sequence[Problem]) -> AbstractContextManager[None]:
-        """Inside, every process holds whole what the problems have recorded of earlier steps."""
-        del problems
-        return nullcontext()
-
     def own_optimizer(self, problem: Problem) -> None:
         """Share the state of the problem's optimizer out among processes, if that is asked for."""
         del problem
