@@ -251,7 +251,7 @@ LEAVES = """
 import atexit, torch.distributed as dist
 atexit.register(lambda: print("left" if not dist.is_initialized() else "still there"))
 from metaweight import EngineConfig
-from metaweight.engines.process_group import join_processes
+from metaweight.engines.distributed.process_group import join_processes
 import torch
 join_processes(EngineConfig(strategy="distributed", backend="gloo"), torch.device("cpu"))
 assert dist.is_initialized()
