@@ -20,7 +20,7 @@ def part_recordings(layouts: Layouts, problems: Iterable[Problem]) -> None:
     The step being recorded stays as it is.
     """
     for problem in problems:
-        for update in problem.trajectory.updates:
+        for update in problem.step_state.trajectory.updates:
             if update.in_parts:
                 continue
             for layout, holder, key in _tensors(layouts, update):
@@ -35,7 +35,7 @@ def recorded_parts(
     """Return where parts are recorded, to be made whole: layout, mapping and key."""
     found: list[tuple[ShardLayout, dict[Any, Any], Any]] = []
     for problem in problems:
-        for update in problem.trajectory.updates:
+        for update in problem.step_state.trajectory.updates:
             update.in_parts = False
             found += [at for at in _tensors(layouts, update) if at[0].is_part(at[1][at[2]])]
     return found
