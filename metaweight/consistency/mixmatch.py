@@ -83,7 +83,7 @@ class MixMatch(ConsistencyMethod):
             targets = interpolated(targets, targets[partners], shares)
         embedded = step.embed(torch.cat([step.inputs, *views]))
         logits = self._predict(step, interpolated(embedded, embedded[partners], shares))
-        return self._judge(logits, targets, guesses, len(step.inputs))
+        return self._losses(logits, targets, guesses, len(step.inputs))
 
     def _predict(self, step: ConsistencyStep, mixed: Tensor) -> Tensor:
         labelled, size = len(step.inputs), len(step.unlabelled)
@@ -98,7 +98,7 @@ class MixMatch(ConsistencyMethod):
         parts = [step.classify_and_follow(first), *[step.classify(other) for other in others]]
         return interleaved(torch.cat(parts), self.views + 1, back=True)
 
-    def _judge(
+    def _losses(
         self, logits: Tensor, targets: Tensor, guesses: Tensor, labelled: int
     ) -> Consistency:
         of_labelled = soft_cross_entropy(logits[:labelled], targets[:labelled])
