@@ -224,7 +224,7 @@ def test_several_steps_with_a_moving_teacher_are_refused() -> None:
     lower = student(MeanTeacher(), config=Config(type="unroll", unroll_steps=2))
     assert lower.average is not None
     engine = learn_weight(lower, [labelled_batch()], hooks=[lower.average])
-    with pytest.raises(ConfigurationError, match=r"last 2 steps, but its teacher moves"):
+    with pytest.raises(ConfigurationError, match=r"last 2 steps, but its teacher changes"):
         engine.run()
 
 
