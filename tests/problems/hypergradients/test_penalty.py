@@ -428,22 +428,6 @@ def test_a_problem_without_a_rate_is_refused() -> None:
     build(Penalty(lr=0.1))
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"form": "bomb"}, r"Penalty\(form='bomb'\) is not one of f2sa, bome"),
-        ({"strength": 0.0}, r"Penalty\(strength=0.0\) must be positive and finite; 1000 is"),
-        ({"steps": 0}, r"Penalty\(steps=0\) must be an integer of at least 1"),
-        ({"steps": True}, r"Penalty\(steps=True\) must be an integer"),
-        ({"lr": -0.1}, r"Penalty\(lr=-0.1\) must be positive.*leave it out"),
-        ({"momentum": 1.0}, r"Penalty\(momentum=1.0\) must be at least 0 and below 1"),
-    ],
-)
-def test_settings_are_checked(settings, message) -> None:
-    with pytest.raises(ConfigurationError, match=message):
-        Penalty(**settings)
-
-
 def test_names_stand_for_it_and_for_one_unrolled_step() -> None:
     class Lower(ImplicitProblem):
         pass

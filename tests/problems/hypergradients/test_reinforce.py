@@ -14,7 +14,6 @@ from support.naive import everything, relative_error
 
 from metaweight import (
     Config,
-    ConfigurationError,
     Engine,
     EngineConfig,
     HypergradientError,
@@ -399,19 +398,3 @@ def test_an_impossible_decision_is_refused() -> None:
 
     with pytest.raises(HypergradientError, match="Reinforce through problem 'chooser' is not fin"):
         loops(build(Reinforce(), lower=Certain), 1)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (
-            {"baseline": "mean"},
-            r"Reinforce\(baseline='mean'\) is not one of none, start, leave_one",
-        ),
-        ({"samples": 1}, r"samples=1\) needs samples of at least 2; raise it, or use .*'start'"),
-        ({"baseline": "start", "samples": 0}, r"samples=0\) needs samples of at least 1"),
-    ],
-)
-def test_settings_are_checked(settings, message) -> None:
-    with pytest.raises(ConfigurationError, match=message):
-        Reinforce(**settings)

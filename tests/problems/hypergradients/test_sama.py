@@ -307,16 +307,3 @@ def test_refuses_steps_it_does_not_know() -> None:
 
     with pytest.warns(UserWarning, match=r"Called.grad_callback changes the steps of.*'lower'"):
         two_levels(sgd, Called, SAMA(preconditioner="exact"))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"alpha": -1.0}, r"SAMA\(alpha=-1.0\) must be positive and finite; 1.0 is the paper's"),
-        ({"alpha": float("inf")}, r"SAMA\(alpha=inf\) must be positive"),
-        ({"preconditioner": "diag"}, r"SAMA\(preconditioner='diag'\) is not one of source, exact"),
-    ],
-)
-def test_settings_are_checked(settings, message) -> None:
-    with pytest.raises(ConfigurationError, match=message):
-        SAMA(**settings)

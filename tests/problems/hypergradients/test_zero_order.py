@@ -743,18 +743,5 @@ def test_steps_that_cannot_be_taken_again_are_refused() -> None:
         joined(upper_problem(), half)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"samples": 0}, r"ZeroOrder\(samples=0\) must be an integer of at least 1; 8"),
-        ({"samples": True}, r"ZeroOrder\(samples=True\)"),
-        ({"radius": 0.0}, r"ZeroOrder\(radius=0.0\) must be positive and finite; give the length"),
-    ],
-)
-def test_settings_are_checked(settings, message) -> None:
-    with pytest.raises(ConfigurationError, match=message):
-        ZeroOrder(**settings)
-
-
 def test_its_name() -> None:
     assert Lower("lower", Config(type="zero_order")).hypergradient == ZeroOrder()

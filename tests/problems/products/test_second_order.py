@@ -11,9 +11,7 @@ from support.naive import hessian_matrix, mixed_product, relative_error
 from support.reweighting import Plain, program
 
 from metaweight import (
-    SAMA,
     Config,
-    ConfigurationError,
     ConjugateGradient,
     Engine,
     EngineConfig,
@@ -171,17 +169,3 @@ def test_adam_jacobian_is_the_derivative_of_adams_step():
         g.detach(),
     )
     torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-10)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: FiniteDifference(alpha=0), "FiniteDifference"),
-        (lambda: SAMA(alpha=-1), "SAMA"),
-        (lambda: Neumann(iterations=-1), "Neumann"),
-        (lambda: ConjugateGradient(iterations=-1), "ConjugateGradient"),
-    ],
-)
-def test_settings_are_checked(make, message):
-    with pytest.raises(ConfigurationError, match=message):
-        make()
