@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A worker a core; one that is done takes tests from another. Plain `python -m pytest` runs them in one.
+PARALLEL := --numprocesses auto --dist worksteal
 
 .PHONY: help install demo test test-slow docs lint bench bench-check clean
 
@@ -22,10 +24,10 @@ demo: install ## imbalanced and noisy digits: cross-entropy against learned samp
 	$(BIN)/python benchmarks/imbalanced_cifar.py --dataset digits --imbalance-factor 10 --noise 0.4 --seeds 3 --out results/demo
 
 test: install ## all tests but the slow ones
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: install ## the slow tests too
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest $(PARALLEL) -m ""
 
 # Code cells are executed; a warning is an error.
 docs: install ## the documentation, into build/docs

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from metaweight.problems import Problem
-from metaweight.problems.hypergradients.undetected_dependencies import expect_dependence
 from metaweight.problems.problem import GraphPosition
 from metaweight.problems.setup.ownership import require_own_parameters
-from metaweight.problems.setup.preparation import check_hypergradients, place_in_graph, prepare
+from metaweight.problems.setup.preparation import check_hypergradients, prepare
+from metaweight.problems.step.undetected_dependencies import expect_dependence
 
 from .distributed.accelerate import require_unprepared, take_accelerators_precision
 from .distributed.processes import Processes
@@ -34,7 +34,7 @@ def wire(problems: Sequence[Problem], graph: Graph[Problem]) -> None:
             paths=graph.paths[problem.name],
             peers=peers,
         )
-        place_in_graph(problem, position)
+        problem.place_in(position)
 
 
 def prepare_problems(engine: Engine, drive: Drive, end_epoch: Callable[[Problem], None]) -> None:
@@ -46,32 +46,24 @@ def prepare_problems(engine: Engine, drive: Drive, end_epoch: Callable[[Problem]
         end_epoch: Called with a problem whose first loader has ended.
     """
     if engine.env is not None:
-        engine.env._peers = {problem.name: problem for problem in engine.problems}
+        engine.env.introduce(engine.problems)
         engine.env.configure_device(engine.device)
         engine.env.initialize()
+    keeps_terms = any(hook.reads_hypergradients for hook in engine.hooks.hooks)
     for problem in engine.problems:
-        problem.logger = engine.logger
-        problem.env = engine.env
-        problem.keeps_hypergradient_terms = any(
-            hook.reads_hypergradients for hook in engine.hooks.hooks
+        state = problem.step_state.for_run(
+            engine.processes, drive, keeps_hypergradient_terms=keeps_terms
         )
-        # Those of an engine the problem was in before.
-        problem.processes.give_back()
-        problem.processes = engine.processes
+        problem.join(state, logger=engine.logger, env=engine.env)
+        engine.step_states[problem.name] = state
         take_accelerators_precision(problem, engine.config)
         require_unprepared(problem, engine.config)
-        prepare(
-            problem,
-            engine.device,
-            end_epoch,
-            drive,
-            channels_last=engine.config.channels_last,
-        )
+        prepare(problem, engine.device, end_epoch, channels_last=engine.config.channels_last)
         require_unprepared(problem, engine.config)
     require_same_program(engine.processes, engine.problems, engine.config)
     for problem in engine.problems:
         if engine.config.sync_batch_norm:
-            problem.module = synchronised(problem.module, engine.processes.world)
+            problem.set_module(synchronised(problem.module, engine.processes.world))
         share(engine.processes, problem)
     require_own_parameters(engine.problems)
     for problem in engine.problems:
@@ -94,7 +86,7 @@ def make_schedule(
             accumulation=problem.config.gradient_accumulation,
             warmup=problem.config.warmup_steps,
             roll_back=roll_back,
-            recorded_updates=problem.trajectory.recording.updates,
+            recorded_updates=problem.step_state.trajectory.recording.updates,
         )
         for problem in problems
     }

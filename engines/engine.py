@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from metaweight.problems import GraphError, HypergradientReport, Problem
 from metaweight.problems.base.settings import shown
 from metaweight.problems.hypergradients.audit import Auditor
-from metaweight.problems.hypergradients.undetected_dependencies import expect_dependence
+from metaweight.problems.recording.step_state import StepState
 from metaweight.problems.setup.preparation import check_hypergradients, prepare_recording
 from metaweight.problems.state.buffers import Snapshot
 from metaweight.problems.state.random_streams import reseed
+from metaweight.problems.step.undetected_dependencies import expect_dependence
 
 from .arguments import (
     checked_config,
@@ -104,6 +104,7 @@ class Engine:
         self.leaves: list[Problem] = []
         self.dependencies = dependencies
         self.snapshots: dict[str, Snapshot] = {}
+        self.step_states: dict[str, StepState] = {}
         self._by_name: dict[str, Problem] = {}
         require_free_names(self.problems, self, env)
         with unchanged_on_error(self.problems, env):
@@ -113,7 +114,6 @@ class Engine:
             prepare_problems(self, self._execution.drive, self._execution.end_epoch)
             self._schedule = self._make_schedule(graph)
             self.train()
-            self.processes.share_out(self.problems)
         if not self.is_rank_zero():
             # Samples of other processes get other dropout, and process 0 draws as if it were alone.
             reseed(self.device, self.processes.seed + self.processes.rank)
@@ -145,30 +145,30 @@ class Engine:
         require_runnable(self)
         streams = self.checkpointing.begin(self, resume)
         self.train()
-        # A run that ended with an error may have left whole parameters.
-        self.processes.share_out(self.problems)
-        whole: AbstractContextManager[None] = nullcontext()
         with stops_between_steps() as request:
             try:
-                with self.processes.whole_parameters():
-                    self.hooks.run_start(self)
+                self.hooks.run_start(self)
                 if streams is not None:
                     put_streams(streams)
                 while not (self._is_asked_to_end(request) or self._is_over()):
-                    self._iterate(request)
+                    if not self._owes_validation():
+                        with self._execution:
+                            self.train_step()
+                        self.run_state.iteration += 1
+                        self.hooks.iteration_end(self)
+                    if self._owes_validation() and not self._is_asked_to_end(request):
+                        self._validate()
+                    if self.checkpointing.folder is not None and not self._is_asked_to_end(request):
+                        self.checkpointing.iteration_over(self)
                 self.checkpointing.run_over(self)
-                # After an error the other processes may wait for something else.
-                whole = self.processes.whole_parameters()
             finally:
-                with whole:
-                    self.hooks.run_end(self)
+                self.hooks.run_end(self)
                 self.logger.close()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything the program is to a file, from which a program built alike goes on.
 
-        Of several processes all call it, and the first one writes. With ``strategy="fsdp"`` all
-        write, to a folder beside the file, whose name begins with the file's.
+        Of several processes all call it, and the first one writes.
 
         That is every problem with its module, optimizer, scheduler and loss scaler, steps recorded
         for a hypergradient, gradients amid an accumulation, hooks, random streams, the places of
@@ -191,16 +191,6 @@ class Engine:
             CheckpointError: When the file cannot be read, is damaged, or is of another program.
         """
         load_engine(self, path)
-
-    def whole_parameters(self) -> AbstractContextManager[None]:
-        """Let every process hold all parameters inside.
-
-        With ``strategy="fsdp"`` each has a part of them between steps, and this is where to
-        evaluate, copy or save a module after a run; inside steps, validations and hooks they are
-        whole in any case. All processes enter it, even if only one uses it. With other strategies
-        nothing changes.
-        """
-        return self.processes.whole_parameters()
 
     def train_step(self) -> None:
         """Step every leaf problem once, and the problems above as they become due."""
@@ -238,9 +228,8 @@ class Engine:
         graph = Graph.build(self.problems, dependencies)
         earlier = self._schedule
         self._wire(graph)
-        with self.processes.whole_parameters():
-            for problem in self.problems:
-                check_hypergradients(problem)
+        for problem in self.problems:
+            check_hypergradients(problem)
         expect_dependence(self.problems)
         self._schedule = self._make_schedule(graph)
         self._schedule.carry_over(earlier)
@@ -265,9 +254,9 @@ class Engine:
 
     def audit(self, lower: Problem, auditor: Auditor | None) -> None:
         """Let ``auditor`` stand in for the hypergradient of a lower problem, or nobody."""
-        lower.auditor = auditor
+        lower.step_state.audit_by(auditor)
         prepare_recording(lower)
-        self._schedule.record(lower.name, lower.trajectory.recording.updates)
+        self._schedule.record(lower.name, lower.step_state.trajectory.recording.updates)
 
     def upper_update_every(self, lower: Problem, loops: int) -> None:
         """From now on let a lower problem hand over to its upper ones after so many loops.
@@ -329,26 +318,10 @@ class Engine:
         due = iteration > 0 and iteration % self.valid_step == 0
         return due and self.run_state.validated_at != self.global_step and self.do_validation()
 
-    def _iterate(self, request: StopRequest) -> None:
-        if not self._owes_validation():
-            self._execution.take_iteration()
-            self.run_state.iteration += 1
-            reads = self.hooks.reads_at_iteration_end
-            with self.processes.whole_parameters() if reads else nullcontext():
-                self.hooks.iteration_end(self)
-        if self._owes_validation() and not self._is_asked_to_end(request):
-            self._validate()
-        if self.checkpointing.folder is not None and not self._is_asked_to_end(request):
-            self.checkpointing.iteration_over(self)
-
     def _is_asked_to_end(self, request: StopRequest) -> bool:
         return asked_to_end(request, self.run_state, self.processes)
 
     def _validate(self) -> None:
-        with self.processes.whole_parameters():
-            self._validate_whole()
-
-    def _validate_whole(self) -> None:
         self.hooks.before_validation(self)
         self.eval()
         try:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from metaweight.problems import Problem, StepResult
 from metaweight.problems.state.buffers import Snapshot
-from metaweight.problems.step import redo
 from metaweight.problems.step.descent import descend, skip_step
-from metaweight.problems.step.redo import redo_or_keep
+from metaweight.problems.step.redo import redo, redo_or_keep
 from metaweight.problems.step.scheduling import step_scheduler
-from metaweight.problems.unrolling.initial import apply_initial_parameters, owns_start
+from metaweight.problems.unrolling.initial import apply_initial_parameters
 
 from .assembly import share
 from .loggers import flatten_stats, sentence
@@ -26,6 +25,9 @@ if TYPE_CHECKING:
 class Execution:
     """Carries out the instructions of an engine's schedule.
 
+    As a context it is one iteration: an error inside, before anything has been changed, leaves the
+    counters as they were.
+
     Args:
         engine: Whose problems step, whose hooks are told, and whose logger writes.
     """
@@ -35,107 +37,90 @@ class Execution:
         self._problems = {problem.name: problem for problem in engine.problems}
         self._counters: Counters | None = None
 
-    def take_iteration(self) -> None:
-        """Step; what errs before anything has been changed leaves the counters as they were."""
+    def __enter__(self) -> None:
         self._counters = Counters(self._engine.problems, self._engine.schedule)
         self._engine.global_step += 1
-        try:
-            self._engine.train_step()
-        except BaseException:
-            if self._counters.put_back():
-                self._engine.global_step -= 1
-                self._engine.run_state.inside_step = False
-            raise
-        finally:
-            self._counters = None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        counters, self._counters = self._counters, None
+        if error is not None and counters is not None and counters.put_back():
+            self._engine.global_step -= 1
+            self._engine.run_state.inside_step = False
 
     def drive(self, problem: Problem, global_step: int | None) -> None:
         """Step a leaf problem once, and the problems above it as they become due."""
         # What comes after an exception here cannot be saved: the schedule is ahead of the steps.
         self._engine.run_state.inside_step = True
         for instruction in self._engine.schedule.advance(problem.name):
-            self._execute(instruction, global_step)
+            target, action = self._problems[instruction.problem], instruction.action
+            if self._counters is not None:
+                self._counters.begins(target, instruction)
+            if action is Action.STEP:
+                self._step(target, instruction, global_step)
+            elif action is Action.LOOP_START:
+                self._begin_loop(target)
+            elif action is Action.SNAPSHOT:
+                self._take_snapshot(target)
+            elif action is Action.REDO:
+                self._redo(target)
+                step_scheduler(target)
+            else:
+                step_scheduler(target)
         self._engine.run_state.inside_step = False
 
-    def _execute(self, instruction: Instruction, global_step: int | None) -> None:
-        problem = self._problems[instruction.problem]
-        action = instruction.action
-        if self._counters is not None:
-            self._counters.begins(problem, instruction)
-        if action is Action.STEP:
-            self._step(problem, instruction, global_step)
-        elif action is Action.LOOP_START:
-            self._begin_loop(problem)
-        elif action is Action.SNAPSHOT:
-            with self._engine.processes.parts_of_parameters():
-                self._engine.snapshots[problem.name] = Snapshot(
-                    problem.module, problem.optimizer, problem.scaler
-                )
-        elif action is Action.REDO:
-            self._redo(problem)
-            step_scheduler(problem)
-        else:
-            step_scheduler(problem)
-
-    def _begin_loop(self, problem: Problem) -> None:
-        problem.trajectory.begin_loop()
-        redraws = type(problem).on_inner_loop_start is not Problem.on_inner_loop_start
-        with self._whole_for(redraws or owns_start(problem)):
-            problem.on_inner_loop_start()
-            if redraws:
-                # It may have drawn new parameters.
-                share(self._engine.processes, problem)
-            apply_initial_parameters(problem)
-
-    def _whole_for(self, reads_parameters: bool) -> AbstractContextManager[None]:
-        return self._engine.processes.whole_parameters() if reads_parameters else nullcontext()
-
     def _step(self, problem: Problem, instruction: Instruction, global_step: int | None) -> None:
-        with self._engine.processes.whole_parameters():
-            self._step_whole(problem, instruction, global_step)
-
-    def _step_whole(
-        self, problem: Problem, instruction: Instruction, global_step: int | None
-    ) -> None:
-        problem.begin_step(instruction.count, global_step)
-        self._engine.hooks.before_step(self._engine, problem)
-        result = self._descend(problem, instruction)
+        engine, hooks = self._engine, self._engine.hooks
+        problem.step_state.begin_step(instruction.count, global_step)
+        hooks.before_step(engine, problem)
+        record, first, last = instruction.record, instruction.first, instruction.last
+        if any(lower.step_state.trajectory.all_skipped for lower in problem.position.lowers):
+            result = skip_step(problem, record=record, first=first, last=last)
+        else:
+            result = descend(
+                problem,
+                record=record,
+                first=first,
+                last=last,
+                after_gradient=self._after_gradient,
+                accepts=self._accepts if hooks.may_refuse else None,
+            )
         if self._counters is not None:
             self._counters.stepped()
         if result.skipped:
-            self._engine.hooks.step_skipped(self._engine, problem)
+            hooks.step_skipped(engine, problem)
         if instruction.settled:
             step_scheduler(problem)
         self._log(problem, result, global_step)
-        if problem.scheduler is not None and not (self._engine.do_validation() or result.skipped):
+        if problem.scheduler is not None and not (engine.do_validation() or result.skipped):
             measured = {**result.metrics, "loss": result.loss}
-            step_plateau(problem, measured, "training_step", self._engine.processes)
-        # The optimizer has left parts of the parameters.
-        with self._whole_for(self._engine.hooks.reads_after_step):
-            self._engine.hooks.after_step(self._engine, problem, result)
+            step_plateau(problem, measured, "training_step", engine.processes)
+        hooks.after_step(engine, problem, result)
 
-    def _descend(self, problem: Problem, instruction: Instruction) -> StepResult:
-        record, first, last = instruction.record, instruction.first, instruction.last
-        if any(lower.trajectory.all_skipped for lower in problem.position.lowers):
-            return skip_step(problem, record=record, first=first, last=last)
-        return descend(
-            problem,
-            record=record,
-            first=first,
-            last=last,
-            after_gradient=self._after_gradient,
-            accepts=self._accepts if self._engine.hooks.may_refuse else None,
-        )
+    def _begin_loop(self, problem: Problem) -> None:
+        problem.step_state.trajectory.begin_loop()
+        problem.on_inner_loop_start()
+        if type(problem).on_inner_loop_start is not Problem.on_inner_loop_start:
+            # It may have drawn new parameters.
+            share(self._engine.processes, problem)
+        apply_initial_parameters(problem)
+
+    def _take_snapshot(self, problem: Problem) -> None:
+        snapshot = Snapshot(problem.module, problem.optimizer, problem.scaler)
+        self._engine.snapshots[problem.name] = snapshot
 
     def _redo(self, problem: Problem) -> None:
         start, taken = self._engine.snapshots[problem.name], True
-        with self._engine.processes.parts_of_parameters():
-            if not self._engine.hooks.may_refuse:
-                start.restore(problem.optimizer, problem.scaler)
-                redo(problem)
-            # Where its last steps were left out, no upper problem has stepped: the loop stands.
-            elif not problem.trajectory.all_skipped:
-                taken = redo_or_keep(problem, start, self._accepts)
+        if not self._engine.hooks.may_refuse:
+            start.restore(problem.optimizer, problem.scaler)
+            redo(problem)
+        # Where its last steps were skipped, no upper problem has stepped: the loop stays.
+        elif not problem.step_state.trajectory.all_skipped:
+            taken = redo_or_keep(problem, start, self._accepts)
         if not taken:
             self._engine.hooks.step_skipped(self._engine, problem)
 
@@ -163,6 +148,5 @@ class Execution:
 
     def end_epoch(self, problem: Problem) -> None:
         """Tell that the first loader of a problem has ended."""
-        with self._engine.processes.whole_parameters():
-            problem.epoch_callback()
-            self._engine.hooks.epoch_end(self._engine, problem)
+        problem.epoch_callback()
+        self._engine.hooks.epoch_end(self._engine, problem)

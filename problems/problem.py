@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
-from operator import is_
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .base.errors import ConfigurationError, GraphError, LossError
+from .base.graph_neighbours import GraphPosition
+from .base.loss import Evaluated, TrainingOutput, loss_of
 from .base.memory_layout import laid_out
 from .base.overridables import Overridables
-from .base.reduction import Reduction
 from .base.settings import shown
 from .config import Config
 from .data.loaders import BatchSource
@@ -24,36 +23,19 @@ from .data.validation import (
     require_loadable,
     require_loaders,
     require_module,
+    require_movable,
     require_optimizer,
     require_scheduler,
 )
-from .hypergradients.audit import Auditor
 from .hypergradients.base import Hypergradient, Status
 from .hypergradients.parameter_selection import chosen_parameters
 from .hypergradients.resolve import resolve
 from .kernels.compilation import compile_module
 from .kernels.precision import autocast
-from .recording.trajectory import RecordedStep, Recording, Trajectory
-from .state.buffers import BufferSlot, KeptBuffers, buffer_slots
+from .recording.step_state import StepState
 from .state.optimizer_state import load_optimizer
+from .state.parameter_groups import put_parameter_groups
 from .unrolling import apply_learned_settings
-
-TrainingOutput = Tensor | Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class GraphPosition:
-    """Where a problem stands: its neighbours, its hypergradient paths, and all others by name."""
-
-    parents: tuple[Problem, ...] = ()
-    children: tuple[Problem, ...] = ()
-    paths: tuple[tuple[Problem, ...], ...] = ()
-    peers: Mapping[str, Problem] = field(default_factory=dict)
-
-    @cached_property
-    def lowers(self) -> list[Problem]:
-        """The problems hypergradients go through, each once."""
-        return list(dict.fromkeys(lower for path in self.paths for lower in path[1:-1]))
 
 
 class Problem(Overridables):
@@ -119,27 +101,10 @@ class Problem(Overridables):
         self.env: Any = None
         self.logger: Any = None
         self.cur_batch: Any = None
-        self.trajectory = Trajectory(Recording())
-        self.hypergradient_status: Status | None = None
-        self.auditor: Auditor | None = None
-        self.skipped = False
-        self.undetected_dependencies: list[Problem] = []
         self.references: dict[str, str] = {}
-        self.keeps_hypergradient_terms = False
-        self.hypergradient_terms: dict[str, list[Tensor]] = {}
-        self.processes = Reduction()
         self._position = GraphPosition()
         self._hypergradient = resolve(self._config)
-        self._source: BatchSource | None = None
-        self._driver: Callable[[Problem, int | None], None] | None = None
-        self._count = 0
-        self._global_step: int | None = None
-        self._held: list[Tensor] | None = None
-        kind = type(self).meta_trainable_parameters
-        self.chooses_by_method = kind is not Problem.meta_trainable_parameters
-        self._others: tuple[list[nn.Module], list[BufferSlot]] | None = None
-        self._kept: KeptBuffers | None = None
-        self._owned: tuple[nn.Module | None, list[Tensor], list[Tensor]] = (None, [], [])
+        self._step_state = StepState()
         self.warn_of_near_misses()
 
     def __getattr__(self, name: str) -> Any:
@@ -186,9 +151,13 @@ class Problem(Overridables):
     def trainable_parameters(self) -> Iterable[Tensor]:
         """The parameters this problem trains: by default those that require a gradient and belong
         to the optimizer."""
-        if self._held is not None:
-            return self._held
-        return [p for p in self._optimized() if p.requires_grad]
+        held = self._step_state.held
+        if held is not None:
+            return held
+        if self.optimizer is None:
+            return [p for p in self.module.parameters() if p.requires_grad]
+        optimized = self._step_state.optimized(self.module, self.optimizer.param_groups)
+        return [p for p in optimized if p.requires_grad]
 
     def meta_trainable_parameters(self) -> Iterable[Tensor]:
         """The parameters upper problems differentiate through: by default all trainable ones, or
@@ -215,50 +184,26 @@ class Problem(Overridables):
         """Return the next batch of one loader, on the problem's device."""
         return self.source.draw(idx, self.device, channels_last=self.channels_last)
 
-    def evaluate(self, batch: Any) -> tuple[Tensor, Mapping[str, Any]]:
+    def evaluate(self, batch: Any) -> Evaluated:
         """Return the loss of ``batch`` in the problem's precision, and what else to log."""
         if self._config.precision == "fp32":
-            output = self.training_step(batch)
-        else:
-            with autocast(self._config.precision, self.device):
-                output = self.training_step(batch)
+            return self._evaluate(batch)
+        with autocast(self._config.precision, self.device):
+            return self._evaluate(batch)
+
+    def _evaluate(self, batch: Any) -> Evaluated:
+        output = self.training_step(batch)
         # A tensor is what most return, and to ask whether it is a Mapping takes a microsecond.
         if isinstance(output, Tensor) or not isinstance(output, Mapping):
-            return self.loss_of(output), {}
-        return self.loss_of(output), output
-
-    def loss_of(self, output: TrainingOutput) -> Tensor:
-        """Return the loss in what ``training_step`` returned, as a 0-dim tensor.
-
-        Raises:
-            LossError: When there is none, or it is not one number.
-        """
-        loss: Any = output
-        if not isinstance(loss, Tensor) and isinstance(output, Mapping):
-            loss = output.get("loss")
-        if not isinstance(loss, Tensor):
-            raise LossError(
-                f"training_step of problem {self._name!r} returned {type(output).__name__} "
-                f"without a loss tensor; return the loss, or a dictionary with it under 'loss'."
-            )
-        if loss.numel() != 1:
-            raise LossError(
-                f"training_step of problem {self._name!r} returned a loss of shape "
-                f"{tuple(loss.shape)}; reduce it to one number, for instance with .mean()."
-            )
-        if loss.is_complex():
-            raise LossError(
-                f"training_step of problem {self._name!r} returned a complex loss, which has no "
-                "direction of descent; return a real number, for instance its .abs()."
-            )
-        return loss.reshape(()) if loss.ndim else loss
+            return Evaluated(loss_of(self._name, output), {})
+        return Evaluated(loss_of(self._name, output), output)
 
     def optimizer_step(self) -> None:
         """Unscale and clip the gradients, then apply them with :meth:`custom_optimizer_step`."""
         apply_learned_settings(self)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        self.trajectory.keep_optimizer(self)
+        self._step_state.trajectory.keep_optimizer(self)
         if self._config.gradient_clipping > 0:
             torch.nn.utils.clip_grad_norm_(
                 self.trainable_parameters(), self._config.gradient_clipping
@@ -278,30 +223,36 @@ class Problem(Overridables):
         Raises:
             GraphError: When the problem belongs to no engine.
         """
-        if self._driver is None:
+        if self._step_state.driver is None:
             raise GraphError(
                 f"Problem {self._name!r} was asked to step but belongs to no engine; "
                 "build an Engine with it first."
             )
-        self._driver(self, global_step)
-
-    def begin_step(self, count: int, global_step: int | None) -> None:
-        """Note that step ``count`` begins."""
-        self._count = count
-        self._global_step = global_step
+        self._step_state.driver(self, global_step)
 
     def set_module(self, module: nn.Module) -> None:
-        """Use another module from now on. The optimizer is left as it is."""
+        """Use another module from now on, on the problem's device. The optimizer stays.
+
+        Raises:
+            ConfigurationError: For what is no module, or cannot be moved to the device.
+        """
         require_module(self._name, module)
-        self.module = laid_out(module.to(self.device), self.channels_last)
+        if any(t.device != self.device for t in (*module.parameters(), *module.buffers())):
+            require_movable(self._name, module, self.device)
+            module = module.to(self.device)
+        self.module = laid_out(module, self.channels_last)
         compile_module(self.module, self._config.compile)
 
     def set_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Use another optimizer from now on."""
+        """Use another optimizer from now on, with the groups of ``param_groups()``.
+
+        Raises:
+            ConfigurationError: For what is no optimizer, or no groups.
+        """
         require_optimizer(self._name, optimizer)
         self.optimizer = optimizer
-        apply_param_groups(self)
-        self.processes.own_optimizer(self)
+        put_parameter_groups(self._name, self.param_groups(), optimizer, self.scheduler)
+        self._step_state.processes.own_optimizer(self)
 
     def set_scheduler(self, scheduler: Any) -> None:
         """Use another scheduler of the problem's optimizer from now on, or none."""
@@ -316,7 +267,7 @@ class Problem(Overridables):
     def state_dict(self) -> dict[str, Any]:
         """State of the module, optimizer, scheduler and loss scaler.
 
-        Where processes share out parameters or the optimizer's state, all of them call this.
+        Where processes share out the optimizer's state, all of them call this.
         """
         parts = {
             "module": self.module,
@@ -324,7 +275,7 @@ class Problem(Overridables):
             "scheduler": self.scheduler,
             "scaler": self.scaler,
         }
-        with self.processes.whole_parameters(), self.processes.whole_optimizer(self):
+        with self._step_state.processes.whole_optimizer(self):
             return {key: part.state_dict() for key, part in parts.items() if part is not None}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -333,12 +284,11 @@ class Problem(Overridables):
         Raises:
             CheckpointError: When it is of another module; nothing is changed then.
         """
-        with self.processes.whole_parameters():
-            require_loadable(self._name, self.module, self.optimizer, state_dict)
-            self.module.load_state_dict(state_dict["module"])
+        require_loadable(self._name, self.module, self.optimizer, state_dict)
+        self.module.load_state_dict(state_dict["module"])
         if self.optimizer is not None:
             load_optimizer(self.optimizer, state_dict["optimizer"])
-            self.processes.own_optimizer(self)
+            self._step_state.processes.own_optimizer(self)
         for key, part in (("scheduler", self.scheduler), ("scaler", self.scaler)):
             if part is not None and key in state_dict:
                 part.load_state_dict(state_dict[key])
@@ -351,60 +301,46 @@ class Problem(Overridables):
         """Put the problem and its module into evaluation mode."""
         self.module.eval()
 
-    def hold_parameters(self) -> list[Tensor] | None:
-        """Let ``trainable_parameters`` keep its present answer, whatever ``requires_grad`` becomes.
-
-        Returns:
-            What to hand to :meth:`release_parameters` afterwards.
-        """
-        before = self._held
-        if before is None:
-            self._held = list(self.trainable_parameters())
-        return before
-
-    def release_parameters(self, before: list[Tensor] | None) -> None:
-        """End what :meth:`hold_parameters` began."""
-        self._held = before
-
-    def other_buffer_slots(self) -> list[BufferSlot]:
-        """Buffers of the other problems' modules, which this problem's step must not change."""
-        modules = [self.module, *[peer.module for peer in self._position.peers.values()]]
-        if self._others is None or self._others[0] != modules:
-            own = {(id(owner), name) for owner, name in buffer_slots(self.module)}
-            others = [slot for module in modules[1:] for slot in buffer_slots(module)]
-            self._others = (modules, [s for s in others if (id(s[0]), s[1]) not in own])
-        return self._others[1]
-
-    def _optimized(self) -> list[Tensor]:
-        """Return the module's parameters that are the optimizer's, in the module's order.
-
-        Walking a module takes longer than looking whether the optimizer holds what it did.
-        """
-        if self.optimizer is None:
-            return list(self.module.parameters())
-        module, owned, kept = self._owned
-        groups = self.optimizer.param_groups
-        now = groups[0]["params"] if len(groups) == 1 else [p for g in groups for p in g["params"]]
-        if module is not self.module or len(owned) != len(now) or not all(map(is_, owned, now)):
-            among = set(now)
-            kept = [p for p in self.module.parameters() if p in among]
-            self._owned = (self.module, list(now), kept)
-        return kept
-
-    def kept_buffers(self) -> KeptBuffers:
-        """Note the module's buffers as they are, and return what puts them back."""
-        if self._kept is None or self._kept.module is not self.module:
-            self._kept = KeptBuffers(self.module)
-        self._kept.keep()
-        return self._kept
-
-    def all_buffer_slots(self) -> list[BufferSlot]:
-        """Buffers of every problem's module."""
-        return buffer_slots(self.module) + self.other_buffer_slots()
-
     def is_rank_zero(self) -> bool:
         """Whether this process is the one that logs."""
-        return self.processes.rank == 0
+        return self._step_state.processes.rank == 0
+
+    def place_in(self, position: GraphPosition) -> None:
+        """Take a place in a graph; its other problems become attributes by their names."""
+        for name in self._position.peers:
+            self.__dict__.pop(name, None)
+        self.__dict__.update(position.peers)
+        self._position = position
+
+    def join(self, state: StepState, *, logger: Any, env: Any) -> None:
+        """Belong to an engine: what it keeps about the problem, its logger and environment."""
+        self._step_state, self.logger, self.env = state, logger, env
+
+    def move_to(self, device: torch.device, *, channels_last: bool) -> None:
+        """Live on a device, unless the problem names one itself, and lay out images so."""
+        self.device = torch.device(device) if self.device is None else self.device
+        self.channels_last = channels_last
+
+    def use_precision(self, precision: str) -> None:
+        """Compute in this precision from now on."""
+        self._config = replace(self._config, precision=precision)
+
+    def use_loss_scaler(self, scaler: Any) -> None:
+        """Scale losses of half precision with this from now on."""
+        self.scaler = scaler
+
+    def use_loaders(self, loaders: Any) -> None:
+        """Draw batches from these loaders from now on."""
+        self.train_data_loader = loaders
+
+    def note_batch(self, batch: Any) -> Any:
+        """Keep ``batch`` as ``cur_batch``, and return it."""
+        self.cur_batch = batch
+        return batch
+
+    def note_references(self, **names: str) -> None:
+        """Note names of other problems, by the constructor's argument, for an engine to check."""
+        self.references = {**self.references, **names}
 
     @property
     def name(self) -> str:
@@ -417,9 +353,14 @@ class Problem(Overridables):
         return self._config
 
     @property
-    def window(self) -> list[RecordedStep]:
-        """Micro-batches of the last optimizer step that was recorded for a hypergradient."""
-        return self.trajectory.window
+    def step_state(self) -> StepState:
+        """What the run keeps about the problem; the engine's, and written by its own methods."""
+        return self._step_state
+
+    @property
+    def hypergradient_status(self) -> Status | None:
+        """How the latest hypergradient product through this problem was found."""
+        return self._step_state.hypergradient_status
 
     @property
     def hypergradient(self) -> Hypergradient:
@@ -429,12 +370,13 @@ class Problem(Overridables):
     @property
     def source(self) -> BatchSource:
         """The problem's loaders."""
-        if self._source is None:
+        source = self._step_state.source
+        if source is None:
             raise GraphError(
                 f"Problem {self._name!r} has no loaders in use; they come into use when an Engine "
                 "is built with train_data_loader given or configure_train_data_loader defined."
             )
-        return self._source
+        return source
 
     @property
     def epoch_counter(self) -> list[int]:
@@ -444,19 +386,12 @@ class Problem(Overridables):
     @property
     def count(self) -> int:
         """Steps this problem has taken."""
-        return self._count
+        return self._step_state.count
 
     @property
     def position(self) -> GraphPosition:
-        """Where the problem stands in its graph; with it, its peers become attributes."""
+        """Where the problem is in its graph."""
         return self._position
-
-    @position.setter
-    def position(self, position: GraphPosition) -> None:
-        for name in self._position.peers:
-            self.__dict__.pop(name, None)
-        self.__dict__.update(position.peers)
-        self._position = position
 
     @property
     def parents(self) -> list[Problem]:
@@ -478,36 +413,37 @@ class Problem(Overridables):
         """Whether no problem is below this one."""
         return not self._position.children
 
+    # COMPAT-BEGIN
+    @property
+    def trajectory(self):  # type: ignore
+        return self._step_state.trajectory
 
-def apply_param_groups(problem: Problem) -> None:
-    """Put the groups of ``param_groups()`` into the optimizer, if the problem defines them."""
-    given = problem.param_groups()
-    if given is None or problem.optimizer is None:
-        return
-    if isinstance(given, Mapping) or not isinstance(given, Iterable):
-        raise _not_groups(problem, given)
-    groups = [dict(group) if isinstance(group, Mapping) else {} for group in given]
-    if not groups or not all("params" in group for group in groups):
-        raise _not_groups(problem, given)
-    scheduled = getattr(problem.scheduler, "base_lrs", None)
-    if scheduled is not None and len(scheduled) != len(groups):
-        raise ConfigurationError(
-            f"param_groups() of problem {problem.name!r} returns {len(groups)} groups, but its "
-            f"scheduler was made for {len(scheduled)}; build the scheduler in "
-            "configure_scheduler, after the groups are in place."
-        )
-    kept = list(problem.optimizer.param_groups)
-    problem.optimizer.param_groups.clear()
-    try:
-        for group in groups:
-            problem.optimizer.add_param_group(group)
-    except BaseException:
-        problem.optimizer.param_groups[:] = kept
-        raise
+    @property
+    def processes(self):  # type: ignore
+        return self._step_state.processes
 
+    @property
+    def window(self):  # type: ignore
+        return self._step_state.trajectory.window
 
-def _not_groups(problem: Problem, given: object) -> ConfigurationError:
-    return ConfigurationError(
-        f"param_groups() of problem {problem.name!r} returned {shown(given)}; return a list of "
-        "dictionaries, each with its parameters under 'params'."
-    )
+    @property
+    def chooses_by_method(self):  # type: ignore
+        return type(self).meta_trainable_parameters is not Problem.meta_trainable_parameters
+
+    def hold_parameters(self):  # type: ignore
+        state = self._step_state
+        return state.hold(()) if state.held is not None else state.hold(self.trainable_parameters())
+
+    def release_parameters(self, before) -> None:  # type: ignore
+        self._step_state.release(before)
+
+    def loss_of(self, output):  # type: ignore
+        return loss_of(self._name, output)
+
+    def all_buffer_slots(self):  # type: ignore
+        from .state.buffers import buffer_slots
+
+        peers = [peer.module for peer in self._position.peers.values()]
+        return buffer_slots(self.module) + self._step_state.other_buffer_slots(self.module, peers)
+
+    # COMPAT-END

@@ -19,7 +19,7 @@ def note_references(problem: Problem, **names: str) -> None:
     """
     for argument, name in names.items():
         require_text(f"{type(problem).__name__} {problem.name!r} ", argument, name)
-    problem.references = {**problem.references, **names}
+    problem.note_references(**names)
 
 
 def require_known_references(problem: Problem) -> None:

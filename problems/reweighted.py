@@ -10,11 +10,12 @@ from torch import Tensor
 
 from .base import vectors
 from .base.errors import ConfigurationError, GraphError, LossError
+from .base.loss import Evaluated
 from .hypergradients.base import Hypergradient
 from .hypergradients.parameter_selection import reusable_activations, reuses_activations
 from .hypergradients.reweighting import Reweighting
-from .hypergradients.undetected_dependencies import reaches
 from .levels import ImplicitProblem
+from .products.dependence import reaches
 from .recording.trajectory import RecordedStep
 
 
@@ -36,14 +37,7 @@ class ReweightedProblem(ImplicitProblem):
                 return self.reweight(losses)
 
     The sample losses must depend on the upper problem through the weights only.
-
-    Attributes:
-        notes_weights: Whether to note the weights that ``training_step`` uses, without a graph.
-        noted_weights: Those of the latest call, shape (B,).
     """
-
-    notes_weights: bool = False
-    noted_weights: Tensor | None = None
 
     def sample_losses(self, batch: Any) -> Tensor:
         """Return one loss per sample, shape (B,) or (B, 1)."""
@@ -64,7 +58,14 @@ class ReweightedProblem(ImplicitProblem):
 
     def training_step(self, batch: Any) -> Tensor:
         """Return ``mean_i V_i(sg(l); θ) l_i``."""
-        reuse = self.trajectory.keep_activations(
+        return self._weighted(batch).loss
+
+    def _evaluate(self, batch: Any) -> Evaluated:
+        return self._weighted(batch) if self.declares_its_loss else super()._evaluate(batch)
+
+    def _weighted(self, batch: Any) -> Evaluated:
+        trajectory = self.step_state.trajectory
+        reuse = trajectory.keep_activations(
             lambda: reusable_activations(self, batch) if reuses_activations(self) else None
         )
         if reuse is None:
@@ -72,11 +73,9 @@ class ReweightedProblem(ImplicitProblem):
         else:
             losses = reuse.record(lambda: self.checked_losses(batch))
         self._require_free_losses(losses)
-        self.trajectory.keep_losses(losses)
+        trajectory.keep_losses(losses)
         weights = self.checked_weights(losses.detach(), batch)
-        if self.notes_weights:
-            self.noted_weights = weights.detach()
-        return (weights * losses).mean()
+        return Evaluated((weights * losses).mean(), {}, weights.detach())
 
     def require_loss(self) -> None:
         """Refuse a class that says neither what its loss is nor what it is made of."""
@@ -151,10 +150,13 @@ class ReweightedProblem(ImplicitProblem):
 
     def _require_free_losses(self, losses: Tensor) -> None:
         """Refuse, where it is looked for, a dependence that the hypergradient would leave out."""
-        looked_for = self.undetected_dependencies and self.trajectory.under_way is not None
+        looked_for = (
+            self.step_state.undetected_dependencies
+            and self.step_state.trajectory.under_way is not None
+        )
         if not looked_for or not isinstance(self.hypergradient, Reweighting):
             return
-        for above in self.undetected_dependencies:
+        for above in self.step_state.undetected_dependencies:
             if reaches(losses, above.trainable_parameters()):
                 raise LossError(
                     f"sample_losses of problem {self.name!r} depends on the upper problem "

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from typing import Any
+
+# The tensors here are small: a second thread costs more than it brings, and takes another worker's
+# core. Set before torch is imported, and for the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -14,9 +19,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import torch.utils.tensorboard
 
+from support.once import once
 from support.two_processes import found_together
 
-# The tensors here are small: a second thread costs more than it brings.
 torch.set_num_threads(1)
 
 
@@ -29,4 +34,5 @@ def quiet_console() -> None:
 @pytest.fixture(scope="session")
 def together(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes found in all checks of :mod:`support.each_process`."""
-    return found_together(tmp_path_factory.mktemp("two"))
+    found: list[dict[str, Any]] = once(tmp_path_factory, "together", found_together)
+    return found

@@ -252,7 +252,7 @@ def require_resumable(engine: Engine) -> None:
     """
     seen: dict[int, str] = {}
     for problem in engine.problems:
-        loaders = [] if problem._source is None else problem.source.loaders
+        loaders = [] if problem.step_state.source is None else problem.source.loaders
         for index, loader in enumerate(loaders):
             if id(loader) in seen and keeps_its_place(loader):
                 raise ConfigurationError(

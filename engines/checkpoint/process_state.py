@@ -63,7 +63,7 @@ def _regrouped(engine: Engine, merged: dict[str, Any], saved_by: int) -> dict[st
                 f"of problem {problem.name!r}, whose batches {world} cannot take over; go on with "
                 f"{saved_by}, or from a checkpoint between two loops."
             )
-        loaders = [] if problem._source is None else problem.source.loaders
+        loaders = [] if problem.step_state.source is None else problem.source.loaders
         begun = [
             {
                 "epochs": position["epochs"],

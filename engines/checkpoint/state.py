@@ -133,10 +133,10 @@ def _put(engine: Engine, state: Mapping[str, Any], where: str) -> None:
     with ExitStack() as undo:
         undo.callback(_put_back, engine, before)
         for problem in engine.problems:
-            if problem._source is not None:
+            if problem.step_state.source is not None:
                 undo.callback(problem.source.undo())
-            undo.callback(setattr, problem, "trajectory", problem.trajectory)
-            undo.callback(setattr, problem, "cur_batch", problem.cur_batch)
+            undo.callback(problem.step_state.replace_trajectory, problem.step_state.trajectory)
+            undo.callback(problem.note_batch, problem.cur_batch)
         undo.callback(_set_snapshots, engine, dict(engine.snapshots))
         try:
             _load(engine, state)

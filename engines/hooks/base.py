@@ -24,9 +24,9 @@ class Hook:
             saved with the program, which can be resumed without it.
         optional: Whether a program that was saved with the hook can be resumed without it, and the
             other way round.
-        reads_hypergradients: Whether ``problem.hypergradient_terms`` is to hold, when a gradient
-            is in ``.grad``, its term through each lower problem: a list of tensors, one a
-            parameter.
+        reads_hypergradients: Whether ``problem.step_state.hypergradient_terms`` is to hold, when
+            a gradient is in ``.grad``, its term through each lower problem: a list of tensors, one
+            a parameter.
         reads_parameters: Whether ``after_step`` or ``iteration_end`` read or change parameters.
             Where processes have parts of these between steps, they are gathered for a hook that
             does; in all other moments but ``step_skipped`` they are whole for every hook.

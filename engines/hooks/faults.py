@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from metaweight.problems import Problem, StepResult
 from metaweight.problems.data import batch_digest
 from metaweight.problems.data.batch_digest import not_finite_in
-from metaweight.problems.step import finiteness
-from metaweight.problems.step.finiteness import Finiteness
+from metaweight.problems.step.finiteness import Finiteness, finiteness
 
 from ..distributed.processes import Processes
 
@@ -117,8 +116,8 @@ def _told(problem: Problem, everyone: Sequence[Seen]) -> Fault:
 
 def _place(problem: Problem, blamed: Sequence[Seen], *, several: bool) -> str:
     place = f"step {problem.count}"
-    if problem._global_step is not None:
-        place += f", global step {problem._global_step}"
+    if problem.step_state.global_step is not None:
+        place += f", global step {problem.step_state.global_step}"
     batches = [s.batch + (f" of process {s.rank}" if several else "") for s in blamed[:MOST]]
     more = f" and those of {len(blamed) - MOST} more" if len(blamed) > MOST else ""
     return f"It happened at {place}, on the batch {', and '.join(batches)}{more}."

@@ -139,7 +139,7 @@ def check_hypergradients_of(engine: Engine, tolerance: float) -> list[Hypergradi
 def _auditing(
     engine: Engine, lowers: list[Problem], reports: list[HypergradientReport], tolerance: float
 ) -> Iterator[None]:
-    before = [lower.auditor for lower in lowers]
+    before = [lower.step_state.auditor for lower in lowers]
     for lower in lowers:
         engine.audit(lower, Auditor(reports.append, tolerance))
     try:

@@ -167,7 +167,7 @@ def require_one_policy(hooks: Sequence[Hook]) -> None:
 
 
 def _nothing_below(problem: Problem) -> str:
-    spent = [p.name for p in problem.position.lowers if p.trajectory.all_skipped]
+    spent = [p.name for p in problem.position.lowers if p.step_state.trajectory.all_skipped]
     return (
         f"Problem {problem.name!r} has nothing to differentiate through at step {problem.count}, "
         f"since {' and '.join(repr(name) for name in spent) or 'the problem below'} took no step."

@@ -61,7 +61,9 @@ class NormLogger(Hook):
         if not self._is_due(problem):
             return
         parts = self._parts.setdefault(problem.name, {})
-        for path, values in _averaged(engine.processes, problem.hypergradient_terms).items():
+        for path, values in _averaged(
+            engine.processes, problem.step_state.hypergradient_terms
+        ).items():
             so_far = parts.get(path)
             parts[path] = (
                 values if so_far is None else [a + b for a, b in zip(so_far, values, strict=True)]

@@ -103,18 +103,13 @@ class WeightCollapse(Hook):
                 "training_step of its own."
             )
 
-    def before_step(self, engine: Engine, problem: Problem) -> None:
-        """Ask for the weights of the coming batch."""
-        if problem.name == self.problem and isinstance(problem, ReweightedProblem):
-            problem.notes_weights, problem.noted_weights = True, None
-
     def after_step(self, engine: Engine, problem: Problem, result: StepResult) -> None:
         """Look at them, and warn at the end of a window."""
         if problem.name != self.problem or not isinstance(problem, ReweightedProblem):
             return
-        weights, problem.noted_weights, problem.notes_weights = problem.noted_weights, None, False
+        weights = result.sample_weights
         alone = weights is not None and weights.numel() * engine.processes.world < 2
-        if weights is None or alone or problem.skipped:
+        if weights is None or alone or problem.step_state.skipped:
             return
         seen = _measures(engine.processes.stacked(_moments(weights)))
         self._largest = seen if self._largest is None else self._largest.to(seen).maximum(seen)

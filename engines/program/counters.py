@@ -22,7 +22,7 @@ class Counters:
         self._changed = False
         self._schedule = schedule
         self._mark = schedule.mark()
-        self._counts = [(p, p.count, p._global_step) for p in problems]
+        self._counts = [(p.step_state, p.count, p.step_state.global_step) for p in problems]
 
     def begins(self, problem: Problem, instruction: Instruction) -> None:
         """Note an instruction that leaves a trace even when it errs.
@@ -54,6 +54,6 @@ class Counters:
         if self._changed:
             return False
         self._schedule.go_back(self._mark)
-        for problem, count, global_step in self._counts:
-            problem.begin_step(count, global_step)
+        for state, count, global_step in self._counts:
+            state.begin_step(count, global_step)
         return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +26,10 @@ class Env:
     def configure_device(self, device: torch.device) -> None:
         """Receive the engine's device."""
         self.device = device
+
+    def introduce(self, problems: Iterable[Any]) -> None:
+        """Make problems attributes by their names."""
+        self._peers = {problem.name: problem for problem in problems}
 
     def __getattr__(self, name: str) -> Any:
         peers = type(self)._peers if name.startswith("_") else self._peers

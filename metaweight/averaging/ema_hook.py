@@ -78,7 +78,7 @@ class EMAHook(Hook):
                 "engine.run(). Hand the hook to the engine and use it inside the run or after it."
             )
         if self._student is not None:
-            self._student.processes.require_whole(self._student)
+            self._student.step_state.processes.require_whole(self._student)
         return self._ema
 
     def applied(self) -> AbstractContextManager[nn.Module]:

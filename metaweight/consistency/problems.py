@@ -139,7 +139,7 @@ class SemiSupervisedProblem(ImplicitProblem):
                 f"Problem {self.name!r} has {len(self.source.loaders)} loader(s); give a pair, "
                 "train_data_loader=(labelled, unlabelled)."
             )
-        recording = self.trajectory.recording
+        recording = self.step_state.trajectory.recording
         if self.method.needs_teacher and recording.parameters and recording.updates > 1:
             raise ConfigurationError(
                 f"Problem {self.name!r} is differentiated through its last {recording.updates} "

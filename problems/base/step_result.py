@@ -16,23 +16,29 @@ class StepResult:
     Args:
         loss: The loss, as it was differentiated.
         metrics: What else ``training_step`` returned.
+        sample_weights: The weights of a problem that declares them, shape (B,), without a graph.
         error: Why its hypergradient could not be formed.
 
     Attributes:
-        skipped: Whether the optimizer step that the batch completes was left out.
+        skipped: Whether the optimizer step that the batch completes was skipped.
         overflow: Whether the gradient is too large for the present loss scale, so that the loss
-            scaler leaves the step out; noted by whoever looks.
+            scaler skips the step; noted by whoever looks.
         own: Whether this process's own gradient is finite, a 0-dim tensor, where it has been
             averaged over several and somebody may refuse it.
     """
 
-    __slots__ = ("_loss", "error", "metrics", "overflow", "own", "skipped")
+    __slots__ = ("_loss", "error", "metrics", "overflow", "own", "sample_weights", "skipped")
 
     def __init__(
-        self, loss: Tensor, metrics: Mapping[str, Any], error: HypergradientError | None = None
+        self,
+        loss: Tensor,
+        metrics: Mapping[str, Any],
+        sample_weights: Tensor | None = None,
+        error: HypergradientError | None = None,
     ) -> None:
         self._loss = loss
         self.metrics = metrics
+        self.sample_weights = sample_weights
         self.error = error
         self.skipped = False
         self.overflow = False

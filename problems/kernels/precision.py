@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -62,4 +61,4 @@ def take_precision(problem: Problem, precision: str, asked: str) -> None:
             f"{asked} and Config(precision={own!r}) of problem {problem.name!r} ask for two "
             "precisions; keep one of them."
         )
-    problem._config = replace(problem.config, precision=precision)
+    problem.use_precision(precision)

@@ -32,19 +32,22 @@ def problem_to_plain(
     """
     place = f"The state of problem {problem.name!r}"
     gradients = {t: t.grad for t in _tensors(problem) if t.grad is not None}
-    source = problem._source
+    source = problem.step_state.source
     return {
         "form": form_of(problem),
         "loop": rhythm_of(problem) if loop_open else None,
         "state": to_plain(problem.state_dict(), place, copy=copy),
         "count": problem.count,
-        "global_step": problem._global_step,
-        "skipped": problem.skipped,
+        "global_step": problem.step_state.global_step,
+        "skipped": problem.step_state.skipped,
         "gradients": to_plain(names.keyed(gradients), place, copy=copy),
         "batch": _batch_to_plain(problem, copy),
         "trajectory": (
             trajectory_to_plain(
-                problem.trajectory, names, f"A recorded step of problem {problem.name!r}", copy=copy
+                problem.step_state.trajectory,
+                names,
+                f"A recorded step of problem {problem.name!r}",
+                copy=copy,
             )
             if loop_open
             else None
@@ -60,7 +63,7 @@ def problem_to_plain(
 
 def form_of(problem: Problem) -> dict[str, Any]:
     """Return what a checkpoint and the problem that loads it must have in common."""
-    optimizer, source = problem.optimizer, problem._source
+    optimizer, source = problem.optimizer, problem.step_state.source
     return {
         "module": {
             name: f"{tuple(value.shape)} {value.dtype}".replace("torch.", "")
@@ -121,7 +124,7 @@ def require_same_lengths(problem: Problem, saved: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: Naming the problem.
     """
-    source = problem._source
+    source = problem.step_state.source
     for index, position in enumerate(saved["loaders"]):
         assert source is not None
         length = length_of(source.loaders[index])
@@ -136,8 +139,11 @@ def require_same_lengths(problem: Problem, saved: Mapping[str, Any]) -> None:
 def load_problem(problem: Problem, saved: Mapping[str, Any]) -> None:
     """Put back module, optimizer, scheduler, loss scaler, and counters."""
     problem.load_state_dict(from_plain(saved["state"]))
-    problem.begin_step(saved["count"], saved["global_step"])
-    problem.skipped = bool(saved["skipped"])
+    problem.step_state.begin_step(saved["count"], saved["global_step"])
+    if saved["skipped"]:
+        problem.step_state.skip_update()
+    else:
+        problem.step_state.open_update()
 
 
 def load_surroundings(problem: Problem, saved: Mapping[str, Any], names: Names) -> None:
@@ -148,9 +154,10 @@ def load_surroundings(problem: Problem, saved: Mapping[str, Any], names: Names) 
     for name, gradient in from_plain(saved["gradients"]).items():
         parameter = names.parameters[name]
         parameter.grad = gradient.to(parameter.device)
-    problem.cur_batch = from_plain(saved["batch"], device)
+    problem.note_batch(from_plain(saved["batch"], device))
     if saved["trajectory"] is not None:
-        problem.trajectory = trajectory_from_plain(saved["trajectory"], names, device)
+        trajectory = trajectory_from_plain(saved["trajectory"], names, device)
+        problem.step_state.replace_trajectory(trajectory)
     for index, position in enumerate(saved["loaders"]):
         problem.source.go_to(index, from_plain(position, device), device)
 

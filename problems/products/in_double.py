@@ -73,12 +73,12 @@ def _recorded_in_double(problem: Problem) -> Iterator[None]:
     trajectory, optimizer = problem.trajectory, problem.optimizer
     state: Mapping[Tensor, Any] = {} if optimizer is None else optimizer.state
     try:
-        problem.trajectory = _doubled(trajectory)
+        problem.step_state.replace_trajectory(_doubled(trajectory))
         if optimizer is not None:
             optimizer.state = defaultdict(dict, {p: as_double(s) for p, s in state.items()})
         yield
     finally:
-        problem.trajectory = trajectory
+        problem.step_state.replace_trajectory(trajectory)
         if optimizer is not None:
             optimizer.state = state
 

@@ -263,7 +263,11 @@ class Trajectory:
 
     def keep_share(self, problem: Problem) -> None:
         """Note this process's gradients, if they are asked for and will be averaged."""
-        if self._open is not None and self.recording.shares and problem.processes.world > 1:
+        if (
+            self._open is not None
+            and self.recording.shares
+            and problem.step_state.processes.world > 1
+        ):
             given = problem.trainable_parameters()
             self._open.share = {p: p.grad for p in given if p.grad is not None}
 
@@ -271,7 +275,7 @@ class Trajectory:
         """Note gradients, state and settings, if they are asked for; call before clipping."""
         if self._open is not None and self.recording.optimizer:
             values = self.recording.values
-            with problem.processes.whole_optimizer(problem):
+            with problem.step_state.processes.whole_optimizer(problem):
                 self._open.moment = optimizer_moment(problem.optimizer, values=values)
 
 

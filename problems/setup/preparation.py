@@ -7,33 +7,21 @@ from collections.abc import Callable
 import torch
 
 from ..base.errors import ConfigurationError, GraphError
-from ..base.memory_layout import laid_out
 from ..data.loaders import BatchSource
 from ..data.validation import (
     require_batches,
     require_loaders,
-    require_module,
-    require_movable,
-    require_optimizer,
-    require_scheduler,
 )
 from ..hypergradients.parameter_selection import chosen_parameters
 from ..hypergradients.unroll import Unroll
-from ..kernels.compilation import compile_module
-from ..problem import GraphPosition, Problem, apply_param_groups
+from ..problem import Problem
 from ..references import require_known_references
-
-
-def place_in_graph(problem: Problem, position: GraphPosition) -> None:
-    """Tell a problem its neighbours and the problems it can see by name."""
-    problem.position = position
 
 
 def prepare(
     problem: Problem,
     device: torch.device,
     on_epoch_end: Callable[[Problem], None],
-    driver: Callable[[Problem, int | None], None],
     *,
     channels_last: bool = False,
 ) -> None:
@@ -43,10 +31,9 @@ def prepare(
     and scheduler are never rebuilt, loaders are not touched before the first batch.
 
     Args:
-        problem: The problem, already placed in its graph.
+        problem: The problem, in its graph and with its engine's state.
         device: Where to put it, unless it names a device itself.
         on_epoch_end: Called with the problem when its first loader has ended.
-        driver: What ``problem.step()`` calls.
         channels_last: Lay out convolution weights and image batches with channels innermost.
 
     Raises:
@@ -55,32 +42,36 @@ def prepare(
             another kind than was asked for.
         DataError: When a loader cannot be iterated or is known to be empty.
     """
-    problem.channels_last = channels_last
+    problem.move_to(device, channels_last=channels_last)
     require_known_references(problem)
-    _build(problem, device)
-    _require_parts(problem)
+    _build(problem)
+    _require_complete(problem)
     _require_choice(problem)
     if problem.train_data_loader is not None:
-        loaders = problem.train_data_loader
-        if problem._source is None or loaders is not problem._source.loaders:
-            require_loaders(problem.name, loaders)
-            loaders = list(loaders) if isinstance(loaders, tuple) else [loaders]
-        if type(problem).get_batch is Problem.get_batch:
-            for index, loader in enumerate(loaders):
-                require_batches(problem.name, index, loader)
-        problem.train_data_loader = loaders
-        problem._source = BatchSource(
-            problem.name, loaders, lambda: on_epoch_end(problem), problem.processes
-        )
+        _open_loaders(problem, on_epoch_end)
     config = problem.config
     if config.precision == "fp16":
-        problem.scaler = torch.amp.GradScaler(
-            problem.device.type,
-            init_scale=config.initial_dynamic_scale,
-            growth_factor=config.scale_factor,
+        problem.use_loss_scaler(
+            torch.amp.GradScaler(
+                problem.device.type,
+                init_scale=config.initial_dynamic_scale,
+                growth_factor=config.scale_factor,
+            )
         )
-    problem._driver = driver
-    problem.processes.own_optimizer(problem)
+
+
+def _open_loaders(problem: Problem, on_epoch_end: Callable[[Problem], None]) -> None:
+    loaders, state = problem.train_data_loader, problem.step_state
+    if state.source is None or loaders is not state.source.loaders:
+        require_loaders(problem.name, loaders)
+        loaders = list(loaders) if isinstance(loaders, tuple) else [loaders]
+    if type(problem).get_batch is Problem.get_batch:
+        for index, loader in enumerate(loaders):
+            require_batches(problem.name, index, loader)
+    problem.use_loaders(loaders)
+    state.read_from(
+        BatchSource(problem.name, loaders, lambda: on_epoch_end(problem), state.processes)
+    )
 
 
 def check_hypergradients(problem: Problem) -> None:
@@ -99,50 +90,33 @@ def check_hypergradients(problem: Problem) -> None:
 
 def prepare_recording(problem: Problem) -> None:
     """Let the problem record what its hypergradient, or a check of it, asks for."""
-    method = problem.auditor or problem.hypergradient
-    recording = method.recording(problem)
-    if problem.trajectory.recording != recording:
-        problem.trajectory = problem.trajectory.recording_as(recording)
+    method = problem.step_state.auditor or problem.hypergradient
+    problem.step_state.record_as(method.recording(problem))
 
 
-def _build(problem: Problem, device: torch.device) -> None:
-    problem.device = torch.device(device) if problem.device is None else problem.device
+def _build(problem: Problem) -> None:
     if problem.train_data_loader is None:
-        problem.train_data_loader = problem.configure_train_data_loader()
-    if problem.module is None:
-        problem.module = problem.configure_module()
-    if problem.module is None:
+        problem.use_loaders(problem.configure_train_data_loader())
+    module = problem.configure_module() if problem.module is None else problem.module
+    if module is None:
         raise GraphError(
             f"Problem {problem.name!r} has no module; give it module=, or define configure_module."
         )
-    require_module(problem.name, problem.module)
-    move_module(problem)
-    if problem.optimizer is None:
-        problem.optimizer = problem.configure_optimizer()
-    if problem.optimizer is not None:
-        require_optimizer(problem.name, problem.optimizer)
-    apply_param_groups(problem)
-    if problem.scheduler is None:
-        problem.scheduler = problem.configure_scheduler()
-    if problem.scheduler is not None:
-        require_scheduler(problem.name, problem.scheduler, problem.optimizer)
-
-
-def move_module(problem: Problem) -> None:
-    """Put the module on the problem's device, leaving one that is there already untouched."""
-    tensors = (*problem.module.parameters(), *problem.module.buffers())
-    if any(tensor.device != problem.device for tensor in tensors):
-        require_movable(problem.name, problem.module, problem.device)
-        problem.module = problem.module.to(problem.device)
-    problem.module = laid_out(problem.module, problem.channels_last)
-    compile_module(problem.module, problem.config.compile)
+    problem.set_module(module)
+    optimizer = problem.configure_optimizer() if problem.optimizer is None else problem.optimizer
+    if optimizer is not None:
+        problem.set_optimizer(optimizer)
+    scheduler = problem.configure_scheduler() if problem.scheduler is None else problem.scheduler
+    problem.set_scheduler(scheduler)
 
 
 def _require_choice(problem: Problem) -> None:
     choice = problem.config.hypergradient_parameters
     if choice is None:
         return
-    if problem.chooses_by_method or "meta_trainable_parameters" in vars(problem):
+    kind = type(problem)
+    overridden = kind.meta_trainable_parameters is not Problem.meta_trainable_parameters
+    if overridden or "meta_trainable_parameters" in vars(problem):
         raise ConfigurationError(
             f"Problem {problem.name!r} defines meta_trainable_parameters and has "
             f"Config(hypergradient_parameters={choice!r}), which say the same thing twice; "
@@ -151,7 +125,7 @@ def _require_choice(problem: Problem) -> None:
     chosen_parameters(problem)
 
 
-def _require_parts(problem: Problem) -> None:
+def _require_complete(problem: Problem) -> None:
     kind = type(problem)
     problem.require_loss()
     if problem.train_data_loader is None and kind.get_batch is Problem.get_batch:

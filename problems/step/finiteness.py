@@ -49,7 +49,7 @@ def finiteness(problem: Problem, loss: Tensor, own: Tensor | None = None) -> Fin
         own: What :func:`finite_gradient` returned before the gradient was averaged; the gradient
             is this process's own when left out.
     """
-    parts = problem.hypergradient_terms
+    parts = problem.step_state.hypergradient_terms
     gradient = finite_gradient(problem, loss)
     told = [loss.isfinite().all(), gradient, gradient if own is None else own]
     told += [_finite(part, loss) for part in parts.values()]

@@ -19,16 +19,16 @@ def guarded_gradient(
     accepts: Accepts | None,
     gradient: Callable[[], StepResult],
 ) -> StepResult:
-    """Let ``gradient`` add to ``.grad``, and ask ``accepts`` whether that may stand.
+    """Let ``gradient`` add to ``.grad``, and ask ``accepts`` whether that may stay.
 
     If not, or when anything raises, gradients are dropped and the problem's buffers are as before;
-    ``problem.skipped`` then says that the optimizer step is to be left out. Without ``accepts``
-    every gradient that can be formed stands.
+    the optimizer step is then skipped. Without ``accepts`` every gradient that can be formed
+    stays.
 
     Raises:
         HypergradientError: When one could not be formed, and ``accepts`` does not refuse it.
     """
-    buffers = problem.kept_buffers()
+    buffers = problem.step_state.kept_buffers(problem.module)
     try:
         if accepts is None:
             result = gradient()
@@ -43,7 +43,7 @@ def guarded_gradient(
         raise
     if not accepted:
         _take_back(problem, buffers)
-        problem.skipped = True
+        problem.step_state.skip_update()
     return result
 
 
@@ -51,7 +51,7 @@ def _formed(problem: Problem, gradient: Callable[[], StepResult]) -> StepResult:
     try:
         result = gradient()
     except HypergradientError as error:
-        return StepResult(torch.full((), torch.nan, device=problem.device), {}, error)
+        return StepResult(torch.full((), torch.nan, device=problem.device), {}, error=error)
     problem.grad_callback()
     return result
 

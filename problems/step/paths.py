@@ -29,13 +29,13 @@ def hypergradient(
     averaged over all. The mean of the shares is the hypergradient.
     """
     paths = problem.position.paths
-    held = [(lower, lower.hold_parameters()) for lower in problem.position.lowers]
+    states = [(lower.step_state, lower.trainable_parameters()) for lower in problem.position.lowers]
+    held = [(state, state.hold(trainable)) for state, trainable in states]
     try:
-        with problem.processes.whole_recordings(problem.position.lowers):
-            total = _through_paths(problem, paths, loss, own, again)
+        total = _through_paths(problem, paths, loss, own, again)
     finally:
-        for lower, before in held:
-            lower.release_parameters(before)
+        for state, before in held:
+            state.release(before)
     require_used(problem, total)
     return total
 
@@ -51,7 +51,7 @@ def _through_paths(
     total, starts = _direct(
         problem, loss, own, [path[1] for path in paths if path[1] not in valued]
     )
-    starts = _averaged(problem.processes, starts)
+    starts = _averaged(problem.step_state.processes, starts)
     for path in paths:
         if path[1] in valued:
             # The direct part is counted once: by autograd, or else with the first such path.
@@ -61,16 +61,14 @@ def _through_paths(
             vector = starts[path[1]]
             for lower, above in pairwise(path[1:]):
                 if lower is not path[1]:
-                    vector = problem.processes.mean(vector)
+                    vector = problem.step_state.processes.mean(vector)
                 upper_parameters = (
                     own if above is problem else list(above.meta_trainable_parameters())
                 )
-                method = lower.auditor or lower.hypergradient
-                vector, lower.hypergradient_status = method.vjp(lower, vector, upper_parameters)
-        if problem.keeps_hypergradient_terms:
-            problem.hypergradient_terms[" -> ".join(lower.name for lower in path[1:-1])] = list(
-                vector
-            )
+                method = lower.step_state.auditor or lower.hypergradient
+                vector, status = method.vjp(lower, vector, upper_parameters)
+                lower.step_state.note_status(status)
+        problem.step_state.note_term(" -> ".join(lower.name for lower in path[1:-1]), vector)
         total = [v if t is None else t + v for t, v in zip(total, vector, strict=True)]
     return total
 
@@ -115,7 +113,8 @@ def _estimate(
     algorithm = lower.hypergradient
     assert isinstance(algorithm, ValueHypergradient) and again is not None
     value: Callable[[], Tensor] = again if direct else again.holding(own)
-    found, lower.hypergradient_status = algorithm.estimate(lower, value, own)
+    found, status = algorithm.estimate(lower, value, own)
+    lower.step_state.note_status(status)
     return found
 
 

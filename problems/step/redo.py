@@ -9,7 +9,7 @@ from ..problem import Problem
 from ..recording.trajectory import RecordedStep
 from ..state.buffers import Snapshot
 from ..state.random_streams import preserved_streams
-from .descent import accumulate_gradient, average_gradient, update
+from .gradient import accumulate_gradient, average_gradient
 from .guarded_gradient import Accepts, guarded_gradient
 
 
@@ -19,27 +19,23 @@ def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
     Returns:
         Whether it was taken; ``accepts`` may have refused.
     """
-    with problem.processes.whole_parameters():
-        return _redo(problem, accepts)
-
-
-def _redo(problem: Problem, accepts: Accepts | None) -> bool:
-    problem.skipped = False
+    state = problem.step_state
+    state.open_update()
     with preserved_streams(problem.device):
-        for step in problem.window:
+        for step in state.trajectory.window:
             step.random.restore()
-            problem.cur_batch = step.batch
+            problem.note_batch(step.batch)
             guarded_gradient(problem, accepts, partial(_gradient, problem, step, accepts))
-    problem.hypergradient_terms.clear()
-    if problem.skipped:
-        problem.zero_grad()
-        return False
-    update(problem)
-    return True
+    state.forget_terms()
+    if not state.skipped:
+        problem.optimizer_step()
+        problem.param_callback()
+    problem.zero_grad()
+    return not state.skipped
 
 
 def redo_or_keep(problem: Problem, start: Snapshot, accepts: Accepts) -> bool:
-    """Repeat the last optimizer step from ``start``, or leave all as it is if that is refused.
+    """Repeat the last optimizer step from ``start``, or change nothing if that is refused.
 
     Returns:
         Whether it was taken.
@@ -57,6 +53,6 @@ def redo_or_keep(problem: Problem, start: Snapshot, accepts: Accepts) -> bool:
 
 def _gradient(problem: Problem, step: RecordedStep, accepts: Accepts | None) -> StepResult:
     result = accumulate_gradient(problem, step.batch)
-    if step is problem.window[-1]:
+    if step is problem.step_state.trajectory.window[-1]:
         average_gradient(problem, result if accepts is not None else None)
     return result

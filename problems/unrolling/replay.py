@@ -83,7 +83,7 @@ def _set_gradients(
         # An autocast further out would go on with casts of weights from before they moved.
         torch.clear_autocast_cache()
         with torch.enable_grad():
-            loss, output = problem.evaluate(step.batch)
+            loss, output, _ = problem.evaluate(step.batch)
             if observe is not None:
                 observe(output)
             torch.autograd.backward(loss / len(update.steps), inputs=list(trained))

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from metaweight.engines.checkpoint import file as checkpoint_file
+from metaweight.engines.checkpoint import migrations
 from metaweight.engines.checkpoint.file import (
     HEADER,
     Manifest,
@@ -24,7 +25,6 @@ from metaweight.engines.checkpoint.file import (
     read_manifest,
     write_checkpoint,
 )
-from metaweight.engines.checkpoint.state import migrations
 from support.resuming import difference, everything, seed_all, two_levels
 
 from metaweight import CheckpointError, MetaweightError
@@ -212,7 +212,7 @@ LIMITED = """
 import resource, sys, torch
 from pathlib import Path
 from metaweight import CheckpointError
-from metaweight.engines.checkpoint_file import Manifest, write_checkpoint
+from metaweight.engines.checkpoint.file import Manifest, write_checkpoint
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 try:
     write_checkpoint(Path(sys.argv[1]), Manifest(1, "run"), {"w": torch.zeros(1_000_000)})

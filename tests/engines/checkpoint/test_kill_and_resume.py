@@ -76,7 +76,7 @@ class Nursery:
 
 @pytest.fixture(scope="module")
 def nursery() -> Iterator[Nursery]:
-    helpers = Path(__file__).parents[1] / "helpers"
+    helpers = Path(__file__).parents[2] / "helpers"
     with subprocess.Popen(
         [sys.executable, "-c", NURSERY, str(helpers)],
         stdin=subprocess.PIPE,

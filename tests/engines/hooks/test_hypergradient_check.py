@@ -161,8 +161,8 @@ def test_the_check_trains_as_ever_and_leaves_no_trace_besides() -> None:
                 engine.train_step()
         for _ in range(4):
             engine.train_step()
-        assert engine.classifier.auditor is None
-        assert len(engine.classifier.trajectory.updates) == 1
+        assert engine.classifier.step_state.auditor is None
+        assert len(engine.classifier.step_state.trajectory.updates) == 1
         ends.append([*everything(engine.classifier.module), *everything(engine.judge.module)])
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
@@ -199,7 +199,7 @@ def test_as_a_hook_it_watches_every_so_many_steps(tmp_path, monkeypatch) -> None
     )
     watched.run()
     assert len(hook.reports) == 2
-    assert watched.classifier.auditor is None
+    assert watched.classifier.step_state.auditor is None
     text = "".join(p.read_text() for p in tmp_path.rglob("*.jsonl"))
     assert "hypergradient/classifier" in text
     assert "unrolled_cosine" in text

@@ -81,7 +81,7 @@ def test_changes_nothing(tmp_path: Path) -> None:
     for a, b in zip(plain.problems, logged.problems, strict=True):
         for p, q in zip(a.module.parameters(), b.module.parameters(), strict=True):
             assert torch.equal(p, q)
-    assert not any(p.hypergradient_terms for p in logged.problems)
+    assert not any(p.step_state.hypergradient_terms for p in logged.problems)
 
 
 def test_steps_left_out_are_not_logged(tmp_path: Path) -> None:

@@ -93,10 +93,13 @@ def _problem(p: Problem) -> dict[str, Any]:
         "modes": [m.training for m in module.modules()],
         "optimizer": _copied(p.optimizer),
         "scheduler": _copied(p.scheduler),
-        "counters": [p.count, p._global_step],
+        "counters": [p.count, p.step_state.global_step],
         "place": [str(p.device), sorted(p.position.peers), [len(path) for path in p.paths]],
-        "parts": [id(p.module), id(p.optimizer), id(p.scheduler), p._driver is None],
-        "recorded": [len(p.trajectory.updates), p.trajectory.under_way is None],
+        "parts": [id(p.module), id(p.optimizer), id(p.scheduler), p.step_state.driver is None],
+        "recorded": [
+            len(p.step_state.trajectory.updates),
+            p.step_state.trajectory.under_way is None,
+        ],
     }
 
 

@@ -355,7 +355,7 @@ def _bytes_held(engine: Engine) -> list[int]:
     states = [v for state in entries for v in state.values() if isinstance(v, Tensor) and v.dim()]
     gradients = [p.grad for p in parameters if p.grad is not None]
     recorded = []
-    for update in engine.low.trajectory.updates:
+    for update in engine.low.step_state.trajectory.updates:
         moment = update.moment
         recorded += [*update.start.values(), *moment.gradients.values()]
         recorded += [t for state in moment.states.values() for t in state.values()]

@@ -35,7 +35,7 @@ class Measured(Engine):
     """Validates to numbers that differ between processes."""
 
     def validation(self) -> dict[str, Any]:
-        rank = float(self.processes.rank)
+        rank = float(self.step_state.processes.rank)
         return {"loss": 1.0 + rank, "table": torch.tensor([rank, 4.0]), "name": "text"}
 
 
@@ -290,7 +290,7 @@ def unused(rank: int, world: int, folder: Path) -> Any:
     class Halves(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.hypergradient_terms = nn.ModuleList([nn.Linear(3, 1) for _ in range(3)]).double()
+            self.parts = nn.ModuleList([nn.Linear(3, 1) for _ in range(3)]).double()
 
     class Sides(ImplicitProblem):
         def training_step(self, batch: Any) -> Any:

@@ -125,7 +125,7 @@ def test_is_deterministic_and_replays_the_steps_own_random_numbers(name):
     torch.manual_seed(123), random.seed(5), np.random.seed(7)
     second = METHODS[name].vjp(classifier, vector, theta).values
     assert_same(first, second)
-    classifier.window[0].random.__init__(torch.device("cpu"))
+    classifier.step_state.trajectory.window[0].random.__init__(torch.device("cpu"))
     other = METHODS[name].vjp(classifier, vector, theta).values
     assert not torch.allclose(first[0], other[0], rtol=1e-3)
 

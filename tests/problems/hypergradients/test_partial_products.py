@@ -43,7 +43,7 @@ def block_case(method: Hypergradient, kind: Any, names: tuple[str, ...], **setti
     )
     classifier, theta = engine.classifier, list(engine.judge.module.parameters())
     classifier.set_optimizer(torch.optim.Adam(classifier.module.parameters(), lr=0.05))
-    classifier.trajectory = Trajectory(method.recording(classifier))
+    classifier.step_state.trajectory = Trajectory(method.recording(classifier))
     for _ in range(3):
         engine.train_step()
     everyone = list(classifier.module.parameters())
@@ -51,8 +51,8 @@ def block_case(method: Hypergradient, kind: Any, names: tuple[str, ...], **setti
     vector = [torch.linspace(-1, 2, p.numel(), dtype=p.dtype).reshape(p.shape) for p in block]
 
     def loss() -> torch.Tensor:
-        classifier.window[0].random.restore()
-        return classifier.training_step(classifier.window[0].batch)
+        classifier.step_state.trajectory.window[0].random.restore()
+        return classifier.training_step(classifier.step_state.trajectory.window[0].batch)
 
     return classifier, theta, block, vector, loss
 
@@ -77,7 +77,7 @@ def test_one_sided_reweighting(names: tuple[str, ...]) -> None:
     method = Reweighting(derivative="one_sided", alpha=1e-6)
     classifier, theta, block, vector, loss = block_case(method, Declared, names)
     actual = method.vjp(classifier, vector, theta).values
-    for parameter, value in classifier.trajectory.updates[-1].start.items():
+    for parameter, value in classifier.step_state.trajectory.updates[-1].start.items():
         parameter.data.copy_(value)
     assert relative_error(actual, mixed_product(loss, block, theta, vector)) < 1e-4
 
@@ -129,7 +129,7 @@ def test_activations_of_a_step_in_bf16_do_not_serve_passes_in_fp32() -> None:
     chosen = list(classifier.meta_trainable_parameters())
     vector = [torch.linspace(-1, 2, p.numel()).reshape(p.shape) for p in chosen]
     actual = method.vjp(classifier, vector, theta).values
-    for parameter, value in classifier.trajectory.updates[-1].start.items():
+    for parameter, value in classifier.step_state.trajectory.updates[-1].start.items():
         parameter.data.copy_(value)
     exact = Reweighting(derivative="forward_mode").vjp(classifier, vector, theta).values
     assert relative_error(actual, exact) < 0.05
@@ -232,7 +232,10 @@ def test_the_engine_takes_the_upper_gradient_of_the_block_alone() -> None:
         block = [*classifier.module[1].parameters(), *classifier.module[4].parameters()]
         vector = torch.autograd.grad(judge.training_step(judge.cur_batch), block)
         expected = mixed_product(
-            lambda: classifier.training_step(classifier.window[0].batch), block, theta, list(vector)
+            lambda: classifier.training_step(classifier.step_state.trajectory.window[0].batch),
+            block,
+            theta,
+            list(vector),
         )
         assert relative_error(seen[-1], expected) < 1e-9
 

@@ -261,7 +261,7 @@ def test_a_declared_loss_keeps_its_weights_held() -> None:
 
     def loss():
         losses = []
-        for step in classifier.window:
+        for step in classifier.step_state.trajectory.window:
             step.random.restore()
             losses.append(classifier.training_step(step.batch))
         return torch.stack(losses).mean()
@@ -314,7 +314,7 @@ def test_no_second_derivative_is_taken(form: str) -> None:
     ]
     with pytest.raises(RuntimeError, match="a second derivative was asked for"):
         mixed_product(
-            lambda: classifier.training_step(classifier.window[0].batch),
+            lambda: classifier.training_step(classifier.step_state.trajectory.window[0].batch),
             list(classifier.module.parameters()),
             theta,
             vector,

@@ -173,7 +173,7 @@ class Masked(ImplicitProblem):
         kept = keep.sample()
         losses = F.cross_entropy(self.module(inputs), labels, reduction="none")
         log_prob = keep.log_prob(kept).sum()
-        if self.trajectory._open is not None:
+        if self.step_state.trajectory._open is not None:
             self.cfg.append(log_prob)
         return {"loss": (kept * losses).mean(), "log_prob": log_prob}
 

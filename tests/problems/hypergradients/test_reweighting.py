@@ -30,7 +30,7 @@ def double_backward(engine, classifier, theta, vector):
 
     def loss():
         losses = []
-        for step in classifier.window:
+        for step in classifier.step_state.trajectory.window:
             step.random.restore()
             losses.append(classifier.training_step(step.batch))
         return torch.stack(losses).mean()
@@ -172,7 +172,9 @@ def test_bf16_training_keeps_its_hypergradient(full_precision):
     actual = classifier.hypergradient.vjp(classifier, vector, theta).values
     classifier.module.double()
     engine.judge.module.double()
-    classifier.window[0].batch[0].data = classifier.window[0].batch[0].double()
+    classifier.step_state.trajectory.window[0].batch[0].data = (
+        classifier.step_state.trajectory.window[0].batch[0].double()
+    )
     expected = double_backward(engine, classifier, theta, [v.double() for v in vector])
     assert cosine(actual, expected) > (0.9999 if full_precision else 0.95)
 
@@ -187,7 +189,7 @@ def test_partial_parameters_are_the_only_ones_differentiated_through():
     classifier, theta = engine.classifier, list(engine.judge.module.parameters())
     last = list(classifier.module[-1].parameters())
     vector = [torch.linspace(-1, 2, p.numel(), dtype=p.dtype).reshape(p.shape) for p in last]
-    step = classifier.window[0]
+    step = classifier.step_state.trajectory.window[0]
 
     def loss():
         step.random.restore()

@@ -80,7 +80,7 @@ def double_backward(classifier, before, theta, vector):
 
     def loss():
         losses = []
-        for step in classifier.window:
+        for step in classifier.step_state.trajectory.window:
             step.random.restore()
             losses.append(ReweightedProblem.training_step(classifier, step.batch))
         return torch.stack(losses).mean()
@@ -163,7 +163,7 @@ def test_bf16_training_keeps_its_hypergradient(full_precision, least):
         dtype=torch.float32, config={"precision": "bf16"}, method=method
     )
     actual = product(method, classifier, theta, vector)
-    step = classifier.window[0]
+    step = classifier.step_state.trajectory.window[0]
     assert step.losses is not None
     step.batch = (step.batch[0].double(), step.batch[1])
     classifier.module.double()
@@ -196,7 +196,7 @@ def test_records_for_a_one_sided_difference_only():
     assert not Reweighting().recording(problem).parameters
     assert not Reweighting(derivative="forward_mode").recording(problem).losses
     engine = program(Plain, config=Config(type=FiniteDifference()))
-    assert not engine.classifier.trajectory.recording.losses
+    assert not engine.classifier.step_state.trajectory.recording.losses
 
 
 def test_goes_back_and_returns_with_the_parameters_it_does_not_differentiate_through():

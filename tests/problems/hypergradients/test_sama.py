@@ -90,7 +90,7 @@ def followed(setting, method):
     for number in range(1, setting.earlier + 2):
         for _ in range(setting.accumulation):
             engine.train_step()
-        update = lower.trajectory.updates[-1]
+        update = lower.step_state.trajectory.updates[-1]
         gradient = [update.moment.gradients[w].clone().requires_grad_() for w in weights]
         used = gradient
         if setting.clipping:
@@ -138,7 +138,9 @@ def test_the_exact_product_is_the_mixed_derivative_times_it(case: str) -> None:
     along = [-g for g in torch.autograd.grad(naive, gradient, vector)]
 
     def loss():
-        return torch.stack([lower.training_step(step.batch) for step in lower.window]).mean()
+        return torch.stack(
+            [lower.training_step(step.batch) for step in lower.step_state.trajectory.window]
+        ).mean()
 
     expected = mixed_product(loss, weights, theta, along)
     assert relative_error(method.vjp(lower, vector, theta).values, expected) < 1e-6
@@ -186,7 +188,7 @@ def test_the_source_is_darts_for_sgd_and_its_diagonal_for_adam() -> None:
     engine = build(Setting(torch.optim.Adam, {"lr": 0.02}, steps=1), SAMA(), lower=Implicit)
     engine.train_step()
     lower, theta = engine.lower, [engine.upper.module.penalty]
-    moment = lower.trajectory.updates[-1].moment
+    moment = lower.step_state.trajectory.updates[-1].moment
     scaled = [
         v * adam_jacobian(lower.optimizer.param_groups[0], lower.optimizer.state[p], g)
         for v, (p, g) in zip(vector, moment.gradients.items(), strict=True)
@@ -209,7 +211,7 @@ def test_nothing_is_recorded_that_is_not_needed() -> None:
     for case, needs in (("momentum", False), ("adam", False), ("adagrad", True)):
         engine = build(one_step_each(CASES[case]), SAMA(), lower=Implicit)
         engine.train_step()
-        update = engine.lower.trajectory.updates[-1]
+        update = engine.lower.step_state.trajectory.updates[-1]
         assert bool(update.start) == needs
         assert (update.moment is not None) == (case != "momentum")
 

@@ -123,7 +123,7 @@ def recorded_numbers(
         {"u2l": {judge: [trained]}, "l2u": {trained: [judge]}},
     )
     engine.run()
-    moments = [update.moment for update in engine.trained.trajectory.updates]
+    moments = [update.moment for update in engine.trained.step_state.trajectory.updates]
     entries = [t for m in moments for s in (m.gradients, *m.states.values()) for t in s.values()]
     held = [t.untyped_storage().nbytes() for t in entries if t.numel() == net.weight.numel()]
     return sum(held) // (4 * net.weight.numel() * len(moments))

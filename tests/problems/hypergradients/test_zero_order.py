@@ -493,7 +493,7 @@ def test_directions_differ_between_steps() -> None:
     lower = lower_problem()
     joined(upper_problem(), lower)
     first = directions(ONE, lower, upper_problem().module)
-    lower.begin_step(lower.count + 1, None)
+    lower.step_state.begin_step(lower.count + 1, None)
     assert not torch.equal(first[0], directions(ONE, lower, upper_problem().module)[0])
 
 
@@ -644,20 +644,20 @@ def test_what_the_upper_problem_records_of_its_step_is_the_first_evaluation() ->
     engine = program(Declared)
     engine.run()
     upper = engine.classifier
-    upper.trajectory = Trajectory(Recording(losses=True))
-    upper.trajectory.open(upper)
+    upper.step_state.trajectory = Trajectory(Recording(losses=True))
+    upper.step_state.trajectory.open(upper)
     batch = upper.cur_batch
-    upper.trajectory.add(RecordedStep(batch, RandomState(upper.device)))
+    upper.step_state.trajectory.add(RecordedStep(batch, RandomState(upper.device)))
     again = UpperLoss(upper, lambda: upper.evaluate(batch)[0])
     upper.evaluate(batch)
-    first = upper.trajectory._open.steps[-1].losses.clone()
+    first = upper.step_state.trajectory._open.steps[-1].losses.clone()
     for p in upper.module.parameters():
         p.data.add_(0.1)
     before = [*everything(upper.module), torch.get_rng_state()]
     again()
     after = [*everything(upper.module), torch.get_rng_state()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert torch.equal(upper.trajectory._open.steps[-1].losses, first)
+    assert torch.equal(upper.step_state.trajectory._open.steps[-1].losses, first)
 
 
 def test_has_no_vector_jacobian_product() -> None:

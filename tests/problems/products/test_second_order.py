@@ -116,8 +116,8 @@ def network_case(method, extra):
     vector = [torch.linspace(-1, 2, p.numel(), dtype=p.dtype).reshape(p.shape) for p in weights]
 
     def loss():
-        classifier.window[0].random.restore()
-        return classifier.training_step(classifier.window[0].batch)
+        classifier.step_state.trajectory.window[0].random.restore()
+        return classifier.training_step(classifier.step_state.trajectory.window[0].batch)
 
     return classifier, theta, weights, vector, loss
 

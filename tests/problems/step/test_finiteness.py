@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from metaweight.problems.step import finiteness
+from metaweight.problems.step.finiteness import finiteness
 from support.small import bilevel
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ def test_a_loss_a_gradient_and_a_part_are_told_apart(bad: float) -> None:
     found = finiteness(problem, torch.tensor(bad))
     assert (found.loss, found.gradient, found.culprits) == (False, True, ())
     problem.module.w.grad.fill_(bad)
-    problem.hypergradient_terms = {
+    problem.step_state.hypergradient_terms = {
         "a": [torch.ones(2)],
         "b": [torch.ones(2), torch.tensor([1.0, bad])],
     }

@@ -28,7 +28,7 @@ def test_ends_where_the_steps_ended(name: str) -> None:
         engine.train_step()
     lower = engine.lower
     end = [p.detach().clone() for p in lower.module.parameters()]
-    updates = list(lower.trajectory.updates)
+    updates = list(lower.step_state.trajectory.updates)
     assert len(updates) == setting.steps
     with (
         Evaluation(lower, graph=True, in_full_precision=True),

@@ -1,0 +1,163 @@
+"""What a run keeps about one problem, beside what its user gave it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import is_
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ..base.reduction import Reduction
+from ..state.buffers import BufferSlot, KeptBuffers, buffer_slots
+from .trajectory import Recording, Trajectory
+
+if TYPE_CHECKING:
+    from ..audit.auditor import Auditor
+    from ..data.loaders import BatchSource
+    from ..hypergradients.base import Status
+    from ..problem import Problem
+
+    Driver = Callable[[Problem, int | None], None]
+
+
+class StepState:
+    """What a run keeps about one problem. The engine owns it, and only its own methods write it.
+
+    Attributes:
+        count: Steps the problem has taken.
+        global_step: The engine's step during the latest of them; none for a step taken alone.
+        trajectory: The recorded optimizer steps.
+        processes: Averages over the processes that train the program.
+        source: The loaders in use; none for a problem that overrides ``get_batch``.
+        driver: What ``problem.step()`` calls; none before an engine has the problem.
+        skipped: Whether the optimizer step being prepared will be skipped.
+        held: The trainable parameters, while they must not follow ``requires_grad``.
+        keeps_hypergradient_terms: Whether somebody reads ``hypergradient_terms``.
+        hypergradient_terms: The latest gradient's term through each lower problem, by path.
+        undetected_dependencies: Upper problems whose parameters no recorded loss has reached yet.
+        auditor: What stands in for the problem's hypergradient while that is checked.
+        hypergradient_status: How the latest product through the problem was found.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.global_step: int | None = None
+        self.trajectory = Trajectory(Recording())
+        self.processes = Reduction()
+        self.source: BatchSource | None = None
+        self.driver: Driver | None = None
+        self.skipped = False
+        self.held: list[Tensor] | None = None
+        self.keeps_hypergradient_terms = False
+        self.hypergradient_terms: dict[str, list[Tensor]] = {}
+        self.undetected_dependencies: list[Problem] = []
+        self.auditor: Auditor | None = None
+        self.hypergradient_status: Status | None = None
+        self._kept: KeptBuffers | None = None
+        self._others: tuple[list[nn.Module], list[BufferSlot]] | None = None
+        self._optimized: tuple[nn.Module | None, list[Tensor], list[Tensor]] = (None, [], [])
+
+    def for_run(
+        self, processes: Reduction, driver: Driver, *, keeps_hypergradient_terms: bool
+    ) -> StepState:
+        """Return the state an engine goes on with; the counters and recorded steps stay."""
+        state = StepState()
+        vars(state).update(vars(self))
+        state.processes, state.driver = processes, driver
+        state.keeps_hypergradient_terms = keeps_hypergradient_terms
+        state.hypergradient_terms = {}
+        return state
+
+    def read_from(self, source: BatchSource) -> None:
+        """Draw batches from these loaders from now on."""
+        self.source = source
+
+    def begin_step(self, count: int, global_step: int | None) -> None:
+        """Note that step ``count`` begins."""
+        self.count, self.global_step = count, global_step
+
+    def open_update(self) -> None:
+        """Note that the first micro-batch of an optimizer step comes."""
+        self.skipped = False
+
+    def skip_update(self) -> None:
+        """Note that the optimizer step being prepared will be skipped."""
+        self.skipped = True
+
+    def hold(self, trainable: Iterable[Tensor]) -> list[Tensor] | None:
+        """Hold the trainable parameters, whatever ``requires_grad`` becomes.
+
+        Returns:
+            What to hand to :meth:`release` afterwards.
+        """
+        before = self.held
+        if before is None:
+            self.held = list(trainable)
+        return before
+
+    def release(self, before: list[Tensor] | None) -> None:
+        """End what :meth:`hold` began."""
+        self.held = before
+
+    def record_as(self, recording: Recording) -> None:
+        """Record what a hypergradient asks for, from the next step on."""
+        if self.trajectory.recording != recording:
+            self.trajectory = self.trajectory.recording_as(recording)
+
+    def replace_trajectory(self, trajectory: Trajectory) -> Trajectory:
+        """Use other recorded steps, and return the present ones."""
+        before, self.trajectory = self.trajectory, trajectory
+        return before
+
+    def audit_by(self, auditor: Auditor | None) -> None:
+        """Let ``auditor`` stand in for the problem's hypergradient, or nobody."""
+        self.auditor = auditor
+
+    def note_status(self, status: Status) -> None:
+        """Note how a product through the problem was found."""
+        self.hypergradient_status = status
+
+    def note_term(self, path: str, values: Sequence[Tensor]) -> None:
+        """Note the hypergradient's term along a path, where somebody reads it."""
+        if self.keeps_hypergradient_terms:
+            self.hypergradient_terms[path] = list(values)
+
+    def forget_terms(self) -> None:
+        """Drop the hypergradient's terms."""
+        self.hypergradient_terms.clear()
+
+    def expect_dependence_on(self, uppers: Iterable[Problem]) -> None:
+        """Note the upper problems whose parameters the next recorded loss must reach."""
+        self.undetected_dependencies = list(uppers)
+
+    def optimized(self, module: nn.Module, groups: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+        """Return the module's parameters that belong to the optimizer, in the module's order.
+
+        Walking a module takes longer than looking whether the optimizer holds what it did.
+        """
+        before, owned, kept = self._optimized
+        now = groups[0]["params"] if len(groups) == 1 else [p for g in groups for p in g["params"]]
+        if module is not before or len(owned) != len(now) or not all(map(is_, owned, now)):
+            among = set(now)
+            kept = [p for p in module.parameters() if p in among]
+            self._optimized = (module, list(now), kept)
+        return kept
+
+    def kept_buffers(self, module: nn.Module) -> KeptBuffers:
+        """Copy the module's buffers, and return what puts them back."""
+        if self._kept is None or self._kept.module is not module:
+            self._kept = KeptBuffers(module)
+        self._kept.keep()
+        return self._kept
+
+    def other_buffer_slots(
+        self, module: nn.Module, others: Sequence[nn.Module]
+    ) -> list[BufferSlot]:
+        """Return the buffers of other modules that are not the module's own."""
+        modules = [module, *others]
+        if self._others is None or self._others[0] != modules:
+            own = {(id(owner), name) for owner, name in buffer_slots(module)}
+            slots = [slot for other in others for slot in buffer_slots(other)]
+            self._others = (modules, [s for s in slots if (id(s[0]), s[1]) not in own])
+        return self._others[1]

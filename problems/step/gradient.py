@@ -1,0 +1,164 @@
+"""The gradient of a batch: direct, and through lower problems."""
+
+from __future__ import annotations
+
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..base.errors import LossError
+from ..base.graph_neighbours import versions_around
+from ..base.loss import Evaluated
+from ..base.step_result import StepResult
+from ..hypergradients.parameter_selection import is_partial, others_frozen
+from ..hypergradients.value import UpperLoss
+from ..kernels.twice_differentiable import differentiable_twice
+from ..problem import Problem
+from ..recording.trajectory import GradientGraph
+from ..state.buffers import BufferSlot, preserved_buffers
+from .finiteness import finite_gradient
+from .paths import hypergradient, require_used
+from .undetected_dependencies import look_for_dependence
+
+
+def average_gradient(problem: Problem, watched: StepResult | None = None) -> None:
+    """Average the accumulated gradient over processes, keeping this one's where it is asked for.
+
+    Where somebody may refuse the step, ``watched`` notes whether this one's was finite.
+    """
+    if watched is not None and problem.step_state.processes.world > 1:
+        watched.own = finite_gradient(problem, watched.loss)
+    problem.step_state.trajectory.keep_share(problem)
+    problem.step_state.processes.average_gradients(problem)
+
+
+def buffers_of_others(problem: Problem) -> list[BufferSlot]:
+    """Return the buffers of the other problems' modules, which a step must not change."""
+    others = [peer.module for peer in problem.position.peers.values()]
+    return problem.step_state.other_buffer_slots(problem.module, others)
+
+
+def accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
+    """Add ``∇ loss(batch) / accumulation`` to ``.grad``, hypergradients along all paths included.
+
+    Buffers of other problems' modules are as before afterwards: a batch of the upper problem leaves
+    no trace in the lower network's batch-norm statistics.
+    """
+    slots = buffers_of_others(problem)
+    if not slots:
+        return _accumulate_gradient(problem, batch)
+    with preserved_buffers(slots):
+        return _accumulate_gradient(problem, batch)
+
+
+def _accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
+    if problem.step_state.trajectory.wants_graph():
+        return _with_graph(problem, batch)
+    paths = problem.position.paths
+    zeroth_order = [path[1].hypergradient.zeroth_order for path in paths]
+    again = None
+    if any(zeroth_order):
+        again = UpperLoss(problem, lambda: _scaled(problem, problem.evaluate(batch)[0]))
+    own = list(problem.trainable_parameters())
+    left = [p.grad for p in own]
+    if any(is_partial(path[1]) for path in paths):
+        with others_frozen(problem):
+            evaluated = problem.evaluate(batch)
+    else:
+        evaluated = problem.evaluate(batch)
+    _require_untouched(problem, own, left)
+    scaled = _scaled(problem, evaluated.loss)
+    if not zeroth_order or not all(zeroth_order):
+        _require_graph(problem, scaled)
+    look_for_dependence(problem, evaluated.loss)
+    if paths:
+        _add_gradients(own, hypergradient(problem, scaled, own, again))
+    else:
+        torch.autograd.backward(scaled, inputs=own)
+        require_used(problem, [p.grad for p in own])
+    return StepResult(*evaluated)
+
+
+def _scaled(problem: Problem, loss: Tensor) -> Tensor:
+    """Return the loss as it is differentiated: scaled for half precision, averaged."""
+    scaled: Tensor = loss if problem.scaler is None else problem.scaler.scale(loss)
+    accumulation = problem.config.gradient_accumulation
+    return scaled / accumulation if accumulation > 1 else scaled
+
+
+def _with_graph(problem: Problem, batch: Any) -> StepResult:
+    """The same, at copies of the parameters, so that the graph outlives the optimizer step."""
+    own = [p for p in problem.trainable_parameters() if p.requires_grad]
+    copies = {p: p.detach().clone().requires_grad_() for p in own}
+    names = {
+        f"module.{name}": copies[p] for name, p in problem.module.named_parameters() if p in copies
+    }
+    with differentiable_twice():
+        evaluated = torch.func.functional_call(_Evaluation(problem), names, (batch,))
+        loss = evaluated.loss
+        _require_graph(problem, loss)
+        look_for_dependence(problem, loss)
+        places = list(copies.values())
+        gradients = torch.autograd.grad(loss, places, create_graph=True, allow_unused=True)
+    require_used(problem, gradients)
+    found = {p: g for p, g in zip(own, gradients, strict=True) if g is not None}
+    versions = versions_around(problem, copies)
+    problem.step_state.trajectory.keep_graph(GradientGraph(copies, found, versions))
+    factor = 1.0 / problem.config.gradient_accumulation
+    if problem.scaler is not None:
+        factor = problem.scaler.scale(loss.new_full((), factor))
+    _add_gradients(own, [None if g is None else g.detach() * factor for g in gradients])
+    return StepResult(*evaluated)
+
+
+class _Evaluation(nn.Module):
+    """A problem's loss as a module, for a functional call."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self.module = problem.module
+        self._evaluate = problem.evaluate
+
+    def forward(self, batch: Any) -> Evaluated:
+        return self._evaluate(batch)
+
+
+def _add_gradients(parameters: list[Tensor], gradients: list[Tensor | None]) -> None:
+    taken: set[int] = set()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            total = gradient if parameter.grad is None else parameter.grad + gradient
+            parameter.grad = _own(total, parameter, taken)
+
+
+def _own(gradient: Tensor, parameter: Tensor, taken: set[int]) -> Tensor:
+    """Return a gradient laid out like its parameter, in memory that no other one of them has.
+
+    ``autograd.grad`` promises neither: ``a + b`` gives both the same tensor, which clipping in
+    place would scale twice, and torch's fused optimizers read a transposed one in the wrong order.
+    """
+    if gradient.layout is not torch.strided:
+        return gradient
+    memory = gradient.untyped_storage()._cdata
+    if gradient.stride() != parameter.stride() or memory in taken:
+        gradient = torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
+    taken.add(memory)
+    return gradient
+
+
+def _require_untouched(problem: Problem, own: list[Tensor], left: list[Tensor | None]) -> None:
+    if not all(map(is_, [p.grad for p in own], left)):
+        raise LossError(
+            f"training_step of problem {problem.name!r} wrote gradients itself; return the loss "
+            "and leave backward(), zero_grad() and optimizer.step() to the engine."
+        )
+
+
+def _require_graph(problem: Problem, loss: Tensor) -> None:
+    if not loss.requires_grad:
+        raise LossError(
+            f"The loss of problem {problem.name!r} does not depend on any parameter that requires "
+            "a gradient; compute it from the module, outside torch.no_grad()."
+        )
