@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
 from metaweight.problems.base.settings import is_between
-from metaweight.problems.references import note_references
 
 from .._label_loss import full_precision
 from .bootstrapping import HardBootstrappingLoss, SoftBootstrappingLoss
@@ -88,7 +87,7 @@ class BootstrappedClassifier(ImplicitProblem):
                 f"BootstrappedClassifier(kind={kind!r}) is not one of {', '.join(_LOSSES)}; choose "
                 "one of these."
             )
-        note_references(self, beta=beta)
+        self.note_references(beta=beta)
         self._beta = beta
         self._loss = _LOSSES[kind](ignore_index=ignore_index)
 

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
 from metaweight.problems.base.settings import is_positive
-from metaweight.problems.references import note_references
 
 from .mixup import SampleLoss, mixup, mixup_loss
 
@@ -72,7 +71,7 @@ class MixupClassifier(ImplicitProblem):
         **problem: Any,
     ) -> None:
         super().__init__(name, Config(type="unroll") if config is None else config, **problem)
-        note_references(self, alpha=alpha)
+        self.note_references(alpha=alpha)
         self._alpha = alpha
         self._per_sample = per_sample
         self._loss = loss

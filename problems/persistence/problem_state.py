@@ -154,7 +154,7 @@ def load_surroundings(problem: Problem, saved: Mapping[str, Any], names: Names) 
     for name, gradient in from_plain(saved["gradients"]).items():
         parameter = names.parameters[name]
         parameter.grad = gradient.to(parameter.device)
-    problem.note_batch(from_plain(saved["batch"], device))
+    problem.step_state.note_batch(from_plain(saved["batch"], device))
     if saved["trajectory"] is not None:
         trajectory = trajectory_from_plain(saved["trajectory"], names, device)
         problem.step_state.replace_trajectory(trajectory)

@@ -17,6 +17,7 @@ from ..state.random_streams import RandomState
 from .gradient import accumulate_gradient, average_gradient
 from .graph_buffers import buffers_of_others
 from .guarded_gradient import Accepts, guarded_gradient
+from .optimizer_step import take_optimizer_step
 
 NONE_YET = object()
 
@@ -56,8 +57,7 @@ def descend(
         if not state.skipped:
             after_gradient(problem)
         if last and not state.skipped:
-            problem.optimizer_step()
-            problem.param_callback()
+            take_optimizer_step(problem)
         if last:
             _close(problem, result)
     except BaseException as error:
@@ -94,7 +94,7 @@ def next_batch(problem: Problem) -> Any:
     Raises:
         DataError: When it holds no sample.
     """
-    batch = problem.note_batch(problem.get_batch())
+    batch = problem.step_state.note_batch(problem.get_batch())
     if is_empty(batch):
         raise DataError(
             f"Problem {problem.name!r} received a batch without samples ({batch_form(batch)}) in "
@@ -119,10 +119,11 @@ def _gradient(problem: Problem, batch: Any, *, watched: bool, last: bool) -> Ste
 
 
 def _close(problem: Problem, result: StepResult) -> None:
-    """Drop the gradient, and keep the recorded step if it was taken."""
+    """Keep the recorded step if it was taken."""
     state = problem.step_state
     result.skipped = state.skipped
-    problem.zero_grad()
+    if result.skipped:
+        problem.zero_grad()
     # The loss scaler skips a step whose gradient overflows.
     if result.skipped or result.overflow:
         state.trajectory.skip_step()

@@ -11,6 +11,7 @@ from ..state.buffers import Snapshot
 from ..state.random_streams import preserved_streams
 from .gradient import accumulate_gradient, average_gradient
 from .guarded_gradient import Accepts, guarded_gradient
+from .optimizer_step import take_optimizer_step
 
 
 def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
@@ -24,14 +25,14 @@ def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
     with preserved_streams(problem.device):
         for step in state.trajectory.window:
             step.random.restore()
-            problem.note_batch(step.batch)
+            state.note_batch(step.batch)
             guarded_gradient(problem, accepts, partial(_gradient, problem, step, accepts))
     state.forget_terms()
-    if not state.skipped:
-        problem.optimizer_step()
-        problem.param_callback()
-    problem.zero_grad()
-    return not state.skipped
+    if state.skipped:
+        problem.zero_grad()
+        return False
+    take_optimizer_step(problem)
+    return True
 
 
 def redo_or_keep(problem: Problem, start: Snapshot, accepts: Accepts) -> bool:
