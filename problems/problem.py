@@ -35,6 +35,7 @@ from .kernels.precision import autocast
 from .recording.step_state import StepState
 from .state.optimizer_state import load_optimizer
 from .state.parameter_groups import put_parameter_groups
+from .unrolling import apply_learned_settings
 
 
 class Problem(Overridables, GraphNode):
@@ -185,6 +186,21 @@ class Problem(Overridables, GraphNode):
         if isinstance(output, Tensor) or not isinstance(output, Mapping):
             return Evaluated(loss_of(self._name, output), {})
         return Evaluated(loss_of(self._name, output), output)
+
+    def optimizer_step(self) -> None:
+        """Unscale and clip the gradients, then apply them with :meth:`custom_optimizer_step`."""
+        apply_learned_settings(self)
+        scaler = self._step_state.scaler
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        self._step_state.trajectory.keep_optimizer(self)
+        if self._config.gradient_clipping > 0:
+            torch.nn.utils.clip_grad_norm_(
+                self.trainable_parameters(), self._config.gradient_clipping
+            )
+        self.custom_optimizer_step()
+        if scaler is not None:
+            scaler.update()
 
     def zero_grad(self) -> None:
         """Drop the gradients of the trainable parameters."""

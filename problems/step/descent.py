@@ -17,7 +17,6 @@ from ..state.random_streams import RandomState
 from .gradient import accumulate_gradient, average_gradient
 from .graph_buffers import buffers_of_others
 from .guarded_gradient import Accepts, guarded_gradient
-from .optimizer_step import take_optimizer_step
 
 NONE_YET = object()
 
@@ -57,7 +56,8 @@ def descend(
         if not state.skipped:
             after_gradient(problem)
         if last and not state.skipped:
-            take_optimizer_step(problem)
+            problem.optimizer_step()
+            problem.param_callback()
         if last:
             _close(problem, result)
     except BaseException as error:
@@ -119,11 +119,10 @@ def _gradient(problem: Problem, batch: Any, *, watched: bool, last: bool) -> Ste
 
 
 def _close(problem: Problem, result: StepResult) -> None:
-    """Keep the recorded step if it was taken."""
+    """Drop the gradient, and keep the recorded step if it was taken."""
     state = problem.step_state
     result.skipped = state.skipped
-    if result.skipped:
-        problem.zero_grad()
+    problem.zero_grad()
     # The loss scaler skips a step whose gradient overflows.
     if result.skipped or result.overflow:
         state.trajectory.skip_step()

@@ -11,7 +11,6 @@ from ..state.buffers import Snapshot
 from ..state.random_streams import preserved_streams
 from .gradient import accumulate_gradient, average_gradient
 from .guarded_gradient import Accepts, guarded_gradient
-from .optimizer_step import take_optimizer_step
 
 
 def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
@@ -31,7 +30,9 @@ def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
     if state.skipped:
         problem.zero_grad()
         return False
-    take_optimizer_step(problem)
+    problem.optimizer_step()
+    problem.param_callback()
+    problem.zero_grad()
     return True
 
 
