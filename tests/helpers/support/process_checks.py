@@ -35,7 +35,7 @@ class Measured(Engine):
     """Validates to numbers that differ between processes."""
 
     def validation(self) -> dict[str, Any]:
-        rank = float(self.step_state.processes.rank)
+        rank = float(self.processes.rank)
         return {"loss": 1.0 + rank, "table": torch.tensor([rank, 4.0]), "name": "text"}
 
 
