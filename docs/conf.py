@@ -44,7 +44,7 @@ nitpick_ignore_regex = [("py:.*", r"(?!metaweight\.).*")]
 
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 60
+nb_execution_timeout = 300
 myst_enable_extensions = ["colon_fence", "substitution", "dollarmath"]
 myst_heading_anchors = 3
 
