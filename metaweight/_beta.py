@@ -16,8 +16,8 @@ def draw_symmetric_beta(
     """Draw from Beta(a, a); 1 where ``a = 0``.
 
     ``x / (x + y)`` with ``x, y ~ Gamma(a)``, each as ``Gamma(a + 1) · U^(1/a)``, so that only
-    logarithms are needed: for a small ``a`` both underflow. The derivative by ``a`` is that of the
-    path, unbiased for expectations (Figurnov et al., "Implicit Reparameterization Gradients",
+    logarithms are needed: for a small ``a`` both underflow. The derivative by ``a`` is the pathwise
+    one, unbiased for expectations (Figurnov et al., "Implicit Reparameterization Gradients",
     2018).
 
     Args:

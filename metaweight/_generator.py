@@ -1,4 +1,4 @@
-"""Where random draws come from: a generator, or a seed for a new one."""
+"""The source of random draws: a generator, or a seed for a new one."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from metaweight.problems.base.settings import is_count, shown
 
 
 def checked_generator(who: str, generator: object) -> torch.Generator:
-    """Return the generator.
+    """Return the generator given.
 
     Raises:
-        ConfigurationError: For anything else.
+        ConfigurationError: For a value that is not a ``torch.Generator``.
     """
     if not isinstance(generator, torch.Generator):
         raise ConfigurationError(
@@ -23,10 +23,10 @@ def checked_generator(who: str, generator: object) -> torch.Generator:
 
 
 def generator_of(who: str, seed: object, generator: object = None) -> torch.Generator:
-    """Return the generator, or a new one on the host with a seed.
+    """Return the generator given, or a new one on the host with this seed.
 
     Raises:
-        ConfigurationError: For a generator that is none, or a seed that is no integer.
+        ConfigurationError: For a generator of another type, or a seed that is not an integer.
     """
     if generator is not None:
         return checked_generator(who, generator)

@@ -1,4 +1,4 @@
-"""What the losses on given labels share: log-probabilities, ignored labels, reduction."""
+"""Shared parts of the losses on given labels: log-probabilities, ignored labels, reduction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TORCH_IGNORES = -100
 
 
 class Prediction(NamedTuple):
-    """What a network says of a batch, in single precision or better."""
+    """Predictions of a network for a batch, in single precision or better."""
 
     log_p: Tensor
     """Log-probabilities, (B, C)."""
@@ -57,8 +57,8 @@ def predict(logits: Tensor, labels: Tensor, ignore_index: int) -> Prediction:
     """Return log-probabilities of all classes and of the labels.
 
     Raises:
-        LossError: When shapes or types do not fit, or, on the host, where looking costs nothing,
-            a label is neither a class nor ``ignore_index``.
+        LossError: When shapes or types do not fit, or a label is neither a class nor
+            ``ignore_index``; the latter is checked on the host only, where nothing has to wait.
     """
     kept, classes = checked_labels(logits, labels, ignore_index)
     log_p = torch.log_softmax(full_precision(logits), dim=1)
@@ -81,7 +81,7 @@ def checked_labels(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[T
 
 
 def reduce(losses: Tensor, kept: Tensor, reduction: str) -> Tensor:
-    """Reduce sample losses; without any label that counts the result is 0 and has a graph."""
+    """Reduce sample losses; when no label counts, the result is 0 and still has a graph."""
     losses = torch.where(kept, losses, 0)
     if reduction == "none":
         return losses

@@ -13,16 +13,16 @@ for the rest of the process and :func:`serve` for the length of a ``with`` state
 What differs from Betty 0.2.1:
 
 * A ``Config`` or ``EngineConfig`` is checked when it is made and frozen afterwards.
-* Hypergradients leave no trace: parameters, batch-norm statistics and random streams are the same
-  after one as before it, and what a loss detaches stays detached.
+* Hypergradients have no side effects: parameters, batch-norm statistics and random streams are the
+  same after one as before it, and what a loss detaches stays detached.
 * Optimizers, schedulers and loaders are used as given and never rebuilt.
 * ``IterativeProblem`` and its relatives differentiate exactly through their optimizer steps, at
   constant memory; in Betty 0.2.1 they fail.
 * Betty's inner workings (``betty.utils``, ``betty.hypergradient``, ``betty.patch`` and so on) are
-  not served; importing them is an ``ImportError`` that says what is.
+  not served; importing them raises an ``ImportError`` that lists the modules that are.
 
-Worker processes that are forked share all this. Those that start afresh (``spawn``,
-``forkserver``) import the program on their own; call :func:`install` at its top for them.
+In worker processes that are forked, all this holds too. Workers started by ``spawn`` or
+``forkserver`` import the program again; call :func:`install` at its top for them.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ SERVED: Mapping[str, Mapping[str, Any]] = {
         "Problem": Problem,
     },
 }
-"""Betty's modules and, of each, the names that can be imported."""
+"""Names that can be imported, by module of Betty."""
 
 
 class _Door(MetaPathFinder, Loader):
-    """Finds ``betty`` and everything below it here, and nowhere else."""
+    """Imports ``betty`` and its submodules from the names in :data:`SERVED`, and nothing else."""
 
     def find_spec(
         self,
@@ -95,7 +95,7 @@ class _Door(MetaPathFinder, Loader):
             return None
         if fullname not in SERVED:
             # Not a ModuleNotFoundError: `from betty.problems import Unknown` asks for a module of
-            # that name too, and swallows that error in favour of a message that helps nobody.
+            # that name too, and replaces that error by one whose message does not help.
             raise ImportError(
                 f"metaweight does not serve {fullname!r}. Of Betty it serves {_contents()}.",
                 name=fullname,
@@ -117,8 +117,9 @@ _DOOR = _Door()
 def install() -> None:
     """Serve Betty's modules for the rest of the process.
 
-    A real ``betty`` imported before is set aside: later imports find metaweight, while whoever
-    already holds one of its classes keeps it. Calling this again changes nothing.
+    When the real ``betty`` was imported before, it is removed from ``sys.modules``: later imports
+    find metaweight, while classes imported earlier stay Betty's. Calling this again changes
+    nothing.
     """
     if _DOOR not in sys.meta_path:
         _set_aside()
@@ -127,7 +128,7 @@ def install() -> None:
 
 @contextmanager
 def serve() -> Iterator[None]:
-    """Serve Betty's modules inside the ``with`` statement; afterwards all is as before."""
+    """Serve Betty's modules inside the ``with`` statement, and undo it afterwards."""
     if _DOOR in sys.meta_path:
         yield
         return
@@ -241,7 +242,7 @@ def _refuse(reason: str) -> int:
 
 
 if __name__ == "__main__":
-    # The module by its own name, so that a program which imports it meets the same finder.
+    # Import the module by its own name, so that a program which imports it has the same finder.
     from metaweight.betty import main as run
 
     sys.exit(run())

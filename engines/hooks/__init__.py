@@ -1,4 +1,4 @@
-"""What joins a run at named moments."""
+"""Hooks: callbacks at the events of a run."""
 
 from .base import Hook
 

@@ -1,4 +1,4 @@
-"""An upper problem that steps more rarely while its hypergradients tell nothing new."""
+"""A hook that makes upper updates rarer while an upper problem's gradients are mostly noise."""
 
 from __future__ import annotations
 
@@ -17,23 +17,22 @@ if TYPE_CHECKING:
 
 
 class AdaptiveInterval(Hook):
-    """Doubles the interval of an upper problem while its hypergradients disagree, halves it while
+    """Doubles the interval of an upper problem while its gradients disagree, halves it while
     they agree.
 
-    With ``u_t`` the upper problem's gradient ``g_t`` of unit length, the agreement is
-    ``a_t = ||Σ_s β^(t-s) u_s|| / Σ_s β^(t-s)``: 1 for gradients that point the same way, about
-    ``sqrt((1 - β) / (1 + β))``, 0.23 for β = 0.9, for gradients that are noise about nothing. While
-    it is low, a step of the upper problem is mostly noise, and taking it more rarely loses little.
-    The interval starts at 1 and is changed after ``patience`` steps at the earliest, which a change
-    begins anew.
+    With ``u_t`` the upper problem's gradient ``g_t`` scaled to unit length, the agreement is
+    ``a_t = ||Σ_s β^(t-s) u_s|| / Σ_s β^(t-s)``: 1 for gradients of equal direction, about
+    ``sqrt((1 - β) / (1 + β))``, 0.23 for β = 0.9, for gradients that are pure noise of mean 0.
+    While it is low, a step of the upper problem is mostly noise, and fewer steps lose little. The
+    interval starts at 1; at least ``patience`` upper steps pass between two changes of it.
 
-    The lower problems then hand over after ``interval`` loops of ``unroll_steps`` steps;
-    ``Config(unroll_steps=k)`` alone is a fixed interval for hypergradients that see the last step
-    only. An agreement is looked at one upper step late, when the device has long computed it.
+    An upper update then follows every ``interval`` inner loops of ``unroll_steps`` optimizer steps.
+    ``Config(unroll_steps=k)`` alone is a fixed interval for hypergradients that use the last step
+    only. The agreement is read one upper step late, so that the host does not wait for the device.
 
     Args:
         upper: Name of the upper problem. Its lower problems have no other upper problem.
-        most: Longest interval, in loops.
+        most: Longest interval, in inner loops.
         widen_below: Agreement below which the interval doubles.
         narrow_above: Agreement above which it halves.
         patience: Upper steps between two changes.
@@ -73,10 +72,10 @@ class AdaptiveInterval(Hook):
         self._steps = 0
         self._sum: Tensor | None = None
         self._weight = 0.0
-        self._seen = _Late()
+        self._seen = _DelayedNumber()
 
     def run_start(self, engine: Engine) -> None:
-        """Refuse a program in which the interval of the upper problem is not its own.
+        """Refuse a program in which the interval of the upper problem affects another one.
 
         Raises:
             GraphError: Naming the problem.
@@ -95,7 +94,7 @@ class AdaptiveInterval(Hook):
             )
 
     def after_gradient(self, engine: Engine, problem: Problem) -> None:
-        """Note how far the gradient agrees with those before, and choose the interval."""
+        """Update the agreement with the gradient, and choose the interval."""
         complete = problem.count % problem.config.gradient_accumulation == 0
         if problem.name != self.upper or not complete:
             return
@@ -125,7 +124,7 @@ class AdaptiveInterval(Hook):
         return agreement
 
     def state_dict(self) -> dict[str, Any]:
-        """State to be saved with the engine; the interval itself is the schedule's."""
+        """Return the state of the hook; the schedule saves its own interval."""
         return {
             "interval": self.interval,
             "steps": self._steps,
@@ -138,11 +137,11 @@ class AdaptiveInterval(Hook):
         """Load what :meth:`state_dict` returned."""
         self.interval, self._steps = state["interval"], state["steps"]
         self._sum, self._weight = state["sum"], state["weight"]
-        self._seen = _Late(state["seen"])
+        self._seen = _DelayedNumber(state["seen"])
 
 
-class _Late:
-    """A number a device computes, read when it has come over by itself."""
+class _DelayedNumber:
+    """A number computed on a device, copied without blocking and read later."""
 
     def __init__(self, value: float | None = None) -> None:
         self._value: Tensor | float | None = value

@@ -1,4 +1,4 @@
-"""Moments of a run that others can join."""
+"""The base class of hooks: callbacks at the events of a run."""
 
 from __future__ import annotations
 
@@ -12,86 +12,83 @@ if TYPE_CHECKING:
 
 
 class Hook:
-    """Joins a run at named moments; override those that matter.
+    """Callbacks at the events of a run; override those you need.
 
     State that accumulates over steps belongs here rather than in a ``training_step``, which a
-    hypergradient may evaluate several times. Of several processes each has its own hooks; what they
-    do to the program must be the same in all. What they gather from samples is each one's own, and
-    saved from the first, unless they put it together by ``engine.processes``.
+    hypergradient may evaluate several times. In a program of several processes, each has its own
+    hooks, which must change the program in the same way in all. Data that a hook collects from
+    samples differ between processes, and those of the first are saved, unless the hook combines
+    them by ``engine.processes``.
 
     Attributes:
-        only_shows: Whether the hook only shows or writes down what goes on. Such a hook is not
-            saved with the program, which can be resumed without it.
+        only_shows: Whether the hook only displays or records the run. Such a hook is not saved with
+            the program, which can be resumed without it.
         optional: Whether a program that was saved with the hook can be resumed without it, and the
             other way round.
-        reads_hypergradients: Whether ``problem.step_state.hypergradient_terms`` is to hold, when
-            a gradient is in ``.grad``, its term through each lower problem: a list of tensors, one
-            a parameter.
-        reads_parameters: Whether ``after_step`` or ``iteration_end`` read or change parameters.
-            Where processes have parts of these between steps, they are gathered for a hook that
-            does; in all other moments but ``step_skipped`` they are whole for every hook.
+        reads_hypergradients: Whether ``problem.step_state.hypergradient_terms`` is filled when a
+            gradient is in ``.grad``: for each lower problem its hypergradient term, a list of
+            tensors, one per parameter.
     """
 
     only_shows: bool = False
     optional: bool = False
     reads_hypergradients: bool = False
-    reads_parameters: bool = True
 
     def run_start(self, engine: Engine) -> None:
-        """Before the first step of ``engine.run()``."""
+        """Called before the first step of ``engine.run()``."""
 
     def run_end(self, engine: Engine) -> None:
-        """After the last step, also when the run ends with an exception."""
+        """Called after the last step, also when the run ends with an exception."""
 
     def before_step(self, engine: Engine, problem: Problem) -> None:
-        """Before a problem draws its batch."""
+        """Called before a problem draws its batch."""
 
     def accepts(self, engine: Engine, problem: Problem, result: StepResult) -> bool:
-        """Whether a batch, whose gradient is in ``.grad``, may have its part in an optimizer step.
+        """Return whether a batch, whose gradient is in ``.grad``, may enter an optimizer step.
 
-        Asked before ``after_gradient``, and when a roll-back takes a step again. The optimizer step
-        of a batch that is refused is left out: parameters, buffers and optimizer stay as they were,
-        no hypergradient goes through it, and an upper problem that finds nothing else to
-        differentiate through leaves its own out too. ``result.error`` says why a hypergradient
-        could not be formed; it is raised unless the batch is refused. Of several processes all
+        Called before ``after_gradient``, and when a roll-back takes a step again. The optimizer
+        step of a refused batch is skipped: parameters, buffers and optimizer are unchanged, no
+        hypergradient goes through it, and an upper problem without any other step to differentiate
+        through skips its own step too. ``result.error`` says why a hypergradient could not be
+        formed; it is raised unless the batch is refused. In a program of several processes, all
         must give the same answer.
         """
         del engine, problem, result
         return True
 
     def step_skipped(self, engine: Engine, problem: Problem) -> None:
-        """When an optimizer step of a problem has been left out."""
+        """Called when an optimizer step of a problem has been skipped."""
 
     def after_gradient(self, engine: Engine, problem: Problem) -> None:
-        """When a problem's gradient, hypergradients included, is in ``.grad``, before clipping.
+        """Called when a problem's gradient, with hypergradients, is in ``.grad``, before clipping.
 
-        Of several processes it is averaged over all once an accumulation is complete, and this
-        one's own until then.
+        In a program of several processes it is averaged over all once an accumulation is complete,
+        and this process's own until then.
         """
 
     def after_step(self, engine: Engine, problem: Problem, result: StepResult) -> None:
-        """After a problem's step. Reading ``result`` as numbers waits for the device."""
+        """Called after a problem's step. Reading ``result`` as numbers waits for the device."""
 
     def epoch_end(self, engine: Engine, problem: Problem) -> None:
-        """When a problem's first loader has ended."""
+        """Called when a problem's first loader has ended."""
 
     def iteration_end(self, engine: Engine) -> None:
-        """After all leaf problems have stepped once."""
+        """Called after all leaf problems have stepped once."""
 
     def before_validation(self, engine: Engine) -> None:
-        """Before ``engine.validation()``, which may raise: ``after_validation`` then stays out, and
-        ``run_end`` comes next."""
+        """Called before ``engine.validation()``. If that raises, ``after_validation`` is not
+        called, and ``run_end`` is next."""
 
     def after_validation(self, engine: Engine, stats: Mapping[str, Any]) -> None:
-        """After ``engine.validation()``, with what it returned."""
+        """Called after ``engine.validation()``, with the values it returned."""
 
     def state_loaded(self, engine: Engine) -> None:
-        """After all problems and hooks have loaded a checkpoint, and before loaders are put where
-        they stood: the moment to put a loader of one's own in place."""
+        """Called after all problems and hooks have loaded a checkpoint, and before the positions of
+        loaders are restored: a hook that replaces a loader has to do it here."""
 
     def state_dict(self) -> dict[str, Any]:
-        """State to be saved with the engine: tensors, numbers, text, and tuples, lists and
-        dictionaries of these."""
+        """Return the state to be saved with the engine: tensors, numbers, text, and tuples, lists
+        and dictionaries of these."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -100,7 +97,7 @@ class Hook:
 
 
 class HookList(Hook):
-    """Several hooks as one; a moment costs nothing where no hook joins it."""
+    """Several hooks as one; an event costs nothing when no hook overrides it."""
 
     def __init__(self, hooks: Iterable[Hook]) -> None:
         self.hooks: Sequence[Hook] = tuple(hooks)
@@ -141,18 +138,8 @@ class HookList(Hook):
             hook.before_step(engine, problem)
 
     @property
-    def reads_after_step(self) -> bool:
-        """Whether some hook looks at parameters after a step."""
-        return any(hook.reads_parameters for hook in self._after)
-
-    @property
-    def reads_at_iteration_end(self) -> bool:
-        """Whether some hook looks at parameters when an iteration ends."""
-        return any(hook.reads_parameters for hook in self._iterations)
-
-    @property
     def may_refuse(self) -> bool:
-        """Whether some hook may leave a step out."""
+        """Whether some hook may make a step be skipped."""
         return bool(self._accepts)
 
     def accepts(self, engine: Engine, problem: Problem, result: StepResult) -> bool:

@@ -1,4 +1,4 @@
-"""The hooks that the settings of an engine ask for."""
+"""The hooks configured by the settings of an engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .progress import ProgressBar
 
 
 def configured_hooks(config: EngineConfig) -> list[Hook]:
-    """Return the hooks that the settings ask for."""
+    """Return the hooks configured by the settings."""
     hooks: list[Hook] = []
     if config.early_stopping:
         hooks.append(

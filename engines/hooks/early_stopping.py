@@ -1,4 +1,4 @@
-"""Stopping a run whose validation metric no longer improves."""
+"""Early stopping of a run whose validation metric no longer improves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class EarlyStopping(Hook):
     """Stop after ``tolerance`` validations in a row without a new best value of ``metric``.
 
     Args:
-        metric: Name of the value in what ``validation`` returns.
+        metric: Name of a value that ``validation`` returns.
         tolerance: Validations to wait.
         mode: ``"min"`` when smaller is better, ``"max"`` when larger is.
 
@@ -37,7 +37,7 @@ class EarlyStopping(Hook):
         self.waited = 0
 
     def __call__(self, stats: Mapping[str, Any]) -> bool:
-        """Take one validation into account and say whether to stop.
+        """Record the values of one validation and return whether to stop.
 
         Raises:
             ConfigurationError: When the metric is not among ``stats``.

@@ -1,4 +1,4 @@
-"""What is not finite in a step, found by all processes together and told in words."""
+"""Detection and description of a step that is not finite, in all processes together."""
 
 from __future__ import annotations
 
@@ -6,28 +6,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from metaweight.problems import Problem, StepResult
-from metaweight.problems.data import batch_digest
-from metaweight.problems.data.batch_digest import not_finite_in
+from metaweight.problems.data.batch_digest import batch_digest, not_finite_in
 from metaweight.problems.step.finiteness import Finiteness, finiteness
 
 from ..distributed.processes import Processes
 
 FINE, OVERFLOW, AT_FAULT = range(3)
 NOT_FORMED = Finiteness(loss=True, gradient=False)
-# Of more processes the batches are not described.
+# The batches of at most this many processes are described.
 MOST = 4
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one process sees of a step that is at fault.
+    """Data of one process about a step that must not be taken.
 
     Attributes:
         rank: Number of the process.
-        found: What is finite there.
+        found: Finiteness of its loss and gradients.
         loss: Its loss.
-        batch: Its batch, in a line.
-        spoilt: How many values of the batch are not finite.
+        batch: Its batch, described in one line.
+        non_finite_values: How many values of the batch are not finite.
         error: Why its hypergradient could not be formed, if that is the fault.
     """
 
@@ -35,7 +34,7 @@ class Seen:
     found: Finiteness
     loss: float
     batch: str
-    spoilt: int
+    non_finite_values: int
     error: str | None
 
 
@@ -57,15 +56,15 @@ class Fault:
 
     @property
     def sentence(self) -> str:
-        """What happened."""
+        """The fault with its place, in one sentence or two."""
         return f"{self.what} {self.place}"
 
 
-def look_for_fault(problem: Problem, result: StepResult, processes: Processes) -> Fault | None:
-    """Return what is at fault in the step under way; in all processes or in none.
+def find_fault(problem: Problem, result: StepResult, processes: Processes) -> Fault | None:
+    """Return the fault of the current step, the same in all processes, or ``None``.
 
-    Reads the host once; of several processes each tells the others one number, and more where
-    there is a fault. An overflow that the loss scaler handles is noted in ``result`` and no fault.
+    Waits for the device once. Several processes exchange one number each, and more when there is a
+    fault. An overflow that the loss scaler handles is noted in ``result`` and is not a fault.
     """
     found = NOT_FORMED if result.error is not None else finiteness(problem, result.loss, result.own)
     level = FINE if found.whole else OVERFLOW if found.overflow else AT_FAULT
@@ -78,19 +77,19 @@ def look_for_fault(problem: Problem, result: StepResult, processes: Processes) -
         found=found,
         loss=float(result.loss),
         batch=batch_digest(problem.cur_batch),
-        spoilt=not_finite_in(problem.cur_batch),
+        non_finite_values=not_finite_in(problem.cur_batch),
         error=None if result.error is None else str(result.error),
     )
-    return _told(problem, processes.gather(own))
+    return _described(problem, processes.gather(own))
 
 
-def _told(problem: Problem, everyone: Sequence[Seen]) -> Fault:
+def _described(problem: Problem, everyone: Sequence[Seen]) -> Fault:
     name, several = problem.name, len(everyone) > 1
     through = list(dict.fromkeys(lower for seen in everyone for lower in seen.found.culprits))
     where: Callable[[Sequence[Seen]], str] = _processes if several else lambda seen: ""
     remedy = "Lower the learning rate, or use Config(gradient_clipping=...)"
     if everyone[0].error is not None:
-        blamed = [seen for seen in everyone if seen.spoilt] or list(everyone)
+        blamed = [seen for seen in everyone if seen.non_finite_values] or list(everyone)
         what = everyone[0].error
     elif blamed := [seen for seen in everyone if not seen.found.loss]:
         losses = [f"{seen.loss}{where([seen])}" for seen in blamed]
@@ -106,11 +105,11 @@ def _told(problem: Problem, everyone: Sequence[Seen]) -> Fault:
             f"Config(type=...) of problem {through[0].split(' ')[0]!r}"
         )
     else:
-        # Finite numbers may have a mean that is not.
+        # The mean of finite numbers can be infinite.
         blamed = [seen for seen in everyone if not seen.found.own] or list(everyone)
         what = f"The gradient of problem {name!r} is not finite{where(blamed)}."
-    if any(seen.spoilt for seen in blamed):
-        remedy = "The batch itself holds values that are not finite: mend the data"
+    if any(seen.non_finite_values for seen in blamed):
+        remedy = "The batch itself holds values that are not finite: fix the data"
     return Fault(name, what, _place(problem, blamed, several=several), remedy)
 
 

@@ -1,4 +1,4 @@
-"""Checks hypergradients on the running program, once or every so many steps."""
+"""Checks of hypergradients on the running program, once or at an interval."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from metaweight.problems import GraphError, HypergradientReport, Problem, ValueHypergradient
+from metaweight.problems.audit import Auditor
 from metaweight.problems.base.settings import require_count, require_number
-from metaweight.problems.hypergradients.audit import Auditor
 
 from .base import Hook
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from ..engine import Engine
 
 
-ADVICE = "it is the largest relative error that is let pass"
+ADVICE = "it is the largest relative error that is accepted"
 
 
 class HypergradientCheck(Hook):
-    """Compares hypergradients with exact ones every so many iterations, and logs what it finds.
+    """Compares hypergradients with exact ones every ``every`` iterations, and logs the results.
 
     Logged per lower problem under ``hypergradient/<name>``: relative error and cosine against the
     method itself in double precision, cosine and norm ratio against the exact derivative through
@@ -30,13 +30,11 @@ class HypergradientCheck(Hook):
 
     Args:
         every: Iterations between two checks.
-        tolerance: Largest relative error against the method itself that is let pass.
+        tolerance: Largest relative error against the method itself that is accepted.
 
     Raises:
-        ConfigurationError: For settings that are no positive numbers.
+        ConfigurationError: For settings that are not positive numbers.
     """
-
-    reads_parameters = False
 
     def __init__(self, every: int = 1000, tolerance: float = 1e-2) -> None:
         require_count("HypergradientCheck", "every", every, least=1)
@@ -49,23 +47,23 @@ class HypergradientCheck(Hook):
         self._restored = False
 
     def run_start(self, engine: Engine) -> None:
-        """Stand in for the hypergradients of all lower problems."""
+        """Replace the hypergradients of all lower problems by audited ones."""
         if not self._restored:
             self._due = engine.global_step + self.every
         self._restored = False
         for lower in lower_problems(engine):
             auditor = Auditor(
-                self.reports.append, self.tolerance, lambda: engine.global_step >= self._due
+                lower, self.reports.append, self.tolerance, lambda: engine.global_step >= self._due
             )
             engine.audit(lower, auditor)
 
     def run_end(self, engine: Engine) -> None:
-        """Leave the hypergradients to themselves."""
+        """Restore the hypergradients."""
         for lower in lower_problems(engine):
             engine.audit(lower, None)
 
     def iteration_end(self, engine: Engine) -> None:
-        """Log what this iteration has shown."""
+        """Log the reports of this iteration."""
         if len(self.reports) == self._logged:
             return
         for report in self.reports[self._logged :]:
@@ -74,7 +72,7 @@ class HypergradientCheck(Hook):
         self._due = engine.global_step + self.every
 
     def state_dict(self) -> dict[str, Any]:
-        """When the next check is due; reports are not saved."""
+        """Return when the next check is due; reports are not saved."""
         return {"due": self._due}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -96,7 +94,7 @@ class HypergradientCheck(Hook):
 
 
 def lower_problems(engine: Engine) -> list[Problem]:
-    """Return the problems some upper problem differentiates through, by a gradient of its loss."""
+    """Return the problems that an upper problem differentiates through by a gradient method."""
     found: list[Problem] = []
     for problem in engine.problems:
         for path in problem.paths:
@@ -108,8 +106,9 @@ def check_hypergradients_of(engine: Engine, tolerance: float) -> list[Hypergradi
     """Train until every lower problem's hypergradient has been checked once.
 
     Raises:
-        GraphError: When no problem differentiates through another, or none did for too long.
-        ConfigurationError: For a tolerance that is no positive number.
+        GraphError: When no problem differentiates through another, or some check did not happen
+            within a number of iterations in which every problem steps.
+        ConfigurationError: For a tolerance that is not a positive number.
     """
     require_number("check_hypergradient", "tolerance", tolerance, positive=True, advice=ADVICE)
     lowers = lower_problems(engine)
@@ -141,7 +140,7 @@ def _auditing(
 ) -> Iterator[None]:
     before = [lower.step_state.auditor for lower in lowers]
     for lower in lowers:
-        engine.audit(lower, Auditor(reports.append, tolerance))
+        engine.audit(lower, Auditor(lower, reports.append, tolerance))
     try:
         yield
     finally:
@@ -150,7 +149,7 @@ def _auditing(
 
 
 def _iterations_at_most(engine: Engine) -> int:
-    """Return in how many iterations every problem has surely stepped."""
+    """Return a number of iterations within which every problem steps."""
     product = 2
     for problem in engine.problems:
         product *= problem.config.unroll_steps * problem.config.gradient_accumulation

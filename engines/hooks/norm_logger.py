@@ -1,4 +1,4 @@
-"""How large gradients, parameters and updates are, written down during a run."""
+"""Logging of the norms of gradients, parameters and updates during a run."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 class NormLogger(Hook):
-    """Logs norms of every problem every so many of its optimizer steps, under ``norms/<name>``.
+    """Logs norms of each problem every ``every`` of its optimizer steps, under ``norms/<name>``.
 
     ``gradient``: Euclidean norm of the gradient, hypergradients included, unscaled, before
-    clipping. ``hypergradient_<lower>``: of its part through a lower problem, or
-    ``hypergradient_<lower> -> <lower>`` along a path of several. ``parameters``: of the trainable
-    parameters before the update. ``update_ratio``: norm of their change over that. Steps that are
-    left out are not logged.
+    clipping. ``hypergradient_<lower>``: norm of its hypergradient term through a lower problem, or
+    ``hypergradient_<lower> -> <lower>`` along a path of several. ``parameters``: norm of the
+    trainable parameters before the update. ``update_ratio``: norm of their change over that.
+    Skipped steps are not logged.
 
-    On steps that are logged the device is waited for, and the parameters are copied once. Of
-    several processes norms are of means over all, for which the parts of each of their batches are
+    Steps that are logged wait for the device, and copy the parameters once. In a program of several
+    processes norms are those of means over all processes, for which hypergradient terms are
     averaged once more, and the first process logs.
 
     Args:
@@ -51,13 +51,13 @@ class NormLogger(Hook):
         self._before: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def before_step(self, engine: Engine, problem: Problem) -> None:
-        """Begin anew with each accumulation."""
+        """Clear the hypergradient terms at the start of each accumulation."""
         if (problem.count - 1) % problem.config.gradient_accumulation == 0:
             for noted in (self._parts, self._found, self._before):
                 noted.pop(problem.name, None)
 
     def after_gradient(self, engine: Engine, problem: Problem) -> None:
-        """Measure gradients and parameters, if it is time to."""
+        """Measure gradients and parameters, on steps that are logged."""
         if not self._is_due(problem):
             return
         parts = self._parts.setdefault(problem.name, {})
@@ -72,7 +72,7 @@ class NormLogger(Hook):
             self._measure(problem, parts)
 
     def after_step(self, engine: Engine, problem: Problem, result: StepResult) -> None:
-        """Log what was measured, with the change of the parameters."""
+        """Log the norms, with that of the change of the parameters."""
         found = self._found.pop(problem.name, None)
         before = self._before.pop(problem.name, [])
         if found is None or result.skipped:
@@ -82,7 +82,7 @@ class NormLogger(Hook):
         engine.logger.log(found, tag=f"norms/{problem.name}", step=problem.count)
 
     def state_dict(self) -> dict[str, Any]:
-        """Parts of hypergradients amid an accumulation."""
+        """Return the hypergradient terms of an incomplete accumulation."""
         return {"parts": self._parts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Telling that learned sample weights have stopped telling samples apart."""
+"""Warnings when learned sample weights collapse: no longer distinguish samples."""
 
 from __future__ import annotations
 
@@ -24,35 +24,34 @@ if TYPE_CHECKING:
 
 
 class WeightCollapse(Hook):
-    """Warns when the sample weights of a reweighted problem are nearly 0, equal, or one sample's.
+    """Warns when a reweighted problem's weights are nearly 0, equal, or those of few samples.
 
-    Of the weights ``w`` of each batch of B samples in a window of ``every`` steps are taken
+    For the weights ``w`` of each batch of B samples in a window of ``every`` steps it computes
 
     - the mean of ``|w|``: below ``zero``, the problem hardly trains at all;
-    - the spread, standard deviation over mean: below ``equal``, no sample is told from another;
+    - the spread, standard deviation over mean: below ``equal``, samples are not distinguished;
     - the share ``(n - 1) / (B - 1)`` with the effective sample size ``n = (Σw)² / Σw²``: 1 for
       equal weights, 0 when one sample holds all the weight. Below ``few``, few samples are trained
       on.
 
-    A kind of collapse is warned of once, with the number and what to do, when all batches of a
-    window show it. The largest of each in a window is logged under ``weights/<name>``. The device
-    is waited for once a window. Of several processes the batch is that of all together, to which
-    each contributes four numbers a step, and the first one warns.
+    Each kind of collapse is warned of once, with the number and a remedy, when all batches of a
+    window show it. The largest value of each in a window is logged under ``weights/<name>``. The
+    host waits for the device once a window. In a program of several processes the batches of all
+    are taken together, by four numbers a step from each, and the first process warns.
 
     Args:
         problem: Name of the problem, a :class:`~metaweight.problems.ReweightedProblem` such as
             ``WeightedClassifier``.
         every: Steps of a window.
-        zero: Least mean that is let pass.
-        equal: Least spread that is let pass.
-        few: Least share that is let pass.
+        zero: Smallest mean without a warning.
+        equal: Smallest spread without a warning.
+        few: Smallest share without a warning.
 
     Raises:
         ConfigurationError: For a window without steps or a negative threshold.
     """
 
     optional = True
-    reads_parameters = False
 
     def __init__(
         self,
@@ -83,11 +82,11 @@ class WeightCollapse(Hook):
         self._largest: Tensor | None = None
 
     def run_start(self, engine: Engine) -> None:
-        """Refuse a problem whose weights cannot be seen.
+        """Refuse a problem that does not declare its weights.
 
         Raises:
-            GraphError: When the engine has none of that name.
-            ConfigurationError: When it does not declare its weights.
+            GraphError: When the engine has no problem of that name.
+            ConfigurationError: When the problem does not declare its weights.
         """
         found = [p for p in engine.problems if p.name == self.problem]
         if not found:
@@ -104,7 +103,7 @@ class WeightCollapse(Hook):
             )
 
     def after_step(self, engine: Engine, problem: Problem, result: StepResult) -> None:
-        """Look at them, and warn at the end of a window."""
+        """Record the weights, and warn at the end of a window."""
         if problem.name != self.problem or not isinstance(problem, ReweightedProblem):
             return
         weights = result.sample_weights
@@ -115,11 +114,11 @@ class WeightCollapse(Hook):
         self._largest = seen if self._largest is None else self._largest.to(seen).maximum(seen)
         self._steps += 1
         if self._steps == self.every:
-            self._judge(engine, problem, self._largest.tolist())
+            self._check(engine, problem, self._largest.tolist())
             self._steps, self._largest = 0, None
 
     def state_dict(self) -> dict[str, Any]:
-        """The window under way, and what has been warned of."""
+        """Return the current window and the warnings given."""
         return {"steps": self._steps, "largest": self._largest, "warned": sorted(self.warned)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -127,7 +126,7 @@ class WeightCollapse(Hook):
         self._steps, self._largest = state["steps"], state["largest"]
         self.warned = set(state["warned"])
 
-    def _judge(self, engine: Engine, problem: Problem, largest: list[float]) -> None:
+    def _check(self, engine: Engine, problem: Problem, largest: list[float]) -> None:
         mean, spread, share, size = largest
         numbers = {"mean": mean, "spread": spread, "share": share, "effective_size": size}
         engine.logger.log(numbers, tag=f"weights/{problem.name}", step=problem.count)
@@ -137,7 +136,7 @@ class WeightCollapse(Hook):
                 problem,
                 "nearly 0",
                 f"their mean was at most {mean:.3g}, so that it hardly trains. Weights that only "
-                "shrink stand in for a smaller learning rate: normalise them "
+                "shrink have the effect of a smaller learning rate: normalise them "
                 f"(WeightedClassifier(normalise=True)), give {upper} a smaller learning rate, "
                 "or lower that of the classifier",
             )
@@ -145,10 +144,10 @@ class WeightCollapse(Hook):
             self._warn(
                 problem,
                 "nearly equal",
-                f"their standard deviation was at most {spread:.3g} of their mean, so that no "
-                f"sample is told from another. Give {upper} more meta samples, a smaller learning "
-                "rate if weights have run to the end of their range, a larger one if they have "
-                "never moved, or a weight network that sees more than the loss "
+                f"their standard deviation was at most {spread:.3g} of their mean, so that "
+                f"samples are not distinguished. Give {upper} more meta samples, a smaller "
+                "learning rate if weights have reached the end of their range, a larger one if "
+                "they have never changed, or a weight network with more inputs than the loss "
                 "(ClassAwareWeightNet)",
             )
         elif share < self.few:
@@ -190,9 +189,9 @@ def _moments(weights: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _measures(moments: Tensor) -> Tensor:
-    """Return mean, spread, share and effective sample size of all weights whose moments these are.
+    """Return mean, spread, share and effective sample size of weights from their moments.
 
-    The formula is that of Chan, Golub, LeVeque, 1979, for the variance of parts put together.
+    The formula is that of Chan, Golub, LeVeque, 1979, for the variance of combined samples.
     """
     number, largest, mean, deviation = moments.unbind(1)
     tiny = torch.finfo(moments.dtype).tiny

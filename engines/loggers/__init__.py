@@ -1,4 +1,4 @@
-"""Where the numbers of a run go."""
+"""Loggers: the destinations of the numbers of a run."""
 
 from .base import Logger, flatten_stats, sentence
 from .files import CSVLogger, JSONLinesLogger

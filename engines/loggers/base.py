@@ -1,4 +1,4 @@
-"""What a logger offers, and how values become numbers for it."""
+"""The base class of loggers, and the conversion of values to numbers."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class Logger(ABC):
         """Record ``stats`` of ``tag`` (a problem's name, or ``"validation"``) at ``step``."""
 
     def position(self) -> dict[str, Any]:
-        """Return where the records end now, brought to the disk; to be saved with a run."""
+        """Write pending records and return the position of their end, to be saved with a run."""
         return {}
 
     def go_on_from(self, position: Mapping[str, Any]) -> None:  # noqa: B027 (none to be found)
-        """Forget what was recorded after :meth:`position` was asked, and go on there."""
+        """Remove the records after a position from :meth:`position`, and continue there."""
 
-    def close(self) -> None:  # noqa: B027 (nothing to write out is a fair default)
-        """Write out what is pending. Logging may go on afterwards."""
+    def close(self) -> None:  # noqa: B027 (a logger may have nothing to write)
+        """Write pending records. Logging may continue afterwards."""
 
 
 def flatten_stats(stats: Mapping[str, Any]) -> dict[str, float]:
     """Turn values to be logged into plain numbers.
 
     Tensors of one element become numbers (this waits for the device), longer ones and sequences
-    become ``key_0, key_1, …``, nested mappings ``key_inner``. What is not a number is left out.
+    become ``key_0, key_1, …``, nested mappings ``key_inner``. Other values are left out.
     """
     flat: dict[str, float] = {}
     for key, given in stats.items():

@@ -22,7 +22,7 @@ class _FileLogger(Logger):
         self._written = 0
 
     def position(self) -> dict[str, Any]:
-        """Return how long the file is."""
+        """Return the length of the file."""
         if self._file is None:
             return {"bytes": self._written}
         self._file.flush()
@@ -30,7 +30,7 @@ class _FileLogger(Logger):
         return {"bytes": self._file.tell()}
 
     def go_on_from(self, position: Mapping[str, Any]) -> None:
-        """Cut the file to the length it had."""
+        """Cut the file to a saved length."""
         self.close()
         path = self._folder() / self._name
         length = int(position["bytes"])

@@ -1,4 +1,4 @@
-"""The logger of a run: messages to the console, numbers to every logger asked for."""
+"""The logger of a run: messages to the console, numbers to every configured logger."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class RunLogger:
     """Messages for people (``info``, ``warning``, …) and numbers for loggers (``log``).
 
     Args:
-        loggers: Where numbers go.
-        folder: The folder they share, if they do.
-        quiet: Say nothing but errors.
+        loggers: Loggers that receive the numbers.
+        folder: The folder that file loggers share, if there are any.
+        quiet: Log no messages but errors.
     """
 
     def __init__(
@@ -56,40 +56,40 @@ class RunLogger:
             logger.log(flat, tag or "run", 0 if step is None else step)
 
     def debug(self, message: str, *args: Any) -> None:
-        """Say something of interest to a developer."""
+        """Log a message for developers."""
         self._console.debug(message, *args)
 
     def info(self, message: str, *args: Any) -> None:
-        """Say something."""
+        """Log a message."""
         self._console.info(message, *args)
 
     def warning(self, message: str, *args: Any) -> None:
-        """Say that something may be wrong."""
+        """Log a warning."""
         self._console.warning(message, *args)
 
     def error(self, message: str, *args: Any) -> None:
-        """Say that something is wrong."""
+        """Log an error."""
         self._console.error(message, *args)
 
     def position(self) -> dict[str, Any]:
-        """Return where every logger stands, to be saved with a run."""
+        """Return the position of every logger, to be saved with a run."""
         return {
             "folder": None if self._folder is None else self._folder.name,
             "loggers": [[type(logger).__name__, logger.position()] for logger in self.loggers],
         }
 
     def go_on_from(self, position: Mapping[str, Any]) -> None:
-        """Let loggers go on in the folder of a saved run, without what came after it was saved.
+        """Continue in the folder of a saved run, without the records made after it was saved.
 
-        A logger that the saved run had not starts anew; all do, with a warning, where the folder
-        is no longer below ``log_dir``.
+        A logger that the saved run did not have starts a new record. If the folder is no longer
+        below ``log_dir``, all loggers do, with a warning.
         """
         if self._folder is None or position["folder"] is None:
             return
         if not self._folder.go_on_in(position["folder"]):
             self.warning(
-                f"The log folder {position['folder']!r} of the run that goes on is not below "
-                f"log_dir={str(self._folder.parent)!r} any more; a new one is begun."
+                f"The log folder {position['folder']!r} of the resumed run is not below "
+                f"log_dir={str(self._folder.parent)!r} any more; a new folder is used."
             )
             return
         saved = dict(position["loggers"])
@@ -98,7 +98,7 @@ class RunLogger:
                 logger.go_on_from(saved[type(logger).__name__])
 
     def close(self) -> None:
-        """Write out what is pending."""
+        """Write pending records."""
         for logger in self.loggers:
             logger.close()
 
@@ -128,13 +128,13 @@ class RunFolder:
 
     @property
     def name(self) -> str | None:
-        """Its name, once it has been made."""
+        """The folder's name, once it has been made."""
         return None if self._path is None else self._path.name
 
     def go_on_in(self, name: str) -> bool:
-        """Use a folder that is there already, and say whether it is."""
+        """Use an existing folder; return whether it exists."""
         path = self.parent / name
-        # A name that leads elsewhere must not have files cut there.
+        # With a name that leads to another folder, files there must not be cut.
         if name in ("", ".", "..") or Path(name).name != name or not path.is_dir():
             return False
         self._path = path

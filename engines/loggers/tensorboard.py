@@ -43,7 +43,7 @@ class TensorBoardLogger(Logger):
             self._writer.add_scalar(f"{tag}/{name}", value, step)
 
     def position(self) -> dict[str, Any]:
-        """Return the event files and how long each is."""
+        """Return the event files and their lengths."""
         if self._writer is not None:
             self._writer.flush()
         if self._writer is None and not self._begun:
@@ -51,11 +51,11 @@ class TensorBoardLogger(Logger):
         return {"files": {f.name: f.stat().st_size for f in self._event_files()}}
 
     def go_on_from(self, position: Mapping[str, Any]) -> None:
-        """Cut event files to the length they had; those begun later are removed.
+        """Cut event files to their saved lengths, and remove those started later.
 
-        New ones are begun beside them, which TensorBoard reads as one run. Its own way of hiding
-        what comes after a step (``purge_step``) cannot serve here, where problems count their steps
-        each for themselves.
+        Further records go to new files beside them, which TensorBoard reads as one run. Its
+        ``purge_step``, which hides the events after a step, cannot be used here, since each problem
+        counts its own steps.
         """
         self.close()
         kept = position["files"]

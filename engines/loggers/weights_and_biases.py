@@ -43,11 +43,11 @@ class WandBLogger(Logger):
         self._wandb.log({**values, "global_step": step})
 
     def position(self) -> dict[str, Any]:
-        """Return which run is logged to, if this logger has started it."""
+        """Return the id of the wandb run, if this logger has started it."""
         return {"run": self._earlier}
 
     def go_on_from(self, position: Mapping[str, Any]) -> None:
-        """Go on with that run; what it holds of later steps stays there, since wandb only adds."""
+        """Continue that run; its records of later steps remain, since wandb can only append."""
         self._earlier = position["run"]
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""The program as data that can be printed: graph, schedule, settings, counters."""
+"""The program as data that can be printed: graph, schedule, settings, run state."""

@@ -14,7 +14,7 @@ from metaweight.problems.base.settings import (
     require_text,
 )
 
-STRATEGIES = ("default", "cpu", "gpu", "distributed", "zero", "fsdp", "accelerate")
+STRATEGIES = ("default", "cpu", "gpu", "distributed", "zero", "accelerate")
 NON_FINITE = ("ignore", "raise", "skip", "stop")
 LOGGER_TYPES = ("none", "tensorboard", "wandb", "csv", "jsonl")
 OWNER = "EngineConfig"
@@ -31,54 +31,52 @@ FLAGS = ("roll_back", "early_stopping", "channels_last", "sync_batch_norm", "pro
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How a program runs.
+    """Settings of a run.
 
     Args:
         train_iters: Steps of the leaf problems.
-        valid_step: Validate every so many steps.
+        valid_step: Steps between two validations.
         logger_type: ``"none"`` (console only), ``"tensorboard"``, ``"wandb"``, ``"csv"``,
             ``"jsonl"``, or a tuple of several.
-        log_dir: Where file loggers write; a folder per run is made below it at the first record.
+        log_dir: Folder for file loggers; a folder per run is made in it at the first record.
         roll_back: After an upper problem has stepped, undo the lower problem's steps since its
-            loop started and take the last one again with the new upper parameters.
-        backend: How several processes talk about what is on GPUs. ``"gloo"`` makes them compute on
-            the CPU, where they talk by gloo in any case. An Accelerator decides by itself how.
-        strategy: Where problems live: ``"default"`` (a GPU if there is one), ``"cpu"``, ``"gpu"``;
-            or in several processes, started by ``torchrun``, each on a GPU of its own or on the
-            CPU: ``"distributed"`` keeps a whole copy in each and shares out the batches,
-            ``"zero"`` shares out the state of optimizers too, ``"fsdp"`` that and the parameters,
-            which are whole only while a problem steps or something reads them (see
-            :meth:`Engine.whole_parameters`). ``"accelerate"`` does what ``"distributed"`` does, on
-            the device, in the processes and in the mixed precision of the script's
-            ``Accelerator``, or of one that is made; started by ``accelerate launch``, by
+            inner loop started and take the last one again with the new upper parameters.
+        backend: Backend of ``torch.distributed`` for tensors on GPUs. With ``"gloo"`` the processes
+            compute on the CPU, where the backend is gloo in any case. An Accelerator chooses its
+            own.
+        strategy: Device or devices of the problems: ``"default"`` (a GPU if there is one),
+            ``"cpu"``, ``"gpu"``; or several processes, started by ``torchrun``, each on a GPU of
+            its own or on the CPU: ``"distributed"`` keeps a whole copy in each process and shards
+            the batches, ``"zero"`` shards the state of optimizers too. ``"accelerate"`` does the
+            same as ``"distributed"``, with the device, the processes and the mixed precision of the
+            script's ``Accelerator``, or of a new one; started by ``accelerate launch``, by
             ``torchrun``, or as one process.
-            version.
-        device: A device such as ``"cuda:1"``; takes the place of ``strategy``.
+        device: A device such as ``"cuda:1"``, in place of ``strategy``.
         early_stopping: Stop when the metric has not improved.
         early_stopping_mode: ``"min"`` or ``"max"``: which way is better.
         early_stopping_tolerance: Validations without improvement before stopping.
-        early_stopping_metric: Name of the metric in what ``validation`` returns.
-        channels_last: Lay out convolution weights and batches of images with their channels
-            innermost, which convolutions mostly compute faster. Values are the same to rounding.
-        sync_batch_norm: Of several processes, let batch norm use the statistics of all their
-            batches together instead of each process's own.
+        early_stopping_metric: Name of the metric among the values that ``validation`` returns.
+        channels_last: Use torch's ``channels_last`` memory format for convolution weights and
+            batches of images, which is mostly faster. Values are the same to rounding.
+        sync_batch_norm: In several processes, let batch norm use the statistics of the batches of
+            all processes instead of each process's own.
         progress: Show a progress bar with the time left.
-        checkpoint_dir: Save the whole state of the run in files of this folder, to go on from by
-            ``run(resume="auto")``: every ``checkpoint_step`` iterations, at the end, and when
-            Ctrl-C or SIGTERM ends the run. None: no files.
+        checkpoint_dir: Folder for checkpoints, which hold the whole state of the run and are
+            resumed by ``run(resume="auto")``. They are saved every ``checkpoint_step`` iterations,
+            at the end, and when Ctrl-C or SIGTERM ends the run. ``None``: no checkpoints.
         checkpoint_step: Iterations between two checkpoints; ``valid_step`` when left out.
         keep_last: How many of the latest checkpoints to keep; ``None`` for all.
-        keep_best: How many of the best to keep beside those. A validation among the best is saved
-            at once.
-        checkpoint_metric: Name of the value in what ``validation`` returns that says which are
-            best.
+        keep_best: How many of the best to keep beside those. After a validation among the best, a
+            checkpoint is saved at once.
+        checkpoint_metric: Name of the value, among those that ``validation`` returns, by which the
+            best are chosen.
         checkpoint_mode: ``"min"`` or ``"max"``: which way is better.
-        checkpoint_failure: What to do when a checkpoint cannot be written: ``"warn"`` and go on,
-            or ``"raise"``. Earlier ones stay as they are.
-        non_finite: What to do about a loss, gradient or hypergradient that is not finite:
-            ``"ignore"``; ``"raise"`` an error that names problem, step and batch; ``"skip"`` the
-            optimizer step; ``"stop"`` the run and save it. Each but the first waits for the device
-            once a step. See :class:`NonFinite`, the hook for finer settings.
+        checkpoint_failure: Policy for a checkpoint that cannot be written: ``"warn"`` and continue,
+            or ``"raise"``. Earlier checkpoints are not changed.
+        non_finite: Policy for a loss, gradient or hypergradient that is not finite: ``"ignore"``;
+            ``"raise"`` an error that names problem, step and batch; ``"skip"`` the optimizer step;
+            ``"stop"`` the run and save it. Each but the first waits for the device once a step. See
+            :class:`NonFinite`, the hook for finer settings.
         distributed: Older spelling of ``strategy="distributed"``.
 
     Raises:
@@ -161,7 +159,7 @@ class EngineConfig:
 
     @property
     def logger_types(self) -> tuple[str, ...]:
-        """The loggers beside the console, as a tuple."""
+        """The loggers other than the console, as a tuple."""
         given = self.logger_type
         if isinstance(given, (tuple, list)):
             return tuple(given)

@@ -1,4 +1,4 @@
-"""The counters of a program, put back where an iteration errs before it has changed anything."""
+"""Counters of a program, restored when an iteration fails before it has changed anything."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .schedule import Action, Instruction, Schedule
 
 
 class Counters:
-    """Where counters stood before an iteration, and whether anything has been changed since.
+    """Counters from before an iteration, and whether anything has been changed since.
 
     Args:
         problems: The problems.
@@ -25,10 +25,10 @@ class Counters:
         self._counts = [(p.step_state, p.count, p.step_state.global_step) for p in problems]
 
     def begins(self, problem: Problem, instruction: Instruction) -> None:
-        """Note an instruction that leaves a trace even when it errs.
+        """Note an instruction that changes the program even when it fails.
 
-        The first batch of a step leaves none; a later one leaves the step begun before without its
-        gradient.
+        The first micro-batch of a step changes nothing; a later one leaves an accumulation that
+        lacks its gradient.
         """
         if self._changed:
             return
@@ -42,18 +42,18 @@ class Counters:
         self._changed = not harmless
 
     def stepped(self) -> None:
-        """Note that a step has been taken, or is about to be."""
+        """Note that a step has been taken, or is about to be taken."""
         self._changed = True
 
     def put_back(self) -> bool:
-        """Put the counters back, unless something has been changed.
+        """Restore the counters, unless something has been changed.
 
         Returns:
-            Whether they were.
+            Whether they were restored.
         """
         if self._changed:
             return False
-        self._schedule.go_back(self._mark)
+        self._schedule.restore(self._mark)
         for state, count, global_step in self._counts:
             state.begin_step(count, global_step)
         return True

@@ -1,4 +1,4 @@
-"""Surroundings shared by the problems of an engine: an environment, a task sampler, a simulator."""
+"""Environment shared by the problems of an engine: a simulator, a task sampler or other state."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 
 
 class Env:
-    """What problems share beside their parameters; problems reach it as ``self.env``.
+    """State that problems share beside their parameters; problems access it as ``self.env``.
 
-    Derive from it, keep what is shared as attributes, and advance it where the program needs to,
+    Derive from it, keep the shared state as attributes, and advance it where the program needs to,
     for instance in an overridden ``Engine.train_step``. Problems are its attributes by their names.
     """
 

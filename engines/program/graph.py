@@ -28,7 +28,7 @@ Edges = Mapping[Node, Sequence[Node]]
 
 @dataclass(frozen=True)
 class Graph(Generic[Node]):
-    """Who steps after whom, and along which paths hypergradients flow.
+    """The order in which problems step, and the paths along which hypergradients flow.
 
     Attributes:
         nodes: All problems, in the order given.
@@ -36,7 +36,7 @@ class Graph(Generic[Node]):
         children: For each name, the problems it waits for.
         paths: For each name, its hypergradient paths ``(θ, w_1, …, w_k, θ)``: the problem, those
             below it from top to bottom, and the problem again.
-        leaves: Problems that wait for nobody, in the order given.
+        leaves: Problems that wait for no other, in the order given.
     """
 
     nodes: tuple[Node, ...]
@@ -47,13 +47,14 @@ class Graph(Generic[Node]):
 
     @classmethod
     def build(cls, nodes: Sequence[Node], dependencies: Mapping[str, Any] | None) -> Graph[Node]:
-        """Validate and derive the graph.
+        """Validate the dependencies and build the graph.
 
         Args:
             nodes: The problems.
-            dependencies: ``{"u2l": {upper: [lower, …]}, "l2u": {lower: [upper, …]}}``: whose
-                parameters enter whose loss from above, and who steps after whom. Either may be
-                left out; without both, every problem is a level of its own.
+            dependencies: ``{"u2l": {upper: [lower, …]}, "l2u": {lower: [upper, …]}}``: upper
+                problems whose parameters enter the loss of lower ones, and lower problems that step
+                before upper ones. Either may be left out; without both, every problem is
+                independent of the others.
 
         Raises:
             GraphError: For no problems, two of one name, an unknown key, an edge to a problem that

@@ -1,4 +1,4 @@
-"""Where a run stands: what its next iteration depends on beside the program itself."""
+"""The run state: the iteration and other values that the next iteration depends on."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 @dataclass
 class RunState:
-    """Where a run stands.
+    """State of a run.
 
     Attributes:
-        run: A name of its own, by which checkpoints are told from those of other runs.
-        iteration: Iterations done of ``train_iters``.
+        run: A unique name, which distinguishes its checkpoints from those of other runs.
+        iteration: Number of iterations done, of ``train_iters``.
         validated_at: ``global_step`` of the last validation.
         stopped: Why the run was asked to end early, if it was.
-        inside_step: Whether a step has begun and not ended well.
-        resumed: Whether the next ``run()`` goes on with this one.
+        inside_step: Whether a step has started and has not finished without an error.
+        resumed: Whether the next ``run()`` continues this one.
     """
 
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -29,7 +29,7 @@ class RunState:
     resumed: bool = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is to be saved."""
+        """Return the values to be saved."""
         return {
             "run": self.run,
             "iteration": self.iteration,
@@ -43,7 +43,7 @@ class RunState:
             setattr(self, name, state[name])
 
     def begin(self) -> None:
-        """Begin a run, or go on with one that was loaded."""
+        """Start a run, or continue one that was loaded."""
         if not self.resumed:
             self.iteration, self.stopped = 0, None
         self.resumed = False

@@ -1,4 +1,4 @@
-"""The order of execution as data: which problem does what, step after step.
+"""The order of execution as data: the actions of all problems, step by step.
 
 A schedule knows names, edges and a few numbers. It can be printed and tested without running
 anything::
@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 
 class Action(Enum):
-    """What a problem does next.
+    """An action of a problem.
 
-    ``REDO`` takes the loop back and its last step again; ``KEEP`` lets a loop stand that was meant
-    to be taken back, because no upper problem stepped before the next one began.
+    ``REDO`` rolls the inner loop back and takes its last step again; ``KEEP`` keeps a loop that was
+    to be rolled back, because no upper problem stepped before the next loop started.
     """
 
     LOOP_START = "loop start"
@@ -38,17 +38,18 @@ class Instruction(NamedTuple):
 
     Attributes:
         problem: Its name.
-        action: What it does.
-        count: Its step counter once this is done.
-        first: For a step, whether its batch opens an accumulation window.
-        last: For a step, whether its batch completes the window, so that parameters change.
+        action: The action.
+        count: Its step counter after the action.
+        first: For a step, whether its micro-batch is the first of an accumulation.
+        last: For a step, whether its micro-batch completes the accumulation, so that parameters
+            change.
         record: For a step, whether it will be replayed: by a hypergradient or a roll-back.
-        settled: For a step, whether it stays; a step that will be taken back is not.
+        settled: For a step, whether it is final; a step that will be rolled back is not.
     """
 
     problem: str
     action: Action
-    count: int  # type: ignore[assignment] # tuple.count is not wanted here
+    count: int  # type: ignore[assignment] # replaces tuple.count
     first: bool = True
     last: bool = True
     record: bool = False
@@ -64,14 +65,14 @@ class Instruction(NamedTuple):
 
 @dataclass(frozen=True)
 class Rhythm:
-    """When a problem hands over to its upper problems.
+    """The settings that decide when upper updates follow a problem's steps.
 
     Attributes:
-        unroll_steps: Optimizer steps between two hand-overs.
+        unroll_steps: Optimizer steps between two upper updates.
         accumulation: Micro-batches per optimizer step.
-        warmup: Steps before the first hand-over.
+        warmup: Steps before the first upper update.
         roll_back: Whether its last step is taken again once the upper problems have stepped.
-        recorded_updates: Optimizer steps before a hand-over that a hypergradient will replay.
+        recorded_updates: Optimizer steps before an upper update that a hypergradient will replay.
     """
 
     unroll_steps: int = 1
@@ -82,15 +83,15 @@ class Rhythm:
 
     @cached_property
     def loop(self) -> int:
-        """Steps of a loop, micro-batches counted one by one."""
+        """Steps of an inner loop, micro-batches counted one by one."""
         return self.unroll_steps * self.accumulation
 
     def is_upper_update(self, count: int, every: int = 1, since: int = 0) -> bool:
-        """Whether upper problems become due after step ``count``.
+        """Return whether upper problems become due after step ``count``.
 
         Args:
             count: The step.
-            every: Loops from one hand-over to the next.
+            every: Inner loops from one upper update to the next.
             since: The step from which these are counted.
         """
         return count > self.warmup and (count - since) % (self.loop * every) == 0
@@ -101,16 +102,16 @@ PLAIN = Rhythm()
 
 @dataclass
 class Progress:
-    """Where a problem stands; kept when the graph is rewired.
+    """State of one problem in the schedule; kept when the graph is changed.
 
     Attributes:
         count: Steps taken.
-        loop_open: Whether the problem is inside a loop.
-        snapshot_taken: Whether there is a snapshot of where its loop began.
-        redo_due: Whether its loop is to be taken back once an upper problem has stepped.
-        every: Loops from one hand-over to the next.
+        loop_open: Whether the problem is inside an inner loop.
+        snapshot_taken: Whether there is a snapshot of the start of its loop.
+        redo_due: Whether its loop is to be rolled back once an upper problem has stepped.
+        every: Inner loops from one upper update to the next.
         since: The step from which these are counted.
-        ready: Lower problems that have handed over.
+        ready: Lower problems whose upper update has become due.
     """
 
     count: int = 0
@@ -128,18 +129,19 @@ Mark = list[tuple[str, dict[str, Any]]]
 class Schedule:
     """Turns steps of leaf problems into instructions.
 
-    A leaf steps whenever it is asked to. After every ``unroll_steps`` optimizer steps, warm-up
-    excepted, a problem tells its parents that it is ready; a parent steps once all its children
-    are, and then waits for all of them anew. ``on_inner_loop_start`` precedes the first step and
-    each step that follows a hand-over.
+    A leaf steps at every call of :meth:`advance`. After every ``unroll_steps`` optimizer steps,
+    except during warm-up, a problem is ready for its parents; a parent steps once all its children
+    are ready, and then waits for all of them again. ``on_inner_loop_start`` precedes the first step
+    and each step that follows an upper update.
 
-    With roll-back a snapshot is taken where a loop starts; once a parent has stepped, the problems
-    below it are put back there and take their last optimizer step again, bottom to top. A loop
-    inside the warm-up ends at each hand-over point it passes, so that warm-up is never undone.
+    With roll-back a snapshot is taken at the start of an inner loop; once a parent has stepped, the
+    problems below it are restored from it and take their last optimizer step again, bottom to top.
+    During warm-up a new snapshot replaces it after every ``unroll_steps`` optimizer steps, so that
+    warm-up is never undone.
 
     Args:
-        rhythms: Per name; the default rhythm where left out.
-        parents: Per name, the problems that wait for it.
+        rhythms: The rhythm of each problem, by name; the default rhythm where left out.
+        parents: The problems that wait for each problem, by name.
     """
 
     def __init__(self, rhythms: Mapping[str, Rhythm], parents: Mapping[str, Sequence[str]]) -> None:
@@ -148,65 +150,65 @@ class Schedule:
         for low, ups in self._parents.items():
             for up in ups:
                 self._children[up] = (*self._children.get(up, ()), low)
-        # Whoever hands over to a problem that waits for others may take further steps meanwhile.
+        # A problem whose upper problem also waits for others may take further steps until then.
         self._waits_for_others = {
             low: any(len(self._children[up]) > 1 for up in ups)
             for low, ups in self._parents.items()
         }
         self._rhythms = dict(rhythms)
         self._progress: dict[str, Progress] = {}
-        self._taken_back = [
+        self._rolled_back = [
             name
             for name in _bottom_up(self._parents, self._children)
             if self._rhythms.get(name, PLAIN).roll_back
         ]
 
     def progress(self, name: str) -> Progress:
-        """Return where a problem stands."""
+        """Return the state of a problem."""
         state = self._progress.get(name)
         if state is None:
             state = self._progress[name] = Progress()
         return state
 
     def carry_over(self, earlier: Schedule) -> None:
-        """Go on counting where another schedule stopped; readiness starts anew."""
+        """Take over the counts of another schedule; no problem is ready."""
         for name, state in earlier._progress.items():
             self._progress[name] = Progress(
                 state.count, state.loop_open, every=state.every, since=state.since
             )
 
     def mark(self) -> Mark:
-        """Return where every problem stands, for :meth:`go_back`; quicker than a state to save."""
+        """Return the state of every problem for :meth:`restore`; faster than :meth:`state_dict`."""
         return [
             (name, {**vars(state), "ready": set(state.ready)})
             for name, state in self._progress.items()
         ]
 
-    def go_back(self, mark: Mark) -> None:
-        """Put every problem where it stood when :meth:`mark` was called."""
+    def restore(self, mark: Mark) -> None:
+        """Restore the state that :meth:`mark` returned."""
         self._progress = {
             name: Progress(**{**values, "ready": set(values["ready"])}) for name, values in mark
         }
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Return where every problem stands, to be saved."""
+        """Return the state of every problem, to be saved."""
         return {
             name: {**vars(state), "ready": sorted(state.ready)}
             for name, state in self._progress.items()
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Go on where :meth:`state_dict` was called."""
+        """Load what :meth:`state_dict` returned."""
         self._progress = {
             name: Progress(**{**values, "ready": set(values["ready"])})
             for name, values in state.items()
         }
 
     def is_between_loops(self) -> bool:
-        """Whether every problem below others has handed over, and all above have answered.
+        """Return whether no lower problem is inside a loop and no upper problem is still waiting.
 
-        Nothing recorded until now will then be read again: the next hand-over of each problem
-        comes after a whole loop.
+        Nothing recorded until now will then be read again: the next upper update of each problem
+        comes after a whole inner loop.
         """
         below = [name for name, ups in self._parents.items() if ups]
         return not any(
@@ -215,24 +217,24 @@ class Schedule:
         )
 
     def record(self, name: str, updates: int) -> None:
-        """From now on record so many optimizer steps of a problem before each hand-over."""
+        """From now on record ``updates`` optimizer steps of a problem before each upper update."""
         self._rhythms[name] = replace(self._rhythms.get(name, PLAIN), recorded_updates=updates)
 
     def upper_update_every(self, name: str, loops: int) -> None:
-        """From the loop under way on, let a problem hand over after so many loops.
+        """Set the number of a problem's inner loops per upper update, from the current loop on.
 
         Raises:
             ValueError: For a number below 1.
         """
         if isinstance(loops, bool) or not isinstance(loops, int) or loops < 1:
             raise ValueError(
-                f"Problem {name!r} was asked to hand over every {loops!r} loops; give 1 or more."
+                f"Problem {name!r} was given an upper update every {loops!r} loops; give 1 or more."
             )
         state, rhythm = self.progress(name), self._rhythms.get(name, PLAIN)
         state.every, state.since = loops, state.count - state.count % rhythm.loop
 
     def advance(self, leaf: str) -> list[Instruction]:
-        """Return what one step of ``leaf`` sets off, in order."""
+        """Return the instructions that follow from one step of ``leaf``, in order."""
         instructions: list[Instruction] = []
         fired: list[str] = []
         self._fire(leaf, instructions, fired)
@@ -304,8 +306,8 @@ class Schedule:
         return Instruction(name, Action.STEP, count, first, last, record, not undone)
 
     def _redo(self, fired: Sequence[str], out: list[Instruction]) -> None:
-        """Take back the problems below those that stepped as parents, bottom to top."""
-        for name in self._taken_back:
+        """Roll back the problems below those that stepped as parents, bottom to top."""
+        for name in self._rolled_back:
             state = self.progress(name)
             if state.redo_due and any(up in fired for up in self._parents.get(name, ())):
                 state.redo_due = False

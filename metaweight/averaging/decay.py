@@ -1,8 +1,8 @@
-"""How much of an exponential moving average stays at each update.
+"""Decay of an exponential moving average at each update.
 
 With the parameters ``θ_t`` after update t = 1, 2, … the average is ``θ'_t = d_t θ'_{t-1} +
-(1 - d_t) θ_t``, from ``θ'_0 = θ_0``. For a short while a constant ``d_t = β`` keeps too much of
-``θ_0``; three warm-ups are in use:
+(1 - d_t) θ_t``, from ``θ'_0 = θ_0``. In the first updates a constant ``d_t = β`` keeps too much
+of ``θ_0``; three warm-ups are in use:
 
 - ``mean_teacher``: ``d_t = min(1 - 1 / (t + 1), β)``, the plain mean of ``θ_0 … θ_t`` at first
   (Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017, arXiv:1703.01780).
@@ -32,8 +32,8 @@ class EMASettings:
 
     Attributes:
         beta: ``β`` in [0, 1).
-        warm_up: How it begins.
-        buffers: Where the teacher's buffers come from.
+        warm_up: How it starts.
+        buffers: Source of the teacher's buffers.
     """
 
     beta: float = 0.999

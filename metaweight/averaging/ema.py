@@ -1,9 +1,9 @@
 """Exponential moving average of a model's parameters.
 
 ``θ'_t = d_t θ'_{t-1} + (1 - d_t) θ_t`` with ``d_t = β`` or a warm-up of it (see
-:mod:`~metaweight.averaging.decay`). Averaged iterates are those of Polyak and Juditsky (1992); as
-the teacher of the model they are averaged from, of Tarvainen and Valpola, "Mean teachers are better
-role models" (NeurIPS 2017, arXiv:1703.01780).
+:mod:`~metaweight.averaging.decay`). Sources: for averaged iterates Polyak and Juditsky (1992); for
+the average as a teacher of its model Tarvainen and Valpola, "Mean teachers are better role models"
+(NeurIPS 2017, arXiv:1703.01780).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .named_tensors import (
 
 
 class EMA:
-    """Averages a model while it trains; the average, or teacher, can stand in for it. ::
+    """Averages a model's parameters while it trains; the average, or teacher, can replace it. ::
 
         ema = EMA(model, beta=0.999)
         for batch in loader:
@@ -45,18 +45,18 @@ class EMA:
             validate(model)
 
     All floating-point parameters are averaged, in single precision or better whatever the model's:
-    in half precision an average with ``beta`` near 1 would never move. The teacher's values are
-    copied into the model's parameters and the student's are copied back, bit for bit; no storage
-    changes hands. Where an error is raised, model and average are what they were before the call.
+    in half precision an average with ``beta`` near 1 would never change. The teacher's values are
+    copied into the model's parameters and the student's are copied back, bit for bit; parameters
+    keep their storage. A call that raises an error leaves model and average unchanged.
 
     Args:
         model: The model to average; it may change its device or precision later.
         beta: ``β`` in [0, 1); averages over about 1 / (1 - β) updates.
         warm_up: ``"none"``, ``"mean_teacher"``, ``"ict"`` or ``"bias_corrected"``.
-        buffers: What the teacher's buffers, such as batch-norm statistics, are: ``"copy"``, the
+        buffers: Source of the teacher's buffers, such as batch-norm statistics: ``"copy"``, the
             model's as of the last update; ``"ema"``, averages like the parameters, where integer
-            ones are copied; ``"own"``, what the teacher's own passes make of them while it is
-            applied, or of :meth:`teacher`'s; ``"none"``, the model's, never touched.
+            ones are copied; ``"own"``, updated by the teacher's own passes, while it is applied or
+            through :meth:`teacher`; ``"none"``, the model's own, left unchanged.
 
     Attributes:
         model: The model.
@@ -95,10 +95,10 @@ class EMA:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Start the average anew, from the model as it is.
+        """Restart the average from the model's current parameters.
 
-        A :meth:`teacher` handed out before goes on being kept up to date where the model still has
-        its parameters and buffers, and otherwise has to be asked for again.
+        A :meth:`teacher` returned before is still kept up to date if the model has the same
+        parameters and buffers; otherwise call :meth:`teacher` again.
 
         Raises:
             ConfigurationError: While the teacher is applied.
@@ -118,7 +118,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the model's present parameters into the average; never waits for the device.
+        """Update the average with the model's current parameters; never waits for the device.
 
         Raises:
             ConfigurationError: While the teacher is applied, or when parameters or buffers of the
@@ -162,11 +162,11 @@ class EMA:
 
     @torch.no_grad()
     def restore_student(self) -> None:
-        """Copy back what the model held when the teacher was applied, bit for bit.
+        """Copy back the model's values from before the teacher was applied, bit for bit.
 
         Raises:
             ConfigurationError: When the teacher is not applied, or when parameters or buffers of
-                the model have got other names or shapes meanwhile; the values then stay kept.
+                the model have other names or shapes by now; the student's values are then kept.
         """
         if self._student is None:
             raise ConfigurationError(
@@ -189,7 +189,7 @@ class EMA:
 
     @contextmanager
     def applied(self) -> Iterator[nn.Module]:
-        """Let the model be the teacher inside, and the student again afterwards in any case."""
+        """Apply the teacher inside the ``with`` statement, and restore the student in any case."""
         self.apply_teacher()
         try:
             yield self.model
@@ -201,14 +201,14 @@ class EMA:
     def teacher(self) -> nn.Module:
         """Return a copy of the model that holds the average and needs no gradient.
 
-        It is the same module every time, written to by every update, for use in a training loss.
-        Its mode (``train()`` or ``eval()``) is the caller's. With ``buffers="none"`` its buffers
-        are the model's as of the last update.
+        Every call returns the same module, for use in a training loss; each update writes to it.
+        Its mode (``train()`` or ``eval()``) is the caller's choice. With ``buffers="none"`` its
+        buffers are the model's as of the last update.
         """
         if self._teacher is None:
             _, buffers = self._matched()
             teacher = copy.deepcopy(self.model).requires_grad_(False)
-            # While the teacher is applied, its own buffers are in the model and came along.
+            # While the teacher is applied, its own buffers are in the model and were copied.
             if not (self.is_applied and self.settings.buffers == "own"):
                 overwrite(buffers_of(teacher), self._buffers or buffers)
             overwrite(parameters_of(teacher), self._parameters)
@@ -216,16 +216,16 @@ class EMA:
         return self._teacher
 
     def own_statistics(self) -> list[torch.Tensor]:
-        """Return running means and variances that the passes of :meth:`teacher` itself make.
+        """Return running means and variances computed by the passes of :meth:`teacher` itself.
 
-        None but with ``buffers="own"``, and none before that module has been asked for.
+        The list is empty without ``buffers="own"`` and before the first call of :meth:`teacher`.
         """
         if self._teacher is None or self.settings.buffers != "own":
             return []
         return list(running_statistics(self._teacher))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step and copies of the average, to go on from exactly here.
+        """Return the step and copies of the average.
 
         Raises:
             ConfigurationError: While the teacher is applied: a checkpoint would lose the student.
@@ -236,7 +236,7 @@ class EMA:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what :meth:`state_dict` returned, over the same model and ``buffers``.
+        """Load what :meth:`state_dict` returned, for the same model and ``buffers``.
 
         Raises:
             ConfigurationError: While the teacher is applied, or when names or shapes differ.
@@ -258,10 +258,10 @@ class EMA:
         self._refresh_teacher(buffers)
 
     def require_student(self, asked: str) -> None:
-        """Refuse what ``asked`` names while the teacher is applied.
+        """Refuse the call named ``asked`` while the teacher is applied.
 
         Raises:
-            ConfigurationError: While it is.
+            ConfigurationError: When the teacher is applied.
         """
         if self.is_applied:
             raise ConfigurationError(
@@ -270,7 +270,7 @@ class EMA:
             )
 
     def _teacher_buffers(self) -> NamedTensors:
-        """The teacher's buffers while it is not applied; none where they are the model's."""
+        """Return the teacher's buffers while it is not applied; none where they are the model's."""
         if self._teacher is not None and self.settings.buffers == "own":
             return buffers_of(self._teacher)
         return self._buffers
@@ -283,7 +283,7 @@ class EMA:
             overwrite(buffers_of(self._teacher), self._buffers or buffers)
 
     def _matched(self) -> tuple[NamedTensors, NamedTensors]:
-        """Return parameters and buffers of the model, which have to be those averaged."""
+        """Return parameters and buffers of the model, and refuse others than those averaged."""
         parameters, buffers = parameters_of(self.model), buffers_of(self.model)
         kept = self._teacher_buffers()
         if self.settings.buffers == "none":
@@ -292,7 +292,7 @@ class EMA:
         if changed:
             raise ConfigurationError(
                 f"The model no longer has the parameters and buffers EMA averages ({changed}); put "
-                "it back as it was, or call reset() to start the average anew from it."
+                "it back as it was, or call reset() to restart the average from it."
             )
         return parameters, buffers
 
@@ -303,7 +303,7 @@ class EMA:
         wrong = non_finite(checked)
         if wrong:
             raise ConfigurationError(
-                f"The average is not finite in {', '.join(wrong)}, so the model would be of no "
-                "use with it: it has diverged before an update, or holds infinities on purpose. "
-                "Load an earlier state, call reset(), or use buffers='copy' for such buffers."
+                f"The average is not finite in {', '.join(wrong)}, so applying it would break the "
+                "model: it has diverged before an update, or holds infinities on purpose. Load "
+                "an earlier state, call reset(), or use buffers='copy' for such buffers."
             )

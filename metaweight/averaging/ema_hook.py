@@ -1,4 +1,4 @@
-"""Averages the parameters of one problem while an engine runs."""
+"""A hook that averages the parameters of one problem while an engine runs."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ class EMAHook(Hook):
         hook = EMAHook("classifier", beta=0.999)
         Engine(problems, config, dependencies, hooks=[hook]).run()
 
-    An update takes place when the iteration of its step is over, so that an upper problem which
-    differentiates through the step finds the teacher that the step had. Micro-batches that do not
-    complete an accumulation count for nothing, nor do steps that a roll-back takes away again.
+    The average is updated at the end of the iteration of the optimizer step, so that an upper
+    problem which differentiates through the step evaluates it with the same teacher. Micro-batches
+    that do not complete an accumulation are not counted, nor are steps that a roll-back undoes.
 
-    Of several processes all hold the same average. With ``buffers="own"`` running statistics that
-    each teacher's own passes have made are averaged over them at every update.
+    In a program of several processes, all hold the same average. With ``buffers="own"`` the running
+    statistics of the teachers' own passes are averaged over processes at every update.
 
     In ``validation()`` use ``with hook.applied():``, or let the hook do so. A ``training_step`` can
     use ``hook.teacher()``.
 
     Args:
         problem: The problem or its name.
-        beta: See :class:`EMA`, as for ``warm_up`` and ``buffers``.
-        warm_up: How the average begins.
-        buffers: Where the teacher's buffers come from.
-        validate_teacher: Whether ``engine.validation()`` finds the teacher in the module. It is the
-            student again at ``after_validation``, for this hook and those after it in the list.
+        beta: See :class:`EMA`, also for ``warm_up`` and ``buffers``.
+        warm_up: How the average starts.
+        buffers: Source of the teacher's buffers.
+        validate_teacher: Whether ``engine.validation()`` evaluates the teacher. The student is
+            restored at ``after_validation``, for this hook and those after it in the list.
 
     Raises:
         ConfigurationError: For a setting that is unknown or out of range.
@@ -60,7 +60,6 @@ class EMAHook(Hook):
         self.settings = EMASettings(beta, warm_up, buffers)
         self.validate_teacher = validate_teacher
         self._ema: EMA | None = None
-        self._student: Problem | None = None
         self._loaded: Mapping[str, Any] | None = None
         self._due = False
 
@@ -69,20 +68,17 @@ class EMAHook(Hook):
         """The average.
 
         Raises:
-            ConfigurationError: Before the first run, when there is none yet; and where processes
-                hold parts of the parameters, outside of ``engine.whole_parameters()``.
+            ConfigurationError: Before the first run, when there is none yet.
         """
         if self._ema is None:
             raise ConfigurationError(
                 f"The EMAHook of problem {self._name!r} has no average yet; it begins with "
-                "engine.run(). Hand the hook to the engine and use it inside the run or after it."
+                "engine.run(). Give the hook to the engine and use it inside the run or after it."
             )
-        if self._student is not None:
-            self._student.step_state.processes.require_whole(self._student)
         return self._ema
 
     def applied(self) -> AbstractContextManager[nn.Module]:
-        """Let the problem's module be the teacher inside; see :meth:`EMA.applied`."""
+        """Apply the teacher inside the ``with`` statement; see :meth:`EMA.applied`."""
         return self.ema.applied()
 
     def teacher(self) -> nn.Module:
@@ -90,7 +86,7 @@ class EMAHook(Hook):
         return self.ema.teacher()
 
     def run_start(self, engine: Engine) -> None:
-        """Begin the average, unless an earlier run has.
+        """Start the average, unless an earlier run has.
 
         Raises:
             ConfigurationError: When the engine has no such problem.
@@ -104,7 +100,7 @@ class EMAHook(Hook):
         self._begin(found[0])
 
     def before_step(self, engine: Engine, problem: Problem) -> None:
-        """Catch up before the parameters change again."""
+        """Do an update that is still due before the parameters change again."""
         if self._averages(problem):
             self._begin(problem)
             self._update(engine, problem)
@@ -133,7 +129,7 @@ class EMAHook(Hook):
         self._restore()
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the average."""
+        """Return the state of the average."""
         return {
             "ema": self._loaded if self._ema is None else self._ema.state_dict(),
             "due": self._due,
@@ -157,7 +153,6 @@ class EMAHook(Hook):
         return problem is self.problem or problem.name == self.problem
 
     def _begin(self, problem: Problem) -> None:
-        self._student = problem
         if self._ema is not None:
             return
         given = self.settings
@@ -181,7 +176,7 @@ class EMAHook(Hook):
 
 
 def _lasts(engine: Engine, problem: Problem) -> bool:
-    """Whether the step has changed the parameters for good, or is the one a roll-back repeats."""
+    """Return whether the step's change of the parameters lasts, or is redone after a roll-back."""
     config, count = problem.config, problem.count
     if count % config.gradient_accumulation != 0:
         return False

@@ -1,4 +1,4 @@
-"""Tensors by name, beside those of a module: copied, averaged and compared as a whole."""
+"""Tensors by name, as those of a module: copied, averaged and compared as a whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NamedTensors = dict[str, Tensor]
 
 
 def averageable(tensor: Tensor) -> bool:
-    """Whether a mean of such tensors has a meaning."""
+    """Return whether a tensor's values can be averaged."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
@@ -31,7 +31,7 @@ def copies(tensors: Mapping[str, Tensor]) -> NamedTensors:
 
 
 def wide_copies(tensors: Mapping[str, Tensor]) -> NamedTensors:
-    """The same, with what can be averaged in single precision or better."""
+    """Return such copies, with averageable tensors in single precision or better."""
     return {
         name: t.detach().to(torch.promote_types(t.dtype, torch.float32), copy=True)
         if averageable(t)
@@ -41,7 +41,7 @@ def wide_copies(tensors: Mapping[str, Tensor]) -> NamedTensors:
 
 
 def follow(kept: NamedTensors, present: Mapping[str, Tensor]) -> None:
-    """Move ``kept`` to where ``present`` is now, and widen it where that has become wider."""
+    """Move ``kept`` to the devices of ``present``, and widen it where those have a wider dtype."""
     for name, tensor in present.items():
         dtype = torch.promote_types(kept[name].dtype, tensor.dtype)
         kept[name] = kept[name].to(tensor.device, dtype)
@@ -54,7 +54,7 @@ def overwrite(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> N
 
 
 def average(kept: Mapping[str, Tensor], present: Mapping[str, Tensor], decay: float) -> None:
-    """``kept = decay · kept + (1 - decay) · present`` in place; what has no mean is copied."""
+    """Set ``kept = decay · kept + (1 - decay) · present`` in place; copy what has no mean."""
     means = {name: t for name, t in kept.items() if averageable(t)}
     if means:
         news = [present[name].to(t.dtype) for name, t in means.items()]
@@ -63,7 +63,7 @@ def average(kept: Mapping[str, Tensor], present: Mapping[str, Tensor], decay: fl
 
 
 def difference(kept: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> str:
-    """Say how names and shapes differ; nothing where they agree."""
+    """Describe how names and shapes differ; an empty text where they agree."""
     missing = [name for name in kept if name not in present]
     new = [name for name in present if name not in kept]
     reshaped = [

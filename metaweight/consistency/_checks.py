@@ -1,4 +1,4 @@
-"""What a semi-supervised problem is given, and what its passes return, refused early."""
+"""Checks of the settings of a semi-supervised problem and of the outputs of its passes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_settings(
     if method.needs_teacher and teacher is None:
         raise ConfigurationError(
             f"Problem {name!r} uses {kind}, which needs a teacher; give teacher=EMAHook({name!r}, "
-            "beta=0.95) and hand the same hook to the engine."
+            "beta=0.95) and give the same hook to the engine."
         )
     if teacher is not None:
         averaged = teacher.problem if isinstance(teacher.problem, str) else teacher.problem.name
@@ -62,7 +62,7 @@ def check_weights(name: str, consistency: float, uncertainty: float) -> None:
 
 
 def require_finite(problem: Problem, values: Tensor) -> None:
-    """Refuse what is not finite where looking does not wait for a device.
+    """Refuse numbers that are not finite; checked on the host only, where nothing has to wait.
 
     Raises:
         LossError: Naming the problem and the step.
@@ -77,13 +77,13 @@ def require_finite(problem: Problem, values: Tensor) -> None:
 
 
 def costs_nothing_to_read(values: Tensor) -> bool:
-    """Whether there are numbers, on the host."""
+    """Return whether a tensor holds numbers, on the host, that can be read without waiting."""
     real = type(values) is Tensor and values.device.type == "cpu"
     return real and not torch.compiler.is_compiling()
 
 
 def check_gate(problem: Problem, gate: str, weights: Tensor, number: int) -> None:
-    """Refuse weights of another shape than one per unlabelled sample.
+    """Refuse weights whose shape is not one number per unlabelled sample.
 
     Raises:
         LossError: Naming both problems.

@@ -26,4 +26,4 @@ class SemiSupervisedBatch(NamedTuple):
     """Weight of the consistency loss."""
 
     seed: int
-    """Of the noise of the consistency passes."""
+    """Seed of the noise of the consistency passes."""

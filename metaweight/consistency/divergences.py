@@ -1,4 +1,4 @@
-"""Divergences between what a student predicts and what it should: MSE, L1, KL and JS.
+"""Divergences between a student's predictions and their targets: MSE, L1, KL and JS.
 
 With ``p = softmax(z)`` of the student and ``q`` of the target, over C classes::
 
@@ -43,7 +43,7 @@ class Probabilities:
 
     Args:
         values: (N, C), rows that sum to 1.
-        check: Whether to look at the values, which waits for a device other than the host's.
+        check: Whether to check the values, which waits for them on a device other than the host.
 
     Raises:
         LossError: For negative values, or rows whose sum differs from 1 by more than 1e-4.
@@ -131,11 +131,11 @@ def kl(
 
     Args:
         student: Logits (N, C).
-        target: Logits (N, C), or :class:`Probabilities`; of exact zeros the logarithm is that of
-            the smallest normal number.
+        target: Logits (N, C), or :class:`Probabilities`; the logarithm of an exact zero is
+            that of the smallest normal number.
         direction: ``"target_student"``: ``KL(q‖p)``, whose gradient is that of the cross-entropy
             to ``q``; ``"student_target"``: ``KL(p‖q)``.
-        mask: See :func:`mse`, as for the arguments that follow.
+        mask: See :func:`mse`, also for the remaining arguments.
     """
     if direction not in ("target_student", "student_target"):
         raise ConfigurationError(
@@ -193,7 +193,7 @@ DIVERGENCES: Mapping[str, Divergence] = {
 
 
 def divergence_of(who: str, given: str | Divergence) -> Divergence:
-    """Return the divergence of a name; functions are returned as they are.
+    """Return the divergence of this name; a function is returned unchanged.
 
     Raises:
         ConfigurationError: For an unknown name.
@@ -233,7 +233,7 @@ def _values_of(target: Target) -> Tensor:
 
 
 def _checked(given: tuple[Tensor, ...], mask: Tensor | None) -> tuple[Tensor, ...]:
-    """Return logits and target in full precision, harmless where the mask leaves them out."""
+    """Return logits and target in full precision, with zeros where the mask leaves them out."""
     first = given[0]
     for values in given:
         if values.ndim != 2 or not values.is_floating_point() or values.shape != first.shape:

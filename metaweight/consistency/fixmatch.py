@@ -17,7 +17,7 @@ from .pseudo_label import from_pseudo_labels
 
 @dataclass(frozen=True)
 class FixMatch(ConsistencyMethod):
-    """Divergence on a strong view from the class a student is sure of on a weak one.
+    """Divergence of the prediction on a strong view from the confident class of a weak view.
 
     Args:
         threshold: ``τ``; a sample of exactly this confidence is rejected. ``None`` accepts all.

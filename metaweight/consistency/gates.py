@@ -1,4 +1,4 @@
-"""Weights of unlabelled samples, and other things of a consistency loss that an upper level learns.
+"""Modules by which an upper problem learns weights of unlabelled samples, or a threshold.
 
 Each is a module from :class:`UnlabelledFeatures` to weights (B_u,) of at least 0: the ``v_i`` in
 ``(1/B_u) Σ_i v_i S_i``. An upper problem with one of them as its module learns it through the
@@ -25,7 +25,7 @@ from ..weighting.meta_weight_net import weight_mlp
 
 
 class UnlabelledFeatures(NamedTuple):
-    """What is known of the unlabelled samples of a step, without a graph."""
+    """Features of the unlabelled samples of a step, without a graph."""
 
     loss: Tensor
     """Divergence ``S_i``, (B_u,)."""
@@ -44,7 +44,7 @@ class UnlabelledFeatures(NamedTuple):
 
 
 class LearnedConsistencyWeight(nn.Module):
-    """``v_i = softplus(s)``: one weight for all.
+    """``v_i = softplus(s)``: one weight for all samples.
 
     Args:
         initial: The weight at the start, above 0.
@@ -78,7 +78,8 @@ class LearnedThreshold(nn.Module):
     Args:
         initial: ``τ`` at the start, in (0, 1).
         temperature: ``k`` above 0: a sample this much above the threshold has weight 0.73.
-        classes: Learn one threshold for each of so many predicted classes rather than one.
+        classes: Number of predicted classes, to learn a threshold for each; ``None`` learns one
+            threshold for all.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Interpolation Consistency Training: between two samples a student should predict in between.
+"""Interpolation Consistency Training: the target of a mixture is the mixture of predictions.
 
 ``x̃ = λ x_i + (1-λ) x_j``, ``T = sg(λ q'_i + (1-λ) q'_j)`` with ``q'`` of the teacher,
 ``S_i = D(f_θ(x̃_i), T_i)``, ``λ ~ Beta(α, α)``.
@@ -25,7 +25,7 @@ _MIXED = ("probabilities", "logits")
 
 @dataclass(frozen=True)
 class ICT(ConsistencyMethod):
-    """Divergence of the student on mixtures from mixtures of what a teacher says.
+    """Divergence of the student on mixed samples from the mixed predictions of a teacher.
 
     Args:
         alpha: Concentration of the Beta distribution: 0.1 for SVHN, 1 for CIFAR-10 in the paper.

@@ -11,14 +11,14 @@ from .._beta import draw_symmetric_beta
 def draw_shares(
     alpha: float, size: int, like: Tensor, *, per_sample: bool, at_least_half: bool
 ) -> Tensor:
-    """Return shares from Beta(α, α), (B,) or one number, from torch's stream of the device.
+    """Draw mixing shares from Beta(α, α), (B,) or one number, from torch's stream of the device.
 
     Args:
         alpha: ``α``, at least 0, where 0 gives 1.
         size: B.
         like: A tensor of the dtype and on the device wanted.
         per_sample: One for each sample rather than one for all.
-        at_least_half: Take ``max(λ, 1 - λ)``, so that a mixture resembles its first part.
+        at_least_half: Take ``max(λ, 1 - λ)``, so that a mixture resembles its first sample.
     """
     concentration = torch.full((), alpha, dtype=torch.float64, device=like.device)
     shares = draw_symmetric_beta(concentration, (size,) if per_sample else (), None)

@@ -1,7 +1,7 @@
-"""One call each for a student whose consistency loss an upper level learns.
+"""Functions that build an engine in which an upper problem learns part of a consistency loss.
 
-The upper level minimises the student's cross-entropy on trusted samples, which should be none of
-those the student trains on, through the student's last step::
+The upper problem minimises the student's cross-entropy on trusted samples, differentiated through
+the student's last step. The student should not train on the trusted samples. ::
 
     engine = learn_sample_weights(student, trusted, EngineConfig(train_iters=2000))
     engine.run()
@@ -41,11 +41,11 @@ def learn_weight(
     It multiplies the student's ``consistency_weight``.
 
     Args:
-        student: The lower level; its ``gate`` is set.
+        student: The lower problem; its ``gate`` is set.
         trusted: Loader of trusted batches ``(inputs, labels)``.
-        config: Of the engine.
+        config: Settings of the engine.
         initial: The weight at the start.
-        lr: Learning rate of the upper level, whose optimizer is Adam.
+        lr: Learning rate of the upper problem, whose optimizer is Adam.
         hooks: Hooks of the engine, such as the student's teacher.
 
     Raises:
@@ -65,18 +65,18 @@ def learn_threshold(
     lr: float = 1e-2,
     hooks: Iterable[Hook] = (),
 ) -> Engine:
-    """Return an engine that learns how sure a target has to be, for all classes or for each.
+    """Return an engine that learns a confidence threshold for all classes, or one for each.
 
-    A threshold that the student's method has of its own is switched off.
+    The threshold of the student's own method is switched off.
 
     Args:
-        student: See :func:`learn_weight`, as for the arguments not named here.
+        student: The lower problem; see :func:`learn_weight`.
         trusted: Loader of trusted batches.
-        config: Of the engine.
+        config: Settings of the engine.
         initial: The threshold at the start.
         temperature: How soft it is; see :class:`~metaweight.consistency.LearnedThreshold`.
         classes: Number of classes, for a threshold each.
-        lr: Learning rate of the upper level.
+        lr: Learning rate of the upper problem.
         hooks: Hooks of the engine.
     """
     gate = LearnedThreshold(initial, temperature, classes)
@@ -95,18 +95,18 @@ def learn_sample_weights(
     lr: float = 1e-2,
     hooks: Iterable[Hook] = (),
 ) -> Engine:
-    """Return an engine that learns a weight of each unlabelled sample from how it fares.
+    """Return an engine that learns a weight network for unlabelled samples.
 
     The weight is a function of the sample's divergence, the confidence of its target, and the
-    agreement of the two.
+    agreement of student and target.
 
     Args:
-        student: See :func:`learn_weight`, as for the arguments not named here.
+        student: The lower problem; see :func:`learn_weight`.
         trusted: Loader of trusted batches.
-        config: Of the engine.
+        config: Settings of the engine.
         hidden_size: Width of the weight network.
         initial: Weight of every sample at the start.
-        lr: Learning rate of the upper level.
+        lr: Learning rate of the upper problem.
         hooks: Hooks of the engine.
     """
     gate = UnlabelledWeightNet(hidden_size, initial=initial)
@@ -124,11 +124,11 @@ def learn_gate(
     """Return an engine that learns any module from features to weights; see :func:`learn_weight`.
 
     Args:
-        student: The lower level; its ``gate`` is set.
+        student: The lower problem; its ``gate`` is set.
         trusted: Loader of trusted batches.
         gate: From :class:`~metaweight.consistency.UnlabelledFeatures` to weights (B_u,).
-        config: Of the engine.
-        lr: Learning rate of the upper level.
+        config: Settings of the engine.
+        lr: Learning rate of the upper problem.
         hooks: Hooks of the engine.
     """
     if student.gated_by is not None:

@@ -1,4 +1,4 @@
-"""Mean Teacher: a student should say what the average of its past selves says.
+"""Mean Teacher: a student should predict what an average of its past parameters predicts.
 
 ``S_i = D(f_θ(x_i; ξ), sg f_θ'(x_i; ξ'))`` with ``θ'`` the exponential moving average of ``θ``, each
 with noise of its own.
@@ -17,9 +17,10 @@ from .method import Consistency, ConsistencyMethod, ConsistencyStep, compared
 
 @dataclass(frozen=True)
 class MeanTeacher(ConsistencyMethod):
-    """Divergence of the student from a teacher that averages it.
+    """Divergence of the student's predictions from those of a teacher, its average.
 
-    The student's side is its main pass, so that a step costs one pass of the teacher more.
+    The student's predictions come from its main pass, so that a step costs one extra pass, that of
+    the teacher.
 
     Args:
         divergence: A name of :data:`~metaweight.consistency.DIVERGENCES` or a function.

@@ -1,4 +1,4 @@
-"""What the consistency methods have in common: what they are given, and what they return."""
+"""The interface of consistency methods: their inputs and their result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Apply = Callable[[nn.Module, Tensor], Tensor]
 
 
 def unchanged(x: Tensor) -> Tensor:
-    """Return what is given."""
+    """Return the inputs."""
     return x
 
 
@@ -32,19 +32,19 @@ def as_given(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def called(model: nn.Module, x: Tensor) -> Tensor:
-    """Return what the model computes."""
+    """Return the output of the model."""
     output: Tensor = model(x)
     return output
 
 
 @dataclass(frozen=True)
 class Network:
-    """How a model computes, in two parts where inputs cannot be perturbed or mixed themselves.
+    """A model split into embedding and classifier, for inputs that cannot be perturbed or mixed.
 
     Args:
-        embed: Inputs to real numbers; the inputs themselves when left out. For tokens, their
+        embed: Maps inputs to real numbers; the inputs themselves when left out. For tokens, their
             embeddings.
-        classify: Those to logits (B, C); the model itself when left out.
+        classify: Maps these to logits (B, C); the model itself when left out.
     """
 
     embed: Apply = as_given
@@ -53,20 +53,20 @@ class Network:
 
 @dataclass
 class ConsistencyStep:
-    """One step, as a method sees it.
+    """Inputs of a consistency method in one step.
 
     Args:
         model: The student.
-        network: How it computes.
+        network: Its embedding and classifier.
         inputs: Labelled inputs, augmented, (B_l, …).
         labels: Their labels, (B_l,), -1 where there is none.
         unlabelled: Unlabelled inputs as given, (B_u, …), B_u at least 1.
         augmented: A random view of them, (B_u, …).
-        logits: What the student says of ``augmented`` in the main pass, (B_u, C), with a graph;
-            none for a method that makes the main pass itself.
+        logits: The student's logits for ``augmented`` in the main pass, (B_u, C), with a graph;
+            empty for a method that makes the main pass itself.
         teacher: An average of the student, for methods that need one.
         augment: Makes a random view of inputs.
-        strong_augment: Makes a view further away.
+        strong_augment: Makes a more strongly augmented view.
     """
 
     model: nn.Module
@@ -85,28 +85,28 @@ class ConsistencyStep:
         return self.augment(self.unlabelled)
 
     def predict(self, inputs: Tensor) -> Tensor:
-        """Return the student's logits; running statistics are not touched."""
+        """Return the student's logits; running statistics are left unchanged."""
         return self.classify(self.embed(inputs))
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """Return the student's embedding of inputs; running statistics are not touched."""
+        """Return the student's embedding of inputs; running statistics are left unchanged."""
         if self.network.embed is as_given:
             return inputs
         with frozen_statistics(self.model):
             return self.network.embed(self.model, inputs)
 
     def classify(self, embedded: Tensor) -> Tensor:
-        """Return the student's logits of embedded inputs; running statistics are not touched."""
+        """Return the student's logits of embedded inputs; running statistics are left unchanged."""
         with frozen_statistics(self.model):
             return self.classify_and_follow(embedded)
 
     def classify_and_follow(self, embedded: Tensor) -> Tensor:
-        """Return the student's logits of embedded inputs; running statistics follow the pass."""
+        """Return the student's logits of embedded inputs, and update running statistics."""
         return full_precision(self.network.classify(self.model, embedded))
 
     @torch.no_grad()
     def teach(self, inputs: Tensor) -> Tensor:
-        """Return the teacher's logits, without a graph; nor are its running statistics touched."""
+        """Return the teacher's logits, without a graph; running statistics are left unchanged."""
         assert self.teacher is not None
         with frozen_statistics(self.teacher):
             embedded = self.network.embed(self.teacher, inputs)
@@ -115,7 +115,7 @@ class ConsistencyStep:
 
 @dataclass(frozen=True)
 class Consistency:
-    """What a method found for the unlabelled samples of a step.
+    """Result of a consistency method for the unlabelled samples of a step.
 
     Args:
         values: The divergence of each, (B_u,), with a graph.
@@ -158,17 +158,17 @@ class ConsistencyMethod(ABC):
     """
 
     needs_teacher: bool = False
-    """Whether there has to be an average of the student."""
+    """Whether the method needs a teacher, an average of the student."""
 
     needs_strong_augment: bool = False
-    """Whether there have to be strongly augmented views."""
+    """Whether the method needs strongly augmented views."""
 
     needs_noise: bool = False
-    """Whether nothing is learned from a student that computes the same twice."""
+    """Whether the method learns nothing from two equal passes of the student."""
 
     makes_main_pass: bool = False
-    """Whether the method itself makes the pass that running statistics follow, and returns the loss
-    of the labelled samples; ``logits`` are then empty."""
+    """Whether the method itself makes the main pass, which updates running statistics, and returns
+    the loss of the labelled samples; ``logits`` are then empty."""
 
     @abstractmethod
     def __call__(self, step: ConsistencyStep) -> Consistency:
@@ -176,7 +176,7 @@ class ConsistencyMethod(ABC):
 
 
 def checked_threshold(who: str, threshold: float | None) -> None:
-    """Refuse what is no probability.
+    """Refuse a threshold that is not a probability.
 
     Raises:
         ConfigurationError: Outside (0, 1].
@@ -189,7 +189,7 @@ def checked_threshold(who: str, threshold: float | None) -> None:
 
 
 def checked_concentration(who: str, alpha: float) -> None:
-    """Refuse what is no concentration of a Beta distribution.
+    """Refuse a number that is not a concentration of a Beta distribution.
 
     Raises:
         ConfigurationError: Below 0 or not finite.

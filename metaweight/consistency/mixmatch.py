@@ -1,9 +1,10 @@
 """MixMatch: guess labels by averaging and sharpening, then mix labelled and unlabelled samples.
 
 ``q_i = sharpen(mean_k softmax f(u_ik), T)`` over K views with ``sharpen(q) = softmax(log q / T)``.
-All ``(x_l, onehot)`` and ``(u_ik, q_i)`` together, shuffled, are the partners of themselves in
-order: ``x̃ = λ' x + (1-λ') x_partner``, the targets alike, ``λ' = max(λ, 1-λ)``,
-``λ ~ Beta(α, α)``. The labelled part has the cross-entropy, the unlabelled one the divergence.
+Each of all ``(x_l, onehot)`` and ``(u_ik, q_i)`` is mixed with its partner in a shuffled copy of
+them: ``x̃ = λ' x + (1-λ') x_partner``, the targets in the same way, ``λ' = max(λ, 1-λ)``,
+``λ ~ Beta(α, α)``. The loss is the cross-entropy for the labelled part of the mixtures, the
+divergence for the unlabelled part.
 
 Source: Berthelot et al., "MixMatch: A Holistic Approach to Semi-Supervised Learning", NeurIPS 2019
 (arXiv:1905.02249).
@@ -27,7 +28,7 @@ from .method import Consistency, ConsistencyMethod, ConsistencyStep, checked_con
 
 @dataclass(frozen=True)
 class MixMatch(ConsistencyMethod):
-    """Cross-entropy and divergence on mixtures of everything.
+    """Cross-entropy and divergence on mixtures of labelled and unlabelled samples.
 
     Args:
         temperature: ``T`` above 0; 1 leaves guesses as they are.
@@ -36,9 +37,9 @@ class MixMatch(ConsistencyMethod):
         divergence: A name of :data:`~metaweight.consistency.DIVERGENCES` or a function.
         per_sample: Draw one ``λ`` for each sample, as the authors' code does, rather than one for
             the batch.
-        interleave: Spread the labelled samples over K + 1 passes of their number, of which the
-            running statistics follow the first, as the authors' code does. Needs as many labelled
-            as unlabelled samples; else one pass takes all.
+        interleave: Make K + 1 passes of B_l samples, over which the labelled ones are spread; only
+            the first updates running statistics, as in the authors' code. Needs as many labelled
+            as unlabelled samples. ``False`` makes one pass over all.
 
     Raises:
         ConfigurationError: For values out of range.
@@ -82,7 +83,7 @@ class MixMatch(ConsistencyMethod):
             targets = interpolated(targets, targets[partners], shares)
         embedded = step.embed(torch.cat([step.inputs, *views]))
         logits = self._predict(step, interpolated(embedded, embedded[partners], shares))
-        return self._judge(logits, targets, guesses, len(step.inputs))
+        return self._losses(logits, targets, guesses, len(step.inputs))
 
     def _predict(self, step: ConsistencyStep, mixed: Tensor) -> Tensor:
         labelled, size = len(step.inputs), len(step.unlabelled)
@@ -97,7 +98,7 @@ class MixMatch(ConsistencyMethod):
         parts = [step.classify_and_follow(first), *[step.classify(other) for other in others]]
         return interleaved(torch.cat(parts), self.views + 1, back=True)
 
-    def _judge(
+    def _losses(
         self, logits: Tensor, targets: Tensor, guesses: Tensor, labelled: int
     ) -> Consistency:
         of_labelled = soft_cross_entropy(logits[:labelled], targets[:labelled])
@@ -133,7 +134,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def interleaved(values: Tensor, parts: int, *, back: bool = False) -> Tensor:
-    """Spread the samples of each of ``parts`` equal parts over all of them, or take that back.
+    """Spread the samples of each of ``parts`` equal parts over all parts, or undo it.
 
     Args:
         values: (parts · B, …).

@@ -1,7 +1,7 @@
-"""Random views of inputs that draw from torch's own streams.
+"""Random views of inputs that draw from torch's own random streams.
 
-A consistency loss has to find the same noise when a hypergradient evaluates it again: torch's
-streams are replayed then, a generator inside a transform is not.
+A consistency loss has to use the same noise when a hypergradient evaluates it again: torch's
+random streams are replayed then, a generator inside a transform is not.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Cutout:
 
     Args:
         size: Pixels of a side, at least 1; where the square leaves the image it is cut off.
-        value: What it holds afterwards.
+        value: Value of the pixels in it afterwards.
     """
 
     def __init__(self, size: int, value: float = 0.0) -> None:
@@ -124,7 +124,7 @@ class Cutout:
 
 
 class Erasing:
-    """Sets numbers of vectors or images to 0, each with a probability; no rescaling.
+    """Sets each number of vectors or images to 0 with a probability, without rescaling.
 
     Args:
         probability: In [0, 1).

@@ -1,4 +1,4 @@
-"""The Π-model: a network should say the same of two random views of a sample.
+"""The Π-model: a network should predict the same for two random views of a sample.
 
 ``S_i = D(f(x_i; ξ'), sg f(x_i; ξ))``, same weights, independent noise of augmentation and dropout.
 

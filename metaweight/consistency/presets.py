@@ -43,7 +43,7 @@ class Preset:
         ramp: Its weight and how that rises.
         lr: Learning rate of Adam; none where the publication trains otherwise.
         beta: Decay of the teacher, or of the average that is evaluated; none without one.
-        warm_up: How the average begins.
+        warm_up: How the average starts.
         entropy_weight: Weight of the entropy of unlabelled samples.
         normalise: What the terms of the loss are divided by.
     """
@@ -57,7 +57,7 @@ class Preset:
     normalise: NormaliseBy = "part"
 
     def average(self, problem: str) -> EMAHook | None:
-        """Return a hook that averages a problem as published, where there is an average."""
+        """Return a hook that averages a problem as published, or ``None`` without an average."""
         if self.beta is None:
             return None
         return EMAHook(problem, self.beta, warm_up=self.warm_up)

@@ -1,4 +1,4 @@
-"""A level trained on labelled and unlabelled samples together.
+"""A problem trained on labelled and unlabelled samples together.
 
 ::
 
@@ -41,18 +41,18 @@ NormaliseBy = Literal["part", "batch"]
 
 
 class SemiSupervisedProblem(ImplicitProblem):
-    """A level trained on ``L_l + c (1/B_u) Σ_i v_i S_i``, with ``S`` of a consistency method.
+    """A problem trained on ``L_l + c (1/B_u) Σ_i v_i S_i``, with ``S`` of a consistency method.
 
     ``L_l`` is the cross-entropy of the labelled samples, ``c`` the :attr:`consistency_weight`,
     which a :class:`~metaweight.consistency.RampHook` may raise, and ``v`` the method's acceptance,
     times the weights of an upper problem where there is one.
 
-    The main pass, over labelled and unlabelled inputs in one, is what running statistics and the
-    random streams of the run see. All else a method computes uses the statistics of its own batch
-    and draws its noise from a stream of its own, seeded batch by batch: the supervised part of a
-    run is the same whatever the method, but for MixMatch, whose mixtures are the main pass. A
-    teacher is the average of an
-    :class:`~metaweight.averaging.EMAHook`; evaluate it with ``validate_teacher=True``.
+    Only the main pass, over labelled and unlabelled inputs together, updates running statistics and
+    draws from the random streams of the run. The other passes of a method use the statistics of
+    their own batch and draw their noise from a separate stream, seeded batch by batch. So the
+    supervised part of a run is the same for every method except MixMatch, whose main pass is over
+    its mixtures. The teacher is the average kept by an :class:`~metaweight.averaging.EMAHook`;
+    evaluate it with ``validate_teacher=True``.
 
     Args:
         name: Its name.
@@ -63,9 +63,9 @@ class SemiSupervisedProblem(ImplicitProblem):
             beside VAT in Oliver et al. (2018).
         normalise: Whether the two terms are divided by the numbers of their own ``"part"``, or both
             by the size of the whole ``"batch"``, B_l + B_u, as in that protocol.
-        include_labelled: Whether labelled inputs are among those the method is asked about too.
+        include_labelled: Whether the consistency loss covers the labelled inputs too.
         augment: Random view of inputs, drawn from torch's streams; also of labelled ones.
-        strong_augment: A view further away, for FixMatch.
+        strong_augment: A more strongly augmented view, for FixMatch.
         network: How to perturb and mix something other than the inputs; see :class:`Network`.
         teacher: The hook that averages this problem.
         gate: Name of an upper problem that turns
@@ -73,8 +73,8 @@ class SemiSupervisedProblem(ImplicitProblem):
         seed: Seed of the noise of the consistency passes.
         **problem: ``module``, ``optimizer``, ``train_data_loader`` and the rest of
             :class:`~metaweight.problems.Problem`. The loaders are a pair of any lengths, of batches
-            ``(inputs, labels, …)`` and of batches ``inputs`` or ``(inputs, …)``; of the latter the
-            third part, where there is one, holds positions.
+            ``(inputs, labels, …)`` and of batches ``inputs`` or ``(inputs, …)``; the third element
+            of an unlabelled batch, where there is one, holds positions.
 
     Attributes:
         method: The method.
@@ -122,7 +122,7 @@ class SemiSupervisedProblem(ImplicitProblem):
         self._network = Network() if network is None else network
         self.average = teacher
         self.gated_by = gate
-        # Not torch's generator, whose numbers would be tensors to be read.
+        # Not torch's generator: its numbers are tensors, each to be read.
         self._noise = np.random.RandomState(seed)
         self._looked = False
 
@@ -143,8 +143,8 @@ class SemiSupervisedProblem(ImplicitProblem):
         if self.method.needs_teacher and recording.parameters and recording.updates > 1:
             raise ConfigurationError(
                 f"Problem {self.name!r} is differentiated through its last {recording.updates} "
-                "steps, but its teacher moves with every step and would not be found where it was; "
-                "use Config(unroll_steps=1), or a method without a teacher."
+                "steps, but its teacher changes with every step and its earlier states are not "
+                "kept; use Config(unroll_steps=1), or a method without a teacher."
             )
         labelled, unlabelled = (self.get_batch_single_loader(i) for i in (0, 1))
         if isinstance(labelled, Tensor) or len(labelled) < 2:
@@ -200,7 +200,7 @@ class SemiSupervisedProblem(ImplicitProblem):
         return self._together(batch, step, labelled, found)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the module, optimizer, scheduler, loss scaler, and of the noise."""
+        """Return the state of the module, optimizer, scheduler, loss scaler, and of the noise."""
         return super().state_dict() | {
             "noise": self._noise.get_state(legacy=False),
             "consistency_weight": self.consistency_weight,
@@ -214,7 +214,7 @@ class SemiSupervisedProblem(ImplicitProblem):
             self.consistency_weight = state_dict["consistency_weight"]
 
     def features(self, found: Consistency, indices: Tensor | None) -> UnlabelledFeatures:
-        """Return what an upper problem weights unlabelled samples by."""
+        """Return the features by which an upper problem weights unlabelled samples."""
         return UnlabelledFeatures(
             found.values.detach(), found.confidence, found.agreement, found.predicted, indices
         )
@@ -276,7 +276,7 @@ class SemiSupervisedProblem(ImplicitProblem):
         return {"loss": loss, **parts}
 
     def _look_once(self, found: Consistency) -> None:
-        """Warn of two passes that came out alike, where looking costs nothing."""
+        """Warn once when the two passes compared are equal; checked on the host only."""
         if self._looked or not self.method.needs_noise or not costs_nothing_to_read(found.values):
             return
         self._looked = True

@@ -1,8 +1,8 @@
-"""Pseudo-labels: the class a network is sure of becomes the label of an unlabelled sample.
+"""Pseudo-labels: a class predicted with confidence becomes the label of an unlabelled sample.
 
 ``S_i = [max_c p_c(x_i) > τ] CE(z'_i, argmax_c p_c(x_i))`` with ``p`` of the main pass and ``z'`` of
-another random view; a rejected sample has loss 0. With another divergence the cross-entropy gives
-way to it.
+another random view; a rejected sample has loss 0. Another divergence replaces the
+cross-entropy.
 
 Source: Lee, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural
 Networks", ICML Workshop 2013, without a threshold; with one: Oliver et al., "Realistic Evaluation
@@ -28,7 +28,7 @@ from .method import Consistency, ConsistencyMethod, ConsistencyStep, checked_thr
 
 @dataclass(frozen=True)
 class PseudoLabel(ConsistencyMethod):
-    """Divergence from the class a student is sure of.
+    """Divergence from the class that a student predicts with confidence.
 
     Args:
         threshold: ``τ``; a sample of exactly this confidence is rejected. ``None`` accepts all.
@@ -67,12 +67,12 @@ class PseudoLabel(ConsistencyMethod):
 def from_pseudo_labels(
     method: Any, clean: Tensor, student: Tensor, logit_scale: float | None = None
 ) -> Consistency:
-    """Return the divergence of a student's logits from the classes clean logits are sure of.
+    """Return the divergence of a student's logits from the confident classes of clean logits.
 
     Args:
         method: Has a ``threshold`` and a ``divergence``.
-        clean: Logits (B_u, C) that make the labels.
-        student: Logits (B_u, C) that are to follow.
+        clean: Logits (B_u, C) that give the pseudo-labels.
+        student: Logits (B_u, C) that are compared with these labels.
         logit_scale: See :class:`PseudoLabel`.
     """
     name = type(method).__name__

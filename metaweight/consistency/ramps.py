@@ -132,7 +132,7 @@ class RampHook(Hook):
         ramp: How its weight rises.
 
     Raises:
-        ConfigurationError: For anything else in place of these.
+        ConfigurationError: For arguments of another type.
     """
 
     def __init__(self, problem: str | Problem, ramp: Ramp) -> None:
@@ -146,7 +146,7 @@ class RampHook(Hook):
         self._run = 1
 
     def run_start(self, engine: Engine) -> None:
-        """Take the length of the run, and warn where the top is beyond it.
+        """Read the length of the run, and warn when the top is beyond it.
 
         Raises:
             ConfigurationError: When the engine has no such problem.

@@ -35,7 +35,7 @@ Classify = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class VAT(ConsistencyMethod):
-    """Divergence of the student under its worst small perturbation from itself.
+    """Divergence of the student's predictions with and without the worst small perturbation.
 
     All passes of a step are over the same view with the same dropout, and none touches a ``.grad``.
 
@@ -46,7 +46,7 @@ class VAT(ConsistencyMethod):
             the paper's ``KL(p(x) ‖ p(x + r))``, ``"reverse_kl"`` that of Oliver et al.
         powers: Power iterations.
         xi: Length of a finite difference in place of the exact product, for networks that cannot
-            be differentiated twice; 0.1 does in single precision.
+            be differentiated twice; 0.1 is enough in single precision.
 
     Raises:
         ConfigurationError: For values out of range.
@@ -146,7 +146,7 @@ def fisher_product(logits: Tensor, at: Tensor, p: Tensor, direction: Tensor) -> 
         p: Probabilities (B, C).
         direction: ``d``, like ``at``.
     """
-    # The tangent J d as the derivative of uᵀ J by u, for which any u does.
+    # The tangent J d is the derivative of uᵀ J by u, for any u.
     u = torch.zeros_like(logits, requires_grad=True)
     (pulled,) = torch.autograd.grad(logits, at, u, create_graph=True, materialize_grads=True)
     if not pulled.requires_grad:
@@ -160,7 +160,7 @@ def fisher_product(logits: Tensor, at: Tensor, p: Tensor, direction: Tensor) -> 
 def unit(direction: Tensor) -> Tensor:
     """Return each sample's direction at length 1 over all its dimensions, in full precision.
 
-    What is exactly 0 stays so.
+    A direction of exactly 0 stays 0.
     """
     flat = full_precision(direction).flatten(1)
     # Twice, since squares of the products of a confident network would underflow.

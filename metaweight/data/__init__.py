@@ -1,4 +1,4 @@
-"""Data as tensors or sample by sample: loading, long tails, splits, augmentation and batches."""
+"""Data sets and loaders: tensors or single samples, long tails, splits and augmentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Orders of samples, an epoch at a time, that can be saved and drawn again."""
+"""Random orders of samples, one per epoch, that can be saved and drawn again."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Epoch:
 
     Attributes:
         order: Positions of the samples, shape (N,), int64, on the CPU.
-        key: What everything random in this epoch but the order derives from, in [0, 2⁶³ - 1).
+        key: Seed of all random numbers in this epoch other than the order, in [0, 2⁶³ - 1).
         drawn_from: State of the generator that order and key were drawn from.
-        delivered: Batches that were handed out.
+        delivered: Number of batches delivered.
     """
 
     order: Tensor
@@ -28,7 +28,7 @@ class Epoch:
 
 
 class Epochs:
-    """Begins epochs with fresh orders and remembers the latest that has not ended.
+    """Starts epochs with new orders and keeps the latest that has not ended.
 
     Args:
         size: Number of samples.
@@ -65,10 +65,10 @@ class Epochs:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state`` was saved.
+        """Continue from a saved state.
 
-        The order is drawn again rather than stored, so a generator has to be of the kind of device
-        it was on when saved.
+        The order is drawn again rather than stored, so the generator has to be on the same type of
+        device as when it was saved.
         """
         self._latest, self._restored = None, False
         if state["epoch_drawn_from"] is not None:

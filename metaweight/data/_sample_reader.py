@@ -1,6 +1,6 @@
-"""Whole batches read sample by sample, each under random numbers that its place decides.
+"""Batches read sample by sample, each sample with random numbers seeded by its place in the epoch.
 
-A worker process and the main process run the same code here, so that they read the same.
+Worker processes and the main process run the same code here, so that they read the same batches.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Request(NamedTuple):
     key: int
     """Key of the epoch."""
     places: list[int]
-    """Places in the epoch of the samples."""
+    """Places of the samples in the epoch."""
     positions: list[int]
     """Positions in the dataset."""
 
 
 class Requests:
-    """The batches that are still to be read of an epoch, for ``DataLoader(sampler=...)``.
+    """Sampler of the batches of an epoch that are still to be read, for ``DataLoader``.
 
     Args:
         batch_size: Samples of a batch of one process.
@@ -42,7 +42,7 @@ class Requests:
         world: How many processes there are.
 
     Attributes:
-        epoch: Whose batches to give.
+        epoch: The epoch whose batches to give.
     """
 
     def __init__(self, batch_size: int, batches: int, rank: int = 0, world: int = 1) -> None:
@@ -57,7 +57,7 @@ class Requests:
         return self._batches
 
     def __iter__(self) -> Iterator[Request]:
-        """Give the requests from the first batch that was not delivered on."""
+        """Yield the requests, starting at the first batch that was not delivered."""
         epoch = self.epoch
         if epoch is None:
             return
@@ -88,7 +88,7 @@ class SampleReader(Dataset[Any]):
         self.with_indices = with_indices
 
     def __getitem__(self, request: Request) -> Any:
-        """Return the batch; the global random streams are left wherever the samples took them.
+        """Return the batch; the global random streams are not restored afterwards.
 
         Raises:
             DataError: When a sample cannot be read, naming its position.
@@ -101,7 +101,7 @@ class SampleReader(Dataset[Any]):
             except Exception as error:
                 raise DataError(
                     f"Sample {position} of a dataset of type {type(self.dataset).__name__} could "
-                    f"not be read ({type(error).__name__}: {error}); mend it, or leave it out with "
+                    f"not be read ({type(error).__name__}: {error}); fix it, or leave it out with "
                     "torch.utils.data.Subset."
                 ) from error
         batch = self.collate(samples)
@@ -112,14 +112,15 @@ class SampleReader(Dataset[Any]):
 
 
 def as_it_is(batch: Any) -> Any:
-    """Return a batch that needs no conversion."""
+    """Return the batch unchanged."""
     return batch
 
 
 def keep_what_is_inherited(worker: int) -> None:
-    """Keep the garbage collector of a worker from what the process that forked it had made.
+    """Exclude the objects that a worker inherits by forking from its garbage collection.
 
-    It would copy memory that both share, and end what the other process holds.
+    The collector would copy memory that both processes share, and finalise objects that the parent
+    process still uses.
     """
     gc.freeze()
 
@@ -127,11 +128,11 @@ def keep_what_is_inherited(worker: int) -> None:
 def seed_streams(key: int, place: int) -> None:
     """Seed torch's CPU stream, NumPy's and Python's by the sample at ``place`` of epoch ``key``.
 
-    Takes some 7 µs, more than half of it in Python's generator. ``torch.manual_seed`` would take
-    another 100, to prepare devices that nothing is drawn on.
+    Takes about 7 µs, more than half of it in Python's generator. ``torch.manual_seed`` would take
+    another 100, to seed devices that are not used here.
     """
     seed = derived_seed(key, place)
-    # torch and NumPy fill the same generator from the 32 bits they keep: of equal seeds they would
+    # torch and NumPy use the same generator and keep 32 bits of a seed: with equal seeds they would
     # draw equal numbers.
     torch.default_generator.manual_seed(seed & 0xFFFFFFFF)
     np.random.seed(seed >> 32)

@@ -1,4 +1,4 @@
-"""What loaders save alike: how they were built, and the state of their transform."""
+"""The parts of a loader's state that all loaders have: their layout and their transform."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .augmentation import Resumable
 
 
 def with_transform(transform: object) -> dict[str, Any]:
-    """Return the part of a loader's state that is its transform's; nothing in it without one."""
+    """Return the entry of a loader's state for its transform; ``None`` when that has no state."""
     return {"transform": transform.state_dict() if isinstance(transform, Resumable) else None}
 
 
@@ -17,12 +17,12 @@ def require_same(state: Mapping[str, Any], layout: Mapping[str, Any], transform:
     """Refuse the state of a loader that was built differently.
 
     Args:
-        state: With its ``layout`` and what :func:`with_transform` returned.
-        layout: How the loader that is to go on was built.
+        state: A saved state, with its ``layout`` and the entry of :func:`with_transform`.
+        layout: Layout of the loader that is to continue.
         transform: Its transform.
 
     Raises:
-        ValueError: Saying how they differ.
+        ValueError: Naming the difference.
     """
     if dict(state["layout"]) != dict(layout):
         raise ValueError(
@@ -37,6 +37,6 @@ def require_same(state: Mapping[str, Any], layout: Mapping[str, Any], transform:
 
 
 def load_transform(state: Mapping[str, Any], transform: object) -> None:
-    """Give a transform the state that was saved."""
+    """Load the saved state of a transform, if there is one."""
     if isinstance(transform, Resumable):
         transform.load_state_dict(state["transform"])

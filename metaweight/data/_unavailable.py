@@ -1,18 +1,18 @@
-"""What the loaders of official data files have in common when a file cannot be had."""
+"""Errors of the loaders of official data files when a file is unavailable."""
 
 from __future__ import annotations
 
 import http.client
 
 UNREADABLE = (RuntimeError, OSError, http.client.HTTPException)
-"""What torchvision's loaders raise when a file is missing, altered or cannot be downloaded."""
+"""Errors that torchvision's loaders raise for files missing, altered or not downloadable."""
 
 
 class DatasetUnavailableError(RuntimeError):
-    """Data that were asked for are neither on this machine nor could be downloaded."""
+    """Raised when a data set is not on this machine and could not be downloaded."""
 
 
 def download_failure(error: Exception) -> str:
-    """Say in half a sentence that downloading failed, with the first line of ``error``."""
+    """Return a clause saying that the download failed, with the first line of ``error``."""
     first_line = (str(error).splitlines() or [""])[0].rstrip(". ")
     return f"downloading it failed ({first_line or type(error).__name__})"

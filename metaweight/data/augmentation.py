@@ -18,7 +18,7 @@ from metaweight.problems.base.settings import is_count, require_function
 
 @runtime_checkable
 class Resumable(Protocol):
-    """A step that draws random numbers and can save where it stands."""
+    """A transform that draws random numbers and can save its state."""
 
     def state_dict(self) -> dict[str, Any]:
         """Save the state."""
@@ -44,7 +44,7 @@ def crop_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> T
         New tensor of the shape, dtype and device of ``images``.
 
     Raises:
-        ValueError: When ``images`` is no batch of images, or ``padding`` does not fit its size.
+        ValueError: When ``images`` is not a batch of images, or ``padding`` does not fit its size.
     """
     if images.dim() != 4:
         raise ValueError(
@@ -111,8 +111,8 @@ class RandomCropFlip:
             flips = torch.randint(2, (1, batch), generator=self.generator, device=source)
         else:
             flips = torch.zeros(1, batch, dtype=torch.int64, device=source)
-        # Only copies from host to device may run unawaited: the other way the host would read
-        # memory that is not yet written.
+        # Only copies from host to device may be non-blocking: after one from device to host, the
+        # host could read memory that is not yet written.
         draws = torch.cat([offsets, flips]).to(device, non_blocking=source.type == "cpu")
         return draws[:2], draws[2].bool()
 
@@ -122,7 +122,7 @@ class RandomCropFlip:
         return crop_flip(images, offsets, flips, self.padding)
 
     def take_share(self, rank: int, world: int) -> None:
-        """Draw otherwise than the other processes among which batches are shared out."""
+        """Seed the generator differently in each process that reads a share of the batches."""
         del world
         self.generator.manual_seed((self.generator.initial_seed() + rank) % 2**63)
 
@@ -131,7 +131,7 @@ class RandomCropFlip:
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the draws where ``state`` was saved."""
+        """Restore the state of the generator."""
         self.generator.set_state(state["generator"].cpu())
 
 
@@ -190,7 +190,7 @@ class Normalise:
     def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         kept = self._constants.get((device, dtype))
         if kept is None:
-            # Made in inference mode, they could not serve a later call that records a graph.
+            # Tensors made in inference mode could not be used by a later call that records a graph.
             with torch.inference_mode(False):
                 both = torch.tensor([self.mean, self.std], dtype=dtype, device="cpu")
                 mean, std = both.to(device, non_blocking=True).view(2, 1, -1, 1, 1)
@@ -199,7 +199,7 @@ class Normalise:
 
 
 class Pipeline:
-    """Steps applied one after the other; without any, the batch itself.
+    """Functions applied one after the other; without any, a batch is returned unchanged.
 
     Args:
         steps: Functions of a batch. The state of those that can save one (:class:`Resumable`) is
@@ -218,7 +218,7 @@ class Pipeline:
         return images
 
     def take_share(self, rank: int, world: int) -> None:
-        """Let every step that draws do so otherwise than in other processes."""
+        """Seed every step that draws differently in each process."""
         candidates: tuple[Any, ...] = self.steps
         for step in candidates:
             if hasattr(step, "take_share"):

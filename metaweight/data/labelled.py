@@ -1,4 +1,4 @@
-"""Labelled data held as tensors, together with the labels they had before any noise."""
+"""Labelled data as tensors, with the labels from before any label noise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LabelledTensors:
 
     Args:
         inputs: Samples, shape (N, ...), any dtype.
-        labels: Labels a learner is given, possibly wrong, shape (N,), int64, in [0, C).
+        labels: Labels for training, possibly wrong, shape (N,), int64, in [0, C).
         clean_labels: True labels, same shape, dtype and range.
         indices: Position of every sample in its original source, shape (N,), int64, ≥ 0.
         num_classes: Number of classes C ≥ 1, also where some class has no sample.
@@ -98,11 +98,11 @@ class LabelledTensors:
 
     @property
     def wrong_labels(self) -> Tensor:
-        """Mask labels ≠ clean_labels, shape (N,), bool, newly computed."""
+        """Return the mask labels ≠ clean_labels, shape (N,), bool, computed on each call."""
         return self.labels != self.clean_labels
 
     def class_counts(self) -> Tensor:
-        """Count the samples whose ``labels`` name each class; shape (C,), int64."""
+        """Count the samples of each class, by ``labels``; shape (C,), int64."""
         return torch.bincount(self.labels, minlength=self.num_classes)
 
     def subset(self, positions: Tensor) -> LabelledTensors:
@@ -143,7 +143,7 @@ class LabelledTensors:
         return positions
 
     def with_labels(self, noisy_labels: Tensor) -> LabelledTensors:
-        """Exchange ``labels`` and keep ``clean_labels``.
+        """Return these samples with other ``labels`` and the same ``clean_labels``.
 
         ``noisy_labels`` are copied; ``inputs`` are shared with this object, since they may be
         large.

@@ -31,9 +31,9 @@ class TensorLoader:
     Each batch is gathered by one ``index_select``. Without replacement, ``batch_size`` is capped at
     the number of samples, so that small data come as one whole batch.
 
-    In a program of several processes ``batch_size`` is that of each: they draw the same order, and
-    all their batches together are those of one process with a ``batch_size`` as many times as
-    large (:meth:`take_share`).
+    In a program of ``world`` processes ``batch_size`` is that of each process: all draw the same
+    order, and together their batches are those of one process with ``world * batch_size``
+    (:meth:`take_share`).
 
     Args:
         data: Samples to read.
@@ -135,10 +135,11 @@ class TensorLoader:
             self._epoch = None
 
     def take_share(self, rank: int, world: int) -> None:
-        """Give from the next epoch on every ``world``-th sample of the order, from ``rank`` on.
+        """Read only every ``world``-th sample of the order, starting at ``rank``.
 
-        Where the last samples of an epoch are not as many for all, some are repeated. A transform
-        that draws does so otherwise in every process, if it has a ``take_share`` too.
+        This holds from the next epoch on. Where the last samples of an epoch cannot be shared out
+        equally, some are repeated. A transform with a ``take_share`` draws differently in each
+        process.
         """
         if (rank, world) == (self._rank, self._world):
             return
@@ -171,8 +172,8 @@ class TensorLoader:
     def state_dict(self) -> dict[str, Any]:
         """Save the generator, the position in the latest epoch and the state of the transform.
 
-        Taken after the last batch of an epoch, before its end was noticed, the restored epoch has
-        no batch left, just as the original one.
+        A state saved after the last batch of an epoch, but before the iteration stopped, restores
+        an epoch without batches left, as the original one.
         """
         epoch = self._epoch
         return {
@@ -184,10 +185,10 @@ class TensorLoader:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state`` was saved: the next ``iter`` gives the rest of that epoch.
+        """Continue from a saved state: the next ``iter`` gives the rest of its epoch.
 
-        The order is drawn again rather than stored, so a generator has to be of the kind of device
-        it was on when saved.
+        The order is drawn again rather than stored, so the generator has to be on the same type of
+        device as when it was saved.
 
         Raises:
             ValueError: When the loader that saved ``state`` was built differently.

@@ -18,7 +18,7 @@ def long_tailed_counts(largest: int, factor: float, num_classes: int) -> list[in
     """Compute exponentially falling class sizes: ``⌊largest · factor^(−c / (C − 1))⌋``.
 
     The profile of Cui et al., "Class-Balanced Loss Based on Effective Number of Samples" (2019).
-    A value within 1e-9 of an integer is taken for it, so that floating point cannot lose a sample
+    A value within 1e-9 of an integer counts as this integer, so that rounding cannot lose a sample
     (49 · 49⁻¹ is below 1 in doubles).
 
     Args:
@@ -68,7 +68,7 @@ def long_tailed(
         The chosen samples in the order they have in ``data``.
 
     Raises:
-        ValueError: When ``class_order`` is no permutation of the classes, a class would be left
+        ValueError: When ``class_order`` is not a permutation of the classes, a class would be left
             empty, or ``factor`` is out of range.
     """
     classes = data.num_classes

@@ -1,4 +1,4 @@
-"""Batches of samples that are read one by one, by worker processes, reproducibly and resumably."""
+"""A reproducible and resumable loader that reads samples one by one, in worker processes."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class SampleLoader:
     """Iterable of batches of a map-style dataset; every ``iter`` starts an epoch in a fresh order.
 
     For data that do not fit in memory or are decoded and augmented sample by sample; where they are
-    tensors, :class:`TensorLoader` is faster. torch's ``DataLoader`` does the reading. What it adds:
+    tensors, :class:`TensorLoader` is faster. torch's ``DataLoader`` does the reading. Added:
 
     - Batches depend on the seed alone, not on ``num_workers``. While sample i is read, torch's CPU
       stream, NumPy's and Python's global ones are seeded by the epoch and the place of the sample
       in it. Generators that the dataset holds or makes from the system's entropy are not covered.
     - The random state of the process that iterates is neither read nor changed.
-    - :meth:`state_dict` counts the batches that were handed out, not those that workers have read
+    - :meth:`state_dict` counts the batches that were delivered, not those that workers have read
       ahead.
 
     ``batch_size`` is capped at the number of samples. Workers start with the first batch, keep the
     copy of the dataset they start with, and wait for the next epoch when one ends.
 
-    In a program of several processes ``batch_size`` is that of each: they draw the same order, and
-    all their batches together are those of one process with a ``batch_size`` as many times as
-    large (:meth:`take_share`).
+    In a program of ``world`` processes ``batch_size`` is that of each process: all draw the same
+    order, and together their batches are those of one process with ``world * batch_size``
+    (:meth:`take_share`).
 
     Args:
         dataset: Samples by position: ``len(dataset)`` and ``dataset[i]``.
@@ -52,7 +52,7 @@ class SampleLoader:
         collate_fn: Makes a batch of a list of samples; ``None`` takes torch's.
         transform: Applied on ``device`` to the first item of a batch that is a tuple or list, and
             to any other batch as a whole; its state is saved with the loader's if it has one.
-        seed: Seed of the order and of what samples draw.
+        seed: Seed of the order and of the random draws of samples.
         generator: Source of both instead of ``seed``, on any device.
         with_indices: Whether batches also hold the positions of their samples in ``dataset``, after
             their other items.
@@ -116,7 +116,7 @@ class SampleLoader:
         """Start a new epoch, or the remainder of one just restored by :meth:`load_state_dict`.
 
         Yields:
-            What the dataset's samples collate to.
+            Batches as ``collate_fn`` makes them.
 
         Raises:
             DataError: When a sample cannot be read, naming its position.
@@ -124,17 +124,18 @@ class SampleLoader:
         return self._batches(self._epochs.begin())
 
     def take_share(self, rank: int, world: int) -> None:
-        """Give from the next epoch on every ``world``-th sample of the order, from ``rank`` on.
+        """Read only every ``world``-th sample of the order, starting at ``rank``.
 
-        Where the last samples of an epoch are not as many for all, some are repeated. A transform
-        that draws does so otherwise in every process, if it has a ``take_share`` too.
+        This holds from the next epoch on. Where the last samples of an epoch cannot be shared out
+        equally, some are repeated. A transform with a ``take_share`` draws differently in each
+        process.
         """
         if (rank, world) == (self._rank, self._world):
             return
         self._rank, self._world = rank, world
         self.batch_size = min(self._asked, -(-self._size // world))
         self._epochs = Epochs(self._size, self.shuffle, self.generator)
-        # Workers that run were told of other batches.
+        # Running workers have requests for other batches.
         self._idle = []
         transform: Any = self.transform
         if hasattr(transform, "take_share"):
@@ -150,19 +151,20 @@ class SampleLoader:
         except GeneratorExit:
             self._idle.append((requests, loader))
             raise
-        # After any other exception the workers may be gone, and are not used again.
+        # After any other exception the workers may have stopped, and are not used again.
         self._idle.append((requests, loader))
         self._epochs.end(epoch)
 
     def _begun(self, epoch: Epoch) -> tuple[Requests, DataLoader[Any], Iterator[Any]]:
-        # An epoch that runs beside another gets workers of its own.
+        # An epoch that runs concurrently with another gets its own workers.
         fresh = not self._idle
         requests, loader = self._open() if fresh else self._idle.pop()
         requests.epoch = epoch
         source = iter(loader)
         if fresh:
-            # A loader in a circle of garbage, such as an engine, would lose the queues it ends its
-            # workers by before it does so, and wait seconds for each worker in vain.
+            # When a loader is collected as part of a reference cycle, such as an engine's, the
+            # queues by which it stops its workers could be collected first; it would then wait
+            # seconds for each worker.
             weakref.finalize(loader, id, getattr(source, "_index_queues", None))
         return requests, loader, source
 
@@ -173,8 +175,8 @@ class SampleLoader:
         try:
             return next(source)
         except Exception as error:
-            # torch's frames hold the error and the error holds them, and in this circle workers
-            # live on. What happened in the worker is in the message.
+            # The traceback and torch's frames form a reference cycle that keeps workers alive. The
+            # worker's own traceback is in the message.
             raise error.with_traceback(None) from error.__cause__
 
     def _open(self) -> tuple[Requests, DataLoader[Any]]:
@@ -189,7 +191,7 @@ class SampleLoader:
             persistent_workers=self.num_workers > 0,
             pin_memory=self.device is not None and self.device.type == "cuda",
             worker_init_fn=keep_what_is_inherited,
-            # Otherwise it draws a seed for its workers from the global stream.
+            # Without it the loader draws a seed for its workers from the global stream.
             generator=torch.Generator(),
         )
         return requests, loader
@@ -209,8 +211,9 @@ class SampleLoader:
     def state_dict(self) -> dict[str, Any]:
         """Save the generator, the position in the latest epoch and the state of the transform.
 
-        Taken after the last batch of an epoch, before its end was noticed, the restored epoch has
-        no batch left, just as the original one. The state fits loaders of any ``num_workers``.
+        A state saved after the last batch of an epoch, but before the iteration stopped, restores
+        an epoch without batches left, as the original one. The state fits loaders of any
+        ``num_workers``.
         """
         return {
             "layout": self._layout(),
@@ -219,7 +222,7 @@ class SampleLoader:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state`` was saved: the next ``iter`` gives the rest of that epoch.
+        """Continue from a saved state: the next ``iter`` gives the rest of its epoch.
 
         Raises:
             ValueError: When the loader that saved ``state`` was built differently.

@@ -1,4 +1,4 @@
-"""A few labelled samples and a large unlabelled pool, wholly or partly of the same classes."""
+"""Splits into a few labelled samples and an unlabelled pool, of the same classes or partly not."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def semi_supervised_split(
 
     The protocol of Oliver et al., "Realistic Evaluation of Deep Semi-Supervised Learning
     Algorithms" (NeurIPS 2018): the validation part is drawn first, uniformly from all of ``data``,
-    then the labelled samples from the rest; the pool is everything else. Of generators in one
-    state, the same validation part comes whatever ``labelled`` is, and fewer labelled samples are
-    a subset of more.
+    then the labelled samples from the rest; the pool is everything else. With the same
+    generator state, the validation part is the same for any ``labelled``, and a smaller labelled
+    part is a subset of a larger one.
 
     Every part keeps the labels of its samples, noisy or not. Those of the pool are for analysis:
     training must not read them.
@@ -77,8 +77,8 @@ def semi_supervised_split(
         data: Data to split.
         labelled: Labelled samples in all, at least 1.
         validation: Validation samples in all, not balanced.
-        balanced: Whether to take the same number of each of the C classes, told apart by
-            ``clean_labels``; ``labelled`` is then a multiple of C. Otherwise the labelled samples
+        balanced: Whether to take the same number of each of the C classes, by ``clean_labels``;
+            ``labelled`` is then a multiple of C. Otherwise the labelled samples
             are drawn uniformly.
         generator: Source of the draws, on any device.
 
@@ -153,32 +153,31 @@ def out_of_distribution_pool(
     size: int | None = None,
     generator: torch.Generator,
 ) -> tuple[SemiSupervisedSplit, Tensor]:
-    """Make the task one of some ``classes``, and a ``share`` of the pool samples of all others.
+    """Reduce the task to some ``classes``, with a ``share`` of other classes in the pool.
 
-    After the class mismatch of Oliver et al. (NeurIPS 2018, section 4.4), who learn 6 classes of
+    Follows the class mismatch of Oliver et al. (NeurIPS 2018, section 4.4), who learn 6 classes of
     CIFAR-10. They vary which four classes the pool has; here its share of other classes is given
     as in Guo et al., "Safe Deep Semi-Supervised Learning for Unseen-Class Unlabeled Data" (ICML
     2020). Both kinds are drawn uniformly from the pool of ``split``.
 
     Args:
-        split: Split of all classes, told apart by ``clean_labels``.
+        split: Split of all classes; classes are those of ``clean_labels``.
         classes: Classes to learn, distinct; ``classes[k]`` becomes class k.
-        share: Part of the new pool that is of other classes, in [0, 1], met to the nearest sample.
+        share: Share of other classes in the new pool, in [0, 1], to the nearest sample.
         size: Samples in the new pool; give it to compare shares on pools of one size. ``None``
             takes the largest pool that ``share`` allows.
-        generator: Source of the draws, on any device. Of generators in one state, fewer samples of
-            a kind are a subset of more.
+        generator: Source of the draws, on any device. With the same generator state, fewer samples
+            of a kind are a subset of more.
 
     Returns:
         The new split, with ``num_classes = len(classes)``, and the mask of the samples of other
         classes in its pool, shape (size,), bool, on the device of the pool. Labelled and validation
-        samples of other classes are left out; what is kept has the order and the ``indices`` it
-        had. In the pool ``labels`` and ``clean_labels`` of the samples in the mask are 0, which
-        means nothing.
+        samples of other classes are left out; the others keep their order and ``indices``. In the
+        pool ``labels`` and ``clean_labels`` of the samples in the mask are 0, a placeholder.
 
     Raises:
         ValueError: When ``classes``, ``share`` or ``size`` are out of range, no such pool can be
-            made, or label noise has led out of ``classes``.
+            made, or label noise has changed a label in ``classes`` to one outside.
     """
     table = _new_classes(classes, split.unlabelled.num_classes)
     if not is_number(share, 0, 1):
@@ -197,7 +196,7 @@ def out_of_distribution_pool(
 
 
 def _new_classes(classes: Sequence[int], num_classes: int) -> Tensor:
-    """Table from old class to new, −1 for those to leave out."""
+    """Return a table from old class to new, −1 for those to leave out."""
     if not classes or len(set(classes)) < len(classes):
         raise ValueError(
             f"classes={list(classes)} was given; name at least one class, and each only once."
@@ -215,7 +214,7 @@ def _new_classes(classes: Sequence[int], num_classes: int) -> Tensor:
 def _pool_counts(
     known: int, unknown: int, share: float, size: int | None, classes: list[int]
 ) -> Tensor:
-    # Rounded first, so that floating point loses no sample: 3 / (1 − 0.7) is below 10 in doubles.
+    # Rounded first, so that rounding errors lose no sample: 3 / (1 − 0.7) is below 10 in doubles.
     bounds = [
         math.floor(round(available / part, 9))
         for available, part in ((known, 1 - share), (unknown, share))

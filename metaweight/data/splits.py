@@ -1,4 +1,4 @@
-"""A small, balanced, clean meta set taken out of the training data."""
+"""Split of a small, balanced, clean meta set from the training data."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def meta_split(
 ) -> tuple[LabelledTensors, LabelledTensors]:
     """Take ``per_class`` random samples of every class out of ``data`` as its meta set.
 
-    Classes are told apart by ``clean_labels``, and the meta set carries them as its ``labels``:
-    it stands for data whose labels were checked by hand. The rest keeps its labels, noisy or not.
+    Classes are those of ``clean_labels``, which the meta set also has as its ``labels``: it
+    represents data whose labels were checked by hand. The rest keeps its labels, noisy or not.
 
     Args:
         data: Data to split.

@@ -34,7 +34,7 @@ def load_svhn(root: str | Path, download: bool = False) -> tuple[LabelledTensors
         ImportError: When SciPy is not installed.
     """
     where = Path(root).expanduser().resolve()
-    # Both are opened before either is copied: a missing test file is found at once.
+    # Both are opened before either is copied, so that a missing test file is found at once.
     train, test = (_open(split, where, download) for split in ("train", "test"))
     return _as_tensors(train), _as_tensors(test)
 

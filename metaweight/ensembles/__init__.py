@@ -1,5 +1,5 @@
-"""Samples judged by pretrained networks: scored, then left out, weighted by rank or by a learned
-mapping from score to weight."""
+"""Sample selection by pretrained networks: samples are scored, then left out, weighted by rank or
+weighted by a learned mapping from score to weight."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lets an ensemble choose or weigh the samples a problem trains on, again every few epochs."""
+"""A hook by which an ensemble selects or weights a problem's samples every few epochs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ EnsembleAction = Literal["resample", "reweight"]
 class EnsembleHook(Hook):
     """Score a problem's training data at the start of a run and after every ``every`` epochs.
 
-    ``"resample"``: the problem reads only the samples in the middle of the ranking, in the way its
-    loader reads all of them; a new choice is always made among all. ``"reweight"``: the weights are
-    for the problem to look up, by the indices its batches hold::
+    ``"resample"``: the problem reads only the samples in the middle of the ranking, otherwise as
+    its loader reads all of them; each new choice is made from all samples. ``"reweight"``: the
+    problem looks weights up by the indices in its batches::
 
         class Classifier(ReweightedProblem):
             def sample_losses(self, batch):
@@ -33,8 +33,9 @@ class EnsembleHook(Hook):
             def sample_weights(self, losses, batch):
                 return hook.weights[batch[2]]
 
-    Scores, choices and weights change only where an epoch of the problem's first loader ends. Of
-    several processes each scores all of the data, and all go by the scores of the first.
+    Scores, choices and weights change only at the end of an epoch of the problem's first loader. In
+    a program of several processes, each scores all of the data, and all use the scores of the first
+    process.
 
     Args:
         ensemble: Its members may change during the run; they are moved to the problem's device.
@@ -45,12 +46,12 @@ class EnsembleHook(Hook):
         high: Share of the ranked samples below the upper tail.
         mode: How weights fall within a tail; see :func:`reweight`.
         metric: ``metric(outputs, labels)``, one number per sample.
-        data: What to score, if not the data of the problem's first loader; see
-            :meth:`OnlineEnsemble.member_scores`. Its order must be that of the loader's data. Of
-            several processes all of it in each.
-        index: Which part of a batch of ``data`` holds the indices of its samples.
-        make_loader: From positions (M,) in the data to a loader that reads only these, where the
-            problem's is no plain ``TensorLoader`` or ``DataLoader``. Needs ``data``.
+        data: Data to score, if not those of the problem's first loader; see
+            :meth:`OnlineEnsemble.member_scores`. Their order must be that of the loader's data.
+            Each of several processes needs all of them.
+        index: Which element of a batch of ``data`` holds the indices of its samples.
+        make_loader: Maps positions (M,) in the data to a loader that reads only these; for loaders
+            other than a plain ``TensorLoader`` or ``DataLoader``. Needs ``data``.
         batch_size: Samples per batch of scoring.
         progress: Show a progress bar while scoring.
 
@@ -117,7 +118,7 @@ class EnsembleHook(Hook):
         self._placed = False
 
     def state_loaded(self, engine: Engine) -> None:
-        """Put the loader in place that the restored scores choose, before it is told its place."""
+        """Set the loader that the restored scores choose, before its position is restored."""
         if self._restored:
             self.run_start(engine)
             self._placed = True
@@ -129,7 +130,7 @@ class EnsembleHook(Hook):
         problem = self._problem_of(engine)
         if self._data is None or self._swaps:
             loader = problem.source.loaders[0]
-            # In a second run the loader may be the part this hook put in place in the first.
+            # In a second run the loader may be the subset that this hook set in the first.
             self._whole = self._whole if loader is self._part else loader
         if not self._restored or self.scores is None:
             self.scores = self._score(engine, problem)

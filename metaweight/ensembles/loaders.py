@@ -1,4 +1,4 @@
-"""Loaders that read a part of what another one reads, in the same way."""
+"""Loaders that read a subset of another loader's samples, otherwise in the same way."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from metaweight.problems.data.sharding import ShareSampler
 class SubsetLoader(TensorLoader):
     """A :class:`~metaweight.data.TensorLoader` on some of the samples of another one.
 
-    Everything else is taken over, the generator included, which both then draw from. Where batches
-    hold positions, these are positions in the *whole* data, so that tables by sample still fit.
+    It has the settings of the other loader and shares its generator. Where batches hold positions,
+    these are positions in the *whole* data, so that tables by sample still fit.
 
     Args:
         whole: The loader of all samples.
@@ -78,15 +78,15 @@ def subset_loader(loader: Any, positions: Tensor) -> TensorLoader | DataLoader[A
 
 
 def whole_in_order(loader: Any) -> Any:
-    """Return something to score that reads every sample of a loader in order.
+    """Return a loader for scoring that reads every sample of another one in order.
 
     Raises:
-        DataError: For a loader that cannot be built anew.
+        DataError: For a loader that cannot be rebuilt.
     """
     if isinstance(loader, TensorLoader):
         return loader
     require_rebuildable(loader)
-    # Even a loader that does not shuffle draws from its generator, which is not to be disturbed.
+    # Even a loader that does not shuffle draws from its generator, which must not change here.
     generator = torch.Generator()
     return rebuilt(loader, loader.dataset, shuffle=False, drop_last=False, generator=generator)
 
@@ -95,7 +95,7 @@ def number_of_samples(loader: Any) -> int:
     """Return how many samples a loader chooses from.
 
     Raises:
-        DataError: For a loader that cannot be built anew.
+        DataError: For a loader that cannot be rebuilt.
     """
     if isinstance(loader, TensorLoader):
         return len(loader.data)
@@ -130,14 +130,14 @@ def rebuilt(
 
 
 def require_rebuildable(loader: Any) -> None:
-    """Refuse a loader of which nothing says how it would read a part of its data.
+    """Refuse a loader that cannot be rebuilt to read a subset of its data.
 
     Raises:
         DataError: Naming its type and what to give instead.
     """
     if not isinstance(loader, DataLoader) or not _plain(loader):
         raise DataError(
-            f"A {type(loader).__name__} cannot be built anew on a part of its samples; use a "
+            f"A {type(loader).__name__} cannot be rebuilt on a part of its samples; use a "
             "TensorLoader or a DataLoader without a sampler of its own, or tell EnsembleHook "
             "data=... to score and make_loader=..., from positions to a loader."
         )
@@ -147,7 +147,7 @@ def _plain(loader: DataLoader[Any]) -> bool:
     sampler: Any = loader.sampler
     batches: Any = loader.batch_sampler
     order = getattr(batches, "sampler", None)
-    # Of several processes each reads its share of what the loader's own sampler draws.
+    # In a program of several processes, each reads its share of the draws of the loader's sampler.
     own = order.sampler if isinstance(order, ShareSampler) else order
     if type(batches) is not BatchSampler or own is not sampler:
         return False

@@ -1,4 +1,4 @@
-"""Learned mappings from ensemble scores to sample weights, for an upper level to own.
+"""Learned mappings from ensemble scores to sample weights, modules for an upper problem.
 
 With the score ``s_ik`` of sample i by member k, kept fixed::
 
@@ -6,9 +6,10 @@ With the score ``s_ik`` of sample i by member k, kept fixed::
     MixtureWeightNet:  w_i = link(m_i),          by default exp(-m_i)
     ScoreWeightNet:    w_i = sigmoid(MLP(s_i1, …, s_iK))
 
-``MixtureWeightNet`` learns whom to believe, one number per member; ``ScoreWeightNet`` learns what
-scores mean, in the way Meta-Weight-Net (Shu et al., NeurIPS 2019, arXiv:1902.07379) does for
-losses, but scores do not move while the classifier learns a wrong label by heart.
+``MixtureWeightNet`` learns how much to trust each member, one number per member. ``ScoreWeightNet``
+learns a weight as a function of the scores, as Meta-Weight-Net (Shu et al., NeurIPS 2019,
+arXiv:1902.07379) does for losses; but scores do not change while the classifier memorises a wrong
+label.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from metaweight.weighting.meta_weight_net import weight_mlp
 
 
 def confidence(scores: Tensor) -> Tensor:
-    """Return ``exp(-s)``: for cross-entropy scores the probability the members give the label, as a
-    geometric mean; in (0, 1] for scores from 0."""
+    """Return ``exp(-s)``: for cross-entropy scores the geometric mean of the probabilities that the
+    members give the label; in (0, 1] for scores of at least 0."""
     return torch.exp(-scores)
 
 
 class MemberMixture(nn.Module):
-    """``m_i = Σ_k softmax(a)_k s_ik``, the plain mean over members at first.
+    """``m_i = Σ_k softmax(a)_k s_ik``, initially the plain mean over members.
 
     Args:
         members: K, at least 1.

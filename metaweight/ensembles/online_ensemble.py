@@ -1,8 +1,8 @@
-"""Pretrained networks that judge samples.
+"""Pretrained networks that score samples.
 
-The score of a sample is the sum over K frozen members, ``s_i = Σ_k metric(f_k(x_i), y_i)``. Where
-members were trained on other data, or not long enough to learn single samples by heart, a wrong
-label has a high score, and a sample that teaches nothing new a low one::
+The score of a sample is the sum over K frozen members, ``s_i = Σ_k metric(f_k(x_i), y_i)``. When
+the members were trained on other data, or not long enough to memorise single samples, a wrong label
+has a high score, and an easy, uninformative sample a low one::
 
     ensemble = OnlineEnsemble()
     ensemble.load_pretrain_ensemble_models(models)
@@ -30,7 +30,7 @@ class OnlineEnsemble:
     """Frozen members that score samples.
 
     Args:
-        models: The members, if they are at hand; else give them to
+        models: The members; they can also be given later, to
             :meth:`load_pretrain_ensemble_models`.
     """
 
@@ -41,7 +41,7 @@ class OnlineEnsemble:
             self.load_pretrain_ensemble_models(models)
 
     def load_pretrain_ensemble_models(self, models: Iterable[nn.Module]) -> None:
-        """Take these models as members, in place of earlier ones.
+        """Set the members, in place of earlier ones.
 
         They are not copied: each is put into evaluation mode, and its parameters no longer require
         gradients. Give a copy of a network that is to be trained further.
@@ -97,14 +97,14 @@ class OnlineEnsemble:
             data: One of
 
                 - ``LabelledTensors``, a ``TensorLoader`` or a dataset with a length: read here in
-                  their order. A ``TensorLoader``'s transform is applied and its random state put
-                  back; where it stands in an epoch is left alone.
+                  their order. A ``TensorLoader``'s transform is applied and its random state
+                  restored; the loader's position in its epoch does not change.
                 - a ``DataLoader`` that does not shuffle, or a list of batches;
                 - with ``index``, any iterable of batches, in any order, that reads every sample.
 
             metric: ``metric(outputs, labels)``, one number per sample, shape (B,).
-            index: Which part of a batch holds the indices of its samples, 0 … N − 1: 2 for batches
-                ``(inputs, labels, indices)``.
+            index: Which element of a batch holds the indices of its samples, 0 … N − 1: 2 for
+                batches ``(inputs, labels, indices)``.
             batch_size: Samples per batch where the data are read here.
             progress: Show a progress bar.
 
@@ -113,8 +113,8 @@ class OnlineEnsemble:
 
         Raises:
             ConfigurationError: Without members, or for a batch size below 1.
-            DataError: When nothing says which sample a score belongs to, a sample is left out, or
-                a score is nan.
+            DataError: When the order of the samples is unknown, a sample is left out, or a score is
+                nan.
             LossError: When the metric returns anything but one number per sample.
         """
         if not self.ensemble_models:
@@ -134,20 +134,20 @@ class OnlineEnsemble:
     ) -> Any:
         """Return the rows of ``outputs`` whose scores are in the middle, by ascending score.
 
-        Labels must lose and change places with their outputs, so give all that belongs together
-        at once: ``outputs, labels = ensemble.sort_and_resample((outputs, labels), scores, n)``.
+        Labels must be selected and sorted together with their outputs, so give all in one call:
+        ``outputs, labels = ensemble.sort_and_resample((outputs, labels), scores, n)``.
 
         Args:
             outputs: A tensor of n rows, or a tuple or list of such; their graph is kept.
-            scores: The scores of these very rows, shape (n,): ``scores[indices]`` where scores of
-                a whole data set are at hand.
+            scores: The scores of exactly these rows, shape (n,): ``scores[indices]`` of the scores
+                of a whole data set.
             n: Number of rows.
             low: Share of the rows to leave out at the low end.
             high: Share of the rows below the high end left out.
 
         Raises:
             ConfigurationError: Unless 0 ≤ low < high ≤ 1.
-            DataError: When scores or outputs have not n rows, or nothing would remain.
+            DataError: When scores or outputs do not have n rows, or no row would remain.
         """
         _require_rows(outputs, scores, n)
         kept = resample(scores, low, high)
@@ -166,12 +166,12 @@ class OnlineEnsemble:
     ) -> tuple[Any, Tensor]:
         """Return ``outputs`` as they are and one weight for each of their rows, in their order.
 
-        Ranks decide the weights but nothing changes places, so labels still fit:
+        The weights depend on ranks, but no row is moved, so labels still fit:
         ``(loss(outputs, labels, reduction="none") * weights).mean()`` is the weighted loss.
 
         Args:
             outputs: A tensor of n rows, or a tuple or list of such.
-            scores: The scores of these very rows, shape (n,).
+            scores: The scores of exactly these rows, shape (n,).
             n: Number of rows.
             low: Share of the rows in the lower tail.
             high: Share of the rows below the upper tail.
@@ -183,7 +183,7 @@ class OnlineEnsemble:
 
         Raises:
             ConfigurationError: Unless 0 ≤ low < high ≤ 1 and the mode is known.
-            DataError: When scores or outputs have not n rows.
+            DataError: When scores or outputs do not have n rows.
         """
         _require_rows(outputs, scores, n)
         first: Tensor = outputs if isinstance(outputs, Tensor) else outputs[0]

@@ -1,4 +1,4 @@
-"""A classifier whose sample weights an upper level computes from ensemble scores.
+"""A classifier whose sample weights an upper problem computes from ensemble scores.
 
 ::
 
@@ -24,16 +24,17 @@ from metaweight.weighting.problems import SampleLoss
 
 
 class ScoreWeightedClassifier(WeightedClassifier):
-    """Lower level: ``min_w mean_i V(s_i, y_i) l_i`` over batches ``(inputs, labels, indices)``.
+    """Lower problem: ``min_w mean_i V(s_i, y_i) l_i`` over batches ``(inputs, labels, indices)``.
 
-    A :class:`~metaweight.weighting.WeightedClassifier` that hands over scores in place of losses.
+    A :class:`~metaweight.weighting.WeightedClassifier` whose weights depend on scores in place of
+    losses.
 
     Args:
         name: Its name.
         config: Its settings.
         weights: Name of the problem that turns ``(scores, labels)`` into weights.
         scores: The score of every sample, (N,), or of every sample by every member, (N, K); row i
-            is that of the sample with index i. Another table may take its place at any time.
+            is that of the sample with index i. It may be replaced by another table at any time.
         normalise: Scale the weights of each batch to mean 1.
         loss: ``loss(logits, labels, reduction="none")`` per sample.
         **problem: ``module``, ``optimizer``, ``train_data_loader`` and the rest of

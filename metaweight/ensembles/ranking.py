@@ -1,7 +1,7 @@
-"""What the rank of a score says about a sample: leave it out, or count it less.
+"""Selection and weighting of samples by the rank of their score.
 
 Samples are sorted by score, ``r_i`` in 0 … n − 1 with ties in the order given. With
-``a = ⌊n · low⌋`` and ``b = ⌊n · high⌋`` (a product within 1e-9 of an integer is taken for it)::
+``a = ⌊n · low⌋`` and ``b = ⌊n · high⌋`` (a product within 1e-9 of an integer counts as it)::
 
     resample:  the samples with a ≤ r_i < b
     reweight:  ramp(r_i, a) for r_i < a,   1 in between,   ramp(n − 1 − r_i, n − b) for r_i ≥ b
@@ -121,7 +121,7 @@ def require_mode(mode: str) -> None:
     """Refuse a mode that :func:`reweight` does not have.
 
     Raises:
-        ConfigurationError: With those it has.
+        ConfigurationError: Naming the modes it has.
     """
     if mode not in get_args(ReweightMode):
         raise ConfigurationError(
@@ -133,7 +133,7 @@ def checked_scores(given: Any) -> Tensor:
     """Return scores as a tensor (N,) in single precision or better, without a graph.
 
     Raises:
-        DataError: For another shape, for no samples, or for scores that are not numbers.
+        DataError: For another shape, for no samples, or for nan scores.
     """
     scores: Tensor = torch.as_tensor(given).detach()
     if scores.ndim != 1 or not len(scores):

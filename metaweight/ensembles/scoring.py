@@ -1,6 +1,6 @@
-"""One number per sample and member, kept under the index of the sample it belongs to.
+"""Scores, one number per sample and member, stored by the index of the sample.
 
-Samples are told apart by index rather than by when they were read, so that neither shuffling nor
+Samples are identified by index rather than by reading order, so that neither shuffling nor
 repetition can mix them up. Nothing is read on the host until every batch has been scored.
 """
 
@@ -41,8 +41,8 @@ class Source:
     Attributes:
         batches: Batches ``(inputs, labels, …)``.
         size: How many samples there are, where that is known.
-        index: Which part of a batch holds the indices of its samples; ``None`` when batches come
-            in the order of the samples.
+        index: Which element of a batch holds the indices of its samples; ``None`` when batches
+            come in the order of the samples.
     """
 
     batches: Iterable[Any]
@@ -51,13 +51,13 @@ class Source:
 
 
 def source_of(data: Any, index: int | None, batch_size: int) -> Source:
-    """Decide how ``data`` is read and how its samples are told apart.
+    """Decide how ``data`` is read and how its samples are identified.
 
     Raises:
-        DataError: When nothing says which sample a score would belong to.
+        DataError: When the order of the samples is unknown.
     """
     if isinstance(data, TensorLoader):
-        # The loader itself is left alone: it may be amid an epoch.
+        # The loader itself is not used: it may be in the middle of an epoch.
         return Source(_in_order(data.data, batch_size, data.transform), len(data.data), None)
     if isinstance(data, LabelledTensors):
         return Source(_in_order(data, batch_size, None), len(data), None)
@@ -88,7 +88,7 @@ def member_scores(
 ) -> Tensor:
     """Return the score of every sample by every member, (N, K), without a graph.
 
-    The CPU's global random stream is left as it was.
+    The CPU's global random stream is restored afterwards.
 
     Raises:
         DataError: When a sample was not read, an index does not fit, or a score is nan.
@@ -141,7 +141,7 @@ def _reads_in_order(loader: DataLoader[Any]) -> bool:
 
 def _size(loader: DataLoader[Any]) -> int | None:
     dataset: Any = loader.dataset
-    # Without a batch sampler an item of the dataset is a batch, so its length says nothing.
+    # Without a batch sampler an item of the dataset is a batch: its length counts no samples.
     return (
         len(dataset) if loader.batch_sampler is not None and hasattr(dataset, "__len__") else None
     )

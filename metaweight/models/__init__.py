@@ -1,4 +1,4 @@
-"""Classifiers of the experiments."""
+"""Image classifiers for the experiments."""
 
 from __future__ import annotations
 

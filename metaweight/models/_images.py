@@ -1,4 +1,4 @@
-"""Batches of images, as networks expect them."""
+"""Check of the images given to a network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from metaweight.problems import DataError
 
 
 def require_images(network: str, images: Tensor, channels: int) -> None:
-    """Refuse what is no batch of images with so many channels.
+    """Refuse inputs other than a batch of images with this number of channels.
 
     Raises:
         DataError: Naming the network and both shapes.

@@ -1,4 +1,4 @@
-"""Initial weights shared by the models."""
+"""Weight initialisation common to all models."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class DigitsNet(nn.Module):
         Images (B, 1, 8, 8) to logits (B, num_classes).
 
     Raises:
-        ConfigurationError: For settings that make no network.
+        ConfigurationError: For settings out of range or of another type.
     """
 
     def __init__(self, num_classes: int = 10, *, generator: torch.Generator | None = None) -> None:

@@ -59,7 +59,7 @@ class ResNet18(nn.Module):
         Images (B, 3, H, W), usually 32 × 32, to logits (B, num_classes).
 
     Raises:
-        ConfigurationError: For settings that make no network.
+        ConfigurationError: For settings out of range or of another type.
     """
 
     def __init__(self, num_classes: int = 10, *, generator: torch.Generator | None = None) -> None:

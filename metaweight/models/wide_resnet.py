@@ -78,8 +78,8 @@ class WideResNet28x2(nn.Module):
     has a bias. 1 467 610 parameters for 10 classes.
 
     As in their code, the shortcut of the very first block starts from the activated input, and
-    those of all later blocks, also where the channels change, from the input itself. Otherwise
-    than in their TensorFlow code, convolutions of stride 2 pad every side by one pixel (there only
+    those of all later blocks, also where the channels change, from the input itself. In contrast
+    to their TensorFlow code, convolutions of stride 2 pad every side by one pixel (there only
     right and below), and all initial weights have the fan-in variance (there fan-out for
     convolutions and Glorot's for the linear layer).
 
@@ -97,7 +97,7 @@ class WideResNet28x2(nn.Module):
         Images (B, in_channels, H, W), 32 × 32 in the paper, to logits (B, num_classes).
 
     Raises:
-        ConfigurationError: For settings that make no network.
+        ConfigurationError: For settings out of range or of another type.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Label noise with a known ground truth, and losses and mixtures that withstand it."""
+"""Label noise with a known ground truth, and losses and mixtures that are robust to it."""
 
 from __future__ import annotations
 

@@ -14,15 +14,15 @@ IDS, MASK, SEGMENTS = "input_ids", "attention_mask", "token_type_ids"
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids a tokenizer puts around a text; those left out do not occur.
+    """Ids that a tokenizer puts around a text; those left out do not occur.
 
     Args:
-        start: Before it, such as ``[CLS]``.
-        end: After it, such as ``[SEP]``.
+        start: Before the text, such as ``[CLS]``.
+        end: After the text, such as ``[SEP]``.
         pad: Fills rows up to a common length. Not needed where rows have an attention mask.
 
     Raises:
-        ConfigurationError: For what is no id.
+        ConfigurationError: For a value that is not an id.
     """
 
     start: int | None = None
@@ -53,9 +53,9 @@ def join_rows(
 ) -> dict[str, list[int]]:
     """Return ids, and mask and segments where ``own`` has them, of ``own`` followed by ``other``.
 
-    Padding and the special tokens that would come to lie inside are taken out, and what is longer
-    than ``max_length`` is cut with its last special token kept. A row that was padded is padded to
-    the length it had.
+    Padding and the special tokens that would be inside the joined text are removed. A text longer
+    than ``max_length`` is cut and keeps its last special token. A row that was padded is padded to
+    its old length.
     """
     for key in (MASK, SEGMENTS):
         if (key in own) != (key in other):

@@ -1,4 +1,4 @@
-"""Bootstrapping losses: the target is part given label, part the network's own prediction.
+"""Bootstrapping losses: the target mixes the given label and the network's own prediction.
 
 ``L = -Σ_k [β t_k + (1 - β) z_k] log p_k`` with ``p = softmax(logits)``, the given label ``t`` and
 ``z = p`` (soft) or ``z = onehot(argmax p)`` (hard).
@@ -27,11 +27,11 @@ class SoftBootstrappingLoss(LabelLoss):
 
     Args:
         beta: Trust in the given labels, in [0, 1]; 0.95 in the paper. A tensor, of one number or
-            one per sample, may have a graph, so that it can be learned; its range is not looked at.
+            one per sample, may have a graph, so that it can be learned; its range is not checked.
         reduction: ``"none"``, ``"mean"`` (over the labels that count) or ``"sum"``.
         ignore_index: Label whose samples are left out.
-        detach: Give the target no gradient. Then the second term has none at all, and the loss
-            trains as ``β CE`` does; a warning says so.
+        detach: Detach the target. The second term then has no gradient, and the loss trains as
+            ``β CE`` does; a warning says so.
 
     Raises:
         ConfigurationError: For ``beta`` outside [0, 1] or an unknown reduction.
@@ -85,7 +85,7 @@ class HardBootstrappingLoss(LabelLoss):
 
     Args:
         beta: Trust in the given labels, in [0, 1]; 0.8 in the paper. A tensor, of one number or
-            one per sample, may have a graph, so that it can be learned; its range is not looked at.
+            one per sample, may have a graph, so that it can be learned; its range is not checked.
         reduction: ``"none"``, ``"mean"`` (over the labels that count) or ``"sum"``.
         ignore_index: Label whose samples are left out.
 

@@ -1,4 +1,4 @@
-"""Renews the soft targets of online confident learning where an epoch ends."""
+"""A hook that renews the soft targets of online confident learning at the end of each epoch."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from .online_confident_learning import OnlineConfidentLearning
 
 
 class OnlineConfidentLearningHook(Hook):
-    """Calls ``reset()`` of every criterion when the first loader of its problem has ended.
+    """Call ``reset()`` of every criterion at the end of an epoch of its problem's first loader.
 
-    That is before the first batch of the next epoch, which already trains with the new targets.
-    Of several processes all end their epochs at the same step, with the same statistics.
+    This happens before the first batch of the next epoch, which already trains with the new
+    targets. In a program of several processes, all end their epochs at the same step, with the same
+    statistics.
 
-    It also looks where the criteria are, when a run starts. One that is no part of its problem's
-    module would collect each evaluation of a hypergradient as if it were a training step.
+    At the start of a run, the hook checks that each criterion is part of its problem's module.
+    Otherwise it would collect each evaluation of a hypergradient as if it were a training step.
 
     Raises:
         ConfigurationError: At the start of a run, when there is no criterion, when one is outside
-            its problem's module, or when ``EngineConfig(roll_back=True)`` would take resets back.
+            its problem's module, or when ``EngineConfig(roll_back=True)`` would undo resets.
     """
 
     def run_start(self, engine: Engine) -> None:
@@ -56,7 +57,7 @@ def _require_inside(problem: Problem, inside: list[OnlineConfidentLearning]) -> 
     for name, value in vars(problem).items():
         if isinstance(value, OnlineConfidentLearning) and value not in inside:
             raise ConfigurationError(
-                f"The criterion {name!r} of problem {problem.name!r} is no part of its module, so "
+                f"The criterion {name!r} of problem {problem.name!r} is not part of its module, so "
                 "that a hypergradient would collect predictions again each time it evaluates the "
                 "loss; give the problem module=WithCriterion(network, criterion)."
             )

@@ -1,10 +1,10 @@
-"""Which labels predicted probabilities confidently contradict, on the device, without reading it.
+"""The confident joint, and the labels it contradicts, computed without waiting for the device.
 
-With ``p`` of shape (B, C) and labels y, class j's threshold is the mean confidence of those who
-carry its label, ``t_j = mean{p_ij : y_i = j}``. Class j is confident for sample i when
-``p_ij ≥ t_j``; the guess of its true class is the confident class, or where there are several the
-largest entry of the whole row. Samples are counted by (label, guess) in the confident joint, and
-those off its diagonal carry a label that is contradicted.
+With ``p`` of shape (B, C) and labels y, class j's threshold is the mean confidence of the samples
+with its label, ``t_j = mean{p_ij : y_i = j}``. Class j is confident for sample i when
+``p_ij ≥ t_j``. The guess of its true class is the confident class or, where there are several, the
+largest entry of the whole row. The confident joint counts samples by (label, guess); the labels of
+samples off its diagonal are contradicted.
 
 Source: Northcutt, Jiang, Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels",
 JAIR 2021 (arXiv:1911.00068). Among several confident classes the paper takes the largest of these;
@@ -25,7 +25,7 @@ SLACK = 1e-6
 LEAST_THRESHOLD = 2e-6
 
 UNREACHABLE = 2.0
-"""Threshold of a class nobody is labelled with; no probability reaches it."""
+"""Threshold of a class that no sample is labelled with; no probability reaches it."""
 
 
 def class_confidence(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ def confident_thresholds(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 
 def thresholds_of(sums: Tensor, counts: Tensor) -> Tensor:
-    """Return ``t``, (C,), from what :func:`class_confidence` returns."""
+    """Return ``t``, (C,), from the sums and counts of :func:`class_confidence`."""
     means = (sums / counts.clamp(min=1.0)).clamp(min=LEAST_THRESHOLD)
     return means.masked_fill(counts == 0, UNREACHABLE)
 

@@ -33,7 +33,7 @@ _COLUMNS = ("item", "given_label", "suggested_label", "confidence")
 
 @dataclass(frozen=True, eq=False)
 class LabelIssues:
-    """M labels found to be wrong, least plausible first; tensors are on the CPU.
+    """M labels that were found to be wrong, least plausible first; tensors are on the CPU.
 
     Attributes:
         indices: Positions among the samples given, (M,), int64.
@@ -63,7 +63,7 @@ class LabelIssues:
     def write_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write item, given label, suggested label and confidence of every issue, in this order.
 
-        The file appears whole or not at all; one that is there is replaced.
+        The file is written atomically; an existing file is replaced.
         """
         where = Path(path)
         columns = (self.given.tolist(), self.suggested.tolist(), self.confidence.tolist())
@@ -88,21 +88,21 @@ def confident_learning(
     filter_by: FilterBy = "prune_by_noise_rate",
     frac_noise: float = 1.0,
 ) -> LabelIssues:
-    """Find labels that predictions of a network which did not train on them contradict.
+    """Find labels that are contradicted by the predictions of a network not trained on them.
 
     Args:
         labels: Labels given, (N,), integers in [0, C); samples of label -1 are left out.
         probabilities: Out-of-sample class probabilities, (N, C), rows that sum to 1 …
-        logits: … or the logits they come from; one of the two, since a guess could be wrong.
+        logits: … or the logits they come from; give one of the two.
         keys: A name for each sample, for instance a file name.
         filter_by: cleanlab's rule. ``"prune_by_noise_rate"``, ``"prune_by_class"`` and ``"both"``
-            take out as many of each class as its estimated noise says;
-            ``"confident_learning"`` the samples off the diagonal of the confident joint;
-            ``"predicted_neq_given"`` all whose most probable class is another.
-        frac_noise: Share of the estimated noise to take out, in (0, 1]; for the first three rules.
+            take as many of each class as its estimated noise says; ``"confident_learning"`` takes
+            the samples off the diagonal of the confident joint; ``"predicted_neq_given"`` takes
+            all whose most probable class is another.
+        frac_noise: Share of the estimated noise to take, in (0, 1]; for the first three rules.
 
     Raises:
-        DataError: For labels or predictions that cannot be judged, saying why.
+        DataError: For labels or predictions that cannot be used, saying why.
         ConfigurationError: For an unknown ``filter_by`` or a ``frac_noise`` that does not fit it.
         ImportError: When cleanlab is not installed.
     """
@@ -115,7 +115,7 @@ def confident_learning(
     y, p = given[kept], predicted[kept]
     find, count = _cleanlab()
     with warnings.catch_warnings():
-        # Small classes have been warned of already, in the caller's line.
+        # The warning about small classes was given already, with the caller's line.
         warnings.filterwarnings("ignore", "May not flag all label issues", UserWarning)
         ranked = find(
             y,

@@ -1,8 +1,8 @@
 """Confident learning on a data set of one's own: out-of-fold predictions by cross-validation.
 
-The data are dealt into K stratified folds. One network per fold trains on the others and predicts
-its own, so that no prediction comes from a network that has seen the label. All predictions are
-judged together, with thresholds of the whole data set (Northcutt et al., 2021).
+The data are split into K stratified folds. One network per fold trains on the others and predicts
+its own, so that no prediction comes from a network that has seen the label. Confident learning
+takes all predictions together, with thresholds of the whole data set (Northcutt et al., 2021).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _EVALUATED_TOGETHER = 1024
 
 @dataclass(frozen=True, eq=False)
 class CrossValidated:
-    """What cross-validation found out about N labels.
+    """Result of cross-validated confident learning on N labels.
 
     Attributes:
-        data: The data judged.
+        data: The data searched for wrong labels.
         issues: Labels found to be wrong; keys are ``data.indices`` where none were given.
         probabilities: Out-of-fold class probabilities, (N, C), float64, on the CPU.
         folds: The fold each sample was predicted in, (N,), int64, on the CPU.
@@ -79,8 +79,8 @@ class CrossValidatedConfidence:
         found = search.run(data)
         cleaner = found.pruned()
 
-    The folds train as leaf problems of one engine. Initial weights, batches and whatever the
-    networks draw in training come from ``seed``; global random state is put back.
+    The folds train as leaf problems of one engine. Initial weights, batches and the draws of the
+    networks in training come from ``seed``; the global random state is restored afterwards.
 
     Args:
         make_module: Makes a network, from torch's global random stream.
@@ -96,7 +96,8 @@ class CrossValidatedConfidence:
         frac_noise: As for :func:`confident_learning`.
 
     Raises:
-        ConfigurationError: For a setting out of range, or makers that contradict each other.
+        ConfigurationError: For a setting out of range, or for ``make_problem`` together with
+            ``make_module`` or ``make_optimizer``.
     """
 
     make_module: MakeModule | None = None
@@ -128,14 +129,15 @@ class CrossValidatedConfidence:
                 )
 
     def run(self, data: LabelledTensors, keys: Sequence[Hashable] | None = None) -> CrossValidated:
-        """Train one network per fold, predict every sample and judge its label.
+        """Train one network per fold, predict every sample and find the wrong labels.
 
         Args:
-            data: Labels to judge; ``clean_labels`` are not looked at.
+            data: Data to search; ``clean_labels`` are not read.
             keys: A name for each sample; its position in the source when left out.
 
         Raises:
-            DataError: When there are fewer samples than folds, or labels cannot be judged.
+            DataError: When there are fewer samples than folds, or labels or predictions cannot be
+                used.
         """
         folds = stratified_folds(data.labels, self.folds, seed=self.seed).to(data.device)
         with torch.random.fork_rng():
@@ -180,7 +182,7 @@ class CrossValidatedConfidence:
 
 
 def stratified_folds(labels: Tensor, folds: int, *, seed: int = 0) -> Tensor:
-    """Deal samples into folds at random: sizes, in all and of each class, differ by at most one.
+    """Split samples into folds at random: sizes, in all and of each class, differ by at most one.
 
     Args:
         labels: (N,), int64, at least 0.

@@ -1,4 +1,4 @@
-"""Label noise: uniform, to fixed other classes, or after a transition matrix."""
+"""Label noise: uniform, to fixed other classes, or from a transition matrix."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def inject_label_noise(
     transition: Tensor | None = None,
     generator: torch.Generator,
 ) -> LabelNoise:
-    """Corrupt labels at a fixed rate, or after a transition matrix.
+    """Corrupt labels at a fixed rate, or by a transition matrix.
 
     With ``rate``, ⌊N · rate⌋ distinct items are chosen at random (a product within 1e-9 of an
-    integer is taken for it) and relabelled by ``kind``:
+    integer counts as this integer) and relabelled by ``kind``:
 
     - ``"uniform"``: uniform over all C classes, the true one included, so that a share of about
       rate · (C − 1) / C of all labels becomes wrong (Zhang and Sabuncu, 2018; Shu et al., 2019).
@@ -61,9 +61,9 @@ def inject_label_noise(
         labels: True labels, shape (N,), int64, in [0, C); never written to.
         rate: Share of the items to relabel, in [0, 1]; not together with ``transition``.
         num_classes: Number of classes C ≥ 2.
-        kind: What becomes of the chosen items; ``None`` means ``"uniform"``.
-        flip_to: New label of each class for ``"flip"``, shape (C,); a class mapped to itself stays
-            as it is, although its items count among those chosen.
+        kind: How the chosen items are relabelled; ``None`` means ``"uniform"``.
+        flip_to: New label of each class for ``"flip"``, shape (C,); a class mapped to itself is
+            unchanged, although its items count among those chosen.
         transition: Row-stochastic matrix, shape (C, C), instead of ``rate``, ``kind`` and
             ``flip_to``.
         generator: The only source of draws, on any device; draws are made there, so that they do

@@ -1,4 +1,4 @@
-"""Bootstrapping whose trust in the labels another level learns.
+"""Bootstrapping whose trust in the labels is learned by an upper problem.
 
 ::
 
@@ -54,10 +54,10 @@ class LearnedTrust(nn.Module):
 
 
 class BootstrappedClassifier(ImplicitProblem):
-    """Lower level: a bootstrapping loss with ``β_i = trust(sg(l_i), y_i)``.
+    """Lower problem: a bootstrapping loss with ``β_i = trust(sg(l_i), y_i)``.
 
     Without a config it is differentiated exactly, through its optimizer steps: a finite difference
-    (``type="darts"``) would also differentiate through the ``l_i`` that ``sg`` holds.
+    (``type="darts"``) would also differentiate through the ``l_i`` that ``sg`` detaches.
 
     Args:
         name: Its name.

@@ -1,7 +1,7 @@
-"""Online confident learning whose mixture an upper problem learns on clean labels.
+"""Online confident learning whose mixture is learned by an upper problem on clean labels.
 
 The lower problem trains on ``α hard + (1 - α) soft``, whose derivative by α is ``hard - soft``; the
-upper one owns ``α = sigmoid(s)`` and, where asked, soft targets whose columns are softmaxes::
+upper one owns ``α = sigmoid(s)`` and, on request, soft targets whose columns are softmaxes::
 
     net = WithCriterion(DigitsNet(), OnlineConfidentLearning(10))
     confidence = LearnedConfidence(10)
@@ -30,23 +30,23 @@ from .online_confident_learning import OnlineConfidentLearning, smoothed_targets
 
 
 class Confidence(NamedTuple):
-    """What an upper problem decides about the lower loss."""
+    """Output of the upper problem: the mixture of the lower problem's loss."""
 
     alpha: Tensor
     """Weight of the labels given, in (0, 1), 0-dim."""
 
     soft_targets: Tensor | None
-    """(C, C), columns that sum to 1; ``None`` leaves the criterion its own."""
+    """(C, C), columns that sum to 1; ``None`` for the criterion's own."""
 
 
 class LearnedConfidence(nn.Module):
-    """``α = sigmoid(s)`` and, where asked, soft targets with a softmax in each column.
+    """``α = sigmoid(s)`` and, on request, soft targets with a softmax in each column.
 
     Args:
         num_classes: C, at least 2.
         alpha: First value of α, in (0, 1).
         learn_targets: Learn the soft targets too, instead of those the criterion collects.
-        smoothing: First soft targets are one-hot but for this much, in (0, 1).
+        smoothing: The first soft targets are one-hot vectors smoothed by this much, in (0, 1).
 
     Raises:
         ConfigurationError: For a setting out of range.
@@ -76,19 +76,19 @@ class LearnedConfidence(nn.Module):
             self.target_logits = nn.Parameter(first.log())
 
     def forward(self) -> Confidence:
-        """Return the present mixture, with its graph."""
+        """Return the current mixture, with its graph."""
         targets = None if self.target_logits is None else self.target_logits.softmax(0)
         return Confidence(self.logit.sigmoid(), targets)
 
 
 class ConfidentClassifier(ImplicitProblem):
-    """Lower level: trains on noisy ``(inputs, labels, …)`` with the mixture it is given.
+    """Lower problem: trains on noisy ``(inputs, labels, …)`` with the mixture it is given.
 
     Args:
         name: Its name.
         config: Its settings.
-        confidence: Name of the problem whose call returns a :class:`Confidence`; left out, the
-            criterion's own α and targets hold.
+        confidence: Name of the problem whose call returns a :class:`Confidence`; when left out,
+            the criterion's own α and targets are used.
         module: A network with an :class:`OnlineConfidentLearning` as its ``criterion``, such as
             :class:`WithCriterion`.
         **problem: ``optimizer``, ``train_data_loader`` and the rest of
@@ -130,12 +130,12 @@ class ConfidentClassifier(ImplicitProblem):
 
 
 class ConfidenceLearner(ImplicitProblem):
-    """Upper level: the classifier's cross-entropy on clean ``(inputs, labels, …)``.
+    """Upper problem: the classifier's cross-entropy on clean ``(inputs, labels, …)``.
 
     Args:
         name: Its name.
         config: Its settings.
-        classifier: Name of the problem whose network is judged.
+        classifier: Name of the problem whose network is evaluated.
         **problem: ``module`` (a :class:`LearnedConfidence`), ``optimizer``, ``train_data_loader``
             and the rest.
     """

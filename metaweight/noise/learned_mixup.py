@@ -1,4 +1,4 @@
-"""mixup whose concentration another level learns.
+"""mixup whose concentration is learned by an upper problem.
 
 ::
 
@@ -49,13 +49,13 @@ class LearnedConcentration(nn.Module):
 
 
 class MixupClassifier(ImplicitProblem):
-    """Lower level: mixup with ``d ~ Beta(α, α)``, differentiated along the path of the draws.
+    """Lower problem: mixup with ``d ~ Beta(α, α)``, differentiated through the draws (pathwise).
 
     Args:
         name: Its name.
         config: Its settings; ``Config(type="unroll")``, which is exact, when left out.
         alpha: Name of the problem that returns ``α`` when called.
-        per_sample: Draw one ``d`` for each sample: a hypergradient of less variance.
+        per_sample: Draw one ``d`` for each sample, which gives a hypergradient of less variance.
         loss: ``loss(logits, labels, reduction="none")`` per sample.
         **problem: ``module``, ``optimizer``, ``train_data_loader`` and the rest of
             :class:`~metaweight.problems.Problem`.

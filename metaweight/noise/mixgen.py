@@ -38,7 +38,7 @@ def mixgen(
     max_length: int | None = None,
     generator: torch.Generator | None = None,
 ) -> list[dict[str, Any]]:
-    """Mix the first ``⌊B · ratio⌋`` samples of a batch, each with another one, as they were given.
+    """Mix the first ``⌊B · ratio⌋`` samples of a batch, each with the original of another one.
 
     Meant for a loader's ``collate_fn``: it works on the host, sample by sample.
 
@@ -46,14 +46,14 @@ def mixgen(
         batch: Samples with ``"frames"`` (arrays or tensors of one shape, floating point) and
             ``"input_ids"`` (integers); where ``"attention_mask"`` and ``"token_type_ids"`` are
             there, they are rebuilt. Never written to, and the result shares no frames or lists
-            with it; other entries are passed on.
+            with it; other entries are passed on unchanged.
         lam: Share ``λ`` of a sample's own frames, in [0, 1].
         ratio: Share of the batch that is mixed, in (0, 1].
         partner: ``"derangement"``: the mixed samples are partners of each other in a random cycle.
             ``"next"``: sample ``i`` takes sample ``i + ⌊B · ratio⌋``, as published.
-        label_mode: What becomes of ``"label"``. ``"keep"``: nothing, right for contrastive
+        label_mode: How ``"label"`` is mixed. ``"keep"``: it is unchanged, right for contrastive
             training. ``"union"``: both classes. ``"mix"``: ``λ`` of the one and ``1 - λ`` of the
-            other. Both of these turn the labels of all samples, classes or vectors, into vectors
+            other. The last two turn the labels of all samples, classes or vectors, into vectors
             (C,), float32.
         num_classes: ``C``, for ``"union"`` and ``"mix"``.
         tokens: The tokenizer's special tokens, so that none remains inside a joined text.

@@ -24,7 +24,7 @@ SampleLoss = Callable[..., Tensor]
 
 
 class MixupBatch(NamedTuple):
-    """A mixed batch, and what its loss needs."""
+    """A mixed batch, with the labels and shares that its loss needs."""
 
     inputs: Tensor
     """``d x_a + (1 - d) x_b``, (B, …)."""
@@ -49,8 +49,8 @@ def mixup(
 ) -> MixupBatch:
     """Mix each sample with one drawn from the same batch.
 
-    In a ``training_step`` leave ``generator`` out: torch's own streams are replayed when a
-    hypergradient evaluates the step again, a generator of yours is not.
+    In a ``training_step`` leave ``generator`` out: torch's own random streams are replayed when a
+    hypergradient evaluates the step again, your own generator is not.
 
     Args:
         inputs: (B, …), floating point.
@@ -62,8 +62,8 @@ def mixup(
             are made there, so that they do not depend on where ``inputs`` are.
 
     Raises:
-        ConfigurationError: For a negative ``alpha``, or one that is not one number.
-        DataError: For integer or no inputs, or labels of another number.
+        ConfigurationError: For a negative ``alpha``, or a tensor of more than one number.
+        DataError: For integer inputs, no inputs, or another number of labels.
     """
     _check_batch(inputs, labels)
     source = inputs.device if generator is None else generator.device
@@ -142,7 +142,7 @@ def mixup_loss(
 
 
 def mixup_accuracy(logits: Tensor, labels_a: Tensor, labels_b: Tensor, d: Tensor) -> Tensor:
-    """Return the mean of ``d [ŷ = a] + (1 - d) [ŷ = b]``, one number, without waiting for it.
+    """Return the mean of ``d [ŷ = a] + (1 - d) [ŷ = b]``, a 0-dim tensor, without a host read.
 
     Args:
         logits: (B, C).

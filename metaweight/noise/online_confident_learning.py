@@ -31,33 +31,34 @@ Reduction = Literal["none", "mean", "sum"]
 
 
 class OnlineConfidentLearning(nn.Module):
-    """Cross-entropy mixed with soft targets that follow the network's own predictions.
+    """Cross-entropy mixed with cross-entropy to soft targets, means of the network's predictions.
 
-    A forward pass in training mode adds to the statistics of the epoch; :meth:`reset` makes them
-    the new targets. In a :class:`~metaweight.problems.Problem` make the criterion part of its
-    module (:class:`WithCriterion`, or ``net.criterion = …``): the engine then takes back what a
-    hypergradient's evaluations add, so that every training step counts once, and
+    A forward pass in training mode adds to the statistics of the epoch; :meth:`reset` turns them
+    into the new targets. In a :class:`~metaweight.problems.Problem` make the criterion part of its
+    module (:class:`WithCriterion`, or ``net.criterion = …``): the engine then restores the
+    statistics after a hypergradient's evaluations, so that every training step counts once, and
     :class:`OnlineConfidentLearningHook` calls ``reset``.
 
-    With ``torch.distributed`` initialised, a batch is that of all processes together: in training
-    mode each forward pass adds up, over all, the confidence of every class and then what is
-    collected, C² + 3 C numbers, so that every process has to make it, and all hold the same
-    statistics at any time.
+    With ``torch.distributed`` initialised, a batch consists of the batches of all processes. In
+    training mode each forward pass sums over processes the confidence of every class and then the
+    collected statistics, C² + 3 C numbers. So every process has to make each pass, and all hold the
+    same statistics at any time.
 
     Args:
         num_classes: C, at least 2.
         alpha: Weight α in [0, 1] of the labels given.
         smoothing: The first targets have ``1 - smoothing`` on the diagonal of S, the rest spread
             over the other classes; in [0, 1].
-        by: Whose target a sample's prediction enters: ``"pred"``, the class predicted;
+        by: The class whose target collects a sample's prediction: ``"pred"``, the class predicted;
             ``"label"``, the class given; ``"agree"``, only where both are the same.
         drop_hard: Leave contradicted labels out of the first term too, as terms of zero.
-        thresholds: Of the confident joint: ``"batch"``, or ``"ema"``, running means over batches,
-            with which a class absent from a small batch can still contradict a label.
+        thresholds: Thresholds of the confident joint: ``"batch"``, those of the batch, or
+            ``"ema"``, running means over batches, with which a class absent from a small batch can
+            still contradict a label.
         momentum: Weight of the past in the running means, in [0, 1).
         reduction: ``"mean"`` over labelled samples, ``"sum"``, or ``"none"``.
-        dtype: Of the statistics, single precision or better; they keep it when the module around
-            them is cast to half precision.
+        dtype: Type of the statistics, single precision or better; they keep it when the module is
+            cast to half precision.
 
     Raises:
         ConfigurationError: For a setting out of range, or ``drop_hard`` with running thresholds.
@@ -65,7 +66,7 @@ class OnlineConfidentLearning(nn.Module):
     Attributes:
         targets: S, (C, C).
         sums: Predictions collected this epoch, (C, C), by column.
-        counts: How many, (C,).
+        counts: Number of predictions collected this epoch, (C,).
     """
 
     targets: Tensor
@@ -118,7 +119,7 @@ class OnlineConfidentLearning(nn.Module):
 
         Args:
             logits: (B, C).
-            labels: (B,), int64; samples of label -1 are ignored. Without any other the loss is 0.
+            labels: (B,), int64; samples of label -1 are ignored. If all are, the loss is 0.
             alpha: α in place of the criterion's own, for instance an upper problem's output.
             soft_targets: S in place of the criterion's own, (C, C), columns that sum to 1.
 
@@ -145,9 +146,10 @@ class OnlineConfidentLearning(nn.Module):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Make the means collected the new targets, and begin to collect anew.
+        """Set the targets to the means collected, and clear the statistics.
 
-        A class nobody was collected for keeps its target. Of several processes each has to call it.
+        A class without any prediction collected keeps its target. In a program of several
+        processes, every process has to call this.
         """
         means = self.sums / self.counts.clamp(min=1)
         self.targets.copy_(torch.where(self.counts > 0, means, self.targets))
@@ -170,7 +172,10 @@ class OnlineConfidentLearning(nn.Module):
         return wrong
 
     def _thresholds(self, p: Tensor, labels: Tensor) -> Tensor | None:
-        """Return the thresholds, in training mode with this batch taken in; none for its own."""
+        """Return running thresholds, or those of all processes; ``None`` for the batch's own.
+
+        In training mode running thresholds are updated first.
+        """
         if not self.training:
             return self.running_thresholds.to(p.dtype) if self.running else None
         if not self.running and not _is_shared():
@@ -238,18 +243,18 @@ class WithCriterion(nn.Module):
         self.criterion = criterion
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the network does."""
+        """Return the output of the network."""
         return self.network(*args, **kwargs)
 
 
 def _is_shared() -> bool:
-    """Whether there are other processes whose batches count too."""
+    """Return whether other processes contribute to the batch."""
     here = torch.distributed.is_available() and torch.distributed.is_initialized()
     return here and torch.distributed.get_world_size() > 1
 
 
 def _over_processes(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sums over processes of two tensors of one type, found together."""
+    """Return the sums over processes of two tensors of one type, by one reduction."""
     if not _is_shared():
         return first, second
     flat = torch.cat([first.reshape(-1), second.reshape(-1)])

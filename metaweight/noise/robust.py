@@ -1,4 +1,4 @@
-"""Losses that wrong labels pull less: generalised and symmetric cross-entropy.
+"""Losses that are robust to wrong labels: generalised and symmetric cross-entropy.
 
 Sources: Zhang and Sabuncu, "Generalized Cross Entropy Loss for Training Deep Neural Networks with
 Noisy Labels", NeurIPS 2018 (arXiv:1805.07836); Wang et al., "Symmetric Cross Entropy for Robust

@@ -1,4 +1,4 @@
-"""Numbers of any origin as NumPy arrays of an expected shape."""
+"""Conversion of tensors, arrays and sequences to NumPy arrays of an expected shape."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def as_array(numbers: Numbers, dimensions: int, what: str) -> NDArray[np.float64
 
     Args:
         numbers: A tensor on any device, with or without a graph, an array or nested sequences.
-        dimensions: Axes the result has.
-        what: What the numbers are, for the message.
+        dimensions: Number of axes of the result.
+        what: Name of the numbers, for the message.
 
     Raises:
         ConfigurationError: For ragged or empty numbers, or too many axes.
@@ -41,7 +41,7 @@ def as_array(numbers: Numbers, dimensions: int, what: str) -> NDArray[np.float64
 
 
 def require_length(array: NDArray[np.float64], length: int, what: str, other: str) -> None:
-    """Refuse an array whose last axis has another length than what it is drawn against."""
+    """Refuse an array whose last axis has another length than the values it is drawn against."""
     if array.shape[-1] != length:
         raise ConfigurationError(
             f"{what} has {array.shape[-1]} values but there are {length} {other}; give one each."
@@ -49,7 +49,7 @@ def require_length(array: NDArray[np.float64], length: int, what: str, other: st
 
 
 def require_any(entries: object, what: str) -> None:
-    """Refuse a drawing of nothing, or of entries without names."""
+    """Refuse an empty collection, or entries without names."""
     if not isinstance(entries, Mapping):
         raise ConfigurationError(
             f"{what} is of type {type(entries).__name__}; give a dictionary from names to numbers."

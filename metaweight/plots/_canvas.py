@@ -13,8 +13,8 @@ def empty_figure(
 
     Args:
         panels: Number of axes.
-        width: Of the whole figure, in inches.
-        height: Of the whole figure, in inches.
+        width: Width of the whole figure, in inches.
+        height: Height of the whole figure, in inches.
     """
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]

@@ -27,7 +27,7 @@ def per_class_accuracy(
         accuracies: For each method, by its name, (C,) of one run or (R, C) of several, whose mean
             is drawn; a class that was never tested is "not a number" and left out of the mean.
         class_names: Names of the C classes, in the order they are given; numbers when left out.
-        title: Above the axes.
+        title: Title above the axes.
 
     Raises:
         ConfigurationError: For shapes that do not fit together, or no method at all.

@@ -16,13 +16,13 @@ def training_curves(
     value_name: str = "test accuracy (%)",
     title: str = "",
 ) -> Figure:
-    """Draw a value against the training step: the mean of several runs in a band of ±1 deviation.
+    """Draw a value against the training step: the mean over runs with a band of ±1 deviation.
 
     Args:
         curves: For each line, by its name, the steps (T,) and the values, (T,) of one run or (R, T)
             of several.
         value_name: Label of the vertical axis.
-        title: Above the axes.
+        title: Title above the axes.
 
     Raises:
         ConfigurationError: For shapes that do not fit together, or no curve at all.

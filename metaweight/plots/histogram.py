@@ -14,13 +14,13 @@ from ._canvas import empty_figure
 def weight_histogram(
     weights: Numbers, wrong_labels: Numbers, bins: int = 40, title: str = ""
 ) -> Figure:
-    """Draw how the weights are spread, apart for right and for wrong labels.
+    """Draw histograms of the weights, one of samples with right labels and one with wrong labels.
 
     Args:
         weights: One per sample, (N,).
         wrong_labels: Which samples have a wrong label, (N,) of true and false.
         bins: Bars between the smallest and the largest weight.
-        title: Above the axes.
+        title: Title above the axes.
 
     Raises:
         ConfigurationError: For shapes that do not fit together, or no sample at all.

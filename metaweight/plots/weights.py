@@ -1,4 +1,4 @@
-"""The weighting function: which weight a sample gets for its loss."""
+"""Plots of the weighting function: the weight of a sample against its loss."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ def weight_against_loss(
     group_names: Sequence[str] | None = None,
     title: str = "",
 ) -> Figure:
-    """Draw weight against loss at several moments of training.
+    """Draw weight against loss at several stages of training.
 
-    One weighting function gives one panel with a line per moment; several, as a class-aware network
-    has them, give a panel per moment with a line per group.
+    One weighting function gives one panel with a line per stage; several, as a class-aware network
+    has them, give a panel per stage with a line per group.
 
     Args:
-        losses: Where the functions were evaluated, (L,).
-        weights: For each moment, by its name and in order, the weights: (L,) or (G, L).
+        losses: Losses at which the functions were evaluated, (L,).
+        weights: For each stage, by its name and in order, the weights: (L,) or (G, L).
         group_names: Names of the G groups; numbers from 0 when left out.
-        title: Above the panels.
+        title: Title above the panels.
 
     Raises:
-        ConfigurationError: For shapes that do not fit together, or no moment at all.
+        ConfigurationError: For shapes that do not fit together, or no stage at all.
     """
     require_any(weights, "weights")
     grid = as_array(losses, 1, "losses")
-    moments = {name: as_array(w, 2, f"weights[{name!r}]") for name, w in weights.items()}
-    groups = len(next(iter(moments.values())))
-    for name, values in moments.items():
+    stages = {name: as_array(w, 2, f"weights[{name!r}]") for name, w in weights.items()}
+    groups = len(next(iter(stages.values())))
+    for name, values in stages.items():
         require_length(values, len(grid), f"weights[{name!r}]", "losses")
         if len(values) != groups:
             raise ConfigurationError(
-                f"weights[{name!r}] has {len(values)} groups but the first moment has {groups}; "
-                "give every moment the same."
+                f"weights[{name!r}] has {len(values)} groups but the first stage has {groups}; "
+                "give every stage the same."
             )
     names = _group_names(group_names, groups)
     if groups == 1:
         figure, axes = empty_figure()
-        _lines(axes[0], grid, np.concatenate(list(moments.values())), list(moments), "viridis")
-        axes[0].legend(title="moment", fontsize="small")
+        _lines(axes[0], grid, np.concatenate(list(stages.values())), list(stages), "viridis")
+        axes[0].legend(title="stage", fontsize="small")
     else:
-        figure, axes = empty_figure(len(moments), width=3.2 * len(moments) + 1.2)
-        for panel, (name, values) in zip(axes, moments.items(), strict=True):
+        figure, axes = empty_figure(len(stages), width=3.2 * len(stages) + 1.2)
+        for panel, (name, values) in zip(axes, stages.items(), strict=True):
             _lines(panel, grid, values, names, "tab10" if groups <= 10 else "viridis")
             panel.set_title(name, fontsize="medium")
         if groups <= 20:
@@ -82,7 +82,7 @@ def _lines(
     axes: Axes, grid: NDArray[np.float64], rows: NDArray[np.float64], names: list[str], colours: str
 ) -> None:
     palette = matplotlib.colormaps[colours]
-    # A continuous map takes shares of its range, a list of colours takes positions.
+    # A continuous colour map takes fractions of its range, a list of colours takes indices.
     listed = palette.N <= 20
     for position, (row, name) in enumerate(zip(rows, names, strict=True)):
         colour = palette(position if listed else 0.9 * position / max(1, len(rows) - 1))

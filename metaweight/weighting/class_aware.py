@@ -1,4 +1,4 @@
-"""A weight network that sees the class of a sample, or how frequent that class is.
+"""A weight network whose inputs are a sample's loss and its class, or the size of that class.
 
 Where classes are imbalanced *and* labels are noisy, a large loss means "rare" in one class and
 "wrong" in another, so one function of the loss cannot serve both.
@@ -80,7 +80,8 @@ def class_size_groups(counts: Tensor, num_groups: int = 3) -> Tensor:
 
     Args:
         counts: Samples per class, (C,).
-        num_groups: At most so many groups; fewer when there are fewer distinct sizes. CMW-Net: 3.
+        num_groups: Largest number of groups; there are fewer when there are fewer distinct sizes.
+            CMW-Net: 3.
 
     Returns:
         The group of each class, (C,) integers.

@@ -8,7 +8,7 @@ from metaweight.problems import ConfigurationError
 
 
 def require_counts(who: str, counts: object) -> None:
-    """Refuse what is not one number of samples per class.
+    """Refuse counts that are not one number of samples per class.
 
     Raises:
         ConfigurationError: Naming the function.

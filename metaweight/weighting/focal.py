@@ -28,7 +28,7 @@ def focal_loss(
     Raises:
         ConfigurationError: For a negative ``gamma`` or another reduction.
         LossError: For logits or labels of another shape or type, or, on the host, labels that are
-            no classes.
+            not classes.
     """
     if not is_number(gamma, least=0) or reduction not in ("none", "mean", "sum"):
         raise ConfigurationError(
@@ -37,8 +37,8 @@ def focal_loss(
         )
     checked_labels(logits, labels, ignore_index=TORCH_IGNORES)
     entropy = F.cross_entropy(logits, labels, reduction="none")
-    # 1 - p_y by expm1, which keeps its digits where p_y is close to 1; never exactly 0, where a
-    # power below 1 has no finite derivative.
+    # expm1 keeps the digits of 1 - p_y where p_y is close to 1. The result is never exactly 0,
+    # where a power below 1 has no finite derivative.
     doubt = (-(-entropy).expm1()).clamp_min(torch.finfo(entropy.dtype).tiny)
     losses = doubt**gamma * entropy if gamma else entropy
     return losses if reduction == "none" else getattr(losses, reduction)()

@@ -30,7 +30,7 @@ class MetaWeightNet(nn.Module):
 
         Args:
             losses: Sample losses, without a graph.
-            classes: Ignored; accepted so that weight networks can stand in for one another.
+            classes: Ignored; accepted so that weight networks are interchangeable.
 
         Raises:
             LossError: For losses of another shape.

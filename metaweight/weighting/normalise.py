@@ -1,4 +1,4 @@
-"""Weights relative to their batch."""
+"""Normalisation of the weights of a batch."""
 
 from __future__ import annotations
 

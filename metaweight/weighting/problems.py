@@ -1,4 +1,4 @@
-"""Ready-made problems: a classifier on weighted samples and the level that learns the weights.
+"""Ready-made problems: a classifier on weighted samples, and one that learns the weights.
 
 ::
 
@@ -27,14 +27,14 @@ SampleLoss = Callable[..., Tensor]
 
 
 class WeightedClassifier(ReweightedProblem):
-    """Lower level: ``min_w mean_i V(sg(l_i), y_i) l_i`` over batches ``(inputs, labels, …)``.
+    """Lower problem: ``min_w mean_i V(sg(l_i), y_i) l_i`` over batches ``(inputs, labels, …)``.
 
     Args:
         name: Its name.
         config: Its settings.
         weights: Name of the problem that turns ``(losses, labels)`` into weights.
-        normalise: Scale the weights of each batch to mean 1. A weight network then cannot answer
-            with small weights for everything, which would only shrink the learning rate.
+        normalise: Scale the weights of each batch to mean 1. A weight network then cannot make all
+            weights small, which would only reduce the learning rate.
         loss: ``loss(logits, labels, reduction="none")`` per sample.
         **problem: ``module``, ``optimizer``, ``train_data_loader`` and the rest of
             :class:`~metaweight.problems.Problem`.
@@ -68,14 +68,14 @@ class WeightedClassifier(ReweightedProblem):
 
 
 class WeightLearner(ImplicitProblem):
-    """Upper level: ``min_θ mean_j loss(f_{w*(θ)}(x_j), y_j)`` over a small trusted set.
+    """Upper problem: ``min_θ mean_j loss(f_{w*(θ)}(x_j), y_j)`` over a small trusted set.
 
-    Calling it with ``(losses, labels)`` returns the weights its module gives.
+    Calling it with ``(losses, labels)`` returns the weights of its module.
 
     Args:
         name: Its name.
         config: Its settings.
-        classifier: Name of the problem whose network is judged.
+        classifier: Name of the problem whose network is evaluated.
         loss: ``loss(logits, labels)``, a mean over the batch.
         **problem: ``module`` (a weight network), ``optimizer``, ``train_data_loader`` and the rest.
     """

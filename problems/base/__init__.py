@@ -1,1 +1,1 @@
-"""Words every other file uses: errors, checked settings, arithmetic on lists of tensors."""
+"""Definitions used by all other packages: errors, checks of settings, arithmetic on tensors."""

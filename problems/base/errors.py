@@ -1,4 +1,4 @@
-"""The errors a user can meet; every one says what was asked, what was received and what to do."""
+"""Errors of the library; each message says what was asked, what was received and what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class ConfigurationError(MetaweightError, ValueError):
 
 
 class GraphError(MetaweightError, ValueError):
-    """The problems and dependencies handed to an engine do not form a valid program."""
+    """The problems and dependencies given to an engine do not form a valid program."""
 
 
 class DataError(MetaweightError, ValueError):
@@ -24,7 +24,7 @@ class LossError(MetaweightError, ValueError):
 
 
 class HypergradientError(MetaweightError, ArithmeticError):
-    """A hypergradient could not be formed: a solve diverged, or what it needs was not recorded."""
+    """A hypergradient could not be formed: a solve diverged, or something was not recorded."""
 
 
 class NonFiniteError(MetaweightError, ArithmeticError):
@@ -44,4 +44,4 @@ class CheckpointError(MetaweightError, RuntimeError):
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A file of a checkpoint is not as it was written."""
+    """A file of a checkpoint was changed or cut after it was written."""

@@ -1,4 +1,4 @@
-"""The problems below and above one, and which of their tensors move while it takes steps."""
+"""Problems below and above a problem, and which of their tensors change while it takes steps."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class GraphPosition:
 
 
 def moving(problem: Problem) -> Sequence[Problem]:
-    """Return the problems that may step between a step of this one and its being replayed.
+    """Return the problems that may step between a step of this one and the replay of that step.
 
-    Those below do. Of those above, one that is alone is still where it was when it asks; of several
-    the nearer ones step first.
+    These are all problems below, and those above if there are several: a single upper problem has
+    not stepped yet when it asks for the replay, while of several the nearer ones step first.
     """
     below, above = graph_neighbours(problem)
     return [*below, *(p for p in above if p not in below and len(above) > 1)]
@@ -52,14 +52,15 @@ def graph_neighbours(problem: Problem) -> tuple[list[Problem], list[Problem]]:
 
 
 def versions_around(problem: Problem, copied: Mapping[Tensor, Tensor]) -> dict[Tensor, int]:
-    """Return how often each tensor has been written to that a graph of the problem's loss may hold.
+    """Return the versions of the tensors that a graph of the problem's loss may contain.
 
-    Parameters of which it holds a copy are left out.
+    A version counts how often a tensor has been written to. Parameters in ``copied``, whose copies
+    the graph contains, are left out.
     """
     below, above = graph_neighbours(problem)
     modules = [p.module for p in (problem, *below, *above)]
     tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
-    # What counts batches is written to in every pass, and in no graph.
+    # Integer buffers count batches: they are written to in every pass, and are in no graph.
     return {t: t._version for t in tensors if t.is_floating_point() and t not in copied}
 
 

@@ -1,4 +1,4 @@
-"""How images and convolution weights lie in memory."""
+"""Memory format of images and convolution weights."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 
 
 def laid_out(module: Any, channels_last: bool) -> Any:
-    """Return the module, with its weights of four dimensions laid out channels innermost if asked.
+    """Return the module, with its weights of four dimensions in ``channels_last`` format if asked.
 
-    Parameters stay the same objects, and their values what they are.
+    Parameters stay the same objects with the same values.
     """
     return module.to(memory_format=torch.channels_last) if channels_last else module

@@ -1,4 +1,4 @@
-"""What a user may override in a problem beside its loss; each does nothing until overridden."""
+"""Methods of a problem that a user may override beside its loss; none does anything by default."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NAMES = (
 
 
 class Overridables:
-    """Parts a problem can configure and moments it can join."""
+    """Methods that build parts of a problem, and callbacks at its events."""
 
     def configure_module(self) -> nn.Module | None:
         """Build the module, when none was given to the constructor."""
@@ -51,27 +51,28 @@ class Overridables:
         return None
 
     def param_groups(self) -> Iterable[dict[str, Any]] | None:
-        """Parameter groups to put into the optimizer, in place of those it was made with."""
+        """Return parameter groups for the optimizer, in place of those it was made with."""
         return None
 
     def learned_settings(self) -> Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]:
-        """Return optimizer settings an upper problem owns, such as ``{"lr": self.outer().exp()}``.
+        """Return optimizer settings that an upper problem learns, such as ``{"lr":
+        self.outer().exp()}``.
 
         One mapping for all parameter groups or one for each, from names of the optimizer's settings
         to 0-dim tensors. They are read before every optimizer step, in place of the optimizer's own
-        and of a scheduler's; the hypergradient of
-        :class:`~metaweight.problems.hypergradients.Unroll` reaches what they were computed from.
+        and of a scheduler's; :class:`~metaweight.problems.hypergradients.Unroll` differentiates
+        through them.
         """
         return {}
 
     def initial_parameters(self) -> Mapping[str, Tensor]:
-        """Return where each inner loop starts, by parameter name, such as
+        """Return the parameters' values at the start of each inner loop, by parameter name, such as
         ``dict(self.outer.module.named_parameters())``.
 
-        The tensors may be functions of an upper problem's parameters; the parameters take their
-        values when an inner loop starts, after :meth:`on_inner_loop_start`, and
+        The tensors may be functions of an upper problem's parameters; they are copied into the
+        parameters when an inner loop starts, after :meth:`on_inner_loop_start`, and
         :class:`~metaweight.problems.hypergradients.Unroll` differentiates through them (MAML: Finn,
-        Abbeel, Levine, ICML 2017, arXiv:1703.03400). Names left out go on from where they are.
+        Abbeel, Levine, ICML 2017, arXiv:1703.03400). Parameters left out keep their values.
         """
         return {}
 
@@ -103,6 +104,11 @@ class Overridables:
                         f"did you mean {close[0]}?",
                         stacklevel=4,
                     )
+
+
+def overrides(problem: object, name: str) -> bool:
+    """Whether the problem's class has a method of its own in the place of one that does nothing."""
+    return getattr(type(problem), name) is not getattr(Overridables, name)
 
 
 def _overrides_ours(cls: type, name: str) -> bool:

@@ -1,9 +1,9 @@
 """Means over the processes that train one program together.
 
 Each process evaluates a share of every batch. With losses ``F = mean_r F_r`` and ``L = mean_r L_r``
-over processes ``r``, gradients are means of the processes' own. A product with second derivatives
-of ``L`` is the mean of those with ``L_r``, all with the same vector, so that a vector is averaged
-before a product is taken with it, and the product afterwards.
+over processes ``r``, gradients are means of the processes' own. A product of the second derivative
+of ``L`` with a vector is the mean of the products of those of ``L_r`` with the same vector, so that
+the vector is averaged before the product is computed, and the product afterwards.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class Reduction:
-    """Averages over processes; this one over a single process, which changes nothing.
+    """Averages over processes; this base class is for a single process and changes nothing.
 
-    Every process must ask for the same means in the same order.
+    Every process must call the methods in the same order.
 
     Attributes:
         rank: Number of this process, from 0.
         world: How many processes there are.
-        seed: A number all of them know.
+        seed: A number that is the same in all processes.
     """
 
     rank: int = 0
@@ -38,46 +38,20 @@ class Reduction:
         return list(tensors)
 
     def average_gradients(self, problem: Problem) -> None:
-        """Put the mean over processes into ``.grad`` of what ``problem`` trains.
+        """Replace ``.grad`` of the parameters that ``problem`` trains by its mean over processes.
 
-        With them go the running statistics of its batch norms. A parameter without a gradient in
-        every process has none afterwards; one that lacks it in some counts as zero there.
+        The running statistics of its batch norms are averaged too. A parameter without a gradient
+        in any process has none afterwards; where only some lack it, it counts as zero there.
         """
         del problem
 
-    def share_out(self, problems: Sequence[Problem]) -> None:
-        """Keep a part of the problems' parameters in each process from now on, if that is asked
-        for; outside of their steps and of :meth:`whole_parameters`."""
-        del problems
-
-    def give_back(self) -> None:
-        """Let all of :meth:`share_out` be whole again, for good."""
-
-    def whole_parameters(self) -> AbstractContextManager[None]:
-        """Inside, every process holds the whole parameters of all problems."""
-        return nullcontext()
-
-    def require_whole(self, problem: Problem) -> None:
-        """Refuse to go on where this process holds parts of the problem's parameters.
-
-        Raises:
-            ConfigurationError: Saying where they are whole.
-        """
-
-    def parts_of_parameters(self) -> AbstractContextManager[None]:
-        """Inside, every process holds the part of parameters it has between steps."""
-        return nullcontext()
-
-    def whole_recordings(self, problems: Sequence[Problem]) -> AbstractContextManager[None]:
-        """Inside, every process holds whole what the problems have recorded of earlier steps."""
-        del problems
-        return nullcontext()
-
     def own_optimizer(self, problem: Problem) -> None:
-        """Share the state of the problem's optimizer out among processes, if that is asked for."""
+        """Shard the state of the problem's optimizer over processes, if the strategy asks for
+        it."""
         del problem
 
     def whole_optimizer(self, problem: Problem) -> AbstractContextManager[None]:
-        """Inside, the problem's optimizer holds all of its state in every process."""
+        """Return a context in which each process holds the whole state of the problem's
+        optimizer."""
         del problem
         return nullcontext()

@@ -1,4 +1,4 @@
-"""What a setting may be: a count, a number in a range, a flag, text, one of several names."""
+"""Checks of settings: a count, a number in a range, a flag, text, one of several names."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from .errors import ConfigurationError
 
 
 def is_count(value: object, least: int) -> bool:
-    """Whether ``value`` is an integer of at least ``least``; ``True`` is none."""
+    """Return whether ``value`` is an integer of at least ``least``; ``True`` is not one."""
     known = isinstance(value, Integral) and not isinstance(value, bool)
     return known and value >= least  # type: ignore[operator]
 
 
 def is_number(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
-    """Whether ``value`` is a finite number in ``[least, most]``; ``True`` is none."""
+    """Return whether ``value`` is a finite number in ``[least, most]``; ``True`` is not one."""
     known = isinstance(value, Real) and not isinstance(value, bool)
     return known and math.isfinite(value) and least <= value <= most  # type: ignore[arg-type, operator]
 
 
 def is_positive(value: object) -> bool:
-    """Whether ``value`` is a finite number above 0."""
+    """Return whether ``value`` is a finite number above 0."""
     return is_number(value) and value > 0  # type: ignore[operator]
 
 
 def is_between(value: object, low: float, high: float) -> bool:
-    """Whether ``value`` is a number strictly between two others."""
+    """Return whether ``value`` is a number strictly between two others."""
     return is_number(value) and low < value < high  # type: ignore[operator]
 
 
 def is_part(value: object) -> bool:
-    """Whether ``value`` is a number in [0, 1)."""
+    """Return whether ``value`` is a number in [0, 1)."""
     return is_number(value, 0) and value < 1  # type: ignore[operator]
 
 
@@ -81,7 +81,7 @@ def require_flag(owner: str, name: str, value: object) -> None:
 
 
 def require_text(owner: str, name: str, value: object) -> None:
-    """Refuse a setting that is no text, or empty.
+    """Refuse a setting that is not a text, or empty.
 
     Raises:
         ConfigurationError: Naming the setting.
@@ -101,7 +101,7 @@ def require_function(owner: str, name: str, value: object) -> None:
 
 
 def require_choice(owner: str, name: str, value: object, choices: Collection[str]) -> None:
-    """Refuse a setting that is none of several names.
+    """Refuse a setting that is not one of several names.
 
     Raises:
         ConfigurationError: Naming the setting and the choices.
@@ -113,6 +113,6 @@ def require_choice(owner: str, name: str, value: object, choices: Collection[str
 
 
 def shown(value: object) -> str:
-    """Return a value as a message shows it: a class by its name, and nothing at length."""
+    """Return a value as text for a message: a class by its name, and at most 80 characters."""
     text = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

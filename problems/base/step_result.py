@@ -1,4 +1,4 @@
-"""What a step leaves to be logged."""
+"""The result of a step: its loss and metrics."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from .errors import HypergradientError
 
 
 class StepResult:
-    """What a step leaves to be logged; nothing is detached or read until somebody asks.
+    """The loss and metrics of a step; nothing is detached or read before it is used.
 
     Args:
         loss: The loss, as it was differentiated.
-        metrics: What else ``training_step`` returned.
+        metrics: The other values that ``training_step`` returned.
         sample_weights: The weights of a problem that declares them, shape (B,), without a graph.
         error: Why its hypergradient could not be formed.
 
     Attributes:
         skipped: Whether the optimizer step that the batch completes was skipped.
-        overflow: Whether the gradient is too large for the present loss scale, so that the loss
-            scaler skips the step; noted by whoever looks.
-        own: Whether this process's own gradient is finite, a 0-dim tensor, where it has been
-            averaged over several and somebody may refuse it.
+        overflow: Whether the gradient is too large for the current loss scale, so that the loss
+            scaler skips the step; set by the check of finiteness.
+        own: Whether this process's own gradient is finite, a 0-dim tensor; set when the gradient
+            has been averaged over processes and a hook may refuse the step.
     """
 
     __slots__ = ("_loss", "error", "metrics", "overflow", "own", "sample_weights", "skipped")

@@ -1,6 +1,6 @@
-"""Small algebra on lists of tensors, one fused kernel per call.
+"""Vector algebra on lists of tensors, one fused kernel per call.
 
-A list of one tensor takes the ordinary operator, whose call is four times as quick.
+For a list of one tensor the ordinary operator is used, whose call is four times as fast.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def fill_none(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[
 
 
 def norm(vector: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm of the concatenation, a 0-dim tensor of at least single precision."""
+    """Return the Euclidean norm of the concatenation, 0-dim, of at least single precision."""
     wide = [t if t.dtype.itemsize >= 4 else t.float() for t in vector]
     entries = wide[0] if len(wide) == 1 else torch.stack(torch._foreach_norm(wide))
     length: Tensor = torch.linalg.vector_norm(entries)
@@ -26,19 +26,19 @@ def norm(vector: Sequence[Tensor]) -> Tensor:
 
 
 def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """Inner product of the concatenations."""
+    """Return the inner product of the concatenations."""
     return torch.stack([t.sum() for t in torch._foreach_mul(list(left), list(right))]).sum()
 
 
 def scale(vector: Sequence[Tensor], factor: Tensor | float) -> list[Tensor]:
-    """``factor * vector``, in the dtype of each entry; ``factor`` stays on the device."""
+    """Return ``factor * vector``, in the dtype of each entry; ``factor`` stays on the device."""
     if len(vector) == 1:
         return [vector[0] * factor]
     return list(torch._foreach_mul(list(vector), cast(Tensor, factor)))
 
 
 def divide(vector: Sequence[Tensor], divisor: Tensor | float) -> list[Tensor]:
-    """``vector / divisor``, in the dtype of each entry; ``divisor`` stays on the device."""
+    """Return ``vector / divisor``, in the dtype of each entry; ``divisor`` stays on the device."""
     if len(vector) == 1:
         return [vector[0] / divisor]
     return list(torch._foreach_div(list(vector), cast(Tensor, divisor)))
@@ -52,7 +52,7 @@ def add(left: Sequence[Tensor], right: Sequence[Tensor], alpha: float = 1.0) -> 
 
 
 class Displacement:
-    """Moves parameters for a while; on leaving they are bit-equal to what they were. ::
+    """Displaces parameters inside a ``with`` statement, and restores them bit for bit. ::
 
         with Displacement(parameters) as weights:
             weights.move(shift)
@@ -82,5 +82,5 @@ class Displacement:
             torch._foreach_add_(self._data, list(shift), alpha=times)
 
     def stay(self) -> None:
-        """Make the present position the one to return to."""
+        """Keep the current values: make them the ones to restore."""
         self._home = [t.clone() for t in self._data]

@@ -1,1 +1,1 @@
-"""Batches and loaders: what they are, where they stand, who reads which share."""
+"""Batches and loaders: validation, positions in an epoch, shares of several processes."""

@@ -1,4 +1,4 @@
-"""A batch in one line: enough to find it again and to see what is wrong with it."""
+"""Description of a batch in one line: enough to identify it and to see invalid values."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ MOST = 8
 def batch_digest(batch: Any) -> str:
     """Return shape, type and range of each tensor of a batch, and a hash of all their bytes.
 
-    Of floating tensors the range is that of the finite values, beside the number of the others. At
-    most 8 tensors are described; the hash, 12 digits of SHA-256, is of all. Reads the host.
+    For floating tensors the range is that of the finite values, with the number of the others. At
+    most 8 tensors are described; the hash, 12 digits of SHA-256, is of all. Waits for the device.
     """
     found = list(_tensors(batch, ""))
     if not found:
@@ -31,7 +31,7 @@ def batch_digest(batch: Any) -> str:
 
 
 def batch_form(batch: Any) -> str:
-    """Return type and shape of the first tensors of a batch; nothing of them is read."""
+    """Return type and shape of the first tensors of a batch, without reading their values."""
     found = [_form(path, tensor) for path, tensor in _tensors(batch, "")]
     if not found:
         return f"a {type(batch).__name__} without tensors"
@@ -39,7 +39,7 @@ def batch_form(batch: Any) -> str:
 
 
 def not_finite_in(batch: Any) -> int:
-    """Return how many values of a batch's floating tensors are not finite. Reads the host."""
+    """Return how many values of a batch's floating tensors are not finite. Waits for the device."""
     return sum(_not_finite(tensor) for _, tensor in _tensors(batch, ""))
 
 

@@ -1,4 +1,4 @@
-"""Batches of any structure, moved to a device as they are."""
+"""Moves of batches of any structure to a device."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def move_batch(batch: Any, device: torch.device, *, channels_last: bool = False)
 
     Args:
         batch: The batch.
-        device: Where to.
-        channels_last: Lay out tensors of four dimensions, images, with their channels innermost.
+        device: The device.
+        channels_last: Give tensors of four dimensions, images, the ``channels_last`` format.
     """
     if isinstance(batch, Tensor):
         return _move_tensor(batch, device, channels_last)
@@ -38,7 +38,7 @@ def move_batch(batch: Any, device: torch.device, *, channels_last: bool = False)
 
 
 def is_empty(batch: Any) -> bool:
-    """Whether a batch holds tensors, none of which has an element."""
+    """Return whether a batch holds tensors, none of which has an element."""
     if isinstance(batch, Tensor):
         return batch.numel() == 0
     if isinstance(batch, Mapping):

@@ -1,11 +1,11 @@
-"""Where a loader stands in its epoch, to be found again by another process.
+"""A loader's position in its epoch, to be restored in another process.
 
-A loader with ``state_dict`` and ``load_state_dict`` says so itself. Any other one is read again
-from the start of the epoch, with the random streams it was started with, and the batches it had
-given are thrown away. That is exact where batches are a function of the data and of these streams:
-a ``DataLoader`` draws its order and the seeds of its workers when it is started. It is not where
-the data set or the sampler keeps a random state of its own, nor for the random numbers of
-persistent workers, which outlive an epoch.
+A loader with ``state_dict`` and ``load_state_dict`` saves its position itself. Any other one is
+read again from the start of the epoch, with the random streams it was started with, and the batches
+already delivered are discarded. That is exact when batches are a function of the data and of these
+streams: a ``DataLoader`` draws its order and the seeds of its workers when it is started. It is not
+exact when the data set or the sampler has a random state of its own, nor for the random numbers of
+persistent workers, which live longer than an epoch.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ PARTS = ("", "sampler", "batch_sampler", "batch_sampler.sampler", "dataset")
 
 @dataclass(frozen=True)
 class EpochStart:
-    """What a loader drew from when an epoch of it began.
+    """The random state of a loader at the start of an epoch.
 
     Attributes:
-        streams: All random streams; nothing for lists and tuples, which draw from none.
-        generators: States of generators of its own, by where it keeps them.
-        numbers: Epoch numbers of its samplers (``set_epoch``), by where it keeps them.
-        fresh: Whether its workers, if they are persistent, were not yet there.
+        streams: All random streams; ``None`` for lists and tuples, which draw from none.
+        generators: States of the loader's own generators, by their places in it.
+        numbers: Epoch numbers of its samplers (``set_epoch``), by their places in it.
+        fresh: Whether its workers, if they are persistent, were not started yet.
     """
 
     streams: RandomState | None
@@ -41,7 +41,7 @@ class EpochStart:
 
     @classmethod
     def of(cls, loader: Iterable[Any], device: torch.device) -> EpochStart:
-        """Return what the next epoch of ``loader`` will draw from."""
+        """Return the random state from which the next epoch of ``loader`` will draw."""
         if type(loader) in (list, tuple):
             return DRAWS_NOTHING
         generators, numbers = own_randomness(loader)
@@ -50,7 +50,7 @@ class EpochStart:
     def replay(
         self, loader: Iterable[Any], delivered: int, device: torch.device, place: str
     ) -> Iterator[Any]:
-        """Start the same epoch again and pass over what it had delivered; all streams stay.
+        """Start the same epoch again and skip the batches delivered; all streams are restored.
 
         Raises:
             DataError: When the loader has fewer batches now.
@@ -71,20 +71,20 @@ class EpochStart:
     def _warn(self, loader: Any, delivered: int, place: str) -> None:
         if isinstance(loader, Iterator):
             warnings.warn(
-                f"{place} is an iterator of type {type(loader).__name__}: {delivered} batches of "
-                "it are passed over to go on, which is right only where it begins anew and gives "
-                "the same ones; an object that can be iterated again says so better.",
+                f"{place} is an iterator of type {type(loader).__name__}: {delivered} of its "
+                "batches are skipped to continue, which is right only if it starts again with the "
+                "same ones; give an object that can be iterated again, to be sure.",
                 stacklevel=4,
             )
         if not self.fresh and getattr(loader, "persistent_workers", False):
             warnings.warn(
-                f"{place} has persistent workers: its order goes on exactly, but random numbers "
-                "drawn by the workers start anew; use persistent_workers=False to have both.",
+                f"{place} has persistent workers: its order continues exactly, but random "
+                "numbers drawn by the workers do not; use persistent_workers=False to have both.",
                 stacklevel=4,
             )
 
     def _put_workers(self, loader: Any) -> None:
-        """Let persistent workers be there, or not, as they were: starting them draws a number."""
+        """Start or remove persistent workers, as they were: starting them draws a number."""
         if not getattr(loader, "persistent_workers", False):
             return
         if self.fresh:
@@ -103,7 +103,7 @@ class EpochStart:
 
     @classmethod
     def from_state_dict(cls, device: torch.device, state: Mapping[str, Any]) -> EpochStart:
-        """Return the start that :meth:`state_dict` told."""
+        """Return the start that :meth:`state_dict` saved."""
         streams = state["streams"]
         return cls(
             None if streams is None else RandomState.from_state_dict(device, streams),
@@ -117,21 +117,21 @@ DRAWS_NOTHING = EpochStart(None, {}, {}, True)
 
 
 def keeps_its_place(loader: object) -> bool:
-    """Whether a loader saves and restores its position itself."""
+    """Return whether a loader saves and restores its position itself."""
     return all(callable(getattr(loader, name, None)) for name in ("state_dict", "load_state_dict"))
 
 
 def has_dead_worker(iterator: object) -> bool:
-    """Whether a process that reads for an iterator of torch's loader has ended and has a successor.
+    """Return whether a worker of an iterator of torch's loader has ended and can be replaced.
 
-    Workers that outlive an epoch cannot: their random numbers are nobody else's.
+    Persistent workers cannot be replaced: their random states are lost.
     """
     stays = getattr(iterator, "_persistent_workers", False)
     return not stays and any(not w.is_alive() for w in getattr(iterator, "_workers", ()))
 
 
 def length_of(loader: Any) -> int | None:
-    """Return how many batches an epoch has, where the loader knows."""
+    """Return the number of batches of an epoch, or ``None`` if the loader does not know it."""
     try:
         return len(loader)
     except (TypeError, NotImplementedError):
@@ -139,7 +139,7 @@ def length_of(loader: Any) -> int | None:
 
 
 def require_repeatable(loader: object, owner: str, index: int) -> None:
-    """Refuse an iterator that has been read from: it cannot start again.
+    """Refuse an iterator that has already given batches: it cannot start again.
 
     Raises:
         CheckpointError: Naming the problem.
@@ -147,8 +147,9 @@ def require_repeatable(loader: object, owner: str, index: int) -> None:
     if isinstance(loader, Iterator):
         raise CheckpointError(
             f"Loader {index} of problem {owner!r} is an iterator of type {type(loader).__name__} "
-            "that has already given batches, so that it cannot be put where the checkpoint stood; "
-            "build the program anew before loading, or give an object that can be iterated again."
+            "that has already given batches, so that it cannot continue at the checkpoint's "
+            "position; build the program again before loading, or give an object that can be "
+            "iterated again."
         )
 
 
@@ -196,7 +197,7 @@ def _passed_over(iterator: Iterator[Any], delivered: int, place: str) -> Iterato
             next(iterator)
         except StopIteration:
             raise DataError(
-                f"{place} was to go on after batch {delivered} of its epoch, where the checkpoint "
-                f"stood, but has only {number} now; give it the data it was saved with."
+                f"{place} was to continue after batch {delivered} of its epoch, the position of "
+                f"the checkpoint, but has only {number} now; give it the data it was saved with."
             ) from None
     return iterator

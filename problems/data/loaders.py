@@ -1,4 +1,4 @@
-"""The loaders of a problem: endless batches, epochs counted, nothing started early."""
+"""The loaders of a problem: batches without end, with a count of epochs and no early start."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from .loader_position import (
     require_repeatable,
 )
 from .sharding import take_share, tell_epoch
-from .validation import is_spent, require_loader
+from .validation import is_exhausted, require_loader
 
 
 class BatchSource:
-    """Draws batches from one or several loaders, starting a new epoch where one ends.
+    """Draws batches from one or several loaders, starting a new epoch when one ends.
 
     Args:
         owner: Name of the problem, for messages.
@@ -68,11 +68,11 @@ class BatchSource:
         self._forget(index)
 
     def draw(self, index: int, device: torch.device, *, channels_last: bool = False) -> Any:
-        """Return the next batch of one loader, on ``device``; images laid out as asked.
+        """Return the next batch of one loader, on ``device``; images in the format asked for.
 
         Raises:
             DataError: When the loader gives no batch even at the start of an epoch, or has fewer
-                than it had given when it was saved.
+                batches than it had given when it was saved.
         """
         iterator = self._iterators[index]
         if iterator is None:
@@ -88,7 +88,7 @@ class BatchSource:
         return move_batch(batch, device, channels_last=channels_last)
 
     def position(self, index: int) -> dict[str, Any]:
-        """Return where a loader stands, to be saved."""
+        """Return the position of a loader, to be saved."""
         loader, start = self.loaders[index], self._starts[index]
         found: dict[str, Any] = {"epochs": self.epochs[index], "length": length_of(loader)}
         if keeps_its_place(loader):
@@ -103,11 +103,10 @@ class BatchSource:
         }
 
     def go_to(self, index: int, position: Mapping[str, Any], device: torch.device) -> None:
-        """Let a loader go on from where another one like it stood; read up to there when asked for
-        the next batch.
+        """Restore a saved position of a loader, which is read up to there at the next draw.
 
         Raises:
-            CheckpointError: When it is an iterator that has already been read from.
+            CheckpointError: When it is an iterator that has already given batches.
         """
         loader = self.loaders[index]
         own = position["own"]
@@ -124,7 +123,7 @@ class BatchSource:
             self._delivered[index] = position["delivered"]
 
     def undo(self) -> Callable[[], None]:
-        """Return what puts loaders and positions back to what they are now."""
+        """Return a function that restores the current loaders and positions."""
         loaders, epochs, delivered = list(self.loaders), list(self.epochs), list(self._delivered)
         iterators, starts = list(self._iterators), list(self._starts)
         own = {
@@ -165,12 +164,12 @@ class BatchSource:
     def _read_again(
         self, error: Exception, iterator: Iterator[Any], index: int, device: torch.device
     ) -> Any:
-        """Return the batch that a loader failed to give, if it was because a worker has died."""
+        """Read the epoch again after a worker has died, and return the batch that was due."""
         if self._starts[index] is None or not has_dead_worker(iterator):
             raise error
         warnings.warn(
             f"A worker of loader {index} of problem {self._owner!r} has died ({error}); its "
-            f"epoch is read again up to batch {self._delivered[index]} by new ones.",
+            f"epoch is read again up to batch {self._delivered[index]} by new workers.",
             stacklevel=3,
         )
         return next(self._begin(index, device))
@@ -189,10 +188,10 @@ class BatchSource:
             return self._read_again(error, iterator, index, device)
 
     def _require_more(self, index: int) -> None:
-        """Refuse a loader that is known to give nothing when it is asked again."""
+        """Refuse a loader that is known to give no batch in another epoch."""
         loader = self.loaders[index]
         gave_nothing = not self._delivered[index] and not keeps_its_place(loader)
-        if gave_nothing or is_spent(loader):
+        if gave_nothing or is_exhausted(loader):
             raise self._nothing(index) from None
 
     def _nothing(self, index: int) -> DataError:

@@ -1,7 +1,7 @@
-"""Every process reads its own share of a loader's batches.
+"""Sharing of a loader's batches among processes.
 
-A loader's ``batch_size`` is that of one process. The batches of all processes together are those
-of a loader in one process with a ``batch_size`` as many times as large, in the same order.
+A loader's ``batch_size`` is that of one process. The batches of all ``world`` processes together
+are those of a loader in one process with ``world * batch_size``, in the same order.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ class Shareable(Protocol):
     """A loader that can read one process's share of its batches."""
 
     def take_share(self, rank: int, world: int) -> None:
-        """From the next epoch on give the share of process ``rank`` of ``world``."""
+        """Read the share of process ``rank`` of ``world`` from the next epoch on."""
 
 
 class ShareSampler(Sampler[Any]):
     """One process's share of the order of another sampler.
 
-    All processes draw the same order; where it is not a multiple of their number its beginning is
-    repeated, so that all have the same number of samples.
+    All processes draw the same order; when its length is not a multiple of their number, its
+    beginning is repeated, so that all have the same number of samples.
 
     Args:
-        sampler: The order. It may draw from torch's global stream, which goes on as if it had not,
-            or from a generator of its own, which must be the same in all processes.
+        sampler: The other sampler. It may draw from torch's global stream, which is restored, or
+            from a generator of its own, which must be the same in all processes.
         rank: Number of this process.
         world: How many there are.
         seed: Seed of the order, the same in all processes.
@@ -47,7 +47,7 @@ class ShareSampler(Sampler[Any]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the order of this epoch next."""
+        """Set the epoch whose order is drawn next."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -65,11 +65,11 @@ class ShareSampler(Sampler[Any]):
 
 
 def take_share(loader: Any, reduction: Reduction, owner: str) -> None:
-    """Let a loader read this process's share; nothing in a single process.
+    """Make a loader read this process's share; does nothing in a single process.
 
-    A ``DataLoader`` over a data set with positions gets a sampler, unless it has one that knows of
-    several processes. Iterable data sets, lists and other objects are taken to be this process's
-    own share.
+    A ``DataLoader`` over a map-style data set gets a sampler, unless it has one for several
+    processes. Iterable data sets, lists and other objects are assumed to be this process's own
+    share.
 
     Raises:
         ConfigurationError: For a ``DataLoader`` whose batches cannot be shared out.
@@ -83,7 +83,7 @@ def take_share(loader: Any, reduction: Reduction, owner: str) -> None:
 
 
 def tell_epoch(loader: Iterable[Any], epoch: int) -> None:
-    """Tell a sampler that knows of several processes which epoch begins."""
+    """Set the epoch of a sampler for several processes."""
     for sampler in _samplers(loader):
         if hasattr(sampler, "num_replicas") and hasattr(sampler, "set_epoch"):
             sampler.set_epoch(epoch)
@@ -100,7 +100,7 @@ def _share_data_loader(loader: Any, reduction: Reduction, owner: str) -> None:
             f"{reduction.world} processes. Give it a sampler for several processes, such as "
             "torch.utils.data.DistributedSampler, or a batch_size."
         )
-    # A DataLoader lets nobody replace its sampler, but reads its batches from this object.
+    # The sampler of a DataLoader cannot be replaced, but batches are read from this object.
     batches.sampler = ShareSampler(batches.sampler, reduction.rank, reduction.world, reduction.seed)
 
 

@@ -1,4 +1,4 @@
-"""What a problem is made of, refused where it cannot be what it is given for."""
+"""Validation of the parts of a problem: module, optimizer, scheduler, loaders, state."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def checked_name(name: object) -> str:
 
 
 def checked_device(owner: str, device: torch.device | str) -> torch.device:
-    """Return a device that is there.
+    """Return a device that is available.
 
     Args:
-        owner: What asks for it, for messages.
+        owner: Name of the caller, for messages.
         device: The device, or its name.
 
     Raises:
-        ConfigurationError: When torch does not know it, or it is not there.
+        ConfigurationError: When torch does not know it, or it is not available.
     """
     try:
         found = torch.device(device)
@@ -56,7 +56,7 @@ def checked_device(owner: str, device: torch.device | str) -> torch.device:
 
 
 def require_module(problem: str, module: object) -> None:
-    """Refuse what is no module, or not ready to be trained.
+    """Refuse an object that is not a module, or a module not ready to be trained.
 
     Raises:
         ConfigurationError: Naming the problem, and the parameter if it is one.
@@ -99,7 +99,7 @@ def require_movable(problem: str, module: nn.Module, device: torch.device) -> No
 
 
 def require_optimizer(problem: str, optimizer: object) -> None:
-    """Refuse what cannot step parameters.
+    """Refuse an object that is not an optimizer.
 
     Raises:
         ConfigurationError: Naming the problem.
@@ -114,7 +114,7 @@ def require_optimizer(problem: str, optimizer: object) -> None:
 
 
 def require_scheduler(problem: str, scheduler: object, optimizer: Any) -> None:
-    """Refuse what is no scheduler, or one of another optimizer, which would change nothing here.
+    """Refuse an object that is not a scheduler, or a scheduler of another optimizer.
 
     Raises:
         ConfigurationError: Naming the problem.
@@ -128,7 +128,7 @@ def require_scheduler(problem: str, scheduler: object, optimizer: Any) -> None:
     scheduled = getattr(scheduler, "optimizer", None)
     if scheduled is None or optimizer is None or scheduled is optimizer:
         return
-    # A wrapped optimizer shows the groups of the one inside.
+    # A wrapped optimizer has the parameter groups of the one inside.
     if getattr(scheduled, "param_groups", None) is not optimizer.param_groups:
         raise ConfigurationError(
             f"The {type(scheduler).__name__} of problem {problem!r} was made for another optimizer "
@@ -138,7 +138,7 @@ def require_scheduler(problem: str, scheduler: object, optimizer: Any) -> None:
 
 
 def require_loaders(problem: str, given: object) -> None:
-    """Refuse what is neither a loader nor a tuple of several; nothing is read.
+    """Refuse an object that is neither a loader nor a tuple of loaders; nothing is read.
 
     Raises:
         DataError: Naming the problem.
@@ -153,7 +153,7 @@ def require_loaders(problem: str, given: object) -> None:
 
 
 def require_loader(problem: str, index: int, loader: object) -> None:
-    """Refuse what no batches can be read from.
+    """Refuse an object from which no batches can be read.
 
     Raises:
         DataError: Naming the problem.
@@ -179,7 +179,7 @@ def require_batches(problem: str, index: int, loader: object) -> None:
     Raises:
         DataError: Naming the problem.
     """
-    if length_of(loader) == 0 or is_spent(loader):
+    if length_of(loader) == 0 or is_exhausted(loader):
         raise DataError(
             f"Loader {index} of problem {problem!r}, a {type(loader).__name__}, has no batches: it "
             "is empty, has been read to its end, or holds less than one batch with drop_last=True; "
@@ -218,8 +218,8 @@ def _shape(value: object) -> str:
     return f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else "no tensor"
 
 
-def is_spent(loader: object) -> bool:
-    """Whether a loader is a generator that has been read to its end."""
+def is_exhausted(loader: object) -> bool:
+    """Return whether a loader is a generator that has been read to its end."""
     return hasattr(loader, "gi_frame") and loader.gi_frame is None
 
 
@@ -232,6 +232,6 @@ def _has_methods(value: object, names: Iterable[str]) -> bool:
 
 
 def _made(value: object, kind: type, example: str) -> str:
-    """Return how to make an object of a class that was given in its place."""
+    """Return advice on making an object, also when its class was given in its place."""
     given = isinstance(value, type) and issubclass(value, kind)
     return f" rather than its class, such as {example}" if given else f", such as {example}"

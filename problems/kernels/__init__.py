@@ -1,1 +1,1 @@
-"""Computing passes that can be differentiated (twice, forward) and cost little."""
+"""Replacements of torch's operations that can be differentiated twice and forward at low cost."""

@@ -1,10 +1,11 @@
-"""The piece of a piecewise linear network that a pass falls into, held for another pass.
+"""The activation pattern of a pass through a piecewise linear network, held for another pass.
 
 A network of rectifiers and max pooling is smooth within the region of parameters that share its
 activation pattern: which units are on, which entries are the largest. Its second derivative is that
-of the piece. A difference of gradients across a boundary of regions holds the jump of the gradient
-as well, divided by the step; with thousands of units some jump in any step, and a smaller step
-leaves fewer but larger errors. A pass computed with the pattern of another one stays on its piece::
+of this smooth piece. A difference of gradients across a boundary of regions contains the jump of
+the gradient as well, divided by the step; with thousands of units some jump in any step, and a
+smaller step leaves fewer but larger errors. A pass computed with the pattern of another one stays
+on its piece::
 
     pattern = ActivationPattern()
     with pattern.noted():
@@ -12,9 +13,10 @@ leaves fewer but larger errors. A pass computed with the pattern of another one 
     with pattern.held():
         network(inputs)                 # x where the first pass was on, 0 elsewhere
 
-Held are ``relu``, ``leaky_relu`` and ``max_pool1d``, ``2d``, ``3d`` of torch, by whichever name
-they are called; other kinks (``abs``, ``clamp``, ``amax``) are not. Compiled and checkpointed
-segments, and code under ``torch.func`` transforms, compute as they always do.
+Patterns are held of torch's ``relu``, ``leaky_relu`` and ``max_pool1d``, ``2d``, ``3d``, by
+whichever name they are called, and not of other functions with kinks (``abs``, ``clamp``,
+``amax``). Compiled segments, segments under activation checkpointing and code under ``torch.func``
+transforms compute as usual.
 
 Source of the term: Hanin, Rolnick, "Deep ReLU Networks Have Surprisingly Few Activation Patterns",
 NeurIPS 2019 (arXiv:1906.00904).
@@ -36,7 +38,7 @@ from .substitution import left_to_torch
 
 
 class ActivationPattern:
-    """The pattern of one pass; :meth:`noted` takes it, :meth:`held` computes with it.
+    """The pattern of one pass; :meth:`noted` records it, :meth:`held` computes with it.
 
     Memory: a byte for each output of a rectifier, an index for each of a max pooling.
     """
@@ -45,19 +47,19 @@ class ActivationPattern:
         self._noted: list[_Noted] = []
 
     def __len__(self) -> int:
-        """Return how many operations with kinks the pass noted went through."""
+        """Return the number of operations with kinks in the recorded pass."""
         return len(self._noted)
 
     def noted(self) -> AbstractContextManager[object]:
-        """Compute as ever inside, and note the pattern, in place of one noted before."""
+        """Return a context that records the pattern of a pass, in place of an earlier one."""
         self._noted = []
         return _Noting(self._noted)
 
     def held(self) -> AbstractContextManager[object]:
-        """Compute inside with the pattern noted, from its first operation on.
+        """Return a context that computes with the recorded pattern, from its first operation on.
 
-        Operations without a graph, and those that the pass noted did not have in this place and
-        shape, keep to themselves: what is not differentiated has no jump.
+        Operations without a graph, and those that the recorded pass did not have at this place and
+        of this shape, compute as usual: what is not differentiated has no jump.
         """
         return _Holding(self._noted)
 

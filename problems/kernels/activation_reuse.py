@@ -1,14 +1,14 @@
-"""One pass recorded, so that passes which differ in some parameters repeat only what these change.
+"""Reuse of activations between passes that differ in some parameters only.
 
-A hypergradient through a network's last layers displaces those alone: everything below them would
-be computed to the same numbers again. :class:`ReusableActivations` notes the operations of a pass
-in order and keeps, of what does not depend on the changing parameters, the values that something
-which does depend on them reads. A later pass then computes the dependent operations only.
+A hypergradient through a network's last layers displaces only these: everything below them would
+be computed to the same numbers again. :class:`ReusableActivations` records the operations of a pass
+in order, and keeps those values independent of the changing parameters that dependent operations
+read. A later pass then computes the dependent operations only.
 
-What cannot be followed is computed in full: random numbers drawn below the changing parameters,
-operations that torch does not show (extensions, compiled or scripted modules, custom autograd
-functions), tensors of unknown origin, sparse, nested or of inference mode, values overwritten after
-they were read.
+A pass is computed in full when it has operations that cannot be reused: random numbers drawn below
+the changing parameters, operations that torch does not show (extensions, compiled or scripted
+modules, custom autograd functions), tensors of unknown origin, sparse, nested or of inference mode,
+values overwritten after they were read.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from torch.overrides import TorchFunctionMode
 
 from ..state.random_streams import RandomState
 
-# Their running statistics are written without raising a version.
+# Their running statistics are written without a change of version.
 NORMALISATIONS = (F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm)
 
 
 class ReusableActivations:
-    """The operations of one pass and what of it does not depend on some parameters.
+    """The operations of one pass, with the values that do not depend on some parameters.
 
     Args:
         changing: The parameters that will change.
         modules: Modules whose parameters and buffers the pass may read.
-        batch: What else it may read.
-        device: Whose random stream it draws from.
+        batch: Other tensors it may read.
+        device: The device from whose random stream it draws.
     """
 
     def __init__(
@@ -56,17 +56,17 @@ class ReusableActivations:
 
     @property
     def usable(self) -> bool:
-        """Whether a pass has been recorded that can be followed."""
+        """Whether a pass has been recorded that can be reused."""
         return self._operations is not None
 
     def serves(self, changing: Iterable[Tensor]) -> bool:
-        """Whether it was recorded for these parameters and is usable."""
+        """Return whether the pass was recorded for these parameters and is usable."""
         now = list(changing)
         same = len(now) == len(self._changing) and all(map(is_, now, self._changing))
         return self.usable and same
 
     def record(self, compute: Callable[[], Tensor]) -> Tensor:
-        """Compute, and note how."""
+        """Compute a pass and record its operations."""
         parameters: list[Tensor] = [p for m in self._modules for p in m.parameters()]
         others = [*_tensors(self._batch), *(b for m in self._modules for b in m.buffers())]
         mode = _Recorder(self._changing, parameters, others, self._device)
@@ -76,7 +76,7 @@ class ReusableActivations:
         return result
 
     def repeat(self, compute: Callable[[], Tensor]) -> Tensor:
-        """Compute at other values of the changing parameters; once more in full if need be.
+        """Compute the pass at other values of the changing parameters; in full if reuse fails.
 
         Args:
             compute: Repeats the recorded pass, random numbers included.
@@ -85,7 +85,7 @@ class ReusableActivations:
             return compute()
         mode = _Repeater(self._operations)
         result: Tensor | None = None
-        # Whatever goes wrong on the short way, the long one decides.
+        # After any error in the shortened pass, the full one is computed.
         with suppress(Exception), mode:
             result = compute()
         if result is None or not mode.followed(result):
@@ -112,7 +112,7 @@ class _Value:
         return self.kept is not None and self.kept._version != self._version
 
     def give(self) -> Tensor:
-        """Return the value, or a tensor without any that torch refuses to compute with."""
+        """Return the value, or a tensor on device ``meta`` when it was not kept."""
         if self.kept is not None:
             return self.kept
         if self._stand_in is None:
@@ -124,20 +124,20 @@ class _Value:
 class _Operation(NamedTuple):
     function: Any
     depends: bool
-    """Whether on a changing parameter."""
+    """Whether it depends on a changing parameter."""
     sources: tuple[object, ...] = ()
-    """Of one that does not depend: where its tensors came from."""
+    """For an independent operation: the origins of its tensors."""
     result: Any = None
-    """Of one that does not depend: its result, tensors as values."""
+    """For an independent operation: its result, tensors as values."""
 
 
 @dataclass(eq=False)
 class _Live:
-    """What is known of a tensor of the pass while it lives."""
+    """Data about a tensor of the pass while it exists."""
 
     reference: weakref.ref[Tensor]
     value: _Value | None
-    """Nothing if it depends."""
+    """``None`` if it depends on a changing parameter."""
 
 
 class _Recorder(TorchFunctionMode):
@@ -192,7 +192,7 @@ class _Recorder(TorchFunctionMode):
         return result
 
     def finished(self, result: Tensor) -> list[_Operation] | None:
-        """Return the operations, or nothing if they cannot be followed."""
+        """Return the operations, or ``None`` if they cannot be reused."""
         self._watch_streams(depends=True)
         live = self._of(result)
         if live is None:
@@ -220,7 +220,7 @@ class _Recorder(TorchFunctionMode):
         return id(tensor) if live is None else live.value
 
     def _watch_streams(self, depends: bool) -> None:
-        """Give up where what does not depend draws random numbers, which would be left out."""
+        """Give up when an independent operation draws random numbers, which would not be drawn."""
         if depends and not self._fresh:
             self._followable &= self._streams.is_present()
         elif not depends and self._fresh:
@@ -233,7 +233,7 @@ class _Recorder(TorchFunctionMode):
             if live is not None and live.value is not None:
                 live.value.keep(tensor)
             elif live is None and id(tensor) in self._others:
-                # For all one knows it is written, as running statistics are, without a trace.
+                # It may be written without a change of version, as running statistics are.
                 self._followable &= id(tensor) not in self._touched
                 self._dependent.add(id(tensor))
         if any(self._of(t) is not None and not self._depends(t) for t in written):
@@ -269,21 +269,21 @@ class _Repeater(TorchFunctionMode):
         operation = self._operations[self._position]
         self._position += 1
         if operation.function != func:
-            raise _Astray
+            raise _Mismatch
         tensors = [*_tensors(args), *_tensors(kwargs)]
         if operation.depends:
             if any(v is not None and v.kept is None for v in map(self._value, tensors)):
-                raise _Astray
+                raise _Mismatch
             return func(*args, **kwargs)
         sources = [self._value(t) or id(t) for t in tensors]
         if len(sources) != len(operation.sources) or any(
             a is not b and a != b for a, b in zip(sources, operation.sources, strict=True)
         ):
-            raise _Astray
+            raise _Mismatch
         return _mapped(operation.result, self._give)
 
     def followed(self, result: Tensor) -> bool:
-        """Whether the whole pass went as recorded and gave a value."""
+        """Return whether the whole pass went as recorded and gave a value."""
         value = self._value(result)
         usable = value is None or value.kept is not None
         return self._position == len(self._operations) and usable
@@ -299,12 +299,12 @@ class _Repeater(TorchFunctionMode):
         return tensor
 
 
-class _Astray(Exception):
+class _Mismatch(Exception):
     """The pass did not go as recorded."""
 
 
 def _is_ordinary(tensor: Tensor) -> bool:
-    """Whether a tensor has strides and counts how often it is written."""
+    """Return whether a tensor has strides and a version counter."""
     return tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_inference())
 
 
@@ -320,7 +320,7 @@ def _tensors(item: Any) -> Iterator[Tensor]:
 
 
 def _mapped(item: Any, change: Callable[[Any], object]) -> Any:
-    """Return an operation's result with its tensors, or what stands for them, changed."""
+    """Return an operation's result with its tensors, or the values that replace them, changed."""
     if isinstance(item, (Tensor, _Value)):
         return change(item)
     if type(item) in (tuple, list):

@@ -1,9 +1,9 @@
 """Batch norm with second derivatives made of the same fused passes as the first.
 
-Torch differentiates the backward pass of batch norm as a chain of some twenty elementwise passes,
-which on a small convolutional network take as long as the convolutions. Here is the same derivative
-by channel sums. With ``x̂ = (x - mean) r``, ``r = (var + ε)^(-1/2)``, ``m`` values a channel,
-``P(a) = a - mean(a) - x̂ mean(a x̂)`` and ``y = γ x̂ + β``, for an ``a = ∂F/∂y``::
+Torch differentiates the backward pass of batch norm as a chain of about twenty elementwise passes,
+which on a small convolutional network take as long as the convolutions. Here the same derivative is
+computed by channel sums. With ``x̂ = (x - mean) r``, ``r = (var + ε)^(-1/2)``, ``m`` values per
+channel, ``P(a) = a - mean(a) - x̂ mean(a x̂)`` and ``y = γ x̂ + β``, for an ``a = ∂F/∂y``::
 
     ∂F/∂x = γ r P(a),    ∂F/∂γ = Σ a x̂,    ∂F/∂β = Σ a
 
@@ -66,7 +66,7 @@ def _plain(tensors: list[Tensor]) -> bool:
 
 
 class _Forward(NamedTuple):
-    """What the derivatives need of a forward pass; statistics per channel."""
+    """Values of a forward pass that the derivatives need; statistics per channel."""
 
     x: Tensor
     gamma: Tensor
@@ -139,7 +139,7 @@ class _BatchNormBackward(torch.autograd.Function):
     ) -> Three:
         a, x, gamma, mean, r, *sums = ctx.saved_tensors
         where = _Forward(x, gamma, mean, r)
-        # ∂F/∂(x, γ) is a gradient, so that its Jacobian by (x, γ) is its own transpose.
+        # ∂F/∂(x, γ) is a gradient, so that its Jacobian by (x, γ) is symmetric.
         along_x = torch.zeros_like(x) if dx is None else dx
         along_gamma = torch.zeros_like(gamma) if dgamma is None else dgamma
         by_x, by_gamma = _second(where, a, sums, ctx.eps, along_x, along_gamma)[1:]
@@ -161,7 +161,7 @@ def _first(where: _Forward, a: Tensor, eps: float) -> Three:
 def _second(
     where: _Forward, a: Tensor, sums: list[Tensor], eps: float, c: Tensor, c_gamma: Tensor
 ) -> Three:
-    """Return ``γ r P(c)`` and what comes by ``x`` and by ``γ``, given ``Σ a x̂`` and ``Σ a``."""
+    """Return ``γ r P(c)`` and the terms by ``x`` and by ``γ``, given ``Σ a x̂`` and ``Σ a``."""
     x, gamma, _, r = where
     m = x.numel() // x.shape[1]
     projected, c_x_hat, c_sum = _first(where, c, eps)
@@ -199,7 +199,7 @@ def _second_by_definition(
 ) -> Three:
     """Return the second derivatives with a graph or tangents of their own.
 
-    From elementary operations, since torch's batch norm has no third derivative.
+    Composed of elementary operations, since torch's batch norm has no third derivative.
     """
     again = torch.is_grad_enabled()
     with torch.enable_grad():

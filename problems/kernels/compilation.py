@@ -1,4 +1,4 @@
-"""``torch.compile`` on a problem's module, and the passes it cannot serve."""
+"""``torch.compile`` of a problem's module, and passes that must run uncompiled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Compile = bool | Mapping[str, Any]
 
 
 def checked_compile(value: object) -> Compile:
-    """Return the setting as a configuration keeps it.
+    """Return the setting in the form a ``Config`` stores.
 
     Raises:
         ConfigurationError: When it is neither a truth value nor a mapping from names.
@@ -33,23 +33,23 @@ def checked_compile(value: object) -> Compile:
 
 
 def compile_module(module: nn.Module, setting: Compile) -> None:
-    """Compile calls of ``module`` in place; its parameters, their names and its type stay."""
+    """Compile calls of ``module`` in place; its parameters, their names and its type are kept."""
     if setting is not False and not is_compiled(module):
         module.compile(**({} if setting is True else dict(setting)))
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether calls of a module, or of a part of it, are compiled."""
+    """Return whether calls of a module, or of a part of it, are compiled."""
     return any(
         m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in module.modules()
     )
 
 
 def uncompiled() -> AbstractContextManager[object]:
-    """Return a context in which compiled modules and functions run as they were written.
+    """Return a context in which compiled modules and functions run uncompiled.
 
-    A compiled pass cannot be differentiated twice, nor does it show its operations to what keeps
-    to an activation pattern.
+    A compiled pass cannot be differentiated twice, and does not show its operations to an
+    :class:`~metaweight.problems.kernels.activation_pattern.ActivationPattern`.
     """
     if "torch._dynamo" not in sys.modules:
         return nullcontext()

@@ -1,8 +1,8 @@
-"""Convolutions whose weight gradients can be graphs without values.
+"""Convolutions whose weight gradients can have a graph without their value.
 
 To multiply second derivatives with a vector, ``∂<∇_w L, u>/∂w``, autograd needs the graph of
-``∇_w L`` but not its value, and computes it all the same: one of the three passes a training step
-takes. With ``y = x * w`` and ``a = ∂F/∂y``, a convolution has ``∂F/∂x = x̄(a, w)`` and
+``∇_w L`` but not its value, which it computes nevertheless: one of the three passes of a training
+step. With ``y = x * w`` and ``a = ∂F/∂y``, a convolution has ``∂F/∂x = x̄(a, w)`` and
 ``∂F/∂w = w̄(a, x)``, each linear in both arguments, so that along cotangents ``c_x, c_w``::
 
     by a:  c_x * w + x * c_w        by x:  x̄(a, c_w)        by w:  w̄(a, c_x)
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 Unread = Callable[[int], bool]
-"""Whether nobody reads the value of the gradient of the tensor of that id."""
+"""Returns whether the value of the gradient of the tensor with this id is never read."""
 
 DIMENSIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 
@@ -49,9 +49,9 @@ def convolution(
     """Return a convolution, in place of ``own``, one of ``torch.conv1d``, ``conv2d``, ``conv3d``.
 
     Args:
-        own: Torch's function, for what is not covered: samples without a batch, padding by name.
-        unread: Asked in every backward pass about the id of the weight, unless it has hooks.
-        input: See ``own``, as for the arguments that follow.
+        own: Torch's function, for cases not covered: samples without a batch, padding by name.
+        unread: Called in every backward pass with the id of the weight, unless it has hooks.
+        input: See ``own``, also for the remaining arguments.
     """
     n = DIMENSIONS[own]
     if isinstance(padding, str) or input.ndim != n + 2 or weight.ndim != n + 2:
@@ -80,7 +80,7 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.save_for_forward(x, w)
-        # An x without a tangent then takes no pass.
+        # Without materialised gradients, an x without a tangent takes no pass.
         ctx.set_materialize_grads(False)
         ctx.geometry, ctx.unread, ctx.weight = geometry, unread, id(w)
         return _forward(x, w, geometry, bias)

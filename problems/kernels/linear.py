@@ -1,12 +1,12 @@
-"""Linear maps whose weight gradients can be graphs without values.
+"""Linear maps whose weight gradients can have a graph without their value.
 
 As in :mod:`.convolution`: with ``y = x wᵀ`` and ``a = ∂F/∂y``, ``∂F/∂x = a w`` and ``∂F/∂w = aᵀ x``
 are linear in both arguments, so that along cotangents ``c_x, c_w`` of these two::
 
     by a:  c_x wᵀ + x c_wᵀ        by x:  a c_w        by w:  aᵀ c_x
 
-without ``∂F/∂w`` itself, which is a third of what a training step computes. Nor does the tangent of
-``y`` take a product for an ``x`` that has none, as torch's does.
+without ``∂F/∂w`` itself, which is a third of what a training step computes. In contrast to
+torch's, the tangent of ``y`` takes no product for an ``x`` without a tangent.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Unread = Callable[[int], bool]
-"""Whether nobody reads the value of the gradient of the tensor of that id."""
+"""Returns whether the value of the gradient of the tensor with this id is never read."""
 
 LEAST_PRODUCTS = {"cpu": 2**21}
-"""Multiplications that take as long as calling what avoids them, by device."""
+"""Number of multiplications that take as long as the call that avoids them, by device."""
 LEAST_PRODUCTS_ELSEWHERE = 2**30
 
 
@@ -32,7 +32,7 @@ def linear(unread: Unread, input: Tensor, weight: Tensor, bias: Tensor | None = 
     Small products are left to torch, as are samples without a batch and sparse weights.
 
     Args:
-        unread: Asked in every backward pass about the id of the weight, unless it has hooks.
+        unread: Called in every backward pass with the id of the weight, unless it has hooks.
         input: ``x``, (..., features).
         weight: ``w``, (outputs, features).
         bias: (outputs,).
@@ -57,7 +57,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, unread: Unread) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.save_for_forward(x, w)
-        # An x without a tangent then takes no product.
+        # Without materialised gradients, an x without a tangent takes no product.
         ctx.set_materialize_grads(False)
         ctx.unread, ctx.weight = unread, id(w)
         return F.linear(x, w, bias)
@@ -75,7 +75,7 @@ class _Linear(torch.autograd.Function):
     def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, dbias: Tensor | None, _: None) -> Any:
         x, w = ctx.saved_tensors
         along = _sum(None if dx is None else F.linear(dx, w), _affine(x, dw, dbias))
-        # Of a bias alone.
+        # The tangent of the bias alone.
         return along.expand(*x.shape[:-1], w.shape[0]) if along is not None else None
 
 
@@ -126,14 +126,14 @@ def _affine(x: Tensor, w: Tensor | None, bias: Tensor | None) -> Tensor | None:
 
 
 def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
-    """Return the sum of what there is."""
+    """Return the sum of the two; a missing one counts as zero."""
     if left is None or right is None:
         return right if left is None else left
     return left + right
 
 
 def _without_value(w: Tensor) -> Tensor:
-    """Return a zero for every weight, in the memory of one."""
+    """Return zeros of the weight's shape, in the memory of one number."""
     return w.new_zeros(()).expand_as(w)
 
 

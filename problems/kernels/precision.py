@@ -16,7 +16,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Return the context a problem's loss is computed in; nothing at all for ``"fp32"``."""
+    """Return the autocast context of a problem's loss; an empty context for ``"fp32"``."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=DTYPES[precision])
@@ -45,15 +45,15 @@ def difference_step(alpha: float, dtype: torch.dtype, order: int = 2) -> float:
 
 
 def take_precision(problem: Problem, precision: str, asked: str) -> None:
-    """Let a problem that asks for none compute in this precision from now on.
+    """Set the precision of a problem that does not set its own.
 
     Args:
         problem: The problem, before it is prepared.
         precision: ``"fp16"`` or ``"bf16"``.
-        asked: Who asks for it, for messages.
+        asked: Name of the caller's setting, for messages.
 
     Raises:
-        ConfigurationError: When it asks for another one.
+        ConfigurationError: When the problem sets another precision.
     """
     own = problem.config.precision
     if own not in ("fp32", precision):

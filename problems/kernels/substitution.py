@@ -1,4 +1,4 @@
-"""When an operation may be computed by another function than torch's own."""
+"""Conditions under which torch's operations are not replaced by those of this package."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def left_to_torch(arguments: tuple[Any, ...]) -> bool:
-    """Whether something else decides how an operation is computed or differentiated.
+    """Return whether torch's own function must compute an operation.
 
-    That is a compiler, a ``torch.func`` transform, a tensor subclass, or hooks on saved tensors:
-    activation checkpointing computes a segment again where nothing is substituted, and requires
-    the tensors saved to be those of the first time.
+    That is so under a compiler, a ``torch.func`` transform, a tensor subclass, or hooks on saved
+    tensors: activation checkpointing recomputes a segment without this package's functions, and
+    requires the tensors saved to be those of the first pass.
     """
     first = arguments[0] if arguments else None
     return (

@@ -1,4 +1,4 @@
-"""Which of torch's kernels compute what is differentiated twice."""
+"""The kernels that compute passes differentiated twice."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .substitution import left_to_torch
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """Inside, batch norm, convolutions and linear maps are differentiated twice at no waste.
+    """A mode in which batch norm, convolutions and linear maps are differentiated twice faster.
 
     Values and derivatives are torch's. :mod:`.batch_norm` has second derivatives in few passes;
-    :mod:`.convolution` and :mod:`.linear` need not compute gradients nobody reads
-    (:meth:`values_unread`). Under autocast, of complex numbers, and where something else decides
-    (:mod:`.substitution`), torch computes all.
+    :mod:`.convolution` and :mod:`.linear` need not compute gradients that are never read
+    (:meth:`values_unread`). Under autocast, for complex numbers, and in the cases of
+    :mod:`.substitution`, torch's own functions are used.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class TwiceDifferentiable(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch._C._set_grad_enabled:
-            # What is computed without a graph is a constant, also to a forward derivative.
+            # A result computed without a graph is a constant, also for a forward derivative.
             torch._C._set_fwd_grad_enabled(*args)
         instead = self._instead.get(func)
         if instead is not None and not left_to_torch(args) and _is_covered(args[0]):
@@ -52,9 +52,9 @@ class TwiceDifferentiable(TorchFunctionMode):
 
     @contextmanager
     def values_unread(self, leaves: Iterable[Tensor]) -> Iterator[None]:
-        """Inside, gradients by weights of these among ``leaves`` may be zeros with their graph.
+        """Let gradients by weights among ``leaves`` be zeros with a graph, inside the context.
 
-        For a gradient that is only differentiated again.
+        For a gradient that is only differentiated again, so that its value is never read.
         """
         before, self._unread = self._unread, frozenset(id(t) for t in leaves)
         try:
@@ -65,9 +65,9 @@ class TwiceDifferentiable(TorchFunctionMode):
 
 @contextmanager
 def differentiable_twice() -> Iterator[TwiceDifferentiable]:
-    """Compute inside with kernels that can be differentiated twice and forward.
+    """Use kernels that can be differentiated twice and forward inside a ``with`` statement.
 
-    Of attention that is the math kernel; the fused ones cannot. Compiled modules run uncompiled.
+    For attention that is the math kernel; the fused ones cannot. Compiled modules run uncompiled.
     """
     forward = torch._C._is_fwd_grad_enabled()
     with uncompiled(), sdpa_kernel(SDPBackend.MATH), TwiceDifferentiable() as kernels:

@@ -1,2 +1,2 @@
-"""What a step must leave as it was, and what a checkpoint must hold:
-buffers, random streams, optimizers."""
+"""State that evaluations must not change and checkpoints must contain: buffers, random streams,
+optimizers."""

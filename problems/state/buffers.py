@@ -1,4 +1,4 @@
-"""Keeping a module's state where it was: buffers during evaluations, everything for roll-back."""
+"""Saving and restoring a module's state: buffers around evaluations, everything for roll-back."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def buffer_slots(module: nn.Module) -> list[BufferSlot]:
 
 @contextmanager
 def preserved_buffers(slots: Sequence[BufferSlot]) -> Iterator[None]:
-    """Whatever is evaluated inside, buffers are afterwards what they were before.
+    """Restore buffers at the end of a ``with`` statement.
 
-    Modules behave inside as they always do (batch statistics are used in training mode); only the
-    running estimates, counters and power-iteration vectors they leave behind are taken back.
-    A buffer nobody is known to have written is put back behind autograd's back, so that graphs
-    recorded inside stay usable; batch-norm writes its running estimates without telling.
+    Modules behave inside as they always do (batch statistics are used in training mode); only
+    running estimates, counters and power-iteration vectors are restored afterwards. A buffer whose
+    version has not changed is restored without autograd's notice, so that graphs recorded inside
+    stay usable; batch norm writes its running estimates without changing their version.
     """
     before = [owner._buffers[name] for owner, name in slots]
     kept = [b for b in before if b is not None]
@@ -55,21 +55,22 @@ def preserved_buffers(slots: Sequence[BufferSlot]) -> Iterator[None]:
 
 @contextmanager
 def frozen_statistics(*models: nn.Module) -> Iterator[None]:
-    """Inside, the models' passes leave their running estimates alone.
+    """Leave the models' running estimates unchanged by passes inside a ``with`` statement.
 
     In training mode every normalisation layer of torch (``BatchNorm``, ``SyncBatchNorm``,
-    ``InstanceNorm``) goes on using the statistics of its batch, and a spectral norm its power
-    iteration; what they would have noted is taken back at the end, also after an exception. Modes,
-    parameters and graphs are not touched. Nestable.
+    ``InstanceNorm``) still uses the statistics of its batch, and a spectral norm its power
+    iteration; their running estimates are restored at the end, also after an exception. Modes,
+    parameters and graphs are not changed. Nestable.
 
-    A pass over perturbed inputs is of another distribution than those the model will be used on.
+    Use it for passes over perturbed inputs, whose distribution is not that of the inputs the model
+    will be used on.
     """
     with preserved_buffers([slot for model in models for slot in buffer_slots(model)]):
         yield
 
 
 class KeptBuffers:
-    """Room for a module's buffers as they were, filled before each step and read if one errs.
+    """Copies of a module's buffers, updated before each step and restored when a step fails.
 
     Args:
         module: The module, whose buffers are looked up once.
@@ -83,7 +84,7 @@ class KeptBuffers:
         self._kinds: list[list[Tensor]] = []
 
     def keep(self) -> None:
-        """Note what the buffers are now."""
+        """Copy the current buffers."""
         if not self._slots:
             return
         now = [owner._buffers[name] for owner, name in self._slots]
@@ -96,7 +97,7 @@ class KeptBuffers:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put them back, in place."""
+        """Restore the buffers, in place."""
         for buffers, values in zip(self._kinds, self._values, strict=True):
             torch._foreach_copy_(buffers, values)
         for (owner, name), buffer in zip(self._slots, self._buffers, strict=True):
@@ -106,14 +107,14 @@ class KeptBuffers:
         self._buffers = buffers
         kinds: dict[Any, list[Tensor]] = {}
         for buffer in filter(torch.is_tensor, buffers):
-            # One kernel copies tensors of one type.
+            # One kernel copies all tensors of one type.
             kinds.setdefault((buffer.device, buffer.dtype), []).append(buffer)
         self._kinds = list(kinds.values())
         self._values = [[torch.empty_like(b) for b in kind] for kind in self._kinds]
 
 
 class Snapshot:
-    """Parameters, buffers, optimizer and loss-scaler state of a problem at one moment."""
+    """A copy of a problem's parameters, buffers, optimizer and loss-scaler state."""
 
     def __init__(self, module: nn.Module, optimizer: Any, scaler: Any) -> None:
         self._tensors = [*module.parameters(), *module.buffers()]
@@ -124,7 +125,7 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self, optimizer: Any, scaler: Any) -> None:
-        """Put everything back, in place."""
+        """Restore everything, in place."""
         for owner, name, buffer in self._slots:
             owner._buffers[name] = buffer
         for tensor, value in zip(self._tensors, self._values, strict=True):
@@ -135,7 +136,7 @@ class Snapshot:
             scaler.load_state_dict(self._scaler)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is kept, to be saved."""
+        """Return the copies, to be saved."""
         return {
             "values": self._values,
             "optimizer": self._optimizer,
@@ -143,10 +144,10 @@ class Snapshot:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Keep what another snapshot of the same problem kept.
+        """Load the copies of another snapshot of the same problem.
 
         Raises:
-            CheckpointError: When it is of other tensors.
+            CheckpointError: When that is of other tensors.
         """
         kept = state["values"]
         if [v.shape for v in kept] != [v.shape for v in self._values]:

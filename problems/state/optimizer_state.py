@@ -1,4 +1,4 @@
-"""Loading the state of an optimizer as it was saved."""
+"""Loading of an optimizer's state without a change of precision."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Load what ``optimizer.state_dict()`` returned, every number in the precision it had.
 
-    torch turns all but ``step`` into the parameter's type: of a NAdam in double precision also the
-    product of momenta, which is kept in single precision, so that the run would go on otherwise
-    than it would have.
+    torch converts all but ``step`` to the parameter's type: for NAdam in double precision also the
+    product of momenta, which is kept in single precision, so that the resumed run would differ from
+    the uninterrupted one.
     """
     optimizer.load_state_dict(dict(state))
     saved = [number for group in state["param_groups"] for number in group["params"]]

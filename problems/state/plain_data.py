@@ -1,9 +1,9 @@
-"""State as plain data: what ``torch.load(weights_only=True)`` reads without running any code.
+"""State as plain data, which ``torch.load(weights_only=True)`` reads without running any code.
 
 Tensors, numbers, text and lists, tuples and dictionaries of these are plain. Sets, queues, arrays,
-named tuples and dataclasses become plain under a label that says what they were. Of a class only
-the name is written, and only a class that the program itself has already imported is filled again,
-without calling anything of it.
+named tuples and dataclasses become plain data with a label of their type. For a class only its name
+is written; an object is rebuilt only from a class that the program itself has already imported, and
+without calling any of its methods.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def to_plain(value: Any, where: str, *, copy: bool = False) -> Any:
 
     Args:
         value: Any state.
-        where: What it is, for messages.
+        where: Name of the value, for messages.
         copy: Whether the result must share no memory with ``value``.
 
     Raises:
@@ -41,12 +41,12 @@ def to_plain(value: Any, where: str, *, copy: bool = False) -> Any:
 
 
 def from_plain(value: Any, device: torch.device | None = None) -> Any:
-    """Return what :func:`to_plain` was given.
+    """Return the value from which :func:`to_plain` made the plain data.
 
     Args:
         value: Plain data.
-        device: Where to put tensors that were not on the host, unless the device they were on is
-            there; nowhere else than the host when left out.
+        device: Device for tensors that were not on the host, if their own device is not available;
+            when left out, all tensors are put on the host.
 
     Raises:
         CheckpointError: For a label that is not one of ours, or a class the program lacks.
@@ -88,7 +88,7 @@ class _Writer:
         expanded = 0 in tensor.stride()
         if expanded or not (self._copy or larger):
             return tensor
-        # Same strides, so that what is computed from it is the same to the bit.
+        # The same strides, so that results computed from it are equal to the bit.
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).copy_(tensor)
 
     def _array(self, value: Any, where: str) -> Any:
@@ -161,7 +161,7 @@ class _Reader:
             return SEQUENCES[label](self.read(v) for v in value["items"])
         if label == "class":
             return self._filled(value["place"], value["fields"])
-        raise CheckpointError(f"The checkpoint holds something called {label!r}, which is unknown.")
+        raise CheckpointError(f"The checkpoint holds data with the unknown label {label!r}.")
 
     def _placed(self, tensor: Tensor, place: str) -> Tensor:
         if self._device is None or self._device.type == "cpu":
@@ -178,8 +178,8 @@ class _Reader:
         if found is None or names != list(fields):
             raise CheckpointError(
                 f"The checkpoint holds a batch of class {place.replace(':', '.')} with fields "
-                f"{', '.join(map(str, fields))}, which this program has not; import the module it "
-                "was saved with."
+                f"{', '.join(map(str, fields))}, which this program has not imported; import the "
+                "module it was saved with."
             )
         values = [self.read(v) for v in fields.values()]
         if issubclass(found, tuple):
@@ -191,7 +191,7 @@ class _Reader:
 
 
 def field_names(kind: type) -> list[str] | None:
-    """Return the fields of a named tuple or dataclass, or nothing for another class."""
+    """Return the fields of a named tuple or dataclass, or ``None`` for another class."""
     if issubclass(kind, tuple) and isinstance(vars(kind).get("_fields"), tuple):
         return list(vars(kind)["_fields"])
     if dataclasses.is_dataclass(kind):
@@ -200,7 +200,7 @@ def field_names(kind: type) -> list[str] | None:
 
 
 def class_at(place: str) -> type | None:
-    """Return a class of a module that is imported already, or nothing; nothing is imported."""
+    """Return a class of a module that is imported already, or ``None``; nothing is imported."""
     module, _, path = place.partition(":")
     found: Any = sys.modules.get(module)
     for part in path.split("."):

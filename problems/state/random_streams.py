@@ -1,13 +1,13 @@
 """Capture and replay of every random stream a loss may draw from.
 
-torch (host and device), Python's ``random`` and NumPy's global generator are covered, since
-augmentation code uses all three.
+The streams are those of torch (host and device), Python's ``random`` and NumPy's global generator,
+since augmentation code uses all three.
 
-Reading Python's or NumPy's generator takes 12 and 60 µs and drags 20 kB through the cache: more
-than a small problem's whole loss, though most losses touch neither. The first words of a Mersenne
-twister and its position can be looked at in place in less than 1 µs, so a stream is read or written
-in full only if they have moved: a draw moves the position, and where that comes round, or a seed is
-set, all words are new.
+Reading the state of Python's or NumPy's generator takes 12 and 60 µs and reads 20 kB of memory:
+more than a small problem's whole loss, though most losses use neither. The first words of a
+Mersenne twister and its position can be read in place in less than 1 µs, so a state is read or
+written in full only if these have changed: a draw changes the position, and when the position
+starts over, or a seed is set, all words are new.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 MERSENNE_TWISTER_BYTES = 625 * 4
-GLANCE = 64
+VIEWED_BYTES = 64
 
 
 class RandomState:
-    """The state of all random streams at one moment."""
+    """The state of all random streams when it is created."""
 
     __slots__ = ("_device", "_device_state", "_numpy", "_python", "_torch")
 
@@ -43,7 +43,7 @@ class RandomState:
         self._numpy = _numpy_stream.capture()
 
     def is_present(self) -> bool:
-        """Whether every stream is in this state."""
+        """Return whether every stream is in this state."""
         now = RandomState(self._device)
         return (
             _same(now._torch, self._torch)
@@ -71,7 +71,7 @@ class RandomState:
 
     @classmethod
     def from_state_dict(cls, device: torch.device, state: Mapping[str, Any]) -> RandomState:
-        """Return the state that :meth:`state_dict` told, for a program on ``device``."""
+        """Return the state that :meth:`state_dict` saved, for a program on ``device``."""
         made = cls.__new__(cls)
         made._torch = state["torch"]
         made._device = device
@@ -86,12 +86,12 @@ def _same(left: Tensor | None, right: Tensor | None) -> bool:
 
 
 def _bytes_of(state: Tensor) -> bytes:
-    # It lies on the host whatever it is a state of; torch would take this for reading a tensor.
+    # A generator's state is always on the host. Read without torch, which would count a host read.
     return ctypes.string_at(state.data_ptr(), state.numel() * state.element_size())
 
 
 def reseed(device: torch.device, seed: int) -> None:
-    """Let all streams begin anew at a seed."""
+    """Seed all streams."""
     torch.default_generator.manual_seed(seed % 2**63)
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -102,7 +102,7 @@ def reseed(device: torch.device, seed: int) -> None:
 
 @contextmanager
 def preserved_streams(device: torch.device) -> Iterator[RandomState]:
-    """Whatever is drawn inside, all streams go on afterwards as if nothing had been."""
+    """Restore all random streams at the end of a ``with`` statement."""
     state = RandomState(device)
     try:
         yield state
@@ -112,9 +112,9 @@ def preserved_streams(device: torch.device) -> Iterator[RandomState]:
 
 @contextmanager
 def seeded_streams(device: torch.device, seed: int) -> Iterator[None]:
-    """Inside, torch draws what ``seed`` gives; all streams go on afterwards as if nothing had been.
+    """Seed torch's streams inside a ``with`` statement, and restore all random streams afterwards.
 
-    The streams are that of the host and that of ``device``.
+    Seeded are the stream of the host and that of ``device``.
     """
     with preserved_streams(device):
         torch.default_generator.manual_seed(seed)
@@ -128,7 +128,7 @@ State = tuple[Any, Any]
 
 
 class _Stream(ABC):
-    """A process-wide generator, its last full reading, and a way to see that it has not moved."""
+    """A process-wide generator, with its last state read and a fast check for changes."""
 
     def __init__(self) -> None:
         self._last: State | None = None
@@ -141,21 +141,21 @@ class _Stream(ABC):
         return self._last
 
     def same(self, left: State, right: State) -> bool:
-        """Whether two states are the same, as far as can be seen without reading them in full."""
+        """Return whether two states are known to be equal, without reading them in full."""
         return left[0] is not None and left[0] == right[0]
 
     def restore(self, state: State) -> None:
-        """Go back to a state."""
+        """Restore a state."""
         if state[0] is None or state[0] != self.mark():
             self.write(state[1])
             self._last = state
 
     @abstractmethod
     def mark(self) -> Any:
-        """Return what tells any two states apart, or nothing when it cannot be seen in place.
+        """Return bytes that differ between any two states, or ``None`` if not readable in place.
 
-        That is the generator's position, some of its words, and the Gaussian it may keep for
-        later, which is used up without these changing.
+        These are the generator's position, some of its words, and the Gaussian that it may keep for
+        the next draw, which is then used without a change of the others.
         """
 
     @abstractmethod
@@ -208,9 +208,9 @@ class _NumpyStream(_Stream):
 
 
 def python_in_place(generator: random.Random) -> Any:
-    """Return a view of a generator's position and some of its words, or nothing.
+    """Return a view of a generator's position and some of its words, or ``None``.
 
-    Whether this interpreter keeps them inside the object, and at which end, is seen by trying.
+    Tests by draws whether this interpreter stores them inside the object, and at which end.
     """
     if random.Random.__basicsize__ < object.__basicsize__ + MERSENNE_TWISTER_BYTES:
         return None
@@ -222,7 +222,7 @@ def python_in_place(generator: random.Random) -> Any:
 
 
 def numpy_in_place(source: Any) -> Any:
-    """Return a view of the position and some words of a Mersenne twister, or nothing."""
+    """Return a view of the position and some words of a Mersenne twister, or ``None``."""
     if type(source) is not np.random.MT19937:
         return None
     for end in (-1, 0):
@@ -233,7 +233,7 @@ def numpy_in_place(source: Any) -> Any:
 
 
 def gaussian_in_place(generator: Any) -> Any:
-    """Return a view of a NumPy generator with its pending Gaussian, or nothing."""
+    """Return a view of a NumPy generator with its pending Gaussian, or ``None``."""
     probe = np.random.RandomState(0)
     seen = _whole_object(probe)
     looks = [seen.raw]
@@ -245,11 +245,11 @@ def gaussian_in_place(generator: Any) -> Any:
 
 def _object_in_place(generator: Any, end: int) -> Any:
     header = object.__basicsize__
-    return _glance(id(generator) + header, type(generator).__basicsize__ - header, end)
+    return _edge_view(id(generator) + header, type(generator).__basicsize__ - header, end)
 
 
 def _twister_in_place(source: Any, end: int) -> Any:
-    return _glance(source.ctypes.state_address, MERSENNE_TWISTER_BYTES, end)
+    return _edge_view(source.ctypes.state_address, MERSENNE_TWISTER_BYTES, end)
 
 
 def _whole_object(generator: Any) -> Any:
@@ -258,13 +258,13 @@ def _whole_object(generator: Any) -> Any:
     return (ctypes.c_char * size).from_address(id(generator) + header)
 
 
-def _glance(address: int, size: int, end: int) -> Any:
-    start = address if end == 0 else address + size - GLANCE
-    return (ctypes.c_char * GLANCE).from_address(start)
+def _edge_view(address: int, size: int, end: int) -> Any:
+    start = address if end == 0 else address + size - VIEWED_BYTES
+    return (ctypes.c_char * VIEWED_BYTES).from_address(start)
 
 
 def _moves(view: Any, draw: Callable[[], object]) -> bool:
-    """Whether a view differs after every draw of more than a round of the generator."""
+    """Return whether a view differs after every draw, for more draws than the generator's words."""
     seen = {view.raw}
     for _ in range(1400):
         draw()
@@ -272,6 +272,6 @@ def _moves(view: Any, draw: Callable[[], object]) -> bool:
     return len(seen) == 1401
 
 
-# One each per process, as the generators they mirror.
+# One of each per process, as there is one of each generator.
 _python_stream = _PythonStream()
 _numpy_stream = _NumpyStream()

@@ -100,5 +100,5 @@ def test_too_many_in_a_row_are_an_error_in_all(together: list[dict[str, Any]]) -
     for found in together:
         message, name, step = found["too_many"]
         assert (name, step) == ("top", 2)
-        assert "last 2 optimizer steps of problem 'top' were left out; of the latest: " in message
+        assert "last 2 optimizer steps of problem 'top' were skipped; last reason: " in message
         assert "nan in process 1" in message

@@ -48,7 +48,7 @@ def test_unrolling_hands_over_every_so_many_steps() -> None:
 
 def test_warm_up_steps_hand_over_nothing() -> None:
     schedule = Schedule({"w": Rhythm(unroll_steps=2, warmup=3)}, {"w": ["v"]})
-    # 2 would hand over, but lies in the warm-up; 4 is the first even number above 3.
+    # 2 would be an upper update, but lies in the warm-up; 4 is the first even number above 3.
     assert table(schedule, ["w"], 5) == [
         "w:LOOP_START w1",
         "w2",
@@ -213,7 +213,7 @@ def test_hand_overs_come_every_so_many_loops_from_the_present_one_on() -> None:
     schedule = Schedule({"w": Rhythm(unroll_steps=2)}, {"w": ["v"]})
     table(schedule, ["w"], 3)
     schedule.upper_update_every("w", 2)
-    # Step 3 began a loop; the hand-over comes after it and the next, recorded in the last one.
+    # Step 3 began a loop; the upper update comes after it and the next, recorded in the last one.
     assert table(schedule, ["w"], 6) == [
         "w4",
         "w:LOOP_START w5",
@@ -246,5 +246,5 @@ def test_rewiring_keeps_the_interval() -> None:
 
 @pytest.mark.parametrize("loops", [0, -1, 1.5, True])
 def test_an_interval_is_a_number_of_loops(loops: object) -> None:
-    with pytest.raises(ValueError, match=r"'w' was asked to hand over every .* loops; give 1"):
+    with pytest.raises(ValueError, match=r"'w' was given an upper update every .* loops; give 1"):
         Schedule({}, {"w": ["v"]}).upper_update_every("w", loops)  # type: ignore[arg-type]

@@ -214,12 +214,12 @@ def test_any_loader_will_do_that_can_be_made_from_positions(data, table) -> None
 
 def test_a_loader_of_another_kind_is_refused(data, table) -> None:
     program, _ = engine([(data.inputs, data.labels)], hook_on(table), 1)
-    with pytest.raises(DataError, match=r"A list cannot be built anew.*make_loader="):
+    with pytest.raises(DataError, match=r"A list cannot be rebuilt.*make_loader="):
         program.run()
     dataset = TensorDataset(data.inputs, data.labels)
     drawn = DataLoader(dataset, 5, sampler=WeightedRandomSampler([1.0] * N, N))
     program, _ = engine(drawn, hook_on(table), 1)
-    with pytest.raises(DataError, match="A DataLoader cannot be built anew"):
+    with pytest.raises(DataError, match="A DataLoader cannot be rebuilt"):
         program.run()
     short = hook_on(table, data=data.subset(torch.arange(8)))
     program, _ = engine(TensorLoader(data, 5), short, 1)

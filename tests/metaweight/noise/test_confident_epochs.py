@@ -205,7 +205,7 @@ def test_a_criterion_outside_the_module_collects_too_much() -> None:
 def test_a_criterion_outside_the_module_is_refused() -> None:
     run = program("darts")
     run.lower.criterion = OnlineConfidentLearning(3)
-    with pytest.raises(ConfigurationError, match="'criterion' of problem 'lower' is no part"):
+    with pytest.raises(ConfigurationError, match="'criterion' of problem 'lower' is not part"):
         run.run()
 
 

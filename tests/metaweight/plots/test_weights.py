@@ -9,7 +9,7 @@ from metaweight import ConfigurationError
 from metaweight.plots import weight_against_loss
 
 
-def test_one_function_gives_a_line_per_moment():
+def test_one_function_gives_a_line_per_stage():
     losses = torch.linspace(0, 2, 5)
     moments = {"start": torch.full((5,), 0.5), "end": torch.tensor([1.0, 0.8, 0.5, 0.2, 0.1])}
     figure = weight_against_loss(losses, moments, title="weights")
@@ -48,7 +48,7 @@ def test_many_groups_have_colours_of_their_own():
     [
         ({}, None, "weights is empty"),
         ({"a": [1, 2, 3]}, None, r"weights\['a'\] has 3 values but there are 2 losses"),
-        ({"a": [[1, 2], [3, 4]], "b": [1, 2]}, None, "1 groups but the first moment has 2"),
+        ({"a": [[1, 2], [3, 4]], "b": [1, 2]}, None, "1 groups but the first stage has 2"),
         ({"a": [[1, 2], [3, 4]]}, ["only"], "1 group names were given for 2 groups"),
         ({"a": [[1, 2], [3]]}, None, "give rows of equal length"),
         ({"a": []}, None, "none empty"),

@@ -134,7 +134,7 @@ def test_it_warns_where_it_cannot_know_that_batches_are_the_same() -> None:
             2,
             "is an iterator of type .*: 2 batch",
         ),
-        (LOADERS["workers that stay"], 5, "has persistent workers: its order goes on exactly"),
+        (LOADERS["workers that stay"], 5, "has persistent workers: its order continues exactly"),
     ):
         first, second = source(make()), source(make())
         drawn(first, before)
@@ -150,5 +150,7 @@ def test_a_loader_with_fewer_batches_says_so() -> None:
     drawn(first, 4)
     second = source([torch.tensor(i) for i in range(3)])
     second.go_to(0, first.position(0), CPU)
-    with pytest.raises(DataError, match=r"Loader 0 of problem 'p' was to go on after batch 4 .* 3"):
+    with pytest.raises(
+        DataError, match=r"Loader 0 of problem 'p' was to continue after batch 4 .* 3"
+    ):
         drawn(second, 1)
