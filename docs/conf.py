@@ -33,7 +33,7 @@ html_title = "metaweight"
 exclude_patterns = ["images"]
 
 PACKAGES = (
-    *("problems", "engines", "weighting", "averaging", "ensembles"),
+    *("problems", "engines", "products", "weighting", "averaging", "ensembles"),
     *("consistency", "noise", "data", "models", "plots"),
 )
 EXPORTED = {name for room in PACKAGES for name in import_module(f"metaweight.{room}").__all__}
