@@ -33,7 +33,7 @@ html_title = "metaweight"
 exclude_patterns = ["images"]
 
 PACKAGES = (
-    *("problems", "engines", "weighting", "averaging", "ensembles"),
+    *("problems", "engines", "products", "weighting", "averaging", "ensembles"),
     *("consistency", "noise", "data", "models", "plots"),
 )
 EXPORTED = {name for room in PACKAGES for name in import_module(f"metaweight.{room}").__all__}
@@ -44,7 +44,7 @@ nitpick_ignore_regex = [("py:.*", r"(?!metaweight\.).*")]
 
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 60
+nb_execution_timeout = 300
 myst_enable_extensions = ["colon_fence", "substitution", "dollarmath"]
 myst_heading_anchors = 3
 
