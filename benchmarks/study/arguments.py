@@ -19,7 +19,7 @@ _MOST_SEEDS = 1000
 
 @dataclass(frozen=True)
 class Options:
-    """What a benchmark was asked to do."""
+    """The options of a benchmark."""
 
     benchmark: str
     dataset: str
@@ -35,11 +35,11 @@ class Options:
 
 
 def make_parser(description: str, weightings: Sequence[str], out: str) -> argparse.ArgumentParser:
-    """Return a parser of what all benchmarks share; the script adds its own arguments.
+    """Return a parser of the arguments of all benchmarks; the script adds its own.
 
     Args:
-        description: What the benchmark shows.
-        weightings: Those it compares, each with and without ``+meta``.
+        description: Description of the benchmark.
+        weightings: The weightings it compares, each with and without ``+meta``.
         out: Default results folder.
     """
     parser = argparse.ArgumentParser(description=description)
@@ -96,12 +96,12 @@ def to_options(
     """Check arguments against each other and put them into the protocol.
 
     Args:
-        parser: Reports what does not fit, and exits.
-        given: What it parsed, ``dataset`` included.
+        parser: Reports contradictions, and exits.
+        given: The parsed arguments, ``dataset`` included.
         benchmark: Name of the script.
-        corruption: What to do to the training split.
+        corruption: Imbalance and noise of the training split.
         protocol: Settings where no argument changes them.
-        default_methods: What to run when no method is named.
+        default_methods: Methods to run when none is named.
     """
     names = list(given.methods or default_methods)
     repeated = sorted({name for name in names if names.count(name) > 1})
