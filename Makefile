@@ -5,14 +5,14 @@ STAMP := $(VENV)/.installed
 # A worker a core; one that is done takes tests from another. Plain `python -m pytest` runs them in one.
 PARALLEL := --numprocesses auto --dist worksteal
 
-.PHONY: help install demo test test-slow lint bench bench-check clean
+.PHONY: help install demo test test-slow docs lint bench bench-check clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 install: $(STAMP) ## make .venv with the package, its tools and the peers
 
-# The versions in constraints.txt are those every number in the README was measured with.
+# The versions in constraints.txt are those every number in README.md and docs/ was measured with.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch torchvision
@@ -28,6 +28,11 @@ test: install ## all tests but the slow ones
 
 test-slow: install ## the slow tests too
 	$(BIN)/python -m pytest $(PARALLEL) -m ""
+
+# Code cells are executed; a warning is an error.
+docs: install ## the documentation, into build/docs
+	$(BIN)/python -c 'import furo, myst_nb, sphinx' 2>/dev/null || $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q -j 2 -b html -d build/docs-cache docs build/docs
 
 # Types are checked on an ordinary install: an editable one hides the folder mapping.
 lint: install ## formatting, lint and types

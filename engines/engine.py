@@ -6,9 +6,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from metaweight.problems import GraphError, HypergradientReport, Problem
+from metaweight.problems import GraphError, Hypergradient, HypergradientReport, Problem
 from metaweight.problems.base.settings import shown
-from metaweight.problems.hypergradients.audit import Auditor
 from metaweight.problems.recording.step_state import StepState
 from metaweight.problems.setup.preparation import check_hypergradients, prepare_recording
 from metaweight.problems.state.buffers import Snapshot
@@ -252,7 +251,7 @@ class Engine:
         """
         return check_hypergradients_of(self, tolerance)
 
-    def audit(self, lower: Problem, auditor: Auditor | None) -> None:
+    def audit(self, lower: Problem, auditor: Hypergradient | None) -> None:
         """Let ``auditor`` stand in for the hypergradient of a lower problem, or nobody."""
         lower.step_state.audit_by(auditor)
         prepare_recording(lower)

@@ -1,5 +1,6 @@
 """One level of a multilevel program, and how to differentiate through it."""
 
+from .audit import Agreement, HypergradientReport
 from .base.errors import (
     CheckpointError,
     ConfigurationError,
@@ -15,11 +16,10 @@ from .base.step_result import StepResult
 from .config import Config
 from .hypergradients import (
     SAMA,
-    Agreement,
     ConjugateGradient,
     FiniteDifference,
     Hypergradient,
-    HypergradientReport,
+    LowerProblem,
     Neumann,
     Nystrom,
     Penalty,
@@ -30,11 +30,13 @@ from .hypergradients import (
     Unroll,
     ValueHypergradient,
     ZeroOrder,
+    last_loss,
 )
 from .hypergradients.parameter_selection import LastLayers, ParameterSelection, SampledLayers
 from .levels import ImplicitProblem, IterativeProblem
 from .problem import Problem
 from .reweighted import ReweightedProblem
+from .step.lower_view import lower_view
 
 __all__ = [
     "SAMA",
@@ -54,6 +56,7 @@ __all__ = [
     "IterativeProblem",
     "LastLayers",
     "LossError",
+    "LowerProblem",
     "MetaweightError",
     "Neumann",
     "NonFiniteError",
@@ -71,4 +74,6 @@ __all__ = [
     "Unroll",
     "ValueHypergradient",
     "ZeroOrder",
+    "last_loss",
+    "lower_view",
 ]

@@ -162,9 +162,11 @@ class Problem(Overridables):
     def meta_trainable_parameters(self) -> Iterable[Tensor]:
         """The parameters upper problems differentiate through: by default all trainable ones, or
         those of them that ``Config(hypergradient_parameters=...)`` chooses."""
-        if self._config.hypergradient_parameters is None:
+        choice = self._config.hypergradient_parameters
+        if choice is None:
             return self.trainable_parameters()
-        return chosen_parameters(self)
+        trained = list(self.trainable_parameters())
+        return chosen_parameters(choice, self.module, trained, self.count, self._name)
 
     def custom_optimizer_step(self) -> None:
         """Apply the gradients; override to replace the optimizer's own step."""
@@ -412,38 +414,3 @@ class Problem(Overridables):
     def leaf(self) -> bool:
         """Whether no problem is below this one."""
         return not self._position.children
-
-    # COMPAT-BEGIN
-    @property
-    def trajectory(self):  # type: ignore
-        return self._step_state.trajectory
-
-    @property
-    def processes(self):  # type: ignore
-        return self._step_state.processes
-
-    @property
-    def window(self):  # type: ignore
-        return self._step_state.trajectory.window
-
-    @property
-    def chooses_by_method(self):  # type: ignore
-        return type(self).meta_trainable_parameters is not Problem.meta_trainable_parameters
-
-    def hold_parameters(self):  # type: ignore
-        state = self._step_state
-        return state.hold(()) if state.held is not None else state.hold(self.trainable_parameters())
-
-    def release_parameters(self, before) -> None:  # type: ignore
-        self._step_state.release(before)
-
-    def loss_of(self, output):  # type: ignore
-        return loss_of(self._name, output)
-
-    def all_buffer_slots(self):  # type: ignore
-        from .state.buffers import buffer_slots
-
-        peers = [peer.module for peer in self._position.peers.values()]
-        return buffer_slots(self.module) + self._step_state.other_buffer_slots(self.module, peers)
-
-    # COMPAT-END

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .base import vectors
 from .base.errors import ConfigurationError, GraphError, LossError
 from .base.loss import Evaluated
 from .hypergradients.base import Hypergradient
-from .hypergradients.parameter_selection import reusable_activations, reuses_activations
 from .hypergradients.reweighting import Reweighting
 from .levels import ImplicitProblem
+from .partial_hypergradient import reusable_activations
 from .products.dependence import reaches
-from .recording.trajectory import RecordedStep
 
 
 class ReweightedProblem(ImplicitProblem):
@@ -65,9 +61,7 @@ class ReweightedProblem(ImplicitProblem):
 
     def _weighted(self, batch: Any) -> Evaluated:
         trajectory = self.step_state.trajectory
-        reuse = trajectory.keep_activations(
-            lambda: reusable_activations(self, batch) if reuses_activations(self) else None
-        )
+        reuse = trajectory.keep_activations(lambda: reusable_activations(self, batch))
         if reuse is None:
             losses = self.checked_losses(batch)
         else:
@@ -86,29 +80,6 @@ class ReweightedProblem(ImplicitProblem):
                 raise GraphError(
                     f"Problem {self.name!r} has no {name}; define it in {kind.__name__}."
                 )
-
-    def weight_products(
-        self,
-        steps: Sequence[RecordedStep],
-        pairs: Sequence[tuple[Tensor, Tensor]],
-        upper_parameters: Sequence[Tensor],
-    ) -> list[Tensor]:
-        """Return ``∇_θ mean_i V_i(sg(l); θ) sg(d_i)``, averaged over micro-batches.
-
-        Args:
-            steps: The micro-batches.
-            pairs: For each of them ``l`` and ``d``, both of shape (B,).
-            upper_parameters: ``θ``.
-        """
-        total = [torch.zeros_like(t) for t in upper_parameters]
-        for step, (losses, directional) in zip(steps, pairs, strict=True):
-            weights = self.checked_weights(losses, step.batch)
-            if weights.requires_grad:
-                gradient = torch.autograd.grad(
-                    (weights * directional).mean(), upper_parameters, allow_unused=True
-                )
-                total = vectors.add(total, vectors.fill_none(gradient, upper_parameters))
-        return total if len(steps) == 1 else vectors.scale(total, 1.0 / len(steps))
 
     @property
     def declares_its_loss(self) -> bool:

@@ -17,7 +17,7 @@ FOLDERS = (*PACKAGES, "metaweight")
 ROOMS: dict[str, tuple[str, ...]] = {
     "problems": (
         *("base", "state", "kernels", "data", "recording", "products", "unrolling"),
-        *("hypergradients", "", "persistence", "step", "setup"),
+        *("hypergradients", "", "persistence", "step", "audit", "setup"),
     ),
     "engines": ("program", "distributed", "loggers", "hooks", "checkpoint", ""),
 }

@@ -24,7 +24,6 @@ import torch
 from metaweight.problems import CheckpointError, DamagedCheckpointError
 
 from .migrations import FORMAT, MIGRATIONS, migrate
-from .shards_folder import read_parts
 
 MAGIC = b"metaweight checkpoint "
 HEADER = 2048
@@ -170,7 +169,6 @@ def read_checkpoint(
             ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds no state of an engine; use another checkpoint.")
-    read_parts(path, state)
     return manifest, migrate(path, manifest.format, state, migrations)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,7 @@ from ..loggers import flatten_stats
 from ..program.config import EngineConfig
 from .file import Manifest, read_checkpoint, write_checkpoint
 from .folder import CheckpointFolder
-from .shards import write_parts
-from .shards_folder import remove_parts
-from .state import engine_from_plain, engine_to_parts, missing_devices, streams_to_dict
+from .state import engine_from_plain, engine_to_plain, missing_devices, streams_to_dict
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -34,28 +31,17 @@ def save_engine(
     """Write the whole state of a program to a file; see :meth:`Engine.save`."""
     require_path("save", path)
     manifest = Manifest(engine.global_step, engine.run_state.run, metric, value)
-    file = Path(path)
     try:
         # Logs are the first process's, and where they cannot be written none may wait for it.
         engine.processes.from_first(engine.logger.position)
-        state, parts = engine_to_parts(engine)
+        state = engine_to_plain(engine)
     except OSError as error:
         raise CheckpointError(
             f"The checkpoint {path} was not written, because the run's logs could not be brought "
             f"to the disk: {error.strerror or error}; make room."
         ) from error
-    folder = None
-    if parts:
-        state["parts"] = write_parts(engine.processes, file, parts)
-        folder = state["parts"]["folder"]
     if engine.is_rank_zero():
-        try:
-            write_checkpoint(file, manifest, state)
-        except CheckpointError:
-            if folder is not None:
-                shutil.rmtree(file.with_name(folder), ignore_errors=True)
-            raise
-        remove_parts(file, keep=folder)
+        write_checkpoint(Path(path), manifest, state)
 
 
 def load_engine(engine: Engine, path: Path_) -> None:

@@ -1,8 +1,7 @@
 """Roll-back snapshots as whole state, where each process has a part of it: taken and put back.
 
-What a snapshot holds is what the problem's parameters and optimizer hold between steps, in each
-process its part. The problem itself knows how to make that whole, so it goes back to the snapshot
-for a moment.
+What a snapshot holds of the optimizer is what that holds between steps, in each process its part.
+The problem itself knows how to make that whole, so it goes back to the snapshot for a moment.
 """
 
 from __future__ import annotations
@@ -23,15 +22,13 @@ def snapshot_to_dict(engine: Engine, name: str, snapshot: Snapshot) -> dict[str,
     if processes.world == 1:
         return snapshot.state_dict()
     problem = _named(engine, name)
-    with processes.parts_of_parameters():
-        present = _snapshot_of(problem)
-        try:
-            snapshot.restore(problem.optimizer, problem.scaler)
-            with processes.whole_parameters(), processes.whole_optimizer(problem):
-                whole = _snapshot_of(problem).state_dict()
-        finally:
-            present.restore(problem.optimizer, problem.scaler)
-    return whole
+    present = _snapshot_of(problem)
+    try:
+        snapshot.restore(problem.optimizer, problem.scaler)
+        with processes.whole_optimizer(problem):
+            return _snapshot_of(problem).state_dict()
+    finally:
+        present.restore(problem.optimizer, problem.scaler)
 
 
 def snapshot_from_dict(engine: Engine, name: str, state: Mapping[str, Any]) -> Snapshot:
@@ -47,8 +44,7 @@ def snapshot_from_dict(engine: Engine, name: str, state: Mapping[str, Any]) -> S
         return whole
     whole.restore(problem.optimizer, problem.scaler)
     engine.processes.own_optimizer(problem)
-    with engine.processes.parts_of_parameters():
-        return _snapshot_of(problem)
+    return _snapshot_of(problem)
 
 
 def _named(engine: Engine, name: str) -> Problem:

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +29,6 @@ from metaweight.problems.state.random_streams import RandomState
 
 from ..hooks.base import Hook
 from .process_state import own_share, with_all_shares
-from .shards import Part, take_parts
 from .snapshots import snapshot_from_dict, snapshot_to_dict
 
 if TYPE_CHECKING:
@@ -46,22 +45,7 @@ def engine_to_plain(engine: Engine) -> dict[str, Any]:
         CheckpointError: Amid a step, or for state that is no plain data.
     """
     _require_between_steps(engine)
-    with engine.processes.whole_parameters():
-        return with_all_shares(engine.processes, _take(engine, copy=False))
-
-
-def engine_to_parts(engine: Engine) -> tuple[dict[str, Any], list[Part]]:
-    """Return the same but for what processes share out, and this one's parts of that.
-
-    Raises:
-        CheckpointError: As :func:`engine_to_plain`.
-    """
-    _require_between_steps(engine)
-    processes = engine.processes
-    with processes.whole_parameters():
-        plain = _take(engine, copy=False, in_parts=True)
-        parts = take_parts(processes.layouts, engine.problems, plain["problems"])
-        return with_all_shares(processes, plain), parts
+    return with_all_shares(engine.processes, _take(engine, copy=False))
 
 
 def _require_between_steps(engine: Engine) -> None:
@@ -73,16 +57,12 @@ def _require_between_steps(engine: Engine) -> None:
         )
 
 
-def _take(engine: Engine, *, copy: bool, in_parts: bool = False) -> dict[str, Any]:
+def _take(engine: Engine, *, copy: bool) -> dict[str, Any]:
     names = Names(engine.problems)
     loops = not engine.schedule.is_between_loops()
-    with (
-        engine.processes.whole_recordings(engine.problems),
-        engine.processes.parts_of_states() if in_parts else nullcontext(),
-    ):
-        problems = {
-            p.name: problem_to_plain(p, names, loop_open=loops, copy=copy) for p in engine.problems
-        }
+    problems = {
+        p.name: problem_to_plain(p, names, loop_open=loops, copy=copy) for p in engine.problems
+    }
     return {
         "run": {
             **engine.run_state.state_dict(),
@@ -119,11 +99,6 @@ def engine_from_plain(engine: Engine, state: Mapping[str, Any], where: str) -> N
     Raises:
         CheckpointError: When the state is not of this program.
     """
-    with engine.processes.whole_parameters():
-        _put(engine, state, where)
-
-
-def _put(engine: Engine, state: Mapping[str, Any], where: str) -> None:
     try:
         _require_same_program(engine, state)
         state = own_share(engine, state)

@@ -12,14 +12,12 @@ from metaweight.problems import ConfigurationError
 from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
 from ..program.config import EngineConfig
-from .fsdp import FullyShardingProcesses
 from .processes import Processes, SeveralProcesses
 from .zero import ShardingProcesses
 
 TOGETHER: Mapping[str, type[SeveralProcesses]] = {
     "distributed": SeveralProcesses,
     "zero": ShardingProcesses,
-    "fsdp": FullyShardingProcesses,
     "accelerate": SeveralProcesses,
 }
 FROM_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -12,8 +11,6 @@ import torch.distributed as dist
 from metaweight.problems import ConfigurationError, Problem
 from metaweight.problems.base.reduction import Reduction
 from torch import Tensor, nn
-
-from .shard_layout import ShardLayout
 
 T = TypeVar("T")
 
@@ -23,16 +20,6 @@ class Processes(Reduction):
 
     Every process must ask for the same things in the same order.
     """
-
-    @property
-    def layouts(self) -> Mapping[Tensor, ShardLayout]:
-        """How parameters are shared out between steps: those that are, none here."""
-        return {}
-
-    def parts_of_states(self) -> AbstractContextManager[None]:
-        """Inside, optimizers keep the parts of their states that are shared out like parameters,
-        also where somebody asks for them whole."""
-        return nullcontext()
 
     def share(self, tensors: Sequence[Tensor], source: int = 0) -> None:
         """Give tensors the values they have in process ``source``, in place."""

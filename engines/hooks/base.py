@@ -28,15 +28,11 @@ class Hook:
         reads_hypergradients: Whether ``problem.step_state.hypergradient_terms`` is filled when a
             gradient is in ``.grad``: for each lower problem its hypergradient term, a list of
             tensors, one per parameter.
-        reads_parameters: Whether ``after_step`` or ``iteration_end`` read or change parameters.
-            Where parameters are sharded over processes between steps, they are gathered for such a
-            hook; at all other events but ``step_skipped`` they are whole for every hook.
     """
 
     only_shows: bool = False
     optional: bool = False
     reads_hypergradients: bool = False
-    reads_parameters: bool = True
 
     def run_start(self, engine: Engine) -> None:
         """Called before the first step of ``engine.run()``."""
@@ -140,16 +136,6 @@ class HookList(Hook):
     def before_step(self, engine: Engine, problem: Problem) -> None:
         for hook in self._before:
             hook.before_step(engine, problem)
-
-    @property
-    def reads_after_step(self) -> bool:
-        """Whether some hook reads parameters after a step."""
-        return any(hook.reads_parameters for hook in self._after)
-
-    @property
-    def reads_at_iteration_end(self) -> bool:
-        """Whether some hook reads parameters when an iteration ends."""
-        return any(hook.reads_parameters for hook in self._iterations)
 
     @property
     def may_refuse(self) -> bool:

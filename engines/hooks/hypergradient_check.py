@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from metaweight.problems import GraphError, HypergradientReport, Problem, ValueHypergradient
+from metaweight.problems.audit import Auditor
 from metaweight.problems.base.settings import require_count, require_number
-from metaweight.problems.hypergradients.audit import Auditor
 
 from .base import Hook
 
@@ -36,8 +36,6 @@ class HypergradientCheck(Hook):
         ConfigurationError: For settings that are not positive numbers.
     """
 
-    reads_parameters = False
-
     def __init__(self, every: int = 1000, tolerance: float = 1e-2) -> None:
         require_count("HypergradientCheck", "every", every, least=1)
         require_number("HypergradientCheck", "tolerance", tolerance, positive=True, advice=ADVICE)
@@ -55,7 +53,7 @@ class HypergradientCheck(Hook):
         self._restored = False
         for lower in lower_problems(engine):
             auditor = Auditor(
-                self.reports.append, self.tolerance, lambda: engine.global_step >= self._due
+                lower, self.reports.append, self.tolerance, lambda: engine.global_step >= self._due
             )
             engine.audit(lower, auditor)
 
@@ -142,7 +140,7 @@ def _auditing(
 ) -> Iterator[None]:
     before = [lower.step_state.auditor for lower in lowers]
     for lower in lowers:
-        engine.audit(lower, Auditor(reports.append, tolerance))
+        engine.audit(lower, Auditor(lower, reports.append, tolerance))
     try:
         yield
     finally:

@@ -59,7 +59,6 @@ class NonFinite(Hook):
 
     optional = True
     reads_hypergradients = True
-    reads_parameters = False
 
     def __init__(self, policy: str = "raise", *, in_a_row: int | None = 50) -> None:
         if policy not in POLICIES:

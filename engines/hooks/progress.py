@@ -23,7 +23,6 @@ class ProgressBar(Hook):
     """
 
     only_shows = True
-    reads_parameters = False
 
     def __init__(self, description: str | None = None) -> None:
         if description is not None:

@@ -52,7 +52,6 @@ class WeightCollapse(Hook):
     """
 
     optional = True
-    reads_parameters = False
 
     def __init__(
         self,

@@ -60,7 +60,6 @@ class EMAHook(Hook):
         self.settings = EMASettings(beta, warm_up, buffers)
         self.validate_teacher = validate_teacher
         self._ema: EMA | None = None
-        self._student: Problem | None = None
         self._loaded: Mapping[str, Any] | None = None
         self._due = False
 
@@ -69,16 +68,13 @@ class EMAHook(Hook):
         """The average.
 
         Raises:
-            ConfigurationError: Before the first run, when there is none yet; and where parameters
-                are sharded over processes, outside of ``engine.whole_parameters()``.
+            ConfigurationError: Before the first run, when there is none yet.
         """
         if self._ema is None:
             raise ConfigurationError(
                 f"The EMAHook of problem {self._name!r} has no average yet; it begins with "
                 "engine.run(). Give the hook to the engine and use it inside the run or after it."
             )
-        if self._student is not None:
-            self._student.step_state.processes.require_whole(self._student)
         return self._ema
 
     def applied(self) -> AbstractContextManager[nn.Module]:
@@ -157,7 +153,6 @@ class EMAHook(Hook):
         return problem is self.problem or problem.name == self.problem
 
     def _begin(self, problem: Problem) -> None:
-        self._student = problem
         if self._ema is not None:
             return
         given = self.settings

@@ -106,5 +106,10 @@ class Overridables:
                     )
 
 
+def overrides(problem: object, name: str) -> bool:
+    """Whether the problem's class has a method of its own in the place of one that does nothing."""
+    return getattr(type(problem), name) is not getattr(Overridables, name)
+
+
 def _overrides_ours(cls: type, name: str) -> bool:
     return any(name in vars(b) for b in cls.__mro__ if b.__module__.startswith("metaweight."))

@@ -45,34 +45,6 @@ class Reduction:
         """
         del problem
 
-    def share_out(self, problems: Sequence[Problem]) -> None:
-        """Shard the problems' parameters over processes from now on, if the strategy asks for it,
-        outside of their steps and of :meth:`whole_parameters`."""
-        del problems
-
-    def give_back(self) -> None:
-        """Undo :meth:`share_out`: every process holds whole parameters again."""
-
-    def whole_parameters(self) -> AbstractContextManager[None]:
-        """Return a context in which every process holds the whole parameters of all problems."""
-        return nullcontext()
-
-    def require_whole(self, problem: Problem) -> None:
-        """Refuse to continue while the problem's parameters are sharded.
-
-        Raises:
-            ConfigurationError: Naming the context in which they are whole.
-        """
-
-    def parts_of_parameters(self) -> AbstractContextManager[None]:
-        """Return a context in which processes hold their shards of parameters, as between steps."""
-        return nullcontext()
-
-    def whole_recordings(self, problems: Sequence[Problem]) -> AbstractContextManager[None]:
-        """Return a context in which every process holds whole recordings of the problems' steps."""
-        del problems
-        return nullcontext()
-
     def own_optimizer(self, problem: Problem) -> None:
         """Shard the state of the problem's optimizer over processes, if the strategy asks for
         it."""

@@ -1,7 +1,6 @@
 """Ways of differentiating through a lower problem, one algorithm a file."""
 
-from .audit import Agreement, Auditor, HypergradientReport
-from .base import Hypergradient, Product, Status
+from .base import Hypergradient, LowerProblem, Product, Status, last_loss
 from .conjugate_gradient import ConjugateGradient
 from .finite_difference import FiniteDifference
 from .neumann import Neumann
@@ -17,12 +16,10 @@ from .zero_order import ZeroOrder
 
 __all__ = [
     "SAMA",
-    "Agreement",
-    "Auditor",
     "ConjugateGradient",
     "FiniteDifference",
     "Hypergradient",
-    "HypergradientReport",
+    "LowerProblem",
     "Neumann",
     "Nystrom",
     "Penalty",
@@ -33,5 +30,6 @@ __all__ = [
     "Unroll",
     "ValueHypergradient",
     "ZeroOrder",
+    "last_loss",
     "resolve",
 ]

@@ -13,16 +13,84 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ..base.errors import HypergradientError
-from ..recording.trajectory import Recording
+from ..kernels.activation_reuse import ReusableActivations
+from ..products.recorded_loss import RecordedLoss, require_recorded
+from ..recording.trajectory import RecordedStep, Recording
+from ..unrolling.replay import Repeatable
 
-if TYPE_CHECKING:
-    from ..problem import Problem
+
+class LowerProblem(RecordedLoss, Repeatable, Protocol):
+    """What an algorithm sees of the problem it differentiates through.
+
+    From :class:`~metaweight.problems.products.recorded_loss.RecordedLoss` it has a ``name`` for
+    messages, the parameters ``weights``, the recorded ``trajectory``, the ``loss`` of a recorded
+    step, the ``sample_loss`` it may declare, the ``evaluation`` to compute these in, and the
+    ``mean`` over processes. From :class:`~metaweight.problems.unrolling.replay.Repeatable` come its
+    ``optimizer_step``, and ``evaluate`` and ``owns`` for taking steps again. What follows here
+    tells where it stands.
+
+    Anything that has these members can be differentiated through; a
+    :class:`~metaweight.problems.Problem` is shown to algorithms as one by
+    :func:`~metaweight.problems.step.lower_view.lower_view`.
+    """
+
+    @property
+    def count(self) -> int:
+        """Steps it has taken, for seeds that differ from one to the next."""
+
+    @property
+    def number_of_processes(self) -> int:
+        """How many processes train it together."""
+
+    @property
+    def has_chosen_weights(self) -> bool:
+        """Whether its configuration chooses the parameters hypergradients go through."""
+
+    @property
+    def has_problems_below(self) -> bool:
+        """Whether it differentiates through other problems itself."""
+
+    @property
+    def paths(self) -> Sequence[tuple[str, ...]]:
+        """The paths of hypergradients that go through it: names of problems, from the upper one
+        down and up again."""
+
+    def reusable(
+        self, step: RecordedStep, also: Sequence[Tensor] = ()
+    ) -> ReusableActivations | None:
+        """Return what notes a pass over a micro-batch, to repeat of it what displaced weights
+        change; nothing where that would be all of it.
+
+        Args:
+            step: The micro-batch.
+            also: What else changes, or is differentiated by.
+        """
+
+
+def last_loss(lower: LowerProblem) -> Callable[..., Tensor]:
+    """Return the mean loss of the last recorded optimizer step as a function for products.
+
+    It is computed at the parameters' present values, so that it leaves its arguments aside: ::
+
+        with lower.evaluation(second_order=True):
+            mixed_vector_product(last_loss(lower), lower.weights, upper_parameters, vector)
+
+    Raises:
+        HypergradientError: When no step has been recorded.
+    """
+    steps = require_recorded(lower).steps
+
+    def loss(*at: object) -> Tensor:
+        del at
+        return torch.stack([lower.loss(step) for step in steps]).mean()
+
+    return loss
 
 
 @dataclass(frozen=True)
@@ -79,10 +147,19 @@ class Product(NamedTuple):
 class Hypergradient(ABC):
     """One way of differentiating through a lower problem.
 
-    Subclass it to add an algorithm, and pass an instance as ``Config(type=...)`` of the lower
-    problem. To give it a name that ``Config(type="name")`` understands, declare the class as an
-    entry point of the group ``metaweight.hypergradients`` in your package. Instances hold settings
-    only, never state.
+    Subclass it to add an algorithm, such as one that takes the inverse Hessian for the identity: ::
+
+        class Identity(Hypergradient):
+            def vjp(self, lower, vector, upper_parameters):
+                with lower.evaluation(second_order=True):
+                    mixed = mixed_vector_product(
+                        last_loss(lower), lower.weights, upper_parameters, vector
+                    )
+                return Product([-t for t in mixed], Status("Identity"))
+
+    Pass an instance as ``Config(type=...)`` of the lower problem. To give it a name that
+    ``Config(type="name")`` understands, declare the class as an entry point of the group
+    ``metaweight.hypergradients`` in your package. Instances hold settings only, never state.
 
     Attributes:
         zeroth_order: Whether it measures the upper loss instead of taking its gradient.
@@ -92,23 +169,23 @@ class Hypergradient(ABC):
 
     @abstractmethod
     def vjp(
-        self, problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+        self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
         """Return ``(dw*/dθ)ᵀ v`` and how it was found.
 
         Args:
-            problem: The lower problem, after the optimizer step(s) that are differentiated. Its
-                ``trajectory`` holds what :meth:`recording` asked for, its ``window`` the batches
-                and random states of the last step.
-            vector: ``v``, one tensor per ``problem.meta_trainable_parameters()``; of several
-                processes the same in all.
+            lower: The lower problem, after the optimizer step(s) that are differentiated. Its
+                ``trajectory`` holds what :meth:`recording` asked for: at least the batches and
+                random states of the last step.
+            vector: ``v``, one tensor per entry of ``lower.weights``; of several processes the same
+                in all.
             upper_parameters: ``θ``, parameters of the problem above it on the path.
 
         Returns:
             One tensor per entry of ``upper_parameters``, zeros where the lower loss does not
             depend on it, and a status. Of several processes each returns the product of its own
             lower loss, and they are averaged afterwards; what has to be averaged on the way goes
-            through ``problem.processes.mean``.
+            through ``lower.mean``.
 
         Raises:
             HypergradientError: When the result cannot be formed, for instance by a diverged solve.
@@ -116,34 +193,34 @@ class Hypergradient(ABC):
                 in all, such as means.
         """
 
-    def recording(self, problem: Problem) -> Recording:
+    def recording(self, lower: LowerProblem) -> Recording:
         """Return what is to be kept of the problem's steps; by default the last one's batches."""
-        del problem
+        del lower
         return Recording()
 
-    def approximation(self, problem: Problem) -> Approximation | None:
+    def approximation(self, lower: LowerProblem) -> Approximation | None:
         """Return how the method approximates derivatives; nothing when it takes them exactly."""
-        del problem
+        del lower
         return None
 
-    def check(self, problem: Problem) -> None:
+    def check(self, lower: LowerProblem) -> None:
         """Refuse a problem the algorithm cannot serve, when the engine is built.
 
         Raises:
             ConfigurationError: Naming the problem and what to choose instead.
         """
-        del problem
+        del lower
 
 
-def require_finite(values: Sequence[Tensor], problem: Problem, method: str, remedy: str) -> None:
+def require_finite(values: Sequence[Tensor], lower: RecordedLoss, method: str, remedy: str) -> None:
     """Refuse a result that is not finite, in all processes or in none. Reads the host once.
 
     Raises:
         HypergradientError: Naming the problem, the method and what to change.
     """
-    (sums,) = problem.processes.mean([torch.stack([t.sum().double() for t in values])])
+    (sums,) = lower.mean([torch.stack([t.sum().double() for t in values])])
     if not bool(torch.isfinite(sums).all()):
         raise HypergradientError(
-            f"The hypergradient of {method} through problem {problem.name!r} is not finite; "
+            f"The hypergradient of {method} through problem {lower.name!r} is not finite; "
             f"{remedy}. Parameters are as they were."
         )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,10 +25,7 @@ from ..base.errors import HypergradientError
 from ..base.settings import require_count, require_number
 from ..products.curvature import curvature
 from ..products.linear_system import LinearSystem
-from .base import Hypergradient, Product, Status, require_finite
-
-if TYPE_CHECKING:
-    from ..problem import Problem
+from .base import Hypergradient, LowerProblem, Product, Status, require_finite
 
 Operator = Callable[[Sequence[Tensor]], list[Tensor]]
 
@@ -68,30 +65,30 @@ class ConjugateGradient(Hypergradient):
         require_number(name, "tolerance", self.tolerance, below=1.0, advice=advice)
 
     def vjp(
-        self, problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+        self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
-        with curvature(problem) as second:
+        with curvature(lower) as second:
             system = LinearSystem(second, vector, self.damping)
             solve = solved(system.apply, system.right, self.iterations, self.tolerance)
             answer = system.answer(solve.solution, upper_parameters)
         require_finite(
             [*answer.values, answer.residual, solve.squared],
-            problem,
+            lower,
             "ConjugateGradient",
             "look at the lower loss and its second derivatives, or raise damping if the solution "
             "is too large for the number format",
         )
         if bool(solve.flat):
-            raise self._not_positive(problem, float(solve.curvature))
+            raise self._not_positive(lower, float(solve.curvature))
         return Product(
             answer.values,
             Status("ConjugateGradient", iterations=solve.iterations, residual=answer.residual),
         )
 
-    def _not_positive(self, problem: Problem, found: float) -> HypergradientError:
+    def _not_positive(self, lower: LowerProblem, found: float) -> HypergradientError:
         return HypergradientError(
             f"{self} met a direction of curvature {found:.3g} in the Hessian of problem "
-            f"{problem.name!r} with its damping, but conjugate gradients need one that curves "
+            f"{lower.name!r} with its damping, but conjugate gradients need one that curves "
             f"upwards everywhere; raise damping above {self.damping + max(-found, 0.0):.3g}, or "
             "take fewer iterations. Parameters are as they were."
         )

@@ -20,25 +20,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..base import vectors
 from ..base.errors import ConfigurationError
 from ..base.settings import is_positive, require_flag
-from ..products.evaluation import (
-    Evaluation,
-    Losses,
-    replayed_loss,
-    require_recorded,
-    window_gradient,
-)
-from .base import Approximation, Hypergradient, Product, Status
-from .parameter_selection import reusable_activations, reuses_activations
-
-if TYPE_CHECKING:
-    from ..problem import Problem
+from ..kernels.activation_reuse import ReusableActivations
+from ..products.recorded_loss import Losses, window_gradient
+from ..products.second_derivatives import central_difference
+from ..recording.trajectory import RecordedStep
+from .base import Approximation, Hypergradient, LowerProblem, Product, Status
 
 
 @dataclass(frozen=True)
@@ -72,10 +63,10 @@ class FiniteDifference(Hypergradient):
             )
 
     def vjp(
-        self, problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+        self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
-        values = central_difference(
-            problem,
+        values = mixed_difference(
+            lower,
             vector,
             upper_parameters,
             alpha=self.alpha,
@@ -84,8 +75,8 @@ class FiniteDifference(Hypergradient):
         )
         return Product(values, Status("FiniteDifference"))
 
-    def approximation(self, problem: Problem) -> Approximation:
-        del problem
+    def approximation(self, lower: LowerProblem) -> Approximation:
+        del lower
         return Approximation(
             alpha=self.alpha,
             setting="alpha (Config(darts_alpha=...))",
@@ -94,8 +85,8 @@ class FiniteDifference(Hypergradient):
         )
 
 
-def central_difference(
-    problem: Problem,
+def mixed_difference(
+    lower: LowerProblem,
     vector: Sequence[Tensor],
     upper_parameters: Sequence[Tensor],
     *,
@@ -104,33 +95,36 @@ def central_difference(
     full_precision: bool = True,
 ) -> list[Tensor]:
     """Return ``-(∇_θ L(w + eps v) - ∇_θ L(w - eps v)) / (2 eps)``; see the module's docstring."""
-    with Evaluation(problem, graph=False, in_full_precision=full_precision) as evaluation:
-        inverse_eps = evaluation.inverse_step(vector, alpha)
-        shift = vectors.divide(vector, inverse_eps)
-        with vectors.Displacement(evaluation.weights) as weights:
-            weights.move(shift)
-            first, again = _passes(problem, upper_parameters)
-            plus = window_gradient(problem, upper_parameters, first)
-            weights.move(shift, -2.0)
-            minus = window_gradient(problem, upper_parameters, again)
-            if keep_displaced:
-                weights.stay()
-    return vectors.scale(vectors.add(minus, plus, alpha=-1.0), inverse_eps / 2)
+    first, again = _passes(lower, upper_parameters)
+    with lower.evaluation(graph=False, in_full_precision=full_precision) as evaluation:
+        return central_difference(
+            lambda: window_gradient(lower, upper_parameters, first),
+            lambda: window_gradient(lower, upper_parameters, again),
+            evaluation.weights,
+            vector,
+            evaluation.inverse_step(vector, alpha),
+            sign=-1.0,
+            stay=keep_displaced,
+        )
 
 
-def _passes(problem: Problem, upper_parameters: Sequence[Tensor]) -> tuple[Losses, Losses]:
+def _passes(lower: LowerProblem, upper_parameters: Sequence[Tensor]) -> tuple[Losses, Losses]:
     """Return how the two passes compute the loss of a micro-batch.
 
     Where some parameters are displaced, the second repeats what depends on them and on
     ``upper_parameters``.
     """
-    if not reuses_activations(problem):
-        return replayed_loss, replayed_loss
-    steps = require_recorded(problem).steps
-    reuse = {
-        id(step): reusable_activations(problem, step.batch, upper_parameters) for step in steps
-    }
-    return (
-        lambda p, step: reuse[id(step)].record(lambda: replayed_loss(p, step)),
-        lambda p, step: reuse[id(step)].repeat(lambda: replayed_loss(p, step)),
-    )
+    noted: dict[int, ReusableActivations] = {}
+
+    def first(step: RecordedStep) -> Tensor:
+        reuse = lower.reusable(step, upper_parameters)
+        if reuse is None:
+            return lower.loss(step)
+        noted[id(step)] = reuse
+        return reuse.record(lambda: lower.loss(step))
+
+    def again(step: RecordedStep) -> Tensor:
+        reuse = noted.get(id(step))
+        return lower.loss(step) if reuse is None else reuse.repeat(lambda: lower.loss(step))
+
+    return first, again

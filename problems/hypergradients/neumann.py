@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -25,10 +24,7 @@ from ..base.errors import HypergradientError
 from ..base.settings import require_count, require_number
 from ..products.curvature import curvature
 from ..products.linear_system import LinearSystem
-from .base import Hypergradient, Product, Status, require_finite
-
-if TYPE_CHECKING:
-    from ..problem import Problem
+from .base import Hypergradient, LowerProblem, Product, Status, require_finite
 
 GROWTH = 10.0
 """The series counts as diverging once its next term is this many times as long as its first."""
@@ -64,9 +60,9 @@ class Neumann(Hypergradient):
         require_number("Neumann", "damping", self.damping, advice=advice)
 
     def vjp(
-        self, problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+        self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
-        with curvature(problem) as second:
+        with curvature(lower) as second:
             system = LinearSystem(second, vector, self.damping)
             term, total = list(system.right), list(system.right)
             for _ in range(self.iterations):
@@ -75,19 +71,19 @@ class Neumann(Hypergradient):
             answer = system.answer(vectors.scale(total, self.alpha), upper_parameters)
         require_finite(
             [*answer.values, answer.residual],
-            problem,
+            lower,
             "Neumann",
             f"its series may have diverged: choose alpha below 2 / λ_max of the Hessian, which was "
             f"{self.alpha:g}, or look at the lower loss",
         )
         if bool(answer.residual >= GROWTH):
-            raise self._diverged(problem, term, answer.remainder, float(answer.residual))
+            raise self._diverged(lower, term, answer.remainder, float(answer.residual))
         return Product(
             answer.values, Status("Neumann", iterations=self.iterations, residual=answer.residual)
         )
 
     def _diverged(
-        self, problem: Problem, last: list[Tensor], following: list[Tensor], growth: float
+        self, lower: LowerProblem, last: list[Tensor], following: list[Tensor], growth: float
     ) -> HypergradientError:
         """``following = (I - αA) last`` tells the curvature along the last term."""
         stretch = vectors.dot(last, following) / vectors.dot(last, last)
@@ -99,6 +95,6 @@ class Neumann(Hypergradient):
         else:
             remedy = f"H curves downwards: raise damping above {self.damping - curvature:.3g}"
         return HypergradientError(
-            f"The series of {self} through problem {problem.name!r} diverges: its terms have grown "
+            f"The series of {self} through problem {lower.name!r} diverges: its terms have grown "
             f"{growth:.3g} times; {remedy}. Parameters are as they were."
         )

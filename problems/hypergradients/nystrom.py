@@ -25,7 +25,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,10 +34,7 @@ from ..base.errors import HypergradientError
 from ..base.settings import require_count, require_number
 from ..products.curvature import curvature
 from ..products.linear_system import LinearSystem
-from .base import Hypergradient, Product, Status, require_finite
-
-if TYPE_CHECKING:
-    from ..problem import Problem
+from .base import Hypergradient, LowerProblem, Product, Status, require_finite
 
 
 @dataclass(frozen=True)
@@ -73,29 +70,29 @@ class Nystrom(Hypergradient):
         require_count("Nystrom", "seed", self.seed, least=0)
 
     def vjp(
-        self, problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+        self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
         remedy = "look at the lower loss and its second derivatives"
-        with curvature(problem) as second:
+        with curvature(lower) as second:
             system = LinearSystem(second, vector, self.damping)
             right = _flat(system.right)
-            basis = sketch(right, self.rank, self.seed, problem.count)
+            basis = sketch(right, self.rank, self.seed, lower.count)
             image = torch.stack(
                 [_flat(system.hessian(_split(u, system.right))) for u in basis.unbind(1)], 1
             )
-            require_finite([image], problem, "Nystrom", remedy)
+            require_finite([image], lower, "Nystrom", remedy)
             low = low_rank(basis, image, self.damping)
             if bool(low.lowest + self.damping <= low.eigenvalues.abs().amax() * system.eps):
-                raise self._not_positive(problem, float(low.lowest))
+                raise self._not_positive(lower, float(low.lowest))
             solution = inverse_product(low, self.damping, right)
             answer = system.answer(_split(solution, system.right), upper_parameters)
-        require_finite([*answer.values, answer.residual], problem, "Nystrom", remedy)
+        require_finite([*answer.values, answer.residual], lower, "Nystrom", remedy)
         values = {"rank": float(basis.shape[1])}
         return Product(answer.values, Status("Nystrom", residual=answer.residual, values=values))
 
-    def _not_positive(self, problem: Problem, lowest: float) -> HypergradientError:
+    def _not_positive(self, lower: LowerProblem, lowest: float) -> HypergradientError:
         return HypergradientError(
-            f"{self} met curvature {lowest:.3g} in the Hessian of problem {problem.name!r}, which "
+            f"{self} met curvature {lowest:.3g} in the Hessian of problem {lower.name!r}, which "
             f"the damping does not lift above 0; raise damping above {abs(lowest):.3g}. Parameters "
             "are as they were."
         )

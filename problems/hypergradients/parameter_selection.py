@@ -18,19 +18,12 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from ..base.errors import ConfigurationError
-from ..kernels.activation_reuse import ReusableActivations
-from ..kernels.compilation import is_compiled
-
-if TYPE_CHECKING:
-    from ..problem import Problem
 
 
 class ParameterSelection(ABC):
@@ -116,7 +109,7 @@ class LastLayers(ParameterSelection):
 
 @dataclass(frozen=True)
 class SampledLayers(ParameterSelection):
-    """Modules that own trainable parameters directly, drawn anew for each hypergradient.
+    """Modules that own trainable parameters directly, drawn afresh for each hypergradient.
 
     They are drawn uniformly without replacement, by a generator of their own whose state is the
     seed and the steps the problem has taken: nothing is left to save, and a resumed run draws the
@@ -160,82 +153,36 @@ def checked_choice(value: object) -> Choice:
     return NamedModules(value).names  # type: ignore[arg-type]
 
 
-def chosen_parameters(problem: Problem) -> list[Tensor]:
-    """Return the trainable parameters ``Config(hypergradient_parameters=...)`` chooses, in order.
+def chosen_parameters(
+    choice: Choice, module: nn.Module, trainable: Sequence[Tensor], count: int, name: str
+) -> list[Tensor]:
+    """Return the trainable parameters that a choice selects, in order.
+
+    Args:
+        choice: ``Config(hypergradient_parameters=...)``.
+        module: The problem's module.
+        trainable: The parameters the problem trains.
+        count: Steps the problem has taken.
+        name: What to call the problem in a message.
 
     Raises:
         ConfigurationError: When its module does not have them, or none of them is trainable.
     """
-    choice = problem.config.hypergradient_parameters
-    trainable = list(problem.trainable_parameters())
     if choice is None:
-        return trainable
+        return list(trainable)
     selection = NamedModules(choice) if isinstance(choice, tuple) else choice
-    asked = f"Problem {problem.name!r} asks for Config(hypergradient_parameters={choice!r}), but"
+    asked = f"Problem {name!r} asks for Config(hypergradient_parameters={choice!r}), but"
     try:
-        selected = set(selection.select(problem.module, trainable, problem.count))
+        selected = set(selection.select(module, trainable, count))
     except ConfigurationError as error:
         raise ConfigurationError(f"{asked} {error}") from error
     chosen = [p for p in trainable if p in selected]
     if not chosen:
-        names = ", ".join(_owners(problem.module, trainable))
+        names = ", ".join(_owners(module, trainable))
         raise ConfigurationError(
             f"{asked} the problem trains none of these parameters; it trains those of {names}."
         )
     return chosen
-
-
-def is_partial(problem: Problem) -> bool:
-    """Whether hypergradients go through a part of the problem's trainable parameters only."""
-    choice = problem.config.hypergradient_parameters
-    if choice is None and not problem.chooses_by_method:
-        return False
-    return len(list(problem.meta_trainable_parameters())) < len(
-        list(problem.trainable_parameters())
-    )
-
-
-def reuses_activations(problem: Problem) -> bool:
-    """Whether displaced passes repeat a part of the pass before; compiled ones cannot."""
-    return is_partial(problem) and not is_compiled(problem.module)
-
-
-def reusable_activations(
-    problem: Problem, batch: Any, also: Iterable[Tensor] = ()
-) -> ReusableActivations:
-    """Return what notes a pass over ``batch``, to repeat it with chosen parameters displaced.
-
-    Args:
-        problem: The lower problem.
-        batch: Its micro-batch.
-        also: What else changes, or is differentiated by.
-    """
-    modules = [problem.module, *[peer.module for peer in problem.position.peers.values()]]
-    changing = [*problem.meta_trainable_parameters(), *also]
-    return ReusableActivations(changing, modules, batch, problem.device)
-
-
-@contextmanager
-def others_frozen(problem: Problem) -> Iterator[None]:
-    """Inside, of the problems below, what hypergradients do not go through requires no gradient.
-
-    A backward pass that would stop above it needs no graph below.
-    """
-    lowers = {path[1] for path in problem.position.paths}
-    partly = [lower for lower in lowers if is_partial(lower)]
-    if not partly:
-        yield
-        return
-    kept = {p for lower in lowers for p in lower.meta_trainable_parameters()}
-    kept.update(problem.trainable_parameters())
-    frozen = [p for lower in partly for p in lower.trainable_parameters() if p not in kept]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
 
 
 def _layers(module: nn.Module, trainable: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,14 +27,9 @@ from torch import Tensor
 from ..base import vectors
 from ..base.errors import ConfigurationError, HypergradientError
 from ..base.settings import is_number, is_positive, require_choice, require_count
-from ..products.evaluation import Evaluation, require_recorded, window_gradient
-from ..products.gradient_differences import declares_its_loss
-from ..products.sample_derivatives import replayed_losses
-from .base import Approximation, Hypergradient, Product, Status, require_finite
-
-if TYPE_CHECKING:
-    from ..problem import Problem
-    from ..reweighted import ReweightedProblem
+from ..products.declared_loss import declared_loss, declared_products
+from ..products.recorded_loss import SampleLoss, require_recorded, window_gradient
+from .base import Approximation, Hypergradient, LowerProblem, Product, Status, require_finite
 
 FORMS = ("f2sa", "bome")
 
@@ -105,33 +99,34 @@ class Penalty(Hypergradient):
                 f"Penalty(momentum={self.momentum}) must be at least 0 and below 1."
             )
 
-    def check(self, problem: Problem) -> None:
-        groups = [] if problem.optimizer is None else problem.optimizer.param_groups
+    def check(self, lower: LowerProblem) -> None:
+        optimizer = lower.optimizer_step.optimizer
+        groups = [] if optimizer is None else optimizer.param_groups
         if self.lr is None and not all("lr" in group for group in groups or [{}]):
             raise ConfigurationError(
-                f"Problem {problem.name!r} asks for Penalty() but has no optimizer with a learning "
+                f"Problem {lower.name!r} asks for Penalty() but has no optimizer with a learning "
                 "rate to take over; give Penalty(lr=...)."
             )
 
-    def approximation(self, problem: Problem) -> Approximation:
+    def approximation(self, lower: LowerProblem) -> Approximation:
         return Approximation(
             alpha=1 / self.strength,
             setting="1 / strength",
             with_alpha=lambda alpha: replace(self, strength=1 / alpha),
-            moves_detached=not declares_its_loss(problem),
+            moves_detached=declared_loss(lower) is None,
         )
 
     def vjp(
-        self, problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+        self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
-        require_recorded(problem)
-        with Evaluation(problem, graph=True, in_full_precision=True) as evaluation:
+        require_recorded(lower)
+        with lower.evaluation(graph=True, in_full_precision=True) as evaluation:
             weights = evaluation.weights
-            rates = self._rates(problem, weights)
+            rates = self._rates(lower, weights)
             reach = max(rates) * self.steps / (1 - self.momentum) if self.form == "f2sa" else 1.0
             inverse_eps = evaluation.inverse_step(vector, 1 / self.strength, order=1) * reach
             push = vectors.divide(vector, inverse_eps)
-            loss = _lower_loss(problem, weights)
+            loss = _lower_loss(lower, weights)
             with vectors.Displacement(weights) as place:
                 self._minimise(loss, place, rates)
                 at_z = loss.measure(upper_parameters)
@@ -145,20 +140,20 @@ class Penalty(Hypergradient):
             bend = vectors.add(at_y.gradient, at_z.gradient, alpha=-1.0)
             factor = inverse_eps if self.form == "f2sa" else _barrier_weight(vector, bend)
             values = loss.difference(at_y, at_z, upper_parameters, factor)
-        require_finite(values, problem, "Penalty", "lower lr, or steps if the loss is not convex")
+        require_finite(values, lower, "Penalty", "lower lr, or steps if the loss is not convex")
         left = vectors.add(vectors.scale(bend, factor), vector)
         residual = vectors.norm(left) / (vectors.norm(vector) + 1e-15)
         return Product(values, Status("Penalty", iterations=self.steps, residual=residual))
 
-    def _rates(self, problem: Problem, weights: Sequence[Tensor]) -> list[float]:
+    def _rates(self, lower: LowerProblem, weights: Sequence[Tensor]) -> list[float]:
         if self.lr is not None:
             return [self.lr] * len(weights)
-        groups = problem.optimizer.param_groups
+        groups = lower.optimizer_step.optimizer.param_groups
         own = {p: float(group["lr"]) for group in groups for p in group["params"]}
         rates = [own.get(p, float(groups[0]["lr"])) for p in weights]
         if not max(rates) > 0:
             raise HypergradientError(
-                f"Penalty() takes the learning rate of problem {problem.name!r}, which is now "
+                f"Penalty() takes the learning rate of problem {lower.name!r}, which is now "
                 f"{max(rates)}; give Penalty(lr=...)."
             )
         return rates
@@ -193,10 +188,10 @@ class _Measurement:
 
 
 class _LowerLoss(ABC):
-    """``L`` of the last optimizer step at the problem's present parameters."""
+    """``L`` of the last optimizer step at the present parameters."""
 
-    def __init__(self, problem: Problem, weights: Sequence[Tensor]) -> None:
-        self.problem = problem
+    def __init__(self, lower: LowerProblem, weights: Sequence[Tensor]) -> None:
+        self.lower = lower
         self.weights = list(weights)
 
     @abstractmethod
@@ -216,11 +211,11 @@ class _LowerLoss(ABC):
 
 class _PlainLoss(_LowerLoss):
     def gradient(self) -> list[Tensor]:
-        return self.problem.processes.mean(window_gradient(self.problem, self.weights))
+        return self.lower.mean(window_gradient(self.lower, self.weights))
 
     def measure(self, upper_parameters: Sequence[Tensor]) -> _Measurement:
-        found = window_gradient(self.problem, [*self.weights, *upper_parameters])
-        gradient = self.problem.processes.mean(found[: len(self.weights)])
+        found = window_gradient(self.lower, [*self.weights, *upper_parameters])
+        gradient = self.lower.mean(found[: len(self.weights)])
         return _Measurement(gradient, found[len(self.weights) :])
 
     def difference(
@@ -234,18 +229,17 @@ class _DeclaredLoss(_LowerLoss):
     """``mean_i V_i l_i(w)`` with the sample weights held where ``w`` was, as their stop-gradient
     says."""
 
-    problem: ReweightedProblem
-
-    def __init__(self, problem: ReweightedProblem, weights: Sequence[Tensor]) -> None:
-        super().__init__(problem, weights)
-        self._steps = require_recorded(problem).steps
+    def __init__(self, lower: LowerProblem, sample: SampleLoss, weights: Sequence[Tensor]) -> None:
+        super().__init__(lower, weights)
+        self._sample = sample
+        self._steps = require_recorded(lower).steps
         self._losses: list[Tensor] = []
         self._held: list[Tensor] = []
         with torch.no_grad():
             for step in self._steps:
-                losses = replayed_losses(problem, step)
+                losses = sample.losses(step)
                 self._losses.append(losses)
-                self._held.append(problem.checked_weights(losses, step.batch))
+                self._held.append(sample.weights(losses, step))
 
     def gradient(self) -> list[Tensor]:
         return self._at_present()[0]
@@ -259,24 +253,25 @@ class _DeclaredLoss(_LowerLoss):
     ) -> list[Tensor]:
         moved = [(a - b) * factor for a, b in zip(y.rest, z.rest, strict=True)]
         pairs = list(zip(self._losses, moved, strict=True))
-        return self.problem.weight_products(self._steps, pairs, upper_parameters)
+        return declared_products(self._sample, self._steps, pairs, upper_parameters)
 
     def _at_present(self) -> tuple[list[Tensor], list[Tensor]]:
         total = [torch.zeros_like(w) for w in self.weights]
         samples: list[Tensor] = []
         for step, held in zip(self._steps, self._held, strict=True):
-            losses = replayed_losses(self.problem, step)
+            losses = self._sample.losses(step)
             found = torch.autograd.grad((held * losses).mean(), self.weights, allow_unused=True)
             total = vectors.add(total, vectors.fill_none(found, self.weights))
             samples.append(losses.detach())
         mean = vectors.scale(total, 1.0 / len(self._steps))
-        return self.problem.processes.mean(mean), samples
+        return self.lower.mean(mean), samples
 
 
-def _lower_loss(problem: Problem, weights: Sequence[Tensor]) -> _LowerLoss:
-    if declares_its_loss(problem):
-        return _DeclaredLoss(problem, weights)
-    return _PlainLoss(problem, weights)
+def _lower_loss(lower: LowerProblem, weights: Sequence[Tensor]) -> _LowerLoss:
+    sample = declared_loss(lower)
+    if sample is not None:
+        return _DeclaredLoss(lower, sample, weights)
+    return _PlainLoss(lower, weights)
 
 
 def _barrier_weight(vector: Sequence[Tensor], bend: Sequence[Tensor]) -> Tensor:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,11 +29,8 @@ from ..base.errors import ConfigurationError, LossError
 from ..base.settings import is_count, require_choice, require_count
 from ..recording.trajectory import RecordedStep, RecordedUpdate
 from ..state.random_streams import RandomState, reseed
-from .base import Product, Status, require_finite
+from .base import LowerProblem, Product, Status, require_finite
 from .value import Rollouts, ValueHypergradient, seed_of, standard_error
-
-if TYPE_CHECKING:
-    from ..problem import Problem
 
 BASELINES = ("none", "start", "leave_one_out")
 
@@ -85,26 +82,26 @@ class Reinforce(ValueHypergradient):
                 f"at least {least}; raise it, or use baseline='start' for a single run."
             )
 
-    def check(self, problem: Problem) -> None:
-        super().check(problem)
-        if problem.processes.world > 1:
+    def check(self, lower: LowerProblem) -> None:
+        super().check(lower)
+        if lower.number_of_processes > 1:
             raise ConfigurationError(
-                f"Problem {problem.name!r} asks for Reinforce in {problem.processes.world} "
+                f"Problem {lower.name!r} asks for Reinforce in {lower.number_of_processes} "
                 "processes, each of which would decide for itself, so that no score is that of "
                 "all; use one process, or type='zero_order'."
             )
 
     def estimate(
-        self, problem: Problem, value: Callable[[], Tensor], upper_parameters: Sequence[Tensor]
+        self, lower: LowerProblem, value: Callable[[], Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
         losses: list[Tensor] = []
         scores: list[list[Tensor]] = []
-        with Rollouts(problem, upper_parameters) as rollouts:
+        with Rollouts(lower, upper_parameters) as rollouts:
             updates = rollouts.updates
             offset = self._offset(rollouts, value)
             for number in range(self.samples):
-                score = _Score(problem, upper_parameters)
-                again = self._redrawn(problem, updates, number) if number else updates
+                score = _Score(lower.name, upper_parameters)
+                again = self._redrawn(lower, updates, number) if number else updates
                 rollouts.run(again, observe=score.add)
                 losses.append(value() - offset)
                 scores.append(score.total)
@@ -115,7 +112,7 @@ class Reinforce(ValueHypergradient):
         terms = [vectors.scale(s, a) for s, a in zip(scores, advantages, strict=True)]
         mean = [torch.stack(entries).mean(0) for entries in zip(*terms, strict=True)]
         require_finite(
-            mean, problem, "Reinforce", "keep probabilities away from 0 and the upper loss finite"
+            mean, lower, "Reinforce", "keep probabilities away from 0 and the upper loss finite"
         )
         values = {}
         if self.samples > 1:
@@ -130,15 +127,16 @@ class Reinforce(ValueHypergradient):
         return value()
 
     def _redrawn(
-        self, problem: Problem, updates: Sequence[RecordedUpdate], number: int
+        self, lower: LowerProblem, updates: Sequence[RecordedUpdate], number: int
     ) -> list[RecordedUpdate]:
         """Return the steps with other random numbers."""
+        device = lower.weights[0].device
         found = []
         for place, update in enumerate(updates):
             steps: list[RecordedStep] = []
             for micro, step in enumerate(update.steps):
-                parts = (self.seed, problem.name, problem.count, number, place, micro)
-                steps.append(replace(step, random=_fresh_streams(seed_of(*parts), problem.device)))
+                parts = (self.seed, lower.name, lower.count, number, place, micro)
+                steps.append(replace(step, random=_fresh_streams(seed_of(*parts), device)))
             found.append(replace(update, steps=steps))
         return found
 
@@ -146,9 +144,9 @@ class Reinforce(ValueHypergradient):
 class _Score:
     """Adds up ``∇_θ log p_θ(a_t)`` over the steps of a run."""
 
-    def __init__(self, problem: Problem, upper_parameters: Sequence[Tensor]) -> None:
+    def __init__(self, name: str, upper_parameters: Sequence[Tensor]) -> None:
         self.total = [torch.zeros_like(t) for t in upper_parameters]
-        self._problem = problem
+        self._name = name
         self._wanted = upper_parameters
 
     def add(self, output: Mapping[str, Any]) -> None:
@@ -161,7 +159,7 @@ class _Score:
                 else ("a 'log_prob' that depends on no parameter that requires a gradient")
             )
             raise LossError(
-                f"Problem {self._problem.name!r} asks for Reinforce, but its training_step "
+                f"Problem {self._name!r} asks for Reinforce, but its training_step "
                 f"returned {received}; return a dictionary with the loss under 'loss' and the "
                 "log-probability of its decisions, computed with the upper problem, under "
                 "'log_prob'."

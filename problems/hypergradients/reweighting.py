@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,17 +32,13 @@ from torch import Tensor
 from ..base import vectors
 from ..base.errors import ConfigurationError, HypergradientError
 from ..base.settings import is_positive, require_choice, require_flag
-from ..products.evaluation import Evaluation, require_recorded
-from ..products.sample_derivatives import forward_mode_derivatives, replayed_losses
-from ..recording.trajectory import Recording
+from ..kernels.activation_reuse import ReusableActivations
+from ..products.declared_loss import declared_products, directional_derivatives
+from ..products.recorded_loss import SampleLoss, require_recorded
+from ..products.sample_derivatives import Pairs, central_derivatives, one_sided_derivatives
+from ..recording.trajectory import RecordedStep, RecordedUpdate, Recording
 from ..unrolling import go_back_to
-from .base import Approximation, Hypergradient, Product, Status
-from .parameter_selection import reusable_activations, reuses_activations
-
-if TYPE_CHECKING:
-    from ..problem import Problem
-    from ..recording.trajectory import RecordedStep, RecordedUpdate
-    from ..reweighted import ReweightedProblem
+from .base import Approximation, Hypergradient, LowerProblem, Product, Status
 
 ALPHA = {"central_difference": 0.01, "one_sided": 3e-4, "forward_mode": 0.01}
 
@@ -86,13 +82,13 @@ class Reweighting(Hypergradient):
                 f"{ALPHA[self.derivative]}, the usual choice."
             )
 
-    def recording(self, problem: Problem) -> Recording:
-        del problem
+    def recording(self, lower: LowerProblem) -> Recording:
+        del lower
         before = self.derivative == "one_sided"
         return Recording(parameters=before, losses=before, activations=before)
 
-    def approximation(self, problem: Problem) -> Approximation | None:
-        del problem
+    def approximation(self, lower: LowerProblem) -> Approximation | None:
+        del lower
         if self.derivative == "forward_mode":
             return None
         central = self.derivative == "central_difference"
@@ -103,8 +99,8 @@ class Reweighting(Hypergradient):
             moves_detached=False,
         )
 
-    def check(self, problem: Problem) -> None:
-        require_reweighted(problem)
+    def check(self, lower: LowerProblem) -> None:
+        require_declared(lower)
 
     @property
     def length(self) -> float:
@@ -112,138 +108,109 @@ class Reweighting(Hypergradient):
         return ALPHA[self.derivative] if self.alpha is None else self.alpha
 
     def vjp(
-        self, problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+        self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
-        problem = require_reweighted(problem)
-        update = require_recorded(problem)
-        steps = update.steps
-        with Evaluation(
-            problem,
-            graph=False,
-            in_full_precision=self.full_precision,
-            second_order=self.derivative == "forward_mode",
+        sample = require_declared(lower)
+        update = require_recorded(lower)
+        exact = self.derivative == "forward_mode"
+        with lower.evaluation(
+            graph=False, in_full_precision=self.full_precision, second_order=exact
         ) as evaluation:
             weights = evaluation.weights
-            if self.derivative == "forward_mode":
-                pairs = forward_mode_derivatives(problem, steps, weights, vector)
+            if exact:
+                pairs = directional_derivatives(sample, update.steps, weights, vector)
             elif self.derivative == "central_difference":
                 inverse_eps = evaluation.inverse_step(vector, self.length)
-                pairs = central_derivatives(problem, steps, weights, vector, inverse_eps)
+                pairs = _central(lower, sample, update.steps, weights, vector, inverse_eps)
             else:
                 inverse_eps = evaluation.inverse_step(vector, self.length, order=1)
-                same = problem.config.precision == "fp32" or not self.full_precision
-                pairs = one_sided_derivatives(
-                    problem, update, weights, vector, inverse_eps, same_precision=same
-                )
-            mixed = problem.weight_products(steps, pairs, upper_parameters)
+                same = evaluation.computes_as_training
+                pairs = _one_sided(lower.name, sample, update, weights, vector, inverse_eps, same)
+            mixed = declared_products(sample, update.steps, pairs, upper_parameters)
         return Product(vectors.scale(mixed, -1.0), Status("Reweighting"))
 
 
-def require_reweighted(problem: Problem) -> ReweightedProblem:
-    """Return the problem if it declares its sample losses and weights.
+def require_declared(lower: LowerProblem) -> SampleLoss:
+    """Return the sample losses and weights the problem declares.
 
     Raises:
-        ConfigurationError: When it does not.
+        ConfigurationError: When it declares none.
     """
-    from ..reweighted import ReweightedProblem  # noqa: PLC0415 (a problem knows its algorithms)
-
-    if not isinstance(problem, ReweightedProblem):
+    sample = lower.sample_loss
+    if sample is None:
         raise ConfigurationError(
-            f"Problem {problem.name!r} asks for the 'reweighting' hypergradient but is a "
-            f"{type(problem).__name__}; derive it from ReweightedProblem and define "
+            f"Problem {lower.name!r} asks for the 'reweighting' hypergradient but declares no "
+            "sample losses and weights; derive it from ReweightedProblem and define "
             "sample_losses and sample_weights, or choose type='darts'."
         )
-    return problem
+    return sample
 
 
-def central_derivatives(
-    problem: ReweightedProblem,
+def _central(
+    lower: LowerProblem,
+    sample: SampleLoss,
     steps: Sequence[RecordedStep],
-    parameters: Sequence[Tensor],
+    weights: Sequence[Tensor],
     vector: Sequence[Tensor],
     inverse_eps: Tensor,
-) -> list[tuple[Tensor, Tensor]]:
-    """Return ``(l_i, <∇_w l_i, v>)`` per micro-batch from losses at ``w ± eps v``, without a graph.
-
-    The losses returned are the mean of the two, equal to ``l_i(w)`` up to ``O(eps²)``.
-    """
-    shift = vectors.divide(vector, inverse_eps)
-    with torch.no_grad():
-        with vectors.Displacement(parameters) as weights:
-            weights.move(shift)
-            if reuses_activations(problem):
-                reuse = [reusable_activations(problem, step.batch) for step in steps]
-                plus = [r.record(_losses(problem, s)) for r, s in zip(reuse, steps, strict=True)]
-                weights.move(shift, -2.0)
-                minus = [r.repeat(_losses(problem, s)) for r, s in zip(reuse, steps, strict=True)]
-            else:
-                plus = [replayed_losses(problem, step) for step in steps]
-                weights.move(shift, -2.0)
-                minus = [replayed_losses(problem, step) for step in steps]
-        half = inverse_eps / 2
-        return [((p + m) / 2, (p - m) * half) for p, m in zip(plus, minus, strict=True)]
+) -> Pairs:
+    """Return ``(l_i, <∇_w l_i, v>)`` per micro-batch; the second passes repeat the first ones."""
+    noted = [lower.reusable(step) for step in steps]
+    passes = [_losses(sample, step) for step in steps]
+    pairs = list(zip(noted, passes, strict=True))
+    ahead = [f if r is None else partial(r.record, f) for r, f in pairs]
+    behind = [f if r is None else partial(r.repeat, f) for r, f in pairs]
+    return central_derivatives(ahead, behind, weights, vector, inverse_eps)
 
 
-def one_sided_derivatives(
-    problem: ReweightedProblem,
+def _one_sided(
+    name: str,
+    sample: SampleLoss,
     update: RecordedUpdate,
-    parameters: Sequence[Tensor],
+    weights: Sequence[Tensor],
     vector: Sequence[Tensor],
     inverse_eps: Tensor,
-    *,
     same_precision: bool,
-) -> list[tuple[Tensor, Tensor]]:
+) -> Pairs:
     """Return ``(l_i, <∇_w l_i, v>)`` per micro-batch at ``w_0``, where the recorded step started.
 
-    The derivatives are ``(l_i(w_0 + eps v) - l_i(w_0)) / eps``, from one pass without a graph when
-    the step left its losses, and else from two.
-
-    Args:
-        problem: Whose step it was.
-        update: The step, recorded with parameters and losses.
-        parameters: The parameters to displace.
-        vector: ``v``.
-        inverse_eps: ``1 / eps``.
-        same_precision: Whether the step computed its losses as they are computed here.
+    From one pass without a graph when the step left its losses, computed as they are computed here
+    (``same_precision``), and else from two.
 
     Raises:
         HypergradientError: When the recording lacks the parameters.
     """
     if not update.start:
         raise HypergradientError(
-            f"The last step of problem {problem.name!r} was not recorded with the parameters it "
+            f"The last step of problem {name!r} was not recorded with the parameters it "
             "started from, which Reweighting(derivative='one_sided') goes back to; run the program "
             "through an Engine, which asks the hypergradient what to record."
         )
     steps = update.steps
-    left = [s.losses for s in steps if s.losses is not None and problem.declares_its_loss]
+    left = [s.losses for s in steps if s.losses is not None and sample.is_the_loss]
     complete = len(left) == len(steps)
-    shift = vectors.divide(vector, inverse_eps)
     with torch.no_grad(), vectors.Displacement(update.start):
         if complete and same_precision:
             base = left
         else:
             go_back_to(update)
-            base = [replayed_losses(problem, step) for step in steps]
+            base = [sample.losses(step) for step in steps]
         go_back_to(update)
-        with vectors.Displacement(parameters) as weights:
-            weights.move(shift)
-            moved = [
-                _moved_losses(problem, step, parameters if same_precision else ()) for step in steps
-            ]
-        derivatives = [(m - b) * inverse_eps for m, b in zip(moved, base, strict=True)]
-    return list(zip(left if complete else base, derivatives, strict=True))
+        changing = weights if same_precision else ()
+        moved = [partial(_moved_losses, sample, step, changing) for step in steps]
+        pairs = one_sided_derivatives(base, moved, weights, vector, inverse_eps)
+    if not complete:
+        return pairs
+    return [(own, d) for own, (_, d) in zip(left, pairs, strict=True)]
 
 
-def _losses(problem: ReweightedProblem, step: RecordedStep) -> Callable[[], Tensor]:
-    return lambda: replayed_losses(problem, step)
+def _losses(sample: SampleLoss, step: RecordedStep) -> Callable[[], Tensor]:
+    return lambda: sample.losses(step)
 
 
-def _moved_losses(
-    problem: ReweightedProblem, step: RecordedStep, parameters: Sequence[Tensor]
-) -> Tensor:
-    """Return the sample losses where ``parameters`` are now, with what the step left of others."""
-    reuse = step.activations
-    if reuse is None or not reuse.serves(parameters):
-        return replayed_losses(problem, step)
-    return reuse.repeat(_losses(problem, step))
+def _moved_losses(sample: SampleLoss, step: RecordedStep, changing: Sequence[Tensor]) -> Tensor:
+    """Return the sample losses where ``changing`` are now, with what the step left of others."""
+    reuse: ReusableActivations | None = step.activations
+    if reuse is None or not reuse.serves(changing):
+        return sample.losses(step)
+    return reuse.repeat(_losses(sample, step))

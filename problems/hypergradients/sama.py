@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,21 +18,18 @@ from torch import Tensor
 from ..base import vectors
 from ..base.errors import ConfigurationError, HypergradientError
 from ..base.settings import is_positive, require_choice, require_flag
-from ..products.evaluation import require_recorded
+from ..products.recorded_loss import require_recorded
 from ..recording.trajectory import Recording
 from ..unrolling import (
+    OptimizerStep,
     UpdateAdjoint,
     clipped,
-    owns_settings,
     update_adjoint,
     why_not_differentiable,
 )
-from .base import Approximation, Hypergradient, Product, Status
-from .finite_difference import central_difference
+from .base import Approximation, Hypergradient, LowerProblem, Product, Status
+from .finite_difference import mixed_difference
 from .own_steps import require_optimizer_steps
-
-if TYPE_CHECKING:
-    from ..problem import Problem
 
 PRECONDITIONERS = ("source", "exact")
 
@@ -72,27 +69,27 @@ class SAMA(Hypergradient):
             )
         require_choice("SAMA", "preconditioner", self.preconditioner, PRECONDITIONERS)
 
-    def check(self, problem: Problem) -> None:
-        if not self._is_exact(problem):
+    def check(self, lower: LowerProblem) -> None:
+        step = lower.optimizer_step
+        if not self._is_exact(step):
             return
-        require_optimizer_steps(
-            problem, "SAMA with the exact preconditioner", "choose type='darts'"
-        )
-        reason = why_not_differentiable(problem.optimizer)
+        require_optimizer_steps(step, "SAMA with the exact preconditioner", "choose type='darts'")
+        reason = why_not_differentiable(step.optimizer)
         if reason is not None:
             raise ConfigurationError(
-                f"Problem {problem.name!r} asks for type='sama', but {reason}. Use another "
+                f"Problem {lower.name!r} asks for type='sama', but {reason}. Use another "
                 "optimizer, or type='darts'."
             )
 
-    def recording(self, problem: Problem) -> Recording:
-        exact = self._is_exact(problem)
+    def recording(self, lower: LowerProblem) -> Recording:
+        step = lower.optimizer_step
+        exact = self._is_exact(step)
         return Recording(
-            parameters=exact, optimizer=exact or not isinstance(problem.optimizer, torch.optim.SGD)
+            parameters=exact, optimizer=exact or not isinstance(step.optimizer, torch.optim.SGD)
         )
 
-    def approximation(self, problem: Problem) -> Approximation:
-        del problem
+    def approximation(self, lower: LowerProblem) -> Approximation:
+        del lower
         return Approximation(
             alpha=self.alpha,
             setting="alpha (Config(sama_adam_alpha=...))",
@@ -101,24 +98,25 @@ class SAMA(Hypergradient):
         )
 
     def vjp(
-        self, problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+        self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
+        step = lower.optimizer_step
         through_settings: list[Tensor] | None = None
-        if self._is_exact(problem):
-            adjoint = step_adjoint(problem, vector, upper_parameters)
-            vector = exact_preconditioned(problem, adjoint)
-            through_settings = adjoint.upper_parameters if owns_settings(problem) else None
-        elif not isinstance(problem.optimizer, torch.optim.SGD):
-            vector = adam_preconditioned(problem, vector)
-        values = central_difference(
-            problem, vector, upper_parameters, alpha=self.alpha, keep_displaced=self.multitask
+        if self._is_exact(step):
+            adjoint = step_adjoint(lower, vector, upper_parameters)
+            vector = exact_preconditioned(lower, adjoint)
+            through_settings = adjoint.upper_parameters if step.has_learned_settings else None
+        elif not isinstance(step.optimizer, torch.optim.SGD):
+            vector = adam_preconditioned(lower, vector)
+        values = mixed_difference(
+            lower, vector, upper_parameters, alpha=self.alpha, keep_displaced=self.multitask
         )
         if through_settings is not None:
             values = vectors.add(values, through_settings)
         return Product(values, Status("SAMA"))
 
-    def _is_exact(self, problem: Problem) -> bool:
-        return self.preconditioner == "exact" or not in_source(problem.optimizer)
+    def _is_exact(self, step: OptimizerStep) -> bool:
+        return self.preconditioner == "exact" or not in_source(step.optimizer)
 
 
 def in_source(optimizer: torch.optim.Optimizer | None) -> bool:
@@ -129,37 +127,38 @@ def in_source(optimizer: torch.optim.Optimizer | None) -> bool:
 
 
 def step_adjoint(
-    problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+    lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
 ) -> UpdateAdjoint:
     """Return the adjoint of the step just taken, ``v`` being the cotangent of the parameters."""
-    cotangents = dict(zip(problem.meta_trainable_parameters(), vector, strict=True))
-    return update_adjoint(problem, require_recorded(problem), cotangents, {}, upper_parameters)
+    cotangents = dict(zip(lower.weights, vector, strict=True))
+    update = require_recorded(lower)
+    return update_adjoint(lower.optimizer_step, update, cotangents, {}, upper_parameters)
 
 
-def exact_preconditioned(problem: Problem, adjoint: UpdateAdjoint) -> list[Tensor]:
+def exact_preconditioned(lower: LowerProblem, adjoint: UpdateAdjoint) -> list[Tensor]:
     """Return ``(∂u/∂g)ᵀ v = -(∂U/∂g)ᵀ v``, 0 where the step had no gradient."""
     found = adjoint.gradients
-    parameters = list(problem.meta_trainable_parameters())
+    parameters = lower.weights
     return vectors.scale(vectors.fill_none([found.get(p) for p in parameters], parameters), -1.0)
 
 
-def adam_preconditioned(problem: Problem, vector: Sequence[Tensor]) -> list[Tensor]:
+def adam_preconditioned(lower: LowerProblem, vector: Sequence[Tensor]) -> list[Tensor]:
     """Return ``∂u/∂g ⊙ v`` with the paper's diagonal, 0 where the step had no gradient."""
-    moment = require_recorded(problem).moment
+    moment = require_recorded(lower).moment
     if moment is None:
         raise HypergradientError(
-            f"The last step of problem {problem.name!r} was not recorded with its gradients, which "
+            f"The last step of problem {lower.name!r} was not recorded with its gradients, which "
             "SAMA needs; run the program through an Engine, which asks it what to record."
         )
-    optimizer = problem.optimizer
-    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
-    gradients = clipped(problem, moment, moment.gradients)
-    with problem.processes.whole_optimizer(problem):
+    step = lower.optimizer_step
+    groups = {p: group for group in step.optimizer.param_groups for p in group["params"]}
+    gradients = clipped(step, moment, moment.gradients)
+    with step.whole_state() as state:
         return [
-            v * adam_jacobian(groups[p], optimizer.state[p], gradients[p])
+            v * adam_jacobian(groups[p], state[p], gradients[p])
             if p in gradients
             else torch.zeros_like(v)
-            for p, v in zip(problem.meta_trainable_parameters(), vector, strict=True)
+            for p, v in zip(lower.weights, vector, strict=True)
         ]
 
 

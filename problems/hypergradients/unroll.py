@@ -26,7 +26,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -34,25 +33,19 @@ from torch import Tensor
 from ..base import vectors
 from ..base.errors import ConfigurationError
 from ..base.settings import is_count, is_positive, require_choice
-from ..kernels.compilation import uncompiled
-from ..products.evaluation import Evaluation, require_recorded
-from ..products.gradient_differences import declares_its_loss
-from ..products.second_order import PRODUCTS, gradient_products, mean_over_micro_batches
-from ..recording.trajectory import RecordedStep, RecordedUpdate, Recording
+from ..products.declared_loss import declared_loss
+from ..products.recorded_loss import require_recorded
+from ..products.second_order import PRODUCTS
+from ..recording.trajectory import RecordedUpdate, Recording, Trajectory
 from ..unrolling import (
-    go_back_to,
-    owns_start,
+    OptimizerStep,
     reads_values,
-    start_of_loop,
-    update_adjoint,
     why_not_differentiable,
 )
-from ..unrolling.sgd_adjoint import StateCotangents
-from .base import Approximation, Hypergradient, Product, Status
+from ..unrolling.unrolled_vjp import swept_back
+from .base import Approximation, Hypergradient, LowerProblem, Product, Status
 from .own_steps import require_optimizer_steps
-
-if TYPE_CHECKING:
-    from ..problem import Problem
+from .step_back import StepBack, is_kept
 
 MEMORY = ("flat", "full")
 
@@ -111,43 +104,45 @@ class Unroll(Hypergradient):
         """Length of the displacement: ``alpha``, or the usual one for the product."""
         return ALPHA.get(self.product, 3e-3) if self.alpha is None else self.alpha
 
-    def recording(self, problem: Problem) -> Recording:
-        updates = problem.config.unroll_steps
+    def recording(self, lower: LowerProblem) -> Recording:
+        step = lower.optimizer_step
+        updates = step.per_loop
         if self.steps is not None:
             updates = min(updates, self.steps)
         return Recording(
             updates=updates,
             parameters=True,
             optimizer=True,
-            values=self.product == "one_sided" or reads_values(problem),
+            values=self.product == "one_sided" or reads_values(step),
             losses=self.product in ALPHA,
             graphs=self.memory == "full",
             shares=self.product == "one_sided",
         )
 
-    def check(self, problem: Problem) -> None:
+    def check(self, lower: LowerProblem) -> None:
+        step = lower.optimizer_step
         require_optimizer_steps(
-            problem, "an unrolled hypergradient", "choose an implicit method such as type='cg'"
+            step, "an unrolled hypergradient", "choose an implicit method such as type='cg'"
         )
-        if self.memory == "full" and problem.position.paths:
+        if self.memory == "full" and lower.has_problems_below:
             raise ConfigurationError(
-                f"Problem {problem.name!r} asks for Unroll(memory='full') but differentiates "
+                f"Problem {lower.name!r} asks for Unroll(memory='full') but differentiates "
                 "through problems below it, which no kept graph reaches; use memory='flat'."
             )
-        reason = why_not_differentiable(problem.optimizer)
+        reason = why_not_differentiable(step.optimizer)
         if reason is not None:
             raise ConfigurationError(
-                f"Problem {problem.name!r} asks for an unrolled hypergradient, but {reason}. "
+                f"Problem {lower.name!r} asks for an unrolled hypergradient, but {reason}. "
                 "Use another optimizer, or an implicit method such as Config(type='cg')."
             )
-        if self.steps is not None and self.steps > problem.config.unroll_steps:
+        if self.steps is not None and self.steps > step.per_loop:
             raise ConfigurationError(
-                f"Problem {problem.name!r} asks for Unroll(steps={self.steps}) but takes "
-                f"Config(unroll_steps={problem.config.unroll_steps}) steps for every step of its "
+                f"Problem {lower.name!r} asks for Unroll(steps={self.steps}) but takes "
+                f"Config(unroll_steps={step.per_loop}) steps for every step of its "
                 "upper problems; raise unroll_steps, or leave steps out."
             )
 
-    def approximation(self, problem: Problem) -> Approximation | None:
+    def approximation(self, lower: LowerProblem) -> Approximation | None:
         if self.product not in ALPHA:
             return None
         return Approximation(
@@ -158,96 +153,44 @@ class Unroll(Hypergradient):
                 if alpha == self.length
                 else replace(self, product="finite_difference", alpha=alpha)
             ),
-            moves_detached=not declares_its_loss(problem),
+            moves_detached=declared_loss(lower) is None,
         )
 
     def vjp(
-        self, problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+        self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
-        require_recorded(problem)
-        updates = list(problem.trajectory.updates)
-        total: list[Tensor] | None = None
-        with Evaluation(
-            problem,
-            graph=True,
-            in_full_precision=True,
-            second_order=self.product not in ALPHA,
+        require_recorded(lower)
+        updates = list(lower.trajectory.updates)
+        with lower.evaluation(
+            graph=True, in_full_precision=True, second_order=self.product not in ALPHA
         ) as evaluation:
-            weights = evaluation.weights
-            cotangents = dict(zip(weights, vector, strict=True))
-            states: StateCotangents = {}
-            spare: StateCotangents = {}
-            again = [update for update in updates if not _is_kept(update)]
+            again = [update for update in updates if not is_kept(update)]
             home = list({p: None for update in again for p in update.start})
             with vectors.Displacement(home) if home else nullcontext():
-                initial = start_of_loop(problem) if _whole_loop(problem, updates) else {}
-                for number in range(len(updates) - 1, -1, -1):
-                    update = updates[number]
-                    # The parameters the loop began with are mostly nobody's function.
-                    goes_on = number > 0 or bool(initial)
-                    adjoint = update_adjoint(
-                        problem,
-                        update,
-                        cotangents,
-                        states,
-                        upper_parameters,
-                        gradients_only=not goes_on,
-                        spare=spare,
-                    )
-                    inputs = [*weights, *upper_parameters] if goes_on else list(upper_parameters)
-                    along = vectors.fill_none([adjoint.gradients.get(p) for p in weights], weights)
-                    products = self._products(
-                        problem, evaluation, update, along, inputs, adjoint.factor
-                    )
-                    if goes_on:
-                        own = problem.processes.mean(products[: len(weights)])
-                        moved = [adjoint.parameters[p] for p in weights]
-                        # At first these may be the caller's.
-                        in_place = number < len(updates) - 1
-                        below = _sum(moved, own, in_place=in_place)
-                        cotangents = dict(zip(weights, below, strict=True))
-                        spare, states = states, adjoint.states
-                    above = products[len(inputs) - len(upper_parameters) :]
-                    total = above if total is None else vectors.add(total, above)
-                    if adjoint.upper_parameters:
-                        total = vectors.add(total, adjoint.upper_parameters)
-                assert total is not None
-                if initial:
-                    total = vectors.add(
-                        total, _through_start(initial, cotangents, upper_parameters)
-                    )
+                start = _start_of_loop(lower.optimizer_step, lower.trajectory, updates)
+                back = StepBack(
+                    self.product,
+                    self.length,
+                    lower,
+                    evaluation,
+                    updates,
+                    upper_parameters,
+                    to_start=bool(start),
+                )
+                cotangents = dict(zip(evaluation.weights, vector, strict=True))
+                cotangents, total = swept_back(back, len(updates), cotangents)
+                if start:
+                    through = _through_start(start, cotangents, upper_parameters)
+                    total = vectors.add(total, through)
         return Product(total, Status("Unroll", iterations=len(updates)))
 
-    def _products(
-        self,
-        problem: Problem,
-        evaluation: Evaluation,
-        update: RecordedUpdate,
-        along: Sequence[Tensor],
-        inputs: Sequence[Tensor],
-        factor: Tensor | float,
-    ) -> list[Tensor]:
-        """Return the products of ``factor * along``."""
-        if _is_kept(update):
-            found = _kept_products(problem, evaluation, update, along, inputs)
-            return _times(found, factor)
-        go_back_to(update)
-        product = PRODUCTS[self.product]
-        if self.product not in ALPHA:
-            return _times(product(problem, evaluation, update, along, inputs, 0.0), factor)
-        # Differences are not linear in it. A compiled pass shows no activation pattern.
-        u = _times(along, factor)
-        with uncompiled():
-            return product(problem, evaluation, update, u, inputs, self.length)
 
-
-def _is_kept(update: RecordedUpdate) -> bool:
-    return all(step.graph is not None and step.graph.is_intact for step in update.steps)
-
-
-def _whole_loop(problem: Problem, updates: Sequence[RecordedUpdate]) -> bool:
-    whole = problem.trajectory.reaches_start(updates, problem.config.unroll_steps)
-    return whole and owns_start(problem)
+def _start_of_loop(
+    step: OptimizerStep, trajectory: Trajectory, updates: Sequence[RecordedUpdate]
+) -> Mapping[Tensor, Tensor]:
+    """Return where the loop began, if an upper problem says so and the steps reach back there."""
+    whole = trajectory.reaches_start(updates, step.per_loop)
+    return step.start_of_loop() if whole and step.has_learned_start else {}
 
 
 def _through_start(
@@ -263,43 +206,3 @@ def _through_start(
         [t for t, _ in used], upper_parameters, [c for _, c in used], allow_unused=True
     )
     return vectors.fill_none(found, upper_parameters)
-
-
-def _times(vector: Sequence[Tensor], factor: Tensor | float) -> list[Tensor]:
-    one = not isinstance(factor, Tensor) and factor == 1.0
-    return list(vector) if one else vectors.scale(vector, factor)
-
-
-def _sum(left: list[Tensor], right: list[Tensor], *, in_place: bool) -> list[Tensor]:
-    if not in_place:
-        return vectors.add(left, right)
-    torch._foreach_add_(left, right)
-    return left
-
-
-def _uses(problem: Problem) -> int:
-    """Return how often one round of the upper problems differentiates through this one."""
-    everyone = [problem, *problem.position.peers.values()]
-    return sum(problem in path[1:-1] for upper in everyone for path in upper.paths)
-
-
-def _kept_products(
-    problem: Problem,
-    evaluation: Evaluation,
-    update: RecordedUpdate,
-    along: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-) -> list[Tensor]:
-    keep = _uses(problem) > 1
-
-    def one(step: RecordedStep) -> list[Tensor]:
-        graph = step.graph
-        assert graph is not None
-        gradient = [graph.gradients.get(p) for p in evaluation.weights]
-        places = [graph.parameters.get(t, t) for t in inputs]
-        products = gradient_products(gradient, along, places, keep=keep)
-        if not keep:
-            step.graph = None
-        return products
-
-    return mean_over_micro_batches(update.steps, one)

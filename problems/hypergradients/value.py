@@ -12,24 +12,17 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ..base import vectors
 from ..base.errors import ConfigurationError, HypergradientError
-from ..products.evaluation import Evaluation, require_recorded
+from ..products.recorded_loss import require_recorded
 from ..recording.trajectory import RecordedUpdate, Recording
-from ..state.buffers import preserved_buffers
-from ..state.random_streams import RandomState, preserved_streams
 from ..unrolling import go_back_to, replay
 from ..unrolling.replay import Observer
-from .base import Hypergradient, Product
+from .base import Hypergradient, LowerProblem, Product
 from .own_steps import require_optimizer_steps
-
-if TYPE_CHECKING:
-    from ..problem import Problem
 
 
 class ValueHypergradient(Hypergradient):
@@ -42,12 +35,12 @@ class ValueHypergradient(Hypergradient):
 
     @abstractmethod
     def estimate(
-        self, problem: Problem, value: Callable[[], Tensor], upper_parameters: Sequence[Tensor]
+        self, lower: LowerProblem, value: Callable[[], Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
         """Return what ``F`` changes by through the lower problem, and how it was found.
 
         Args:
-            problem: The lower problem, after the loop whose steps it recorded.
+            lower: The lower problem, after the loop whose steps it recorded.
             value: Measures the upper loss at the lower problem's present parameters, on the upper
                 problem's present batch and with the random numbers it has drawn: a 0-dim tensor
                 without a graph. When autograd has the direct gradient ``∂F/∂θ``, the upper
@@ -56,7 +49,7 @@ class ValueHypergradient(Hypergradient):
         """
 
     def vjp(
-        self, problem: Problem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+        self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
         """There is none.
 
@@ -65,83 +58,82 @@ class ValueHypergradient(Hypergradient):
         """
         del vector, upper_parameters
         raise HypergradientError(
-            f"{type(self).__name__} of problem {problem.name!r} was asked for a vector-Jacobian "
+            f"{type(self).__name__} of problem {lower.name!r} was asked for a vector-Jacobian "
             "product, but it works from values of the upper loss; call estimate, or choose a type "
             "such as 'unroll' for this problem."
         )
 
-    def recording(self, problem: Problem) -> Recording:
+    def recording(self, lower: LowerProblem) -> Recording:
         """Ask for the whole loop."""
-        return Recording(updates=problem.config.unroll_steps, parameters=True, optimizer=True)
+        return Recording(updates=lower.optimizer_step.per_loop, parameters=True, optimizer=True)
 
-    def check(self, problem: Problem) -> None:
+    def check(self, lower: LowerProblem) -> None:
         """Refuse a problem whose steps cannot be taken again, or that is not next to its upper."""
         name = type(self).__name__
-        require_optimizer_steps(problem, name, "choose an implicit method such as type='cg'")
-        if problem.config.precision == "fp16":
+        step = lower.optimizer_step
+        require_optimizer_steps(step, name, "choose an implicit method such as type='cg'")
+        if step.is_scaled:
             raise ConfigurationError(
-                f"Problem {problem.name!r} asks for {name} with precision='fp16', whose loss "
+                f"Problem {lower.name!r} asks for {name} with precision='fp16', whose loss "
                 "scaling leaves steps out that cannot be told from others; use 'bf16' or 'fp32'."
             )
-        if problem.config.hypergradient_parameters is not None:
+        if lower.has_chosen_weights:
             raise ConfigurationError(
-                f"Problem {problem.name!r} asks for {name} with hypergradient_parameters, but it "
+                f"Problem {lower.name!r} asks for {name} with hypergradient_parameters, but it "
                 "takes all its steps again and differentiates through no parameter; leave "
                 "hypergradient_parameters out."
             )
-        if problem.position.paths:
+        if lower.has_problems_below:
             raise ConfigurationError(
-                f"Problem {problem.name!r} asks for {name}, which takes its steps again, but they "
+                f"Problem {lower.name!r} asks for {name}, which takes its steps again, but they "
                 "follow hypergradients through problems below it; choose type='darts' or another "
                 "method that works from a gradient."
             )
-        for peer in problem.position.peers.values():
-            for path in peer.position.paths:
-                if problem in path[1:-1] and len(path) > 3:
-                    line = " -> ".join(p.name for p in path)
-                    raise ConfigurationError(
-                        f"Problem {problem.name!r} asks for {name}, which has no vector to hand "
-                        f"on, but it lies on the path {line}; choose a method that works from a "
-                        "gradient, such as type='unroll'."
-                    )
+        for path in lower.paths:
+            if len(path) > 3:
+                raise ConfigurationError(
+                    f"Problem {lower.name!r} asks for {name}, which has no vector to hand on, but "
+                    f"it lies on the path {' -> '.join(path)}; choose a method that works from a "
+                    "gradient, such as type='unroll'."
+                )
 
 
 class Rollouts:
     """Takes the steps of a lower problem's last loop again; leaves no trace. ::
 
-        with Rollouts(problem, upper_parameters) as rollouts:
+        with Rollouts(lower, upper_parameters) as rollouts:
             rollouts.run(rollouts.updates)
             loss = value()
 
     Args:
-        problem: The lower problem.
+        lower: The lower problem.
         upper_parameters: ``θ``, which stays where the caller puts it.
 
     Attributes:
         updates: The recorded steps.
     """
 
-    def __init__(self, problem: Problem, upper_parameters: Sequence[Tensor]) -> None:
-        require_recorded(problem)
+    def __init__(self, lower: LowerProblem, upper_parameters: Sequence[Tensor]) -> None:
+        require_recorded(lower)
         above = set(upper_parameters)
         self.updates = [
             replace(update, start={p: t for p, t in update.start.items() if p not in above})
-            for update in problem.trajectory.updates
+            for update in lower.trajectory.updates
         ]
-        self._problem = problem
+        self._lower = lower
         self._stack = ExitStack()
 
     def __enter__(self) -> Rollouts:
         first = self.updates[0]
-        own, modules = set(self._problem.parameters()), set(self._problem.module.modules())
-        others = [p.data for p in first.start if p not in own]
+        owns = self._lower.owns
+        others = [p.data for p in first.start if not owns(p)]
         others += [
             owner._buffers[name].data  # type: ignore[union-attr]
             for (owner, name), _ in first.buffers
-            if owner not in modules
+            if not owns(owner)
         ]
         self._others = [(tensor, tensor.clone()) for tensor in others]
-        self._stack.enter_context(Evaluation(self._problem, graph=True, in_full_precision=True))
+        self._stack.enter_context(self._lower.evaluation(graph=True))
         self._stack.enter_context(vectors.Displacement(first.start))
         return self
 
@@ -151,7 +143,7 @@ class Rollouts:
     def run(self, updates: Sequence[RecordedUpdate], observe: Observer | None = None) -> None:
         """Take steps again; other problems are afterwards where they are now, not where they were
         at these steps."""
-        replay(self._problem, updates, observe)
+        replay(self._lower, updates, observe)
         self._put_others_back()
 
     def go_back(self) -> None:
@@ -162,53 +154,6 @@ class Rollouts:
     def _put_others_back(self) -> None:
         for tensor, value in self._others:
             tensor.copy_(value)
-
-
-class UpperLoss:
-    """The upper loss, measured again as often as asked; leaves no trace.
-
-    To be made just before the loss is evaluated for training, so as to draw what that draws.
-
-    Args:
-        problem: The upper problem.
-        evaluate: Returns its loss on its batch.
-    """
-
-    def __init__(self, problem: Problem, evaluate: Callable[[], Tensor]) -> None:
-        self._problem = problem
-        self._evaluate = evaluate
-        self._random = RandomState(problem.device)
-
-    def __call__(self) -> Tensor:
-        """Return the loss at all problems' present parameters."""
-        problem = self._problem
-        # What the upper problem records of its own step is the first evaluation's.
-        trajectory, under_way = problem.trajectory, problem.trajectory._open
-        trajectory._open = None
-        try:
-            with (
-                preserved_streams(problem.device),
-                preserved_buffers(problem.all_buffer_slots()),
-            ):
-                self._random.restore()
-                torch.clear_autocast_cache()
-                loss = self._evaluate().detach()
-        finally:
-            trajectory._open = under_way
-        wide = loss if loss.is_floating_point() and loss.dtype.itemsize >= 4 else loss.float()
-        return problem.processes.mean([wide])[0]
-
-    def holding(self, parameters: Sequence[Tensor]) -> Callable[[], Tensor]:
-        """Return a function that puts ``parameters`` where they are now while it measures."""
-        places = [p.data for p in parameters]
-        home = [place.clone() for place in places]
-
-        def value() -> Tensor:
-            with vectors.Displacement(parameters):
-                torch._foreach_copy_(places, home)
-                return self()
-
-        return value
 
 
 def seed_of(*parts: object) -> int:

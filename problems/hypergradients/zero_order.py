@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -26,11 +25,8 @@ from torch import Tensor
 from ..base import vectors
 from ..base.errors import ConfigurationError
 from ..base.settings import is_count, is_positive, require_count
-from .base import Product, Status, require_finite
+from .base import LowerProblem, Product, Status, require_finite
 from .value import Rollouts, ValueHypergradient, seed_of, standard_error
-
-if TYPE_CHECKING:
-    from ..problem import Problem
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class ZeroOrder(ValueHypergradient):
 
     Where the upper loss has a graph, its direct gradient comes from autograd and ``θ`` is displaced
     in the lower problem's steps alone; where it has none, in the upper loss too. Directions are
-    drawn anew at every step of the lower problem; the global random streams are not touched.
+    drawn afresh at every step of the lower problem; the global random streams are not touched.
 
     The status says ``"standard error"``: the norm of the estimate's standard error, which is to be
     compared with the norm of the hypergradient. It falls with the square root of ``samples``.
@@ -74,13 +70,13 @@ class ZeroOrder(ValueHypergradient):
             )
 
     def estimate(
-        self, problem: Problem, value: Callable[[], Tensor], upper_parameters: Sequence[Tensor]
+        self, lower: LowerProblem, value: Callable[[], Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
-        seed = seed_of(self.seed, problem.name, problem.count)
+        seed = seed_of(self.seed, lower.name, lower.count)
         generator = torch.Generator().manual_seed(seed)
         total = [torch.zeros_like(t) for t in upper_parameters]
         squares = torch.zeros((), device=upper_parameters[0].device)
-        with Rollouts(problem, upper_parameters) as rollouts:
+        with Rollouts(lower, upper_parameters) as rollouts:
 
             def at(shift: list[Tensor], times: float) -> Tensor:
                 with vectors.Displacement(upper_parameters) as upper:
@@ -96,7 +92,7 @@ class ZeroOrder(ValueHypergradient):
                 squares = squares + vectors.norm(sample) ** 2
         mean = vectors.scale(total, 1.0 / self.samples)
         require_finite(
-            mean, problem, "ZeroOrder", "use a smaller radius, or make the upper loss finite"
+            mean, lower, "ZeroOrder", "use a smaller radius, or make the upper loss finite"
         )
         values = {}
         if self.samples > 1:

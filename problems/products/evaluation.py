@@ -1,80 +1,72 @@
-"""Evaluations of a lower problem that leave no trace, and the derivative products built on them.
-
-Throughout, ``L`` is the mean of the problem's loss over the micro-batches of its last optimizer
-step (``problem.window``), with the random numbers that step drew.
-"""
+"""Evaluations of a lower loss that leave no trace."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..base import vectors
-from ..base.errors import HypergradientError
-from ..kernels.precision import DTYPES, autocast, difference_step, full_precision
+from ..kernels.precision import DTYPES, autocast, full_precision
 from ..kernels.twice_differentiable import TwiceDifferentiable, differentiable_twice
-from ..state.buffers import preserved_buffers
+from ..state.buffers import BufferSlot, preserved_buffers
 from ..state.random_streams import RandomState
-
-if TYPE_CHECKING:
-    from ..problem import Problem
-    from ..recording.trajectory import RecordedStep, RecordedUpdate
+from .displaced import inverse_step
 
 
 class Evaluation:
-    """Evaluates the lower problem inside and leaves no trace, also after an exception.
+    """Lets losses be evaluated inside and leaves no trace, also after an exception.
 
-    On leaving, random streams, buffers of every problem and ``requires_grad`` are as they were;
-    ``.grad`` is never written. ::
-
-        with Evaluation(problem, graph=False, in_full_precision=True) as evaluation:
-            ...
+    On leaving, random streams, buffers and ``requires_grad`` are as they were; ``.grad`` is never
+    written. Lower problems make one: ``with lower.evaluation(graph=False) as evaluation: ...``.
 
     Args:
-        problem: The lower problem.
-        graph: Whether a graph runs through its parameters.
+        weights: The parameters a hypergradient goes through.
+        frozen: Parameters that require no gradient inside.
+        buffers: Where the buffers are that the losses may write to.
+        device: Whose random stream the losses draw from, and where they are computed.
+        precision: That of training: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
         in_full_precision: Compute without autocast.
         second_order: Choose kernels for being differentiated twice and forward.
+        on_exit: Called on leaving.
 
     Attributes:
-        weights: The parameters a hypergradient goes through.
+        weights: As given.
         has_kinks: Whether a pass may meet operations with kinks; ``False`` once one met none.
     """
 
     def __init__(
         self,
-        problem: Problem,
+        weights: Sequence[Tensor],
         *,
-        graph: bool,
-        in_full_precision: bool,
+        frozen: Iterable[Tensor] = (),
+        buffers: Sequence[BufferSlot] = (),
+        device: torch.device,
+        precision: str = "fp32",
+        in_full_precision: bool = True,
         second_order: bool = False,
+        on_exit: Callable[[], None] | None = None,
     ) -> None:
-        self._held = problem.hold_parameters()
-        self.weights = list(problem.meta_trainable_parameters())
+        self.weights = list(weights)
         self.has_kinks = True
-        self._problem = problem
-        self._stack: ExitStack | None = None
-        self._kernels: TwiceDifferentiable | None = None
-        self._frozen = [] if graph else [p for p in self._candidates() if p.requires_grad]
+        self._frozen = [p for p in frozen if p.requires_grad]
+        self._slots = buffers
+        self._device = device
+        self._precision = precision
         self._in_full_precision = in_full_precision
         self._second_order = second_order
-
-    def _candidates(self) -> set[Tensor]:
-        return {*self._problem.trainable_parameters(), *self.weights}
+        self._on_exit = on_exit
+        self._stack: ExitStack | None = None
+        self._kernels: TwiceDifferentiable | None = None
 
     def __enter__(self) -> Evaluation:
-        self._streams = RandomState(self._problem.device)
-        precision = self._problem.config.precision
-        slots = self._problem.all_buffer_slots()
-        if slots or precision != "fp32" or self._second_order:
+        self._streams = RandomState(self._device)
+        if self._slots or self._precision != "fp32" or self._second_order:
             choose = full_precision if self._in_full_precision else autocast
             self._stack = ExitStack()
-            self._stack.enter_context(preserved_buffers(slots))
-            self._stack.enter_context(choose(precision, self._problem.device))
+            self._stack.enter_context(preserved_buffers(self._slots))
+            self._stack.enter_context(choose(self._precision, self._device))
             if self._second_order:
                 self._kernels = self._stack.enter_context(differentiable_twice())
         for parameter in self._frozen:
@@ -84,10 +76,16 @@ class Evaluation:
     def __exit__(self, *exception: object) -> None:
         for parameter in self._frozen:
             parameter.requires_grad_(True)
-        self._problem.release_parameters(self._held)
+        if self._on_exit is not None:
+            self._on_exit()
         if self._stack is not None:
             self._stack.close()
         self._streams.restore()
+
+    @property
+    def computes_as_training(self) -> bool:
+        """Whether losses are computed in the precision of training."""
+        return self._precision == "fp32" or not self._in_full_precision
 
     def gradient_graph(self, loss: Tensor) -> tuple[Tensor | None, ...]:
         """Return ``∇_w loss`` with its graph, to be differentiated, not read.
@@ -104,53 +102,7 @@ class Evaluation:
 
         ``order`` is that of the difference's error in ``eps``.
         """
-        precision = self._problem.config.precision
         dtype = self.weights[0].dtype if self.weights else torch.float32
-        if not self._in_full_precision and precision != "fp32":
-            dtype = DTYPES[precision]
-        return vectors.norm(vector).add_(1e-15).div_(difference_step(alpha, dtype, order))
-
-
-def replayed_loss(problem: Problem, step: RecordedStep) -> Tensor:
-    """Return the loss of one recorded micro-batch, with the random numbers it was trained with."""
-    step.random.restore()
-    return problem.loss_of(problem.training_step(step.batch))
-
-
-Losses = Callable[["Problem", "RecordedStep"], Tensor]
-
-
-def window_gradient(
-    problem: Problem, upper_parameters: Sequence[Tensor], losses: Losses = replayed_loss
-) -> list[Tensor]:
-    """Return ``∇_θ L`` at the problem's present parameters; one micro-batch's graph at a time."""
-    total: list[Tensor] | None = None
-    steps = require_recorded(problem).steps
-    for step in steps:
-        loss = losses(problem, step)
-        gradient = _gradient(loss, upper_parameters)
-        total = gradient if total is None else vectors.add(total, gradient)
-    assert total is not None
-    return total if len(steps) == 1 else vectors.scale(total, 1.0 / len(steps))
-
-
-def require_recorded(problem: Problem) -> RecordedUpdate:
-    """Return the last recorded optimizer step.
-
-    Raises:
-        HypergradientError: When there is none yet.
-    """
-    if not problem.trajectory.updates:
-        raise HypergradientError(
-            f"A hypergradient through problem {problem.name!r} was asked for before it took a "
-            "step; run the engine, or step the lower problem first."
-        )
-    return problem.trajectory.updates[-1]
-
-
-def _gradient(loss: Tensor, upper_parameters: Sequence[Tensor]) -> list[Tensor]:
-    if not loss.requires_grad:
-        return [torch.zeros_like(t) for t in upper_parameters]
-    return vectors.fill_none(
-        torch.autograd.grad(loss, upper_parameters, allow_unused=True), upper_parameters
-    )
+        if not self._in_full_precision and self._precision != "fp32":
+            dtype = DTYPES[self._precision]
+        return inverse_step(vector, alpha, dtype, order)

@@ -19,20 +19,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..base import vectors
 from ..kernels.activation_pattern import ActivationPattern
-from ..recording.trajectory import RecordedStep, RecordedUpdate
-from .evaluation import Evaluation, replayed_loss
-from .sample_derivatives import replayed_losses
-
-if TYPE_CHECKING:
-    from ..problem import Problem
-    from ..reweighted import ReweightedProblem
+from ..recording.trajectory import RecordedUpdate
+from .declared_loss import declared_loss, declared_products
+from .displaced import at_both_ends, at_one_end
+from .evaluation import Evaluation
+from .recorded_loss import RecordedLoss, SampleLoss, gradient_of
 
 
 class _Point(NamedTuple):
@@ -47,7 +45,7 @@ class _Point(NamedTuple):
 
 
 def finite_difference(
-    problem: Problem,
+    lower: RecordedLoss,
     evaluation: Evaluation,
     update: RecordedUpdate,
     vector: Sequence[Tensor],
@@ -57,19 +55,13 @@ def finite_difference(
     """Return the products by a central difference."""
     inverse_eps = evaluation.inverse_step(vector, alpha)
     shift = vectors.divide(vector, inverse_eps)
-    below, above = _split(evaluation, inputs)
-    patterns, held = _at_home(problem, evaluation, update)
-    with vectors.Displacement(evaluation.weights) as weights:
-        weights.move(shift)
-        plus = _point(problem, evaluation, update, patterns, below, above, held)
-        weights.move(shift, -2.0)
-        minus = _point(problem, evaluation, update, patterns, below, above, held)
-    found = _difference(problem, update, plus, minus, inverse_eps / 2, above, held)
-    return _in_order(found, [*below, *above], inputs)
+    passes = _Passes(lower, evaluation, update, inputs)
+    plus, minus = at_both_ends(evaluation.weights, shift, passes.measure, passes.measure)
+    return passes.difference(plus, minus, inverse_eps / 2)
 
 
 def one_sided(
-    problem: Problem,
+    lower: RecordedLoss,
     evaluation: Evaluation,
     update: RecordedUpdate,
     vector: Sequence[Tensor],
@@ -79,161 +71,139 @@ def one_sided(
     """Return the products by a one-sided difference, with what the training step left."""
     inverse_eps = evaluation.inverse_step(vector, alpha, order=1)
     shift = vectors.divide(vector, inverse_eps)
-    below, above = _split(evaluation, inputs)
-    patterns, held = _at_home(problem, evaluation, update)
-    base = _recorded_point(problem, update, below, above, held)
-    if base is None:
-        base = _point(problem, evaluation, update, patterns, below, above, held)
-    elif above and held is None:
-        # The gradient by upper parameters is the one thing a training step does not compute.
-        again = _point(problem, evaluation, update, patterns, [], above, held)
-        base = base._replace(above=again.above)
-    with vectors.Displacement(evaluation.weights) as weights:
-        weights.move(shift)
-        plus = _point(problem, evaluation, update, patterns, below, above, held)
-    found = _difference(problem, update, plus, base, inverse_eps, above, held)
-    return _in_order(found, [*below, *above], inputs)
+    passes = _Passes(lower, evaluation, update, inputs)
+    base = passes.where_the_step_began()
+    plus = at_one_end(evaluation.weights, shift, passes.measure)
+    return passes.difference(plus, base, inverse_eps)
 
 
-def declares_its_loss(problem: Problem) -> TypeGuard[ReweightedProblem]:
-    """Whether the problem's loss is the weighted mean of declared sample losses."""
-    from ..reweighted import ReweightedProblem  # noqa: PLC0415 (a problem knows its algorithms)
+class _Passes:
+    """Passes over one recorded step, at parameters displaced from where it began.
 
-    return isinstance(problem, ReweightedProblem) and problem.declares_its_loss
+    To be made where the step began: activation patterns are noted there, and of a declared loss
+    the sample losses that its weights are held at.
 
-
-def _split(evaluation: Evaluation, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    own = {id(p) for p in evaluation.weights}
-    return [t for t in inputs if id(t) in own], [t for t in inputs if id(t) not in own]
-
-
-def _at_home(
-    problem: Problem, evaluation: Evaluation, update: RecordedUpdate
-) -> tuple[list[ActivationPattern], list[Tensor] | None]:
-    """Return the activation patterns where the step began, per micro-batch.
-
-    With them, of a declared loss, the sample losses that its weights were computed from.
+    Args:
+        lower: Whose step it was.
+        evaluation: What the passes run in.
+        update: The step.
+        inputs: What to differentiate by.
     """
-    patterns = [ActivationPattern() for _ in update.steps]
-    recorded = [step.losses for step in update.steps if step.losses is not None]
-    complete = len(recorded) == len(update.steps)
-    losses: list[Tensor] | None = recorded if declares_its_loss(problem) else None
-    if evaluation.has_kinks or (losses is not None and not complete):
+
+    def __init__(
+        self,
+        lower: RecordedLoss,
+        evaluation: Evaluation,
+        update: RecordedUpdate,
+        inputs: Sequence[Tensor],
+    ) -> None:
+        own = {id(p) for p in evaluation.weights}
+        self._lower = lower
+        self._evaluation = evaluation
+        self._update = update
+        self._inputs = inputs
+        self._below = [t for t in inputs if id(t) in own]
+        self._above = [t for t in inputs if id(t) not in own]
+        self._declared = declared_loss(lower)
+        self._patterns = [ActivationPattern() for _ in update.steps]
+        self._held = self._note()
+
+    def _note(self) -> list[Tensor]:
+        """Note activation patterns per micro-batch; return, of a declared loss, the losses."""
+        steps, declared = self._update.steps, self._declared
+        recorded = [step.losses for step in steps if step.losses is not None]
+        known = declared is None or len(recorded) == len(steps)
+        if known and not self._evaluation.has_kinks:
+            return recorded
+        found = []
         with torch.no_grad():
-            found = [
-                _noted(problem, step, pattern)
-                for step, pattern in zip(update.steps, patterns, strict=True)
-            ]
-        losses = found if losses is not None and not complete else losses
-        evaluation.has_kinks = any(len(pattern) for pattern in patterns)
-    return patterns, losses
+            for step, pattern in zip(steps, self._patterns, strict=True):
+                with pattern.noted():
+                    loss = self._lower.loss if declared is None else declared.losses
+                    found.append(loss(step))
+        self._evaluation.has_kinks = any(len(pattern) for pattern in self._patterns)
+        return recorded if known else found
 
+    def measure(self) -> _Point:
+        """Measure at the parameters' present position."""
+        return self._measured(self._below)
 
-def _noted(problem: Problem, step: RecordedStep, pattern: ActivationPattern) -> Tensor:
-    with pattern.noted():
-        if declares_its_loss(problem):
-            return replayed_losses(problem, step)
-        return replayed_loss(problem, step)
+    def _measured(self, below: list[Tensor]) -> _Point:
+        with _without_graph(self._evaluation.weights if not below else []):
+            if self._declared is not None:
+                return self._declared_point(self._declared, below)
+            return self._plain_point(below)
 
-
-def _recorded_point(
-    problem: Problem,
-    update: RecordedUpdate,
-    below: Sequence[Tensor],
-    above: Sequence[Tensor],
-    held: list[Tensor] | None,
-) -> _Point | None:
-    """Return what training found where the step began, if it computed as the passes here do."""
-    moment = update.moment
-    altered = type(problem).grad_callback is not _base().grad_callback
-    # What flowed in through problems below is no part of this loss's own gradient.
-    altered = altered or bool(problem.position.paths)
-    if moment is None or not moment.values or altered or problem.config.precision != "fp32":
-        return None
-    # A difference of this process's gradient from the mean of all would drown in rounding.
-    own = update.share or moment.gradients
-    gradients = [own.get(p, torch.zeros_like(p)) for p in below]
-    return _Point(gradients, [torch.zeros_like(t) for t in above], held or [])
-
-
-def _base() -> type[Problem]:
-    from ..problem import Problem  # noqa: PLC0415 (a problem knows its algorithms)
-
-    return Problem
-
-
-def _point(
-    problem: Problem,
-    evaluation: Evaluation,
-    update: RecordedUpdate,
-    patterns: Sequence[ActivationPattern],
-    below: Sequence[Tensor],
-    above: Sequence[Tensor],
-    held: list[Tensor] | None,
-) -> _Point:
-    """Measure at the parameters' present position."""
-    with _without_graph(evaluation.weights if not below else []):
-        if held is not None and declares_its_loss(problem):
-            return _declared_point(problem, update.steps, patterns, below, held)
-        inputs = [*below, *above]
+    def _plain_point(self, below: list[Tensor]) -> _Point:
+        inputs = [*below, *self._above]
+        steps = self._update.steps
         total: list[Tensor] | None = None
-        for step, pattern in zip(update.steps, patterns, strict=True):
+        for step, pattern in zip(steps, self._patterns, strict=True):
             with pattern.held():
-                total = _increased(total, replayed_loss(problem, step), inputs)
+                total = _increased(total, self._lower.loss(step), inputs)
         assert total is not None
-        mean = total if len(update.steps) == 1 else vectors.scale(total, 1.0 / len(update.steps))
+        mean = total if len(steps) == 1 else vectors.scale(total, 1.0 / len(steps))
         return _Point(mean[: len(below)], mean[len(below) :], [])
 
+    def _declared_point(self, declared: SampleLoss, below: list[Tensor]) -> _Point:
+        steps = self._update.steps
+        total: list[Tensor] | None = None
+        losses = []
+        for step, pattern, recorded in zip(steps, self._patterns, self._held, strict=True):
+            with torch.no_grad():
+                fixed = declared.weights(recorded, step) if below else recorded
+            with pattern.held():
+                sample = declared.losses(step)
+                losses.append(sample.detach())
+                if below:
+                    total = _increased(total, (fixed * sample).mean() / len(steps), below)
+        return _Point(total or [], [], losses)
 
-def _declared_point(
-    problem: ReweightedProblem,
-    steps: Sequence[RecordedStep],
-    patterns: Sequence[ActivationPattern],
-    below: Sequence[Tensor],
-    held: Sequence[Tensor],
-) -> _Point:
-    total: list[Tensor] | None = None
-    losses = []
-    for step, pattern, recorded in zip(steps, patterns, held, strict=True):
-        with torch.no_grad():
-            fixed = problem.checked_weights(recorded, step.batch) if below else recorded
-        with pattern.held():
-            sample = replayed_losses(problem, step)
-            losses.append(sample.detach())
-            if below:
-                total = _increased(total, (fixed * sample).mean() / len(steps), below)
-    return _Point(total or [], [], losses)
+    def where_the_step_began(self) -> _Point:
+        """Return what training found there, as far as it computed what the passes here do."""
+        base = self._recorded_point()
+        if base is None:
+            return self.measure()
+        if self._above and self._declared is None:
+            # The gradient by upper parameters is the one thing a training step does not compute.
+            return base._replace(above=self._measured([]).above)
+        return base
+
+    def _recorded_point(self) -> _Point | None:
+        moment = self._update.moment
+        # What a callback changed, or flowed in through problems below, is no part of this loss's
+        # own gradient.
+        as_here = self._lower.has_plain_gradients and self._evaluation.computes_as_training
+        if moment is None or not moment.values or not as_here:
+            return None
+        # A difference of this process's gradient from the mean of all would drown in rounding.
+        own = self._update.share or moment.gradients
+        gradients = [own.get(p, torch.zeros_like(p)) for p in self._below]
+        above = [torch.zeros_like(t) for t in self._above]
+        return _Point(gradients, above, self._held if self._declared is not None else [])
+
+    def difference(self, ahead: _Point, behind: _Point, scale: Tensor) -> list[Tensor]:
+        """Return ``scale (ahead - behind)`` in the order of the inputs."""
+        found: list[Tensor] = []
+        if ahead.below:
+            found = _scaled_difference(ahead.below, behind.below, scale)
+        if self._above and self._declared is None:
+            found = found + _scaled_difference(ahead.above, behind.above, scale)
+        elif self._above and self._declared is not None:
+            ends = zip(self._held, ahead.losses, behind.losses, strict=True)
+            pairs = [(held, (a - b) * scale) for held, a, b in ends]
+            found = found + declared_products(
+                self._declared, self._update.steps, pairs, self._above
+            )
+        given = [*self._below, *self._above]
+        by_identity = {id(t): value for t, value in zip(given, found, strict=True)}
+        return [by_identity[id(t)] for t in self._inputs]
 
 
 def _increased(total: list[Tensor] | None, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Return the gradient of a loss, on top of others'."""
-    found: Sequence[Tensor | None] = [None] * len(inputs)
-    if loss.requires_grad:
-        found = torch.autograd.grad(loss, inputs, allow_unused=True)
-    gradient = vectors.fill_none(found, inputs)
+    gradient = gradient_of(loss, inputs)
     return gradient if total is None else vectors.add(total, gradient)
-
-
-def _difference(
-    problem: Problem,
-    update: RecordedUpdate,
-    ahead: _Point,
-    behind: _Point,
-    scale: Tensor,
-    above: Sequence[Tensor],
-    held: Sequence[Tensor] | None,
-) -> list[Tensor]:
-    """Return ``scale (ahead - behind)`` by lower and by upper parameters."""
-    first: list[Tensor] = []
-    if ahead.below:
-        first = _scaled_difference(ahead.below, behind.below, scale)
-    if not above:
-        return first
-    if held is None or not declares_its_loss(problem):
-        return first + _scaled_difference(ahead.above, behind.above, scale)
-    directional = [(a - b) * scale for a, b in zip(ahead.losses, behind.losses, strict=True)]
-    pairs = list(zip(held, directional, strict=True))
-    return first + problem.weight_products(update.steps, pairs, above)
 
 
 def _scaled_difference(
@@ -242,13 +212,6 @@ def _scaled_difference(
     found = vectors.add(ahead, behind, alpha=-1.0)
     torch._foreach_mul_(found, scale)
     return found
-
-
-def _in_order(
-    found: Sequence[Tensor], given: Sequence[Tensor], inputs: Sequence[Tensor]
-) -> list[Tensor]:
-    by_identity = {id(t): value for t, value in zip(given, found, strict=True)}
-    return [by_identity[id(t)] for t in inputs]
 
 
 @contextmanager

@@ -1,69 +1,118 @@
-"""Directional derivatives ``<∇_w l_i, v>`` of the sample losses of a recorded step, exactly."""
+"""Directional derivatives ``d_i = <∇_w l_i, v>`` of sample losses, and what weights make of them.
+
+Functions take several batches of sample losses, the micro-batches of one step, and return pairs
+``(l, d)``, one for each.
+"""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
 
-if TYPE_CHECKING:
-    from ..recording.trajectory import RecordedStep
-    from ..reweighted import ReweightedProblem
+from ..base import vectors
+from .displaced import at_both_ends, at_one_end
+from .second_derivatives import quiet_first_use
 
-
-def replayed_losses(problem: ReweightedProblem, step: RecordedStep) -> Tensor:
-    """Return the sample losses of one recorded micro-batch, with the random numbers it drew."""
-    step.random.restore()
-    return problem.checked_losses(step.batch)
+Pairs = list[tuple[Tensor, Tensor]]
+Pass = Callable[[], Tensor]
+"""Computes the sample losses of a batch at the present parameters."""
 
 
 def forward_mode_derivatives(
-    problem: ReweightedProblem,
-    steps: Sequence[RecordedStep],
-    parameters: Sequence[Tensor],
+    losses: Sequence[Callable[[list[Tensor]], Tensor]],
+    params: Sequence[Tensor],
     vector: Sequence[Tensor],
-) -> list[tuple[Tensor, Tensor]]:
-    """Return ``(l_i, <∇_w l_i, v>)`` per micro-batch from one pass of dual numbers."""
-    network = _SampleLosses(problem)
-    names = {id(p): name for name, p in network.named_parameters()}
-    # Nothing requires a gradient, rather than no_grad: what the network itself computes under that
-    # is a constant.
-    tensors = {name: p.detach() for name, p in network.named_parameters()}
+) -> Pairs:
+    """Return ``(l_i, <∇_w l_i, v>)`` from one pass of dual numbers per batch.
+
+    Args:
+        losses: Compute the sample losses with the tensors they are given in the place of
+            ``params``.
+        params: ``w``.
+        vector: ``v``.
+    """
     pairs = []
     with quiet_first_use(), forward_ad.dual_level():
-        for p, v in zip(parameters, vector, strict=True):
-            tensors[names[id(p)]] = forward_ad.make_dual(p.detach(), v)  # type: ignore[no-untyped-call]
-        for step in steps:
-            step.random.restore()
-            buffers = {name: b.clone() for name, b in network.named_buffers()}
-            output = torch.func.functional_call(network, {**tensors, **buffers}, (step.batch,))
-            dual = forward_ad.unpack_dual(output)  # type: ignore[no-untyped-call]
-            losses = dual.primal.detach()
-            tangent = torch.zeros_like(losses) if dual.tangent is None else dual.tangent.detach()
-            pairs.append((losses, tangent))
+        # Nothing requires a gradient, rather than no_grad: what the network itself computes under
+        # that is a constant.
+        duals = [
+            forward_ad.make_dual(p.detach(), v)  # type: ignore[no-untyped-call]
+            for p, v in zip(params, vector, strict=True)
+        ]
+        for compute in losses:
+            dual = forward_ad.unpack_dual(compute(duals))  # type: ignore[no-untyped-call]
+            primal = dual.primal.detach()
+            tangent = torch.zeros_like(primal) if dual.tangent is None else dual.tangent.detach()
+            pairs.append((primal, tangent))
     return pairs
 
 
-@contextmanager
-def quiet_first_use() -> Iterator[None]:
-    """Silence a deprecation that torch's own forward-mode formulas raise when first used."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".*torch\.jit\.script", FutureWarning)
-        yield
+def central_derivatives(
+    ahead: Sequence[Pass],
+    behind: Sequence[Pass],
+    params: Sequence[Tensor],
+    vector: Sequence[Tensor],
+    inverse_eps: Tensor,
+) -> Pairs:
+    """Return ``(l_i, <∇_w l_i, v>)`` from losses at ``w ± eps v``, without a graph.
+
+    The losses returned are the mean of the two, equal to ``l_i(w)`` up to ``O(eps²)``.
+
+    Args:
+        ahead: Compute the sample losses of each batch at ``w + eps v``.
+        behind: The same at ``w - eps v``.
+        params: ``w``, displaced in place and put back.
+        vector: ``v``.
+        inverse_eps: ``1 / eps``.
+    """
+    shift = vectors.divide(vector, inverse_eps)
+    with torch.no_grad():
+        plus, minus = at_both_ends(
+            params, shift, lambda: [f() for f in ahead], lambda: [f() for f in behind]
+        )
+        half = inverse_eps / 2
+        return [((p + m) / 2, (p - m) * half) for p, m in zip(plus, minus, strict=True)]
 
 
-class _SampleLosses(nn.Module):
-    """The problem's network with its sample losses as output, for a functional call."""
+def one_sided_derivatives(
+    base: Sequence[Tensor],
+    moved: Sequence[Pass],
+    params: Sequence[Tensor],
+    vector: Sequence[Tensor],
+    inverse_eps: Tensor,
+) -> Pairs:
+    """Return ``(l_i, <∇_w l_i, v>)`` from losses at ``w`` and at ``w + eps v``, without a graph.
 
-    def __init__(self, problem: ReweightedProblem) -> None:
-        super().__init__()
-        self.network = problem.module
-        self._losses = problem.checked_losses
+    Args:
+        base: The sample losses of each batch at ``w``.
+        moved: Compute them at ``w + eps v``.
+        params: ``w``, displaced in place and put back.
+        vector: ``v``.
+        inverse_eps: ``1 / eps``.
+    """
+    shift = vectors.divide(vector, inverse_eps)
+    with torch.no_grad():
+        ends = at_one_end(params, shift, lambda: [f() for f in moved])
+        return [(b, (m - b) * inverse_eps) for b, m in zip(base, ends, strict=True)]
 
-    def forward(self, batch: Any) -> Tensor:
-        return self._losses(batch)
+
+def weighted_gradient(
+    weights: Sequence[Callable[[Tensor], Tensor]], pairs: Pairs, upper: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return ``∇_θ mean_i V_i(sg(l); θ) sg(d_i)``, averaged over batches.
+
+    Args:
+        weights: Compute ``V`` of each batch from its sample losses.
+        pairs: Its ``(l, d)``.
+        upper: ``θ``.
+    """
+    total = [torch.zeros_like(t) for t in upper]
+    for compute, (losses, directional) in zip(weights, pairs, strict=True):
+        found = compute(losses)
+        if found.requires_grad:
+            gradient = torch.autograd.grad((found * directional).mean(), upper, allow_unused=True)
+            total = vectors.add(total, vectors.fill_none(gradient, upper))
+    return total if len(pairs) == 1 else vectors.scale(total, 1.0 / len(pairs))

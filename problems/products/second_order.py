@@ -1,44 +1,33 @@
-"""Second derivatives of the lower loss times a vector, four ways.
+"""Second derivatives of a recorded step's loss times a vector, four ways.
 
-For the loss ``L`` of one recorded optimizer step (the mean over its micro-batches, at the problem's
-present parameters ``w``) and a vector ``u`` along ``w``, each returns ``∂/∂x <∇_w L, u>`` for
-``x`` among ``w`` and upper parameters ``θ``:
-
-- ``exact``: differentiate the gradient's own graph;
-- ``forward_over_reverse``: a dual-number pass whose backward pass carries tangents, the same
-  numbers without a graph of the backward pass (Pearlmutter, "Fast Exact Multiplication by the
-  Hessian", Neural Computation 1994; in meta-learning: Kemaev et al., "MixFlow-MG", ICML 2025,
-  arXiv:2505.00793);
-- ``finite_difference`` and ``one_sided``: from ordinary gradients
-  (:mod:`.gradient_differences`).
+For the loss ``L`` of one recorded optimizer step (the mean over its micro-batches, at the present
+parameters ``w``) and a vector ``u`` along ``w``, each returns ``∂/∂x <∇_w L, u>`` for ``x`` among
+``w`` and upper parameters ``θ``: the first two by :mod:`.second_derivatives`, the others from
+ordinary gradients (:mod:`.gradient_differences`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch import Tensor
 
-from ..base import vectors
 from ..recording.trajectory import RecordedStep, RecordedUpdate
-from .evaluation import Evaluation, replayed_loss
-from .gradient_differences import declares_its_loss, finite_difference, one_sided
-from .sample_derivatives import forward_mode_derivatives, quiet_first_use
-
-if TYPE_CHECKING:
-    from ..problem import Problem
+from . import second_derivatives
+from .declared_loss import declared_loss, declared_products, directional_derivatives
+from .evaluation import Evaluation
+from .gradient_differences import finite_difference, one_sided
+from .recorded_loss import RecordedLoss, mean_over_micro_batches
+from .second_derivatives import double_backward
 
 Products = Callable[
-    ["Problem", Evaluation, RecordedUpdate, Sequence[Tensor], Sequence[Tensor], float],
+    [RecordedLoss, Evaluation, RecordedUpdate, Sequence[Tensor], Sequence[Tensor], float],
     list[Tensor],
 ]
 
 
 def exact(
-    problem: Problem,
+    lower: RecordedLoss,
     evaluation: Evaluation,
     update: RecordedUpdate,
     vector: Sequence[Tensor],
@@ -51,43 +40,24 @@ def exact(
     network's operations have their formulas.
     """
     del alpha
-    weights = evaluation.weights
-    own = {id(p) for p in weights}
-    if declares_its_loss(problem) and not any(id(t) in own for t in inputs):
+    own = {id(p) for p in evaluation.weights}
+    sample = declared_loss(lower)
+    if sample is not None and not any(id(t) in own for t in inputs):
         try:
-            pairs = forward_mode_derivatives(problem, update.steps, weights, vector)
+            pairs = directional_derivatives(sample, update.steps, evaluation.weights, vector)
         except NotImplementedError:
             pass
         else:
-            return problem.weight_products(update.steps, pairs, inputs)
+            return declared_products(sample, update.steps, pairs, inputs)
 
     def one(step: RecordedStep) -> list[Tensor]:
-        loss = replayed_loss(problem, step)
-        return gradient_products(evaluation.gradient_graph(loss), vector, inputs)
+        return double_backward(evaluation.gradient_graph(lower.loss(step)), vector, inputs)
 
     return mean_over_micro_batches(update.steps, one)
 
 
-def gradient_products(
-    gradient: Sequence[Tensor | None],
-    vector: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    *,
-    keep: bool = False,
-) -> list[Tensor]:
-    """Return ``∂/∂x <g, u>`` for a gradient ``g`` with its graph."""
-    used = [(g, u) for g, u in zip(gradient, vector, strict=True) if g is not None]
-    used = [(g, u) for g, u in used if g.requires_grad]
-    if not used:
-        return [torch.zeros_like(t) for t in inputs]
-    products = torch.autograd.grad(
-        [g for g, _ in used], inputs, [u for _, u in used], retain_graph=keep, allow_unused=True
-    )
-    return vectors.fill_none(products, inputs)
-
-
 def forward_over_reverse(
-    problem: Problem,
+    lower: RecordedLoss,
     evaluation: Evaluation,
     update: RecordedUpdate,
     vector: Sequence[Tensor],
@@ -96,58 +66,17 @@ def forward_over_reverse(
 ) -> list[Tensor]:
     """Carry the tangent ``u`` through a forward and a backward pass."""
     del alpha
-    network = _Loss(problem)
-    names = {id(p): name for name, p in network.named_parameters()}
-    upper = {id(t) for t in inputs} - {id(p) for p in evaluation.weights}
+    weights = evaluation.weights
 
     def one(step: RecordedStep) -> list[Tensor]:
-        step.random.restore()
-        with forward_ad.dual_level():
-            duals = {
-                id(p): forward_ad.make_dual(p, u)  # type: ignore[no-untyped-call]
-                for p, u in zip(evaluation.weights, vector, strict=True)
-            }
-            tensors: dict[str, Tensor] = {names[key]: dual for key, dual in duals.items()}
-            tensors |= {name: b.clone() for name, b in network.named_buffers()}
-            loss = torch.func.functional_call(network, tensors, (step.batch,))
-            targets = [t if id(t) in upper else duals[id(t)] for t in inputs]
-            gradient = torch.autograd.grad(loss, targets, allow_unused=True)
-            return [_tangent(g, t) for g, t in zip(gradient, inputs, strict=True)]
+        return second_derivatives.forward_over_reverse(
+            lambda duals: lower.loss(step, dict(zip(weights, duals, strict=True))),
+            weights,
+            vector,
+            inputs,
+        )
 
-    with quiet_first_use():
-        return mean_over_micro_batches(update.steps, one)
-
-
-def mean_over_micro_batches(
-    steps: Sequence[RecordedStep], one: Callable[[RecordedStep], list[Tensor]]
-) -> list[Tensor]:
-    """Return the mean of what ``one`` finds for each."""
-    total: list[Tensor] | None = None
-    for step in steps:
-        found = one(step)
-        total = found if total is None else vectors.add(total, found)
-    assert total is not None
-    return total if len(steps) == 1 else vectors.scale(total, 1.0 / len(steps))
-
-
-def _tangent(gradient: Tensor | None, like: Tensor) -> Tensor:
-    if gradient is None:
-        return torch.zeros_like(like)
-    tangent = forward_ad.unpack_dual(gradient).tangent  # type: ignore[no-untyped-call]
-    return torch.zeros_like(like) if tangent is None else tangent.detach()
-
-
-class _Loss(nn.Module):
-    """The problem's network with its loss as output, for a functional call."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__()
-        self.network = problem.module
-        self._problem = [problem]
-
-    def forward(self, batch: Any) -> Tensor:
-        problem = self._problem[0]
-        return problem.loss_of(problem.training_step(batch))
+    return mean_over_micro_batches(update.steps, one)
 
 
 PRODUCTS: Mapping[str, Products] = {
@@ -156,3 +85,6 @@ PRODUCTS: Mapping[str, Products] = {
     "finite_difference": finite_difference,
     "one_sided": one_sided,
 }
+
+DIFFERENCES = ("finite_difference", "one_sided")
+"""Those that displace the parameters, by a length that is asked for."""

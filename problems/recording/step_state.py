@@ -13,9 +13,8 @@ from ..state.buffers import BufferSlot, KeptBuffers, buffer_slots
 from .trajectory import Recording, Trajectory
 
 if TYPE_CHECKING:
-    from ..audit.auditor import Auditor
     from ..data.loaders import BatchSource
-    from ..hypergradients.base import Status
+    from ..hypergradients.base import Hypergradient, Status
     from ..problem import Problem
 
     Driver = Callable[[Problem, int | None], None]
@@ -52,7 +51,7 @@ class StepState:
         self.keeps_hypergradient_terms = False
         self.hypergradient_terms: dict[str, list[Tensor]] = {}
         self.undetected_dependencies: list[Problem] = []
-        self.auditor: Auditor | None = None
+        self.auditor: Hypergradient | None = None
         self.hypergradient_status: Status | None = None
         self._kept: KeptBuffers | None = None
         self._others: tuple[list[nn.Module], list[BufferSlot]] | None = None
@@ -110,7 +109,7 @@ class StepState:
         before, self.trajectory = self.trajectory, trajectory
         return before
 
-    def audit_by(self, auditor: Auditor | None) -> None:
+    def audit_by(self, auditor: Hypergradient | None) -> None:
         """Let ``auditor`` stand in for the problem's hypergradient, or nobody."""
         self.auditor = auditor
 

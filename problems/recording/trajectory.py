@@ -126,7 +126,6 @@ class RecordedUpdate:
         buffers: The same for buffers.
         moment: The optimizer before it.
         share: This process's own gradient, where it was averaged with others'.
-        in_parts: Whether each of several processes keeps a part of what it started from.
     """
 
     steps: list[RecordedStep] = field(default_factory=list)
@@ -134,7 +133,6 @@ class RecordedUpdate:
     buffers: list[tuple[BufferSlot, Tensor]] = field(default_factory=list)
     moment: OptimizerMoment | None = None
     share: dict[Tensor, Tensor] = field(default_factory=dict)
-    in_parts: bool = False
 
 
 PRESENT = torch.zeros(())

@@ -16,6 +16,7 @@ from ..hypergradients.parameter_selection import chosen_parameters
 from ..hypergradients.unroll import Unroll
 from ..problem import Problem
 from ..references import require_known_references
+from ..step.lower_view import lower_view
 
 
 def prepare(
@@ -84,14 +85,14 @@ def check_hypergradients(problem: Problem) -> None:
     _require_first_order(problem)
     for path in problem.paths:
         for lower in path[1:-1]:
-            lower.hypergradient.check(lower)
+            lower.hypergradient.check(lower_view(lower))
             prepare_recording(lower)
 
 
 def prepare_recording(problem: Problem) -> None:
     """Let the problem record what its hypergradient, or a check of it, asks for."""
     method = problem.step_state.auditor or problem.hypergradient
-    problem.step_state.record_as(method.recording(problem))
+    problem.step_state.record_as(method.recording(lower_view(problem)))
 
 
 def _build(problem: Problem) -> None:
@@ -122,7 +123,8 @@ def _require_choice(problem: Problem) -> None:
             f"Config(hypergradient_parameters={choice!r}), which say the same thing twice; "
             "keep one of them."
         )
-    chosen_parameters(problem)
+    trained = list(problem.trainable_parameters())
+    chosen_parameters(choice, problem.module, trained, problem.count, problem.name)
 
 
 def _require_complete(problem: Problem) -> None:

@@ -14,7 +14,8 @@ from ..problem import Problem
 from ..recording.trajectory import RecordedStep
 from ..state.buffers import buffer_slots, preserved_buffers
 from ..state.random_streams import RandomState
-from .gradient import accumulate_gradient, average_gradient, buffers_of_others
+from .gradient import accumulate_gradient, average_gradient
+from .graph_buffers import buffers_of_others
 from .guarded_gradient import Accepts, guarded_gradient
 
 NONE_YET = object()

@@ -12,15 +12,16 @@ from ..base.errors import LossError
 from ..base.graph_neighbours import versions_around
 from ..base.loss import Evaluated
 from ..base.step_result import StepResult
-from ..hypergradients.parameter_selection import is_partial, others_frozen
-from ..hypergradients.value import UpperLoss
 from ..kernels.twice_differentiable import differentiable_twice
+from ..partial_hypergradient import is_partial, others_frozen
 from ..problem import Problem
 from ..recording.trajectory import GradientGraph
-from ..state.buffers import BufferSlot, preserved_buffers
+from ..state.buffers import preserved_buffers
 from .finiteness import finite_gradient
+from .graph_buffers import buffers_of_others
 from .paths import hypergradient, require_used
 from .undetected_dependencies import look_for_dependence
+from .upper_loss import UpperLoss
 
 
 def average_gradient(problem: Problem, watched: StepResult | None = None) -> None:
@@ -32,12 +33,6 @@ def average_gradient(problem: Problem, watched: StepResult | None = None) -> Non
         watched.own = finite_gradient(problem, watched.loss)
     problem.step_state.trajectory.keep_share(problem)
     problem.step_state.processes.average_gradients(problem)
-
-
-def buffers_of_others(problem: Problem) -> list[BufferSlot]:
-    """Return the buffers of the other problems' modules, which a step must not change."""
-    others = [peer.module for peer in problem.position.peers.values()]
-    return problem.step_state.other_buffer_slots(problem.module, others)
 
 
 def accumulate_gradient(problem: Problem, batch: Any) -> StepResult:

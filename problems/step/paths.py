@@ -12,8 +12,10 @@ from torch import Tensor
 from ..base import vectors
 from ..base.errors import LossError
 from ..base.reduction import Reduction
-from ..hypergradients.value import UpperLoss, ValueHypergradient
+from ..hypergradients.value import ValueHypergradient
 from ..problem import Problem
+from .lower_view import lower_view
+from .upper_loss import UpperLoss
 
 
 def hypergradient(
@@ -66,7 +68,7 @@ def _through_paths(
                     own if above is problem else list(above.meta_trainable_parameters())
                 )
                 method = lower.step_state.auditor or lower.hypergradient
-                vector, status = method.vjp(lower, vector, upper_parameters)
+                vector, status = method.vjp(lower_view(lower), vector, upper_parameters)
                 lower.step_state.note_status(status)
         problem.step_state.note_term(" -> ".join(lower.name for lower in path[1:-1]), vector)
         total = [v if t is None else t + v for t, v in zip(total, vector, strict=True)]
@@ -113,7 +115,7 @@ def _estimate(
     algorithm = lower.hypergradient
     assert isinstance(algorithm, ValueHypergradient) and again is not None
     value: Callable[[], Tensor] = again if direct else again.holding(own)
-    found, status = algorithm.estimate(lower, value, own)
+    found, status = algorithm.estimate(lower_view(lower), value, own)
     lower.step_state.note_status(status)
     return found
 

@@ -3,10 +3,12 @@
 from .adjoint import UpdateAdjoint, clipped, reads_values, update_adjoint, why_not_differentiable
 from .initial import apply_initial_parameters, moves_at_start, owns_start, start_of_loop
 from .learned import apply_learned_settings, owns_settings, settings_per_group
+from .optimizer_step import OptimizerStep
 from .replay import go_back_to, replay
 from .torch_rule import twin_of
 
 __all__ = [
+    "OptimizerStep",
     "UpdateAdjoint",
     "apply_initial_parameters",
     "apply_learned_settings",

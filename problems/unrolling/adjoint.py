@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,13 +18,10 @@ from torch import Tensor
 from ..base import vectors
 from ..base.errors import HypergradientError
 from ..recording.trajectory import OptimizerMoment, RecordedUpdate
-from .learned import owns_settings, settings_per_group
+from .optimizer_step import OptimizerStep
 from .rules import RULES, Rule
 from .sgd_adjoint import Cotangents, Number, StateCotangents, sgd_adjoint
 from .torch_rule import differentiable_step
-
-if TYPE_CHECKING:
-    from ..problem import Problem
 
 
 @dataclass(frozen=True)
@@ -60,18 +57,18 @@ def why_not_differentiable(optimizer: torch.optim.Optimizer) -> str | None:
     )
 
 
-def reads_values(problem: Problem) -> bool:
+def reads_values(step: OptimizerStep) -> bool:
     """Whether the adjoint of a step depends on its gradients and state, not on settings alone.
 
     SGD is linear in both.
     """
-    linear = type(problem.optimizer) is torch.optim.SGD
-    clips = problem.config.gradient_clipping > 0
-    return not linear or clips or owns_settings(problem) or problem.config.precision == "fp16"
+    linear = type(step.optimizer) is torch.optim.SGD
+    altered = step.clipping > 0 or step.is_scaled or step.has_learned_settings
+    return not linear or altered
 
 
 def update_adjoint(
-    problem: Problem,
+    step: OptimizerStep,
     update: RecordedUpdate,
     cotangents: Cotangents,
     states: StateCotangents,
@@ -83,8 +80,8 @@ def update_adjoint(
     """Return the adjoint of a recorded optimizer step.
 
     Args:
-        problem: Whose step it was.
-        update: The step, recorded with parameters and optimizer.
+        step: How the problem takes its steps.
+        update: The step in question, recorded with parameters and optimizer.
         cotangents: ``λ``, per parameter the hypergradient goes through.
         states: ``μ``, per parameter and entry of the optimizer's state; absent entries are zero.
             May be overwritten.
@@ -96,17 +93,17 @@ def update_adjoint(
     moment = update.moment
     if moment is None:
         raise HypergradientError(
-            f"The last step of problem {problem.name!r} was not recorded with its optimizer; run "
+            f"The last step of problem {step.name!r} was not recorded with its optimizer; run "
             "the program through an Engine, which asks the hypergradient what to record."
         )
-    if not reads_values(problem):
+    if not reads_values(step):
         found = sgd_adjoint(moment, cotangents, states, gradients_only=gradients_only, spare=spare)
         return UpdateAdjoint(**found._asdict(), upper_parameters=[])
-    return _by_autograd(problem, update, moment, cotangents, states, upper_parameters)
+    return _by_autograd(step, update, moment, cotangents, states, upper_parameters)
 
 
 def _by_autograd(
-    problem: Problem,
+    step: OptimizerStep,
     update: RecordedUpdate,
     moment: OptimizerMoment,
     cotangents: Cotangents,
@@ -119,14 +116,14 @@ def _by_autograd(
         w = {p: update.start[p].detach().requires_grad_() for p in moved}
         g = {p: moment.gradients[p].detach().requires_grad_() for p in moved}
         s = {p: _floating_state(p, moment.states[p]) for p in moved}
-        final = clipped(problem, moment, g)
-        learned = _learned(problem)
+        final = clipped(step, moment, g)
+        learned = _learned(step)
         outputs: list[Tensor] = []
         seeds: list[Tensor] = []
         resting: list[tuple[Tensor, str]] = []
-        for bucket in _buckets(problem.optimizer, moment, moved):
+        for bucket in _buckets(step.optimizer, moment, moved):
             settings = {**moment.settings[bucket[0]], **learned.get(bucket[0], {})}
-            rule = _rule(problem.optimizer)
+            rule = _rule(step.optimizer)
             state = _flat_state(bucket, s, moment)
             new_w, new_s = rule(_flat(w, bucket), _flat(final, bucket), state, settings)
             outputs.append(new_w)
@@ -150,7 +147,7 @@ def _by_autograd(
         result.states[p][key] = value
     for p, key in resting:
         result.states[p][key] = _entry(states, p, key)
-    return result if problem.scaler is None else _unless_skipped(result, moment, cotangents, states)
+    return _unless_skipped(result, moment, cotangents, states) if step.is_scaled else result
 
 
 def _unless_skipped(
@@ -181,29 +178,24 @@ def _rule(optimizer: torch.optim.Optimizer) -> Rule:
     return lambda w, g, state, settings: differentiable_step(optimizer, w, g, state, settings)
 
 
-def clipped(problem: Problem, moment: OptimizerMoment, g: Cotangents) -> Cotangents:
+def clipped(step: OptimizerStep, moment: OptimizerMoment, g: Cotangents) -> Cotangents:
     """Return recorded gradients as clipping left them, differentiably in those of ``g``."""
-    limit = problem.config.gradient_clipping
+    limit = step.clipping
     if limit <= 0:
         return g
-    everything = [
-        g.get(p, moment.gradients[p])
-        for p in problem.trainable_parameters()
-        if p in moment.gradients
-    ]
+    everything = [g.get(p, moment.gradients[p]) for p in step.trained if p in moment.gradients]
     factor = (limit / (vectors.norm(everything) + 1e-6)).clamp(max=1.0)
     return {p: t * factor for p, t in g.items()}
 
 
-def _learned(problem: Problem) -> dict[Tensor, Mapping[str, Any]]:
+def _learned(step: OptimizerStep) -> dict[Tensor, Mapping[str, Any]]:
     """Return the settings an upper problem owns, per parameter, with their graph."""
-    if not owns_settings(problem):
+    if not step.has_learned_settings:
         return {}
+    groups = step.optimizer.param_groups
     return {
         p: settings
-        for group, settings in zip(
-            problem.optimizer.param_groups, settings_per_group(problem), strict=True
-        )
+        for group, settings in zip(groups, step.learned_settings(), strict=True)
         for p in group["params"]
     }
 

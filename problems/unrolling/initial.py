@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..base.errors import ConfigurationError
-from ..base.overridables import Overridables
-
-if TYPE_CHECKING:
-    from ..problem import Problem
+from ..base.overridables import overrides
 
 
-def owns_start(problem: Problem) -> bool:
+class LearnsStart(Protocol):
+    """What takes its steps in loops, and perhaps starts them where an upper problem says."""
+
+    module: Any
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+
+    def initial_parameters(self) -> Mapping[str, Tensor]:
+        """Return the start of a loop; see :meth:`Overridables.initial_parameters`."""
+
+    def on_inner_loop_start(self) -> None:
+        """Called before the first step of a loop."""
+
+
+def owns_start(problem: LearnsStart) -> bool:
     """Whether the problem's class defines initial parameters."""
-    return type(problem).initial_parameters is not Overridables.initial_parameters
+    return overrides(problem, "initial_parameters")
 
 
-def moves_at_start(problem: Problem) -> bool:
+def moves_at_start(problem: LearnsStart) -> bool:
     """Whether the start of a loop may change the problem's parameters."""
-    own = type(problem).on_inner_loop_start is not Overridables.on_inner_loop_start
-    return own or owns_start(problem)
+    return overrides(problem, "on_inner_loop_start") or owns_start(problem)
 
 
-def start_of_loop(problem: Problem) -> dict[Tensor, Tensor]:
+def start_of_loop(problem: LearnsStart) -> dict[Tensor, Tensor]:
     """Return what ``initial_parameters()`` gives, keyed by the parameter it is for.
 
     Raises:
@@ -49,7 +62,7 @@ def start_of_loop(problem: Problem) -> dict[Tensor, Tensor]:
     return {own[name]: value for name, value in given.items()}
 
 
-def apply_initial_parameters(problem: Problem) -> None:
+def apply_initial_parameters(problem: LearnsStart) -> None:
     """Put the parameters where the loop starts."""
     if not owns_start(problem):
         return

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..base.errors import ConfigurationError
-from ..base.overridables import Overridables
-
-if TYPE_CHECKING:
-    from ..problem import Problem
+from ..base.overridables import overrides
 
 
-def settings_per_group(problem: Problem) -> list[Mapping[str, Tensor]]:
+class LearnsSettings(Protocol):
+    """What has an optimizer, and perhaps settings of it that an upper problem owns."""
+
+    optimizer: Any
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+
+    def learned_settings(self) -> Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]:
+        """Return the settings; see :meth:`Overridables.learned_settings`."""
+
+
+def settings_per_group(problem: LearnsSettings) -> list[Mapping[str, Tensor]]:
     """Return what ``learned_settings()`` owns, one mapping per parameter group.
 
     Raises:
@@ -48,12 +58,12 @@ def settings_per_group(problem: Problem) -> list[Mapping[str, Tensor]]:
     return [{k: v.reshape(()) for k, v in settings.items()} for settings in each]
 
 
-def owns_settings(problem: Problem) -> bool:
+def owns_settings(problem: LearnsSettings) -> bool:
     """Whether the problem's class defines learned settings."""
-    return type(problem).learned_settings is not Overridables.learned_settings
+    return overrides(problem, "learned_settings")
 
 
-def apply_learned_settings(problem: Problem) -> None:
+def apply_learned_settings(problem: LearnsSettings) -> None:
     """Give the optimizer the present values; each is read by the host, as torch's steps do."""
     if not owns_settings(problem):
         return

@@ -5,20 +5,35 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..recording.trajectory import RecordedUpdate
-from .initial import apply_initial_parameters
-from .learned import owns_settings, settings_per_group
+from ..recording.trajectory import RecordedStep, RecordedUpdate, Trajectory
+from .optimizer_step import OptimizerStep
 from .torch_rule import twin_of
 
-if TYPE_CHECKING:
-    from ..problem import Problem
-
 Observer = Callable[[Mapping[str, Any]], None]
+
+
+class Repeatable(Protocol):
+    """A problem whose recorded optimizer steps can be taken again."""
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The recorded steps."""
+
+    @property
+    def optimizer_step(self) -> OptimizerStep:
+        """How it takes its steps."""
+
+    def evaluate(self, step: RecordedStep) -> tuple[Tensor, Mapping[str, Any]]:
+        """Return the loss of a recorded micro-batch as training computes it, with the random
+        numbers it drew, and the mapping ``training_step`` returned, or an empty one."""
+
+    def owns(self, holder: Tensor | nn.Module) -> bool:
+        """Whether a parameter, or a module that holds buffers, is the problem's own."""
 
 
 def go_back_to(update: RecordedUpdate) -> None:
@@ -31,7 +46,7 @@ def go_back_to(update: RecordedUpdate) -> None:
 
 
 def replay(
-    problem: Problem,
+    problem: Repeatable,
     updates: Sequence[RecordedUpdate],
     observe: Observer | None = None,
 ) -> None:
@@ -47,31 +62,37 @@ def replay(
     ``training_step`` returns, or an empty one, before the loss is differentiated.
     """
     go_back_to(updates[0])
-    if problem.trajectory.reaches_start(updates, problem.config.unroll_steps):
-        apply_initial_parameters(problem)
-    twin = twin_of(problem.optimizer)
+    taken = problem.optimizer_step
+    if problem.trajectory.reaches_start(updates, taken.per_loop):
+        _put_at_start(taken)
+    twin = twin_of(taken.optimizer)
     first = updates[0].moment
     assert first is not None and first.values
     twin.state = defaultdict(dict, {p: _copies(state) for p, state in first.states.items()})
-    trained = [p for p in problem.trainable_parameters() if p.requires_grad]
+    trained = [p for p in taken.trained if p.requires_grad]
     with _gradients_put_back(trained):
         for number, update in enumerate(updates):
             if number:
                 _put_problems_below(problem, update)
             _set_gradients(problem, update, trained, observe)
-            twin.param_groups = _groups(problem, update)
-            type(problem.optimizer).step(twin)
+            twin.param_groups = _groups(taken, update)
+            type(taken.optimizer).step(twin)
 
 
-def _put_problems_below(problem: Problem, update: RecordedUpdate) -> None:
-    own = {id(p) for p in problem.parameters()}
+def _put_at_start(step: OptimizerStep) -> None:
+    with torch.no_grad():
+        for parameter, value in step.start_of_loop().items():
+            parameter.copy_(value)
+
+
+def _put_problems_below(problem: Repeatable, update: RecordedUpdate) -> None:
     for parameter, value in update.start.items():
-        if id(parameter) not in own:
+        if not problem.owns(parameter):
             parameter.data.copy_(value)
 
 
 def _set_gradients(
-    problem: Problem,
+    problem: Repeatable,
     update: RecordedUpdate,
     trained: Sequence[Tensor],
     observe: Observer | None,
@@ -79,28 +100,28 @@ def _set_gradients(
     for p in trained:
         p.grad = None
     for step in update.steps:
-        step.random.restore()
         # An autocast further out would go on with casts of weights from before they moved.
         torch.clear_autocast_cache()
         with torch.enable_grad():
-            loss, output, _ = problem.evaluate(step.batch)
+            loss, output = problem.evaluate(step)
             if observe is not None:
                 observe(output)
             torch.autograd.backward(loss / len(update.steps), inputs=list(trained))
-    problem.processes.average_gradients(problem)
-    if problem.config.gradient_clipping > 0:
-        torch.nn.utils.clip_grad_norm_(trained, problem.config.gradient_clipping)
+    taken = problem.optimizer_step
+    taken.average_gradients()
+    if taken.clipping > 0:
+        torch.nn.utils.clip_grad_norm_(trained, taken.clipping)
 
 
-def _groups(problem: Problem, update: RecordedUpdate) -> list[dict[str, Any]]:
+def _groups(step: OptimizerStep, update: RecordedUpdate) -> list[dict[str, Any]]:
     """Return the optimizer's groups as they were at a recorded step, learned settings anew."""
     moment = update.moment
     assert moment is not None
-    groups: list[dict[str, Any]] = problem.optimizer.param_groups
+    groups: list[dict[str, Any]] = step.optimizer.param_groups
     learned: Sequence[Any] = [{}] * len(groups)
-    if owns_settings(problem):
+    if step.has_learned_settings:
         with torch.no_grad():
-            learned = settings_per_group(problem)
+            learned = step.learned_settings()
     found = []
     for group, own in zip(groups, learned, strict=True):
         recorded = next((moment.settings[p] for p in group["params"] if p in moment.settings), {})

@@ -1,17 +1,26 @@
-"""The benchmarks as scripts, run the way a user runs them."""
+"""The benchmarks as scripts, run the way a user runs them, but in this process.
+
+Importing torch takes seconds, which a process for each script would spend again, and for each of
+its contenders once more. What a benchmark starts by ``spawn`` is forked here from a server that has
+imported it. ``bash .ci/run`` runs scripts as processes.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import os
+import multiprocessing
 import pickle
-import subprocess
+import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from torchvision.datasets import CIFAR10
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -19,23 +28,58 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 # Nothing listens on the discard port, so that a download fails at once even with a network.
 NO_NETWORK = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https")}
 
-Script = Callable[..., "subprocess.CompletedProcess[str]"]
+
+class Done(NamedTuple):
+    """What a script left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Script = Callable[..., Done]
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Scripts set how many threads they take."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
-def run_script(tmp_path: Path) -> Script:
-    """Run a benchmark in an empty folder."""
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork from a server what would be spawned."""
+    get_context = multiprocessing.get_context
+    server: Any = get_context("forkserver")
+    server.set_forkserver_preload(["metaweight.weighting", "torch._dynamo"])
 
-    def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(FOLDER / name), *arguments],
-            cwd=tmp_path,
-            env={**os.environ, **NO_NETWORK},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+    def instead(method: str | None = None) -> Any:
+        return server if method == "spawn" else get_context(method)
+
+    monkeypatch.setattr(multiprocessing, "get_context", instead)
+
+
+@pytest.fixture
+def run_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmark_modules: None, forked: None
+) -> Script:
+    """Run a benchmark in an empty folder."""
+    for name, value in NO_NETWORK.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *arguments: str) -> Done:
+        path = str(FOLDER / name)
+        monkeypatch.setattr(sys, "argv", [path, *arguments])
+        code: Any = 0
+        with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+            try:
+                runpy.run_path(path, run_name="__main__")
+            except SystemExit as end:
+                code = end.code or 0
+        return Done(code, out.getvalue(), err.getvalue())
 
     return run
 

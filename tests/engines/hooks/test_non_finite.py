@@ -22,7 +22,6 @@ from metaweight import (
     Config,
     ConfigurationError,
     Engine,
-    EngineConfig,
     Hook,
     HypergradientError,
     NonFinite,
@@ -489,26 +488,6 @@ def test_counts_are_saved() -> None:
     other.load_state_dict(from_plain(saved["state"]))
     assert other.skipped == {"chase": 3}
     assert other.state_dict() == hook.state_dict()
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"policy": "warn"}, r"NonFinite\(policy='warn'\) is not one of raise, skip, stop"),
-        ({"in_a_row": 0}, r"NonFinite\(in_a_row=0\) must be an integer of at least 1"),
-        ({"in_a_row": True}, "or None for any number"),
-    ],
-)
-def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigurationError, match=message):
-        NonFinite(**settings)
-
-
-def test_a_setting_of_the_engine_is_checked() -> None:
-    with pytest.raises(
-        ConfigurationError, match=r"non_finite='warn'\) is not one of ignore, raise, skip, stop"
-    ):
-        EngineConfig(non_finite="warn")
 
 
 def test_two_policies_are_refused() -> None:

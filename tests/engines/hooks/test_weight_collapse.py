@@ -148,15 +148,3 @@ def test_a_problem_without_declared_weights_is_refused() -> None:
     engine = reweighted([0], [0], hooks=[WeightCollapse("classifier")], kind=Plain)
     with pytest.raises(ConfigurationError, match="Plain does not declare any; derive it from Rew"):
         engine.run()
-
-
-@pytest.mark.parametrize("every", [0, 1.5, True])
-def test_the_window_is_checked(every: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"'c', every=.*integer of at least 1"):
-        WeightCollapse("c", every=every)
-
-
-@pytest.mark.parametrize("name", ["zero", "equal", "few"])
-def test_thresholds_are_checked(name: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"{name}=-0.1.*at least 0; 0 never warns"):
-        WeightCollapse("c", **{name: -0.1})

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from metaweight.engines import Hook
+from metaweight.problems.base.loss import loss_of
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -110,7 +111,7 @@ def trained_alone(program: Program, level: Level, problem: Any) -> list[Tensor]:
     batches = endless(problem.source.loaders)
     gradient = [torch.zeros_like(p) for p in parameters]
     for number in range(1, program.steps + 1):
-        loss = problem.loss_of(problem.training_step(next(batches)))
+        loss = loss_of(problem.name, problem.training_step(next(batches)))
         found = torch.autograd.grad(loss, parameters)
         gradient = [g + f / accumulation for g, f in zip(gradient, found, strict=True)]
         if number % accumulation == 0:
@@ -207,7 +208,7 @@ class Everything(nn.Module):
         self.all = nn.ModuleDict({p.name: p.module for p in problems})
 
     def forward(self, problem: Any, batch: Any) -> Tensor:
-        loss: Tensor = problem.loss_of(problem.training_step(batch))
+        loss: Tensor = loss_of(problem.name, problem.training_step(batch))
         return loss
 
 

@@ -308,23 +308,6 @@ def test_a_gate_is_given_once() -> None:
         learn_weight(lower, [labelled_batch()])
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: LearnedConsistencyWeight(0.0), "no value of a softplus"),
-        (lambda: LearnedThreshold(1.0), "strictly between"),
-        (lambda: LearnedThreshold(0.5, 0.0), "no width"),
-        (lambda: LearnedThreshold(classes=0), "no threshold"),
-        (lambda: UnlabelledWeightNet(initial=0.0), "strictly between"),
-        (lambda: UnlabelledWeightNet(0), "no hidden"),
-        (lambda: SampleWeightTable(0), "at least 1 sample"),
-    ],
-)
-def test_settings_are_checked(make: Any, message: str) -> None:
-    with pytest.raises(ConfigurationError, match=message):
-        make()
-
-
 def test_a_consistency_result_says_what_is_left_out() -> None:
     values = torch.ones(2)
     found = Consistency(values, values, values, values.long())

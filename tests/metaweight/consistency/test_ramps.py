@@ -85,29 +85,3 @@ def test_a_hook_refuses_other_problems() -> None:
         )
         with pytest.raises(ConfigurationError, match=f"{asked!r}, which is no SemiSup.*none"):
             engine.run()
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"weight": -1.0}, "no weight"),
-        ({"weight": float("nan")}, "no weight"),
-        ({"shape": "cosine"}, "sigmoid, linear, constant"),
-        ({"end": 1.5}, "no share"),
-        ({"end": 0.0}, "no share"),
-        ({"end": 0}, "no number of steps"),
-        ({"end": True}, "is no number"),
-        ({"begin": 10, "end": 0.5}, "mixes"),
-        ({"begin": 0.6, "end": 0.5}, "does not begin before"),
-    ],
-)
-def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigurationError, match=message):
-        Ramp(**settings)
-
-
-def test_ramps_are_checked() -> None:
-    with pytest.raises(ConfigurationError, match="sigmoid, linear, constant"):
-        ramp("exp", 1, 2)  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match="length 0"):
-        ramp("linear", 1, 0)

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from metaweight.problems import lower_view
 from metaweight.problems.state.random_streams import RandomState
 from support.naive import everything
 from support.reweighting import Declared, program
@@ -110,9 +111,9 @@ def test_leaves_no_trace(name, fails):
     classifier.fail = fails
     if fails:
         with pytest.raises(RuntimeError, match="the loss failed"):
-            METHODS[name].vjp(classifier, vector, theta).values
+            METHODS[name].vjp(lower_view(classifier), vector, theta).values
     else:
-        METHODS[name].vjp(classifier, vector, theta).values
+        METHODS[name].vjp(lower_view(classifier), vector, theta).values
     assert_same(before, full_state(engine))
     assert list(classifier.trainable_parameters())
 
@@ -121,12 +122,12 @@ def test_leaves_no_trace(name, fails):
 def test_is_deterministic_and_replays_the_steps_own_random_numbers(name):
     """Whatever the streams are at now, the product is that of the recorded step."""
     _, classifier, theta, vector = stepped(METHODS[name])
-    first = METHODS[name].vjp(classifier, vector, theta).values
+    first = METHODS[name].vjp(lower_view(classifier), vector, theta).values
     torch.manual_seed(123), random.seed(5), np.random.seed(7)
-    second = METHODS[name].vjp(classifier, vector, theta).values
+    second = METHODS[name].vjp(lower_view(classifier), vector, theta).values
     assert_same(first, second)
     classifier.step_state.trajectory.window[0].random.__init__(torch.device("cpu"))
-    other = METHODS[name].vjp(classifier, vector, theta).values
+    other = METHODS[name].vjp(lower_view(classifier), vector, theta).values
     assert not torch.allclose(first[0], other[0], rtol=1e-3)
 
 
@@ -134,7 +135,7 @@ def test_is_deterministic_and_replays_the_steps_own_random_numbers(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_keeps_dtype_and_shape(name, dtype):
     _, classifier, theta, vector = stepped(METHODS[name], dtype=dtype)
-    product = METHODS[name].vjp(classifier, vector, theta).values
+    product = METHODS[name].vjp(lower_view(classifier), vector, theta).values
     assert [p.dtype for p in product] == [dtype] * len(theta)
     assert [p.shape for p in product] == [t.shape for t in theta]
     assert all(torch.isfinite(p).all() for p in product)
@@ -144,7 +145,7 @@ def test_keeps_dtype_and_shape(name, dtype):
 def test_zero_vector_gives_zero(name):
     """Also where the step is divided by the vector's norm."""
     _, classifier, theta, vector = stepped(METHODS[name])
-    product = METHODS[name].vjp(classifier, [0 * v for v in vector], theta).values
+    product = METHODS[name].vjp(lower_view(classifier), [0 * v for v in vector], theta).values
     for p in product:
         torch.testing.assert_close(p, torch.zeros_like(p))
 
@@ -159,8 +160,8 @@ def test_is_odd_in_the_vector(name):
     one_sided = "one-sided" in name or "penalty" in name
     rtol = 1e-4 if one_sided else 1e-8
     _, classifier, theta, vector = stepped(METHODS[name])
-    positive = METHODS[name].vjp(classifier, vector, theta).values
-    negative = METHODS[name].vjp(classifier, [-v for v in vector], theta).values
+    positive = METHODS[name].vjp(lower_view(classifier), vector, theta).values
+    negative = METHODS[name].vjp(lower_view(classifier), [-v for v in vector], theta).values
     for p, n in zip(positive, negative, strict=True):
         torch.testing.assert_close(p, -n, rtol=rtol, atol=1e-10)
 
@@ -177,7 +178,10 @@ def test_on_a_gpu_equals_the_cpu(name):
         theta = list(engine.judge.module.parameters())
         vector = [torch.ones_like(p) for p in engine.classifier.module.parameters()]
         results.append(
-            [p.cpu() for p in METHODS[name].vjp(engine.classifier, vector, theta).values]
+            [
+                p.cpu()
+                for p in METHODS[name].vjp(lower_view(engine.classifier), vector, theta).values
+            ]
         )
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)

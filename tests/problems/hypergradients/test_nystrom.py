@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from metaweight.problems import lower_view
 from metaweight.problems.hypergradients.nystrom import sketch
 from support.quadratic import Quadratic, bilevel, error, flat, spread, with_eigenvalues
 
@@ -26,7 +27,7 @@ def product(quadratic, method, count=1):
         engine.train_step()
     v = torch.linspace(-1, 2, len(quadratic.linear), dtype=torch.float64)
     vector = engine.lower.module.split(v.to(quadratic.linear.dtype))
-    found = method.vjp(engine.lower, vector, list(engine.upper.module.parameters()))
+    found = method.vjp(lower_view(engine.lower), vector, list(engine.upper.module.parameters()))
     return flat(found.values).double(), v, found.status
 
 

@@ -67,7 +67,7 @@ def test_agrees_with_itself_in_double_precision(
 
 
 def test_bettys_displacement_is_too_long_for_one_of_these_programs() -> None:
-    """The report that the README shows."""
+    """The report that docs/which_hypergradient.md shows."""
     engine = program(
         Plain,
         config=Config(unroll_steps=2),

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from metaweight.problems.hypergradients.parameter_selection import NamedModules, others_frozen
+from metaweight.problems.hypergradients.parameter_selection import NamedModules
+from metaweight.problems.partial_hypergradient import others_frozen
 from support.reweighting import Declared, program
 from torch import nn
 
@@ -98,12 +99,12 @@ def test_the_choice_is_in_module_order_and_among_what_is_trained() -> None:
 
 def test_the_choice_is_stable_while_parameters_are_held() -> None:
     classifier = program(config=Config(hypergradient_parameters=LastLayers(1))).classifier
-    before = classifier.hold_parameters()
+    before = classifier.step_state.hold(classifier.trainable_parameters())
     expected = list(classifier.meta_trainable_parameters())
     for p in classifier.module.parameters():
         p.requires_grad_(False)
     assert [id(p) for p in classifier.meta_trainable_parameters()] == [id(p) for p in expected]
-    classifier.release_parameters(before)
+    classifier.step_state.release(before)
 
 
 # What is refused.

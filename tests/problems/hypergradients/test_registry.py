@@ -14,7 +14,7 @@ from metaweight import Config, ConfigurationError, Hypergradient, Product, Statu
 class Nothing(Hypergradient):
     """The hypergradient of a lower problem that responds to nothing."""
 
-    def vjp(self, problem, vector, upper_parameters):
+    def vjp(self, lower, vector, upper_parameters):
         return Product([0.0 * t for t in upper_parameters], Status("Nothing"))
 
 

@@ -10,6 +10,7 @@ import copy
 
 import pytest
 import torch
+from metaweight.problems import lower_view
 from support.naive import cosine, everything, mixed_product, relative_error
 from support.reweighting import Declared, Plain, program
 
@@ -91,7 +92,7 @@ def double_backward(classifier, before, theta, vector):
 
 
 def product(method, classifier, theta, vector):
-    return method.vjp(classifier, vector, theta).values
+    return method.vjp(lower_view(classifier), vector, theta).values
 
 
 @pytest.mark.parametrize("normalise", [False, True], ids=["plain", "normalised"])
@@ -191,10 +192,10 @@ def test_refuses_a_step_recorded_without_parameters():
 
 def test_records_for_a_one_sided_difference_only():
     problem = Declared("classifier")
-    assert FINE.recording(problem).parameters
-    assert FINE.recording(problem).losses
-    assert not Reweighting().recording(problem).parameters
-    assert not Reweighting(derivative="forward_mode").recording(problem).losses
+    assert FINE.recording(lower_view(problem)).parameters
+    assert FINE.recording(lower_view(problem)).losses
+    assert not Reweighting().recording(lower_view(problem)).parameters
+    assert not Reweighting(derivative="forward_mode").recording(lower_view(problem)).losses
     engine = program(Plain, config=Config(type=FiniteDifference()))
     assert not engine.classifier.step_state.trajectory.recording.losses
 

@@ -419,21 +419,6 @@ def test_three_levels_compose() -> None:
     assert relative_error(actual, expected) < 1e-9
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"steps": 0}, r"steps=0\) must be an integer of at least 1, or None"),
-        ({"product": "hessian"}, r"product='hessian'\) is not one of exact, forward_over_reverse"),
-        ({"memory": "none"}, r"memory='none'\) is not one of flat, full"),
-        ({"memory": "full", "product": "finite_difference"}, r"use product='exact', or memory"),
-        ({"alpha": 0.0}, r"alpha=0.0\) must be positive"),
-    ],
-)
-def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigurationError, match=message):
-        Unroll(**settings)
-
-
 def test_an_optimizer_that_cannot_be_differentiated_is_refused() -> None:
     setting = Setting(torch.optim.LBFGS, {"lr": 0.1})
     with pytest.raises(ConfigurationError, match=r"'lower' asks for an unrolled.*LBFGS.*type='cg'"):

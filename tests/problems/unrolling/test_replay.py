@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from metaweight.problems import lower_view
 from metaweight.problems.base.vectors import Displacement
-from metaweight.problems.products.evaluation import Evaluation
 from metaweight.problems.unrolling import replay
 from support.unrolled import NAIVE, Setting, build
 
@@ -26,19 +26,19 @@ def test_ends_where_the_steps_ended(name: str) -> None:
     engine = build(setting)
     for _ in range(2 * setting.steps * setting.accumulation):
         engine.train_step()
-    lower = engine.lower
+    lower, view = engine.lower, lower_view(engine.lower)
     end = [p.detach().clone() for p in lower.module.parameters()]
     updates = list(lower.step_state.trajectory.updates)
     assert len(updates) == setting.steps
     with (
-        Evaluation(lower, graph=True, in_full_precision=True),
+        view.evaluation(),
         Displacement(updates[0].start),
     ):
-        replay(lower, updates)
+        replay(view, updates)
         found = [p.detach().clone() for p in lower.module.parameters()]
         with torch.no_grad():
             engine.upper.module.penalty.add_(0.5)
-        replay(lower, updates)
+        replay(view, updates)
         other = [p.detach().clone() for p in lower.module.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(found, end, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(other, end, strict=True))

@@ -6,16 +6,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..problem import Problem
 from ..recording.trajectory import OptimizerMoment, RecordedStep, RecordedUpdate, Trajectory
 from ..state.buffers import buffer_slots
-
-if TYPE_CHECKING:
-    from ..problem import Problem
 
 
 def as_double(value: Any) -> Any:
@@ -41,7 +39,7 @@ def in_double(problem: Problem) -> Iterator[None]:
     """
     everyone = [problem, *problem.position.peers.values()]
     for one in everyone:
-        one.trajectory.release_graphs()
+        one.step_state.trajectory.release_graphs()
     with ExitStack() as stack:
         for one in everyone:
             stack.enter_context(_module_in_double(one))
@@ -70,7 +68,7 @@ def _module_in_double(problem: Problem) -> Iterator[None]:
 
 @contextmanager
 def _recorded_in_double(problem: Problem) -> Iterator[None]:
-    trajectory, optimizer = problem.trajectory, problem.optimizer
+    trajectory, optimizer = problem.step_state.trajectory, problem.optimizer
     state: Mapping[Tensor, Any] = {} if optimizer is None else optimizer.state
     try:
         problem.step_state.replace_trajectory(_doubled(trajectory))

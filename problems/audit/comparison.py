@@ -1,0 +1,149 @@
+"""References for a hypergradient, in double precision on the user's own program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..base import vectors
+from ..base.errors import MetaweightError
+from ..hypergradients.base import Approximation, Hypergradient, LowerProblem
+from ..hypergradients.finite_difference import FiniteDifference
+from ..hypergradients.unroll import Unroll
+from ..problem import Problem
+from ..products.recorded_loss import require_recorded
+from ..products.second_order import exact
+from ..unrolling import OptimizerStep, why_not_differentiable
+from .in_double import in_double
+from .report import Agreement, agreement
+
+Values = Sequence[Tensor]
+
+# Short enough for an error of 1e-8, long enough for rounding of 1e-12 in double precision.
+CONVERGED = 1e-4
+
+
+@dataclass(frozen=True)
+class References:
+    """What a product is compared with; of those that do not apply there is none."""
+
+    converged: list[Tensor]
+    unrolled: list[Tensor] | None
+    same_step: list[Tensor] | None
+    """With the method's own displacement, in double precision."""
+    bent: list[Tensor] | None
+    """What is left of the displacement's error without batch statistics and dropout."""
+    detached: Agreement | None
+    """Of a finite difference and the derivative that respects what was detached."""
+    repeatable: bool
+
+
+class Comparison:
+    """What to compare one product of one method with.
+
+    Args:
+        problem: The lower problem.
+        lower: The same, as algorithms see it.
+        method: Its hypergradient.
+        vector: ``v``.
+        upper_parameters: ``θ``.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        lower: LowerProblem,
+        method: Hypergradient,
+        vector: Values,
+        upper_parameters: Values,
+    ) -> None:
+        self._problem = problem
+        self._lower = lower
+        self._method = method
+        self._approximation = method.approximation(lower)
+        self._vector = list(vector)
+        self._wanted = upper_parameters
+
+    def references(self) -> References:
+        """Compute them all, in double precision where the program can."""
+        repeatable = _repeatable(self._lower)
+        approximation = self._approximation
+        with _double_where_possible(self._problem, self._lower):
+            if approximation is None:
+                return References(
+                    self._values(self._method), self._unrolled(), None, None, None, repeatable
+                )
+            return References(
+                converged=self._values(approximation.with_alpha(CONVERGED)),
+                unrolled=self._unrolled(),
+                same_step=self._values(approximation.with_alpha(approximation.alpha)),
+                bent=self._without_bending_layers(approximation),
+                detached=self._effect_of_detach() if approximation.moves_detached else None,
+                repeatable=repeatable,
+            )
+
+    def _values(self, method: Hypergradient) -> list[Tensor]:
+        found = method.vjp(self._lower, self._fitting_vector(), self._wanted).values
+        return self._lower.mean(found)
+
+    def _fitting_vector(self) -> list[Tensor]:
+        return [v.to(w.dtype) for v, w in zip(self._vector, self._lower.weights, strict=True)]
+
+    def _unrolled(self) -> list[Tensor] | None:
+        return self._values(Unroll()) if can_unroll(self._lower.optimizer_step) else None
+
+    def _effect_of_detach(self) -> Agreement:
+        moved = self._values(FiniteDifference(alpha=CONVERGED))
+        lower = self._lower
+        with lower.evaluation(second_order=True) as evaluation:
+            update = require_recorded(lower)
+            kept = exact(lower, evaluation, update, self._fitting_vector(), self._wanted)
+        return agreement(moved, vectors.scale(lower.mean(kept), -1.0))
+
+    def _without_bending_layers(self, approximation: Approximation) -> list[Tensor] | None:
+        bending = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+        layers = [
+            m for m in self._problem.module.modules() if isinstance(m, bending) and m.training
+        ]
+        if not layers:
+            return None
+        for layer in layers:
+            layer.eval()
+        try:
+            own = self._values(approximation.with_alpha(approximation.alpha))
+            return vectors.add(own, self._values(approximation.with_alpha(CONVERGED)), alpha=-1.0)
+        finally:
+            for layer in layers:
+                layer.train()
+
+
+def can_unroll(step: OptimizerStep) -> bool:
+    """Whether the derivative through the recorded steps is known."""
+    own = step.optimizer is not None and not step.is_custom
+    return own and why_not_differentiable(step.optimizer) is None
+
+
+def _repeatable(lower: LowerProblem) -> bool:
+    """Whether the loss is the same when it is replayed."""
+    with torch.no_grad(), lower.evaluation(graph=False):
+        step = lower.trajectory.window[0]
+        first, second = (lower.loss(step) for _ in range(2))
+        (differ,) = lower.mean([(first != second).double()])
+        return not bool(differ)
+
+
+@contextmanager
+def _double_where_possible(problem: Problem, lower: LowerProblem) -> Iterator[None]:
+    """Double precision, unless the loss mixes in tensors that stay single."""
+    with ExitStack() as stack:
+        stack.enter_context(in_double(problem))
+        try:
+            with torch.no_grad(), lower.evaluation(graph=False):
+                lower.loss(lower.trajectory.window[0])
+        except (RuntimeError, TypeError, MetaweightError):
+            stack.close()
+        yield

@@ -1,0 +1,126 @@
+"""What is to blame for an error of a hypergradient, found by elimination, and what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..base import vectors
+from ..hypergradients.base import Approximation
+from .comparison import References
+from .report import Agreement, HypergradientReport, agreement
+
+
+@dataclass(frozen=True)
+class Case:
+    """What was checked.
+
+    Attributes:
+        problem: Name of the lower problem.
+        method: Class name of its hypergradient.
+        approximation: What that takes for a derivative, if it does.
+        is_halved: Whether the problem computes in half precision.
+        steps: How many of its optimizer steps were recorded.
+    """
+
+    problem: str
+    method: str
+    approximation: Approximation | None
+    is_halved: bool
+    steps: int
+
+
+def judged(
+    case: Case, actual: Sequence[Tensor], references: References, tolerance: float
+) -> HypergradientReport:
+    """Judge a product and say what to change.
+
+    Args:
+        case: What was checked.
+        actual: The product.
+        references: What to compare it with.
+        tolerance: Largest relative error against the converged method that is let pass.
+    """
+    converged = agreement(actual, references.converged)
+    unrolled = references.unrolled
+    exact = None if unrolled is None else agreement(actual, unrolled)
+    advice = [
+        *_numerical(case, converged, references, tolerance),
+        *_structural(case, exact, references, tolerance),
+    ]
+    return HypergradientReport(case.problem, case.method, converged, exact, tuple(advice))
+
+
+def _numerical(
+    case: Case, converged: Agreement, references: References, tolerance: float
+) -> Iterator[str]:
+    if not references.repeatable:
+        yield (
+            f"The loss of problem {case.problem!r} changes when it is computed again with "
+            "the same random state: it draws dropout or noise from a generator of its own, or "
+            "keeps state. Draw from torch's, NumPy's or Python's global generator."
+        )
+    elif converged.relative_error > tolerance:
+        yield _blame(case, converged.relative_error, references, tolerance)
+
+
+def _blame(case: Case, error: float, references: References, tolerance: float) -> str:
+    approximation = case.approximation
+    if approximation is None or references.same_step is None:
+        return _blame_precision(case, error, 0.0)
+    left = vectors.add(references.same_step, references.converged, alpha=-1.0)
+    double = _length(left) / max(_length(references.converged), 1e-300)
+    if double <= max(tolerance, 0.3 * error):
+        return _blame_precision(case, error, double)
+    setting = f"{approximation.setting}={approximation.alpha:g}"
+    if references.bent is not None and _length(references.bent) <= 0.1 * _length(left):
+        return (
+            f"Batch norm or dropout bends the loss within the displacement {setting} (relative "
+            f"error {error:.2g}, gone with running statistics and without dropout): shorten it."
+        )
+    return (
+        f"The displacement {setting} is too large for this loss (relative error {double:.2g} "
+        "even in double precision): shorten it."
+    )
+
+
+def _blame_precision(case: Case, error: float, double: float) -> str:
+    remedy = "lengthen it" if case.approximation is not None else "train in double precision"
+    if case.is_halved:
+        return (
+            f"Half precision spoils it (relative error {error:.2g}, {double:.2g} in double "
+            "precision): keep full_precision=True, so that its passes run without autocast, "
+            "and parameters in single precision."
+        )
+    what = "the displacement" if case.approximation is not None else "this method"
+    return (
+        f"Single precision is too coarse for {what} (relative error {error:.2g}, {double:.2g} "
+        f"in double precision): {remedy}."
+    )
+
+
+def _structural(
+    case: Case, unrolled: Agreement | None, references: References, tolerance: float
+) -> Iterator[str]:
+    apart = references.detached
+    if apart is not None and apart.relative_error > tolerance:
+        yield (
+            f"The loss of problem {case.problem!r} detaches something computed from its "
+            "parameters; a finite difference moves it all the same (cosine "
+            f"{apart.cosine:.3f} to the derivative that respects the detach, norm ratio "
+            f"{apart.norm_ratio:.3g}): derive the problem from ReweightedProblem, or use "
+            "Config(type='unroll')."
+        )
+    if unrolled is not None and unrolled.cosine < 0.9:
+        yield (
+            "Its direction is not that of the exact derivative through the last "
+            f"{case.steps} optimizer steps (cosine "
+            f"{unrolled.cosine:.3f}): where these steps are what you mean to differentiate, "
+            "use Config(type='unroll') or an IterativeProblem."
+        )
+
+
+def _length(values: Sequence[Tensor]) -> float:
+    return float(vectors.norm(values))

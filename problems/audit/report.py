@@ -1,0 +1,76 @@
+"""What a check of a hypergradient tells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How close a hypergradient is to a reference.
+
+    Attributes:
+        relative_error: ``||a - b|| / ||b||``.
+        cosine: ``<a, b> / (||a|| ||b||)``.
+        norm_ratio: ``||a|| / ||b||``.
+    """
+
+    relative_error: float
+    cosine: float
+    norm_ratio: float
+
+    def __str__(self) -> str:
+        return (
+            f"relative error {self.relative_error:.2g}, cosine {self.cosine:.4f}, "
+            f"norm ratio {self.norm_ratio:.4g}"
+        )
+
+
+@dataclass(frozen=True)
+class HypergradientReport:
+    """What a check found for one lower problem and one use of its hypergradient.
+
+    Attributes:
+        problem: Name of the lower problem.
+        method: Class name of its hypergradient.
+        converged: Against the same method in double precision, its displacement made short.
+        unrolled: Against the exact derivative through the recorded steps, where there is one.
+        advice: What is to blame and what to change, in plain words; empty when nothing is.
+    """
+
+    problem: str
+    method: str
+    converged: Agreement
+    unrolled: Agreement | None
+    advice: tuple[str, ...]
+
+    @property
+    def trustworthy(self) -> bool:
+        """Whether nothing was found to blame."""
+        return not self.advice
+
+    def __str__(self) -> str:
+        lines = [
+            f"Hypergradient of {self.method} through problem {self.problem!r}",
+            f"  against itself in double precision, converged: {self.converged}",
+        ]
+        if self.unrolled is not None:
+            lines.append(f"  against the exact unrolled derivative: {self.unrolled}")
+        lines += [f"  - {sentence}" for sentence in self.advice] or ["  nothing to blame"]
+        return "\n".join(lines)
+
+
+def agreement(actual: Sequence[Tensor], reference: Sequence[Tensor]) -> Agreement:
+    """Compare two hypergradients; reads the host."""
+    a, b = (torch.cat([t.double().reshape(-1).cpu() for t in v]) for v in (actual, reference))
+    length, other = float(a.norm()), float(b.norm())
+    if length == 0.0 and other == 0.0:
+        return Agreement(0.0, 1.0, 1.0)
+    error = float((a - b).norm()) / other if other else math.inf
+    cosine = float(torch.dot(a, b)) / (length * other) if length and other else 0.0
+    return Agreement(error, cosine, length / other if other else math.inf)

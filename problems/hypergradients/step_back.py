@@ -1,0 +1,143 @@
+"""One step back of an unrolled hypergradient, from the recording of an optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..base import vectors
+from ..kernels.compilation import uncompiled
+from ..products.evaluation import Evaluation
+from ..products.recorded_loss import mean_over_micro_batches
+from ..products.second_derivatives import double_backward
+from ..products.second_order import DIFFERENCES, PRODUCTS
+from ..recording.trajectory import RecordedStep, RecordedUpdate
+from ..unrolling import go_back_to, update_adjoint
+from ..unrolling.sgd_adjoint import Cotangents, StateCotangents
+from .base import LowerProblem
+
+
+class StepBack:
+    """Goes back over one recorded step after another, the last one first.
+
+    Args:
+        product: How products with second derivatives are computed, a name among ``PRODUCTS``.
+        length: Of the displacement of a difference.
+        lower: Whose steps they were.
+        evaluation: What losses are evaluated in.
+        updates: The recorded steps.
+        upper_parameters: ``θ``.
+        to_start: Whether the cotangent of where the loop began is read.
+    """
+
+    def __init__(
+        self,
+        product: str,
+        length: float,
+        lower: LowerProblem,
+        evaluation: Evaluation,
+        updates: Sequence[RecordedUpdate],
+        upper_parameters: Sequence[Tensor],
+        to_start: bool,
+    ) -> None:
+        self._product = PRODUCTS[product]
+        self._is_difference = product in DIFFERENCES
+        self._length = length
+        self._lower = lower
+        self._step = lower.optimizer_step
+        self._evaluation = evaluation
+        self._updates = updates
+        self._upper = list(upper_parameters)
+        self._to_start = to_start
+        self._states: StateCotangents = {}
+        self._spare: StateCotangents = {}
+
+    def __call__(
+        self, number: int, cotangents: Cotangents
+    ) -> tuple[Cotangents, list[list[Tensor]]]:
+        """Return the cotangents of the weights before a step, and what it adds to ``dF/dθ``."""
+        update, weights = self._updates[number], self._evaluation.weights
+        # The parameters the loop began with are mostly nobody's function.
+        goes_on = number > 0 or self._to_start
+        adjoint = update_adjoint(
+            self._step,
+            update,
+            cotangents,
+            self._states,
+            self._upper,
+            gradients_only=not goes_on,
+            spare=self._spare,
+        )
+        inputs = [*weights, *self._upper] if goes_on else self._upper
+        along = vectors.fill_none([adjoint.gradients.get(p) for p in weights], weights)
+        products = self._products(update, along, inputs, adjoint.factor)
+        if goes_on:
+            own = self._lower.mean(products[: len(weights)])
+            moved = [adjoint.parameters[p] for p in weights]
+            # At first these may be the caller's.
+            in_place = number < len(self._updates) - 1
+            below = _sum(moved, own, in_place=in_place)
+            cotangents = dict(zip(weights, below, strict=True))
+            self._spare, self._states = self._states, adjoint.states
+        terms = [products[len(inputs) - len(self._upper) :]]
+        return cotangents, [*terms, adjoint.upper_parameters] if adjoint.upper_parameters else terms
+
+    def _products(
+        self,
+        update: RecordedUpdate,
+        along: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        factor: Tensor | float,
+    ) -> list[Tensor]:
+        """Return the products of ``factor * along``."""
+        lower, evaluation = self._lower, self._evaluation
+        if is_kept(update):
+            return _times(_kept_products(lower, evaluation, update, along, inputs), factor)
+        go_back_to(update)
+        if not self._is_difference:
+            return _times(self._product(lower, evaluation, update, along, inputs, 0.0), factor)
+        # Differences are not linear in it. A compiled pass shows no activation pattern.
+        u = _times(along, factor)
+        with uncompiled():
+            return self._product(lower, evaluation, update, u, inputs, self._length)
+
+
+def is_kept(update: RecordedUpdate) -> bool:
+    """Whether the graphs of a step's gradients were kept and can still be used."""
+    return all(step.graph is not None and step.graph.is_intact for step in update.steps)
+
+
+def _times(vector: Sequence[Tensor], factor: Tensor | float) -> list[Tensor]:
+    one = not isinstance(factor, Tensor) and factor == 1.0
+    return list(vector) if one else vectors.scale(vector, factor)
+
+
+def _sum(left: list[Tensor], right: list[Tensor], *, in_place: bool) -> list[Tensor]:
+    if not in_place:
+        return vectors.add(left, right)
+    torch._foreach_add_(left, right)
+    return left
+
+
+def _kept_products(
+    lower: LowerProblem,
+    evaluation: Evaluation,
+    update: RecordedUpdate,
+    along: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+) -> list[Tensor]:
+    keep = len(lower.paths) > 1
+
+    def one(step: RecordedStep) -> list[Tensor]:
+        graph = step.graph
+        assert graph is not None
+        gradient = [graph.gradients.get(p) for p in evaluation.weights]
+        places = [graph.parameters.get(t, t) for t in inputs]
+        products = double_backward(gradient, along, places, keep=keep)
+        if not keep:
+            step.graph = None
+        return products
+
+    return mean_over_micro_batches(update.steps, one)

@@ -1,0 +1,64 @@
+"""Measuring at displaced parameters, which are afterwards bit-equal to what they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ..base import vectors
+from ..kernels.precision import difference_step
+
+Measured = TypeVar("Measured")
+
+
+def inverse_step(
+    vector: Sequence[Tensor], alpha: float, dtype: torch.dtype, order: int = 2
+) -> Tensor:
+    """Return ``1 / eps`` for a displacement ``eps v`` of length ``alpha``, wider in 16 bits.
+
+    Args:
+        vector: ``v``.
+        alpha: The length, for numbers of single precision or better.
+        dtype: The type of number that the loss is computed in.
+        order: That of the difference's error in ``eps``.
+    """
+    return vectors.norm(vector).add_(1e-15).div_(difference_step(alpha, dtype, order))
+
+
+def at_both_ends(
+    parameters: Sequence[Tensor],
+    shift: Sequence[Tensor],
+    ahead: Callable[[], Measured],
+    behind: Callable[[], Measured],
+    *,
+    stay: bool = False,
+) -> tuple[Measured, Measured]:
+    """Measure with the parameters displaced by ``shift``, then by ``-shift``.
+
+    Args:
+        parameters: What to displace, in place.
+        shift: By how much.
+        ahead: Measures at the first place.
+        behind: Measures at the second.
+        stay: Whether the parameters stay at the second place.
+    """
+    with vectors.Displacement(parameters) as place:
+        place.move(shift)
+        first = ahead()
+        place.move(shift, -2.0)
+        second = behind()
+        if stay:
+            place.stay()
+    return first, second
+
+
+def at_one_end(
+    parameters: Sequence[Tensor], shift: Sequence[Tensor], measure: Callable[[], Measured]
+) -> Measured:
+    """Measure with the parameters displaced by ``shift``."""
+    with vectors.Displacement(parameters) as place:
+        place.move(shift)
+        return measure()

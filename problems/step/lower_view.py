@@ -1,0 +1,257 @@
+"""A problem as the algorithms that differentiate through it see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..base.loss import loss_of
+from ..hypergradients.base import LowerProblem
+from ..kernels.activation_reuse import ReusableActivations
+from ..partial_hypergradient import reusable_activations
+from ..problem import Problem
+from ..products.evaluation import Evaluation
+from ..recording.trajectory import RecordedStep, Trajectory
+from ..reweighted import ReweightedProblem
+from ..unrolling import owns_settings, owns_start, settings_per_group, start_of_loop
+from .graph_buffers import buffers_of_all
+
+
+def lower_view(problem: Problem) -> LowerProblem:
+    """Return what hypergradient algorithms see of ``problem``: ``method.vjp(lower_view(p), …)``."""
+    return LowerView(problem)
+
+
+class LowerView:
+    """The :class:`~metaweight.problems.hypergradients.base.LowerProblem` that a problem is.
+
+    It holds nothing but the problem, so that making one costs next to nothing, and what it says is
+    always up to date.
+    """
+
+    __slots__ = ("_own", "_problem")
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._own: set[int] | None = None
+
+    @property
+    def name(self) -> str:
+        return self._problem.name
+
+    @property
+    def count(self) -> int:
+        return self._problem.count
+
+    @property
+    def weights(self) -> list[Tensor]:
+        return list(self._problem.meta_trainable_parameters())
+
+    @property
+    def trajectory(self) -> Trajectory:
+        return self._problem.step_state.trajectory
+
+    @property
+    def sample_loss(self) -> SampleLossView | None:
+        problem = self._problem
+        return SampleLossView(problem) if isinstance(problem, ReweightedProblem) else None
+
+    @property
+    def optimizer_step(self) -> OptimizerStepView:
+        return OptimizerStepView(self._problem)
+
+    @property
+    def has_plain_gradients(self) -> bool:
+        problem = self._problem
+        changed = type(problem).grad_callback is not Problem.grad_callback
+        return not changed and not problem.position.paths
+
+    @property
+    def has_chosen_weights(self) -> bool:
+        return self._problem.config.hypergradient_parameters is not None
+
+    @property
+    def has_problems_below(self) -> bool:
+        return bool(self._problem.position.paths)
+
+    @property
+    def number_of_processes(self) -> int:
+        return self._problem.step_state.processes.world
+
+    @property
+    def paths(self) -> list[tuple[str, ...]]:
+        problem = self._problem
+        return [
+            tuple(p.name for p in path)
+            for upper in problem.position.peers.values()
+            for path in upper.position.paths
+            if problem in path[1:-1]
+        ]
+
+    def loss(self, step: RecordedStep, instead: Mapping[Tensor, Tensor] | None = None) -> Tensor:
+        step.random.restore()
+        if instead is None:
+            return self._loss_of(step.batch)
+        network = _OfBatch(self._problem.module, self._loss_of)
+        return _computed_with(network, instead, step.batch)
+
+    def evaluate(self, step: RecordedStep) -> tuple[Tensor, Mapping[str, Any]]:
+        step.random.restore()
+        evaluated = self._problem.evaluate(step.batch)
+        return evaluated.loss, evaluated.metrics
+
+    def owns(self, holder: Tensor | nn.Module) -> bool:
+        if self._own is None:
+            module = self._problem.module
+            self._own = {id(each) for each in (*module.parameters(), *module.modules())}
+        return id(holder) in self._own
+
+    def evaluation(
+        self, *, graph: bool = True, in_full_precision: bool = True, second_order: bool = False
+    ) -> Evaluation:
+        problem = self._problem
+        state = problem.step_state
+        held = state.hold(() if state.held is not None else problem.trainable_parameters())
+        weights = list(problem.meta_trainable_parameters())
+        return Evaluation(
+            weights,
+            frozen=() if graph else {*problem.trainable_parameters(), *weights},
+            buffers=buffers_of_all(problem),
+            device=problem.device,
+            precision=problem.config.precision,
+            in_full_precision=in_full_precision,
+            second_order=second_order,
+            on_exit=partial(state.release, held),
+        )
+
+    def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return self._problem.step_state.processes.mean(tensors)
+
+    def reusable(
+        self, step: RecordedStep, also: Sequence[Tensor] = ()
+    ) -> ReusableActivations | None:
+        return reusable_activations(self._problem, step.batch, also)
+
+    def _loss_of(self, batch: Any) -> Tensor:
+        return loss_of(self._problem.name, self._problem.training_step(batch))
+
+
+class SampleLossView:
+    """The sample losses and weights that a problem declares."""
+
+    __slots__ = ("_problem",)
+
+    def __init__(self, problem: ReweightedProblem) -> None:
+        self._problem = problem
+
+    @property
+    def is_the_loss(self) -> bool:
+        return self._problem.declares_its_loss
+
+    def losses(self, step: RecordedStep, instead: Mapping[Tensor, Tensor] | None = None) -> Tensor:
+        step.random.restore()
+        problem = self._problem
+        if instead is None:
+            return problem.checked_losses(step.batch)
+        network = _OfBatch(problem.module, problem.checked_losses)
+        constants = {p: p.detach() for p in problem.module.parameters()}
+        return _computed_with(network, {**constants, **instead}, step.batch)
+
+    def weights(self, losses: Tensor, step: RecordedStep) -> Tensor:
+        return self._problem.checked_weights(losses, step.batch)
+
+
+class OptimizerStepView:
+    """How a problem takes its steps."""
+
+    __slots__ = ("_problem",)
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+
+    @property
+    def name(self) -> str:
+        return self._problem.name
+
+    @property
+    def optimizer(self) -> Any:
+        return self._problem.optimizer
+
+    @property
+    def is_custom(self) -> bool:
+        return type(self._problem).custom_optimizer_step is not Problem.custom_optimizer_step
+
+    @property
+    def callbacks(self) -> list[str]:
+        kind = type(self._problem)
+        return [
+            f"{kind.__name__}.{name}"
+            for name in ("grad_callback", "param_callback")
+            if getattr(kind, name) is not getattr(Problem, name)
+        ]
+
+    @property
+    def trained(self) -> list[Tensor]:
+        return list(self._problem.trainable_parameters())
+
+    @property
+    def clipping(self) -> float:
+        return self._problem.config.gradient_clipping
+
+    @property
+    def is_scaled(self) -> bool:
+        return self._problem.config.precision == "fp16" or self._problem.scaler is not None
+
+    @property
+    def per_loop(self) -> int:
+        return self._problem.config.unroll_steps
+
+    @property
+    def has_learned_settings(self) -> bool:
+        return owns_settings(self._problem)
+
+    def learned_settings(self) -> Sequence[Mapping[str, Tensor]]:
+        return settings_per_group(self._problem)
+
+    @property
+    def has_learned_start(self) -> bool:
+        return owns_start(self._problem)
+
+    def start_of_loop(self) -> Mapping[Tensor, Tensor]:
+        return start_of_loop(self._problem)
+
+    @contextmanager
+    def whole_state(self) -> Iterator[Mapping[Tensor, Mapping[str, Tensor]]]:
+        problem = self._problem
+        with problem.step_state.processes.whole_optimizer(problem):
+            yield problem.optimizer.state
+
+    def average_gradients(self) -> None:
+        self._problem.step_state.processes.average_gradients(self._problem)
+
+
+class _OfBatch(nn.Module):
+    """A function of a batch with the network it uses, for a functional call."""
+
+    def __init__(self, network: nn.Module, function: Any) -> None:
+        super().__init__()
+        self.network = network
+        self._function = function
+
+    def forward(self, batch: Any) -> Tensor:
+        found: Tensor = self._function(batch)
+        return found
+
+
+def _computed_with(network: _OfBatch, instead: Mapping[Tensor, Tensor], batch: Any) -> Tensor:
+    """Compute with other tensors in the place of parameters, and with copies of buffers."""
+    names = {id(p): name for name, p in network.named_parameters()}
+    tensors = {names[id(p)]: tensor for p, tensor in instead.items()}
+    tensors |= {name: b.clone() for name, b in network.named_buffers()}
+    found: Tensor = torch.func.functional_call(network, tensors, (batch,))
+    return found

@@ -1,0 +1,62 @@
+"""The upper loss, measured for algorithms that work from its values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..base import vectors
+from ..problem import Problem
+from ..state.buffers import preserved_buffers
+from ..state.random_streams import RandomState, preserved_streams
+from .graph_buffers import buffers_of_all
+
+
+class UpperLoss:
+    """The upper loss, measured again as often as asked; leaves no trace.
+
+    To be made just before the loss is evaluated for training, so as to draw what that draws.
+
+    Args:
+        problem: The upper problem.
+        evaluate: Returns its loss on its batch.
+    """
+
+    def __init__(self, problem: Problem, evaluate: Callable[[], Tensor]) -> None:
+        self._problem = problem
+        self._evaluate = evaluate
+        self._random = RandomState(problem.device)
+
+    def __call__(self) -> Tensor:
+        """Return the loss at all problems' present parameters."""
+        problem = self._problem
+        # What the upper problem records of its own step is the first evaluation's.
+        trajectory = problem.step_state.trajectory
+        under_way = trajectory._open
+        trajectory._open = None
+        try:
+            with (
+                preserved_streams(problem.device),
+                preserved_buffers(buffers_of_all(problem)),
+            ):
+                self._random.restore()
+                torch.clear_autocast_cache()
+                loss = self._evaluate().detach()
+        finally:
+            trajectory._open = under_way
+        wide = loss if loss.is_floating_point() and loss.dtype.itemsize >= 4 else loss.float()
+        return problem.step_state.processes.mean([wide])[0]
+
+    def holding(self, parameters: Sequence[Tensor]) -> Callable[[], Tensor]:
+        """Return a function that puts ``parameters`` where they are now while it measures."""
+        places = [p.data for p in parameters]
+        home = [place.clone() for place in places]
+
+        def value() -> Tensor:
+            with vectors.Displacement(parameters):
+                torch._foreach_copy_(places, home)
+                return self()
+
+        return value

@@ -1,0 +1,45 @@
+"""The README stays short, and its example runs as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+def example() -> str:
+    blocks: list[str] = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(blocks) == 1, "the README has one example"
+    return blocks[0]
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 150
+
+
+def test_the_example_has_fifteen_lines_and_is_what_its_heading_says() -> None:
+    lines = [line for line in example().splitlines() if line.strip()]
+    # Its imports, and fifteen lines at most in all but those.
+    assert len([line for line in lines if "import" not in line.split()]) <= 15
+
+
+def test_the_example_runs_when_pasted(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", example()],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    weights = [float(w) for w in re.findall(r"[01]\.\d+", done.stdout.partition(":")[2])]
+    assert len(weights) == 7
+    assert all(0 <= w <= 1 for w in weights)
+    # A sample with a large loss is trusted less than one with a small loss.
+    assert weights[-1] < weights[0]
