@@ -73,7 +73,7 @@ class Program:
     rejected: Tensor | None = None
     """Which samples of ``data`` were found to be wrong, (N,); ``None`` without such a search."""
     data: LabelledTensors | None = None
-    """What was judged."""
+    """The data searched for wrong labels."""
 
 
 @dataclass(frozen=True)
