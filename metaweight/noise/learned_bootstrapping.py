@@ -41,8 +41,8 @@ class LearnedTrust(nn.Module):
         super().__init__()
         if not is_between(initial, 0, 1):
             raise ConfigurationError(
-                f"LearnedTrust(initial={initial}) is no value of a sigmoid; give a number strictly "
-                "between 0 and 1."
+                f"LearnedTrust(initial={initial}) is not a value of a sigmoid; give a number "
+                "strictly between 0 and 1."
             )
         self.s = nn.Parameter(torch.tensor(math.log(initial / (1 - initial))))
 

@@ -36,8 +36,8 @@ class LearnedConcentration(nn.Module):
         super().__init__()
         if not is_positive(initial):
             raise ConfigurationError(
-                f"LearnedConcentration(initial={initial}) is no value of a softplus; give a finite "
-                "number above 0."
+                f"LearnedConcentration(initial={initial}) is not a value of a softplus; give a "
+                "finite number above 0."
             )
         # The inverse of softplus, in a form that does not overflow.
         self.s = nn.Parameter(torch.tensor(initial + math.log(-math.expm1(-initial))))
