@@ -170,11 +170,11 @@ class Engine:
         Of several processes all call it, and the first one writes.
 
         That is every problem with its module, optimizer, scheduler and loss scaler, steps recorded
-        for a hypergradient, gradients amid an accumulation, hooks, random streams, the places of
+        for a hypergradient, gradients accumulated so far, hooks, random streams, the places of
         loaders, and counters. Problems with state of their own add it to ``state_dict``.
 
         Raises:
-            CheckpointError: When the file cannot be written, amid a step, or for state that is
+            CheckpointError: When the file cannot be written, inside a step, or for state that is
                 more than tensors, numbers, text and containers of these.
         """
         save_engine(self, path)
@@ -219,7 +219,7 @@ class Engine:
             problem.eval()
 
     def set_dependency(self, dependencies: Dependencies | None) -> None:
-        """Rewire the graph; step counters go on, readiness of upper problems starts anew.
+        """Rewire the graph; step counters go on, and upper problems wait again.
 
         Raises:
             GraphError: When the new dependencies are not valid; the old ones then stay.

@@ -64,7 +64,7 @@ def load_state(engine: Engine, path: Path, state: Mapping[str, Any]) -> None:
     if absent:
         engine.logger.warning(
             f"{path} was saved with {', '.join(absent)}, which is not here: random numbers drawn "
-            "there start anew, so that the run goes on, but not bit for bit."
+            "there start afresh, so that the run goes on, but not bit for bit."
         )
 
 

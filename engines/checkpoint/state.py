@@ -51,7 +51,7 @@ def engine_to_plain(engine: Engine) -> dict[str, Any]:
 def _require_between_steps(engine: Engine) -> None:
     if engine.run_state.inside_step:
         raise CheckpointError(
-            "A checkpoint was asked for amid a step, or after one that ended with an exception, "
+            "A checkpoint was asked for inside a step, or after one that ended with an exception, "
             "where the program is between two states; save in iteration_end, in a validation, or "
             "when run() has returned."
         )
@@ -178,7 +178,7 @@ def _require_same_program(engine: Engine, state: Mapping[str, Any]) -> None:
     rolls_back = state["run"]["roll_back"]
     if state["snapshots"] and rolls_back != engine.config.roll_back:
         raise CheckpointError(
-            f"The checkpoint was saved amid a loop with EngineConfig(roll_back={rolls_back}); keep "
+            f"The checkpoint was saved inside a loop with EngineConfig(roll_back={rolls_back}); keep "
             "that setting."
         )
 

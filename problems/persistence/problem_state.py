@@ -115,7 +115,7 @@ def require_same_form(problem: Problem, saved: Mapping[str, Any]) -> None:
         )
     loop, here = saved["loop"], rhythm_of(problem)
     if loop is not None and loop != here:
-        raise _other(f"the settings of {what}, saved amid a loop,", loop, here)
+        raise _other(f"the settings of {what}, saved inside a loop,", loop, here)
 
 
 def require_same_lengths(problem: Problem, saved: Mapping[str, Any]) -> None:

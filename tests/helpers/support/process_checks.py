@@ -419,14 +419,14 @@ def resumed(rank: int, world: int, folder: Path) -> Any:
 
 
 @check
-def resumed_amid_a_loop(rank: int, world: int, folder: Path) -> Any:
+def resumed_inside_a_loop(rank: int, world: int, folder: Path) -> Any:
     kind = "unroll one-sided"
     whole = program(kind, rank, world, accumulation=2, train_iters=12)
     first = program(kind, rank, world, accumulation=2, train_iters=7)
     first.run()
-    first.save(folder / "amid.pt")
+    first.save(folder / "inside.pt")
     again = program(kind, rank, world, accumulation=2, train_iters=12)
-    again.load(folder / "amid.pt")
+    again.load(folder / "inside.pt")
     return ran(whole), ran(again)
 
 
