@@ -38,7 +38,7 @@ def wire(problems: Sequence[Problem], graph: Graph[Problem]) -> None:
 
 
 def prepare_problems(engine: Engine, drive: Drive, end_epoch: Callable[[Problem], None]) -> None:
-    """Put the problems of an engine in their place, with their parts and what they share.
+    """Put the problems of an engine in their place, build what they lack, and share their state.
 
     Args:
         engine: Their engine.

@@ -285,8 +285,8 @@ def _refused(where: str, error: Exception) -> CheckpointError:
 
 
 def _sentence(graph: Mapping[str, Any]) -> str:
-    parts = []
+    pieces = []
     for name, place in graph.items():
         above = ", ".join(place["uppers"])
-        parts.append(f"{name} below {above}" if above else str(name))
-    return "; ".join(parts)
+        pieces.append(f"{name} below {above}" if above else str(name))
+    return "; ".join(pieces)

@@ -135,8 +135,8 @@ class Reinforce(ValueHypergradient):
         for place, update in enumerate(updates):
             steps: list[RecordedStep] = []
             for micro, step in enumerate(update.steps):
-                parts = (self.seed, lower.name, lower.count, number, place, micro)
-                steps.append(replace(step, random=_fresh_streams(seed_of(*parts), device)))
+                keys = (self.seed, lower.name, lower.count, number, place, micro)
+                steps.append(replace(step, random=_fresh_streams(seed_of(*keys), device)))
             found.append(replace(update, steps=steps))
         return found
 

@@ -121,7 +121,7 @@ class _LinearBackward(torch.autograd.Function):
 
 
 def _affine(x: Tensor, w: Tensor | None, bias: Tensor | None) -> Tensor | None:
-    """Return ``x wᵀ + bias`` where parts may be missing."""
+    """Return ``x wᵀ + bias`` where either may be missing."""
     return bias if w is None else F.linear(x, w, bias)
 
 
