@@ -59,7 +59,7 @@ def _regrouped(engine: Engine, merged: dict[str, Any], saved_by: int) -> dict[st
         saved = merged["problems"].get(problem.name, {})
         if saved.get("trajectory") is not None or saved.get("gradients"):
             raise CheckpointError(
-                f"The checkpoint was saved by {saved_by} processes inside a loop or an accumulation "
+                f"The checkpoint was saved by {saved_by} processes inside a loop or accumulation "
                 f"of problem {problem.name!r}, whose batches {world} cannot take over; go on with "
                 f"{saved_by}, or from a checkpoint between two loops."
             )

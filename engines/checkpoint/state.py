@@ -178,8 +178,8 @@ def _require_same_program(engine: Engine, state: Mapping[str, Any]) -> None:
     rolls_back = state["run"]["roll_back"]
     if state["snapshots"] and rolls_back != engine.config.roll_back:
         raise CheckpointError(
-            f"The checkpoint was saved inside a loop with EngineConfig(roll_back={rolls_back}); keep "
-            "that setting."
+            f"The checkpoint was saved inside a loop with EngineConfig(roll_back={rolls_back}); "
+            "keep that setting."
         )
 
 
