@@ -2,7 +2,8 @@
 
 The pieces most programs need are importable from here; see ``metaweight.weighting``,
 ``metaweight.averaging``, ``metaweight.ensembles``, ``metaweight.consistency``,
-``metaweight.noise``, ``metaweight.data`` and ``metaweight.models`` for the rest.
+``metaweight.noise``, ``metaweight.products``, ``metaweight.data`` and ``metaweight.models`` for the
+rest.
 """
 
 from ._version import __version__
@@ -35,6 +36,7 @@ from .problems import (
     IterativeProblem,
     LastLayers,
     LossError,
+    LowerProblem,
     MetaweightError,
     Neumann,
     NonFiniteError,
@@ -51,6 +53,8 @@ from .problems import (
     Unroll,
     ValueHypergradient,
     ZeroOrder,
+    last_loss,
+    lower_view,
 )
 
 __all__ = [
@@ -76,6 +80,7 @@ __all__ = [
     "IterativeProblem",
     "LastLayers",
     "LossError",
+    "LowerProblem",
     "MetaweightError",
     "Neumann",
     "NonFinite",
@@ -97,4 +102,6 @@ __all__ = [
     "WeightCollapse",
     "ZeroOrder",
     "__version__",
+    "last_loss",
+    "lower_view",
 ]

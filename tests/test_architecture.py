@@ -191,3 +191,31 @@ def test_files_do_not_import_each_other_in_a_circle() -> None:
 def test_every_module_can_be_imported(name: str) -> None:
     if not name.endswith("__main__"):
         assert importlib.import_module(name).__name__ == name
+
+
+# Rooms of algorithms, and the files of the house that know what a problem is.
+ALGORITHMS = ("products", "unrolling", "hypergradients")
+PROBLEMS = {ROOT / "problems" / name for name in ("problem.py", "levels.py", "reweighted.py")}
+ALGORITHM_FILES = [p for p in files("problems") if room_of(p) in ALGORITHMS]
+
+
+@pytest.mark.parametrize("path", ALGORITHM_FILES, ids=ids)
+def test_no_algorithm_knows_a_problem(path: Path) -> None:
+    """Not for types either: what they see is a protocol."""
+    everything = ast.walk(ast.parse(path.read_text()))
+    package = module_name(path).split(".")
+    package = package if path.name == "__init__.py" else package[:-1]
+    for node in everything:
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            names = [stem, *(f"{stem}.{alias.name}" for alias in node.names)]
+            assert not PROBLEMS & {MODULES[n] for n in names if n in MODULES}, ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", ALGORITHM_FILES, ids=ids)
+def test_no_algorithm_imports_within_a_function(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            lazy = [n for n in ast.walk(node) if isinstance(n, (ast.Import, ast.ImportFrom))]
+            assert not lazy, f"{node.name}: {ast.unparse(lazy[0])}"

@@ -25,6 +25,7 @@ PACKAGES = (
     "metaweight.data",
     "metaweight.models",
     "metaweight.noise",
+    "metaweight.products",
 )
 
 

@@ -43,6 +43,34 @@ def checked_tensors(
     return found
 
 
+def checked_floating(asked: str, name: str, given: object, *, least: int = 1) -> list[Tensor]:
+    """Return ``given`` as a list of floating-point tensors.
+
+    Args:
+        asked: The function that was called.
+        name: What the argument is called.
+        given: What it received.
+        least: How many there must be at least.
+
+    Raises:
+        TypeError: For anything but a sequence of floating-point tensors.
+        ValueError: For too few of them.
+    """
+    found = checked_tensors(asked, name, given)
+    if len(found) < least:
+        raise ValueError(
+            f"{asked}: {name} is empty; give the tensors to differentiate by, for instance "
+            "list(module.parameters())."
+        )
+    for place, tensor in enumerate(found):
+        if not tensor.is_floating_point():
+            raise TypeError(
+                f"{asked}: {name} holds a tensor of {tensor.dtype} at place {place}, which cannot "
+                "be differentiated by; give floating-point tensors."
+            )
+    return found
+
+
 def checked_vector(asked: str, given: object, like: Sequence[Tensor], name: str) -> list[Tensor]:
     """Return the vector ``v`` as a list of tensors of the shapes of ``like``.
 

@@ -1,0 +1,113 @@
+"""What products with derivatives of a loss have in common, given the loss as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .displaced import inverse_step
+from .recorded_loss import gradient_of
+from .second_derivatives import central_difference, double_backward, forward_over_reverse
+
+METHODS = ("exact", "forward_over_reverse", "finite_difference")
+
+
+def leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors that require a gradient: those given, or else others of the same storage."""
+    return [t if t.requires_grad else t.detach().requires_grad_() for t in tensors]
+
+
+def derived(
+    asked: str,
+    loss: Callable[[list[Tensor]], Tensor],
+    params: list[Tensor],
+    inputs: Sequence[Tensor],
+    vector: Sequence[Tensor],
+    method: str,
+    alpha: float,
+) -> list[Tensor]:
+    """Return ``∂/∂x <∇_w L, v>`` for ``x`` among ``w`` or other tensors ``L`` depends on.
+
+    Args:
+        asked: The function that was called, for messages.
+        loss: ``L``.
+        params: ``w``.
+        inputs: ``x``.
+        vector: ``v``.
+        method: One of ``METHODS``.
+        alpha: Length of the displacement of a finite difference.
+
+    Raises:
+        TypeError: When the loss is no tensor.
+        ValueError: When it is not one number, or the method is unknown.
+    """
+
+    def value(places: list[Tensor]) -> Tensor:
+        return one_number(asked, loss(places))
+
+    require_known(asked, "method", method, METHODS)
+    if method == "forward_over_reverse":
+        return forward_over_reverse(
+            lambda duals: require_tangent(asked, "loss", value(duals)), params, vector, inputs
+        )
+    if method == "exact":
+        found = value(params)
+        if not found.requires_grad:
+            return [torch.zeros_like(t) for t in inputs]
+        gradient = torch.autograd.grad(found, params, create_graph=True, allow_unused=True)
+        return double_backward(gradient, vector, inputs)
+
+    def gradients() -> list[Tensor]:
+        return gradient_of(value(params), inputs)
+
+    inverse_eps = inverse_step(vector, alpha, params[0].dtype)
+    return central_difference(gradients, gradients, params, vector, inverse_eps)
+
+
+def one_number(asked: str, loss: object) -> Tensor:
+    """Return the loss as a 0-dim tensor.
+
+    Raises:
+        TypeError: When it is no tensor.
+        ValueError: When it is not one number.
+    """
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"{asked}: loss must return a 0-dim tensor but returned a {type(loss).__name__}; "
+            "return the loss itself, not its .item()."
+        )
+    if loss.numel() != 1:
+        raise ValueError(
+            f"{asked}: loss must return one number but returned shape {tuple(loss.shape)}; reduce "
+            "it, for instance with .mean()."
+        )
+    return loss.reshape(())
+
+
+def require_tangent(asked: str, name: str, value: Tensor) -> Tensor:
+    """Refuse what was computed from dual numbers and carries no tangent.
+
+    Raises:
+        ValueError: Saying that the function left its argument aside.
+    """
+    tensor = isinstance(value, Tensor)
+    if tensor and forward_ad.unpack_dual(value).tangent is None:  # type: ignore[no-untyped-call]
+        raise ValueError(
+            f"{asked}: {name} does not depend on the tensors it was given, which forward mode puts "
+            "in the place of params; compute it with its argument, for instance by "
+            "torch.func.functional_call, or choose another method."
+        )
+    return value
+
+
+def require_known(asked: str, name: str, given: object, known: Sequence[str]) -> None:
+    """Refuse a choice that there is not.
+
+    Raises:
+        ValueError: Naming those there are.
+    """
+    if given not in known:
+        raise ValueError(f"{asked}: {name}={given!r} is not known; choose from {', '.join(known)}.")
