@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from metaweight.problems import Problem
-from metaweight.problems.problem import GraphPosition
+from metaweight.problems.base.graph_neighbours import GraphPosition
 from metaweight.problems.setup.ownership import require_own_parameters
 from metaweight.problems.setup.preparation import check_hypergradients, prepare
 from metaweight.problems.step.undetected_dependencies import expect_dependence
