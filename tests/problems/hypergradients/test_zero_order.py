@@ -544,9 +544,9 @@ def test_with_nothing_displaced_the_loss_itself_is_measured(precision: str) -> N
     evaluate, losses = judge.evaluate, []
 
     def noted(batch):
-        loss, metrics = evaluate(batch)
-        losses.append(loss.detach())
-        return loss, metrics
+        evaluated = evaluate(batch)
+        losses.append(evaluated.loss.detach())
+        return evaluated
 
     judge.evaluate = noted
     for _ in range(2):
