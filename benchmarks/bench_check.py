@@ -1,15 +1,15 @@
-"""Whether a step costs what it did: key ratios, measured now, against recorded ones.
+"""A check of step costs: key ratios measured now, against recorded ones.
 
 ::
 
     make bench-check
-    python benchmarks/bench_check.py --only mlp      # workloads whose title begins so
-    python benchmarks/bench_check.py --record        # write down what is measured now
-    python benchmarks/bench_check.py --told results/speed/speed.json   # by what speed.py wrote
+    python benchmarks/bench_check.py --only mlp      # workloads whose title starts with this
+    python benchmarks/bench_check.py --record        # record the ratios measured now
+    python benchmarks/bench_check.py --told results/speed/speed.json   # ratios from speed.py
 
-Ratios only, of contenders that take turns on one machine: absolute times say more about the machine
-than about the library. Recorded are, in ``recorded_ratios.json``, the ratio and how much more is
-let pass; a ratio beyond that fails the check. Edit the file to check others. Takes about five
+Only ratios are compared, of contenders that take turns on one machine: absolute times say more
+about the machine than about the library. ``recorded_ratios.json`` holds each ratio and its
+tolerance; a ratio beyond that fails the check. Edit the file to check others. Takes about five
 minutes on 2 quiet cores; on a busy machine a failure should be measured again.
 """
 
@@ -36,15 +36,15 @@ LEFT_OUT, UNKNOWN = "left out", "not recorded"
 
 @dataclass(frozen=True)
 class Ratio:
-    """One ratio and what is recorded of it.
+    """A ratio of costs, with its recorded value.
 
     Attributes:
         workload: Title of the workload.
-        contender: Whose cost it is.
-        against: What it is divided by.
+        contender: The contender whose cost is the numerator.
+        against: The contender whose cost is the denominator.
         of: ``"time"`` or ``"peak memory"``.
-        ratio: What was recorded; none for one that is yet to be.
-        tolerance: The share that may come on top of it.
+        ratio: The recorded value; ``None`` if not recorded yet.
+        tolerance: Allowed increase, as a share of the recorded value.
     """
 
     workload: str
@@ -55,7 +55,7 @@ class Ratio:
     tolerance: float = 0.15
 
     def verdict(self, found: float | None) -> str:
-        """Return what ``found`` is compared with what was recorded; none is left out."""
+        """Return the verdict on ``found`` against the recorded value; ``None`` is left out."""
         if found is None:
             return LEFT_OUT
         if self.ratio is None:
@@ -65,12 +65,12 @@ class Ratio:
         return IMPROVED if found < self.ratio * (1 - self.tolerance) else SAME
 
     def sentence(self, found: float) -> str:
-        """Return ``found`` in words."""
+        """Return a sentence about ``found``."""
         what = "takes {:.3g} times as long as" if self.of == "time" else "peaks at {:.3g} times"
         now = f"{self.workload}: {self.contender!r} {what.format(found)} {self.against!r}"
         if self.ratio is None:
-            return f"{now}; nothing is recorded of that, do so with --record."
-        return f"{now}; recorded were {self.ratio:.3g}, and {self.tolerance:.0%} more are let pass."
+            return f"{now}; this ratio is not recorded, do so with --record."
+        return f"{now}; recorded: {self.ratio:.3g}, allowed: {self.tolerance:.0%} more."
 
 
 Found = Mapping[Ratio, float | None]
@@ -81,7 +81,7 @@ def read(path: Path) -> list[Ratio]:
     """Return the recorded ratios.
 
     Raises:
-        ValueError: When one is not of time or peak memory, or no number above 0.
+        ValueError: When one is not of time or peak memory, or not a number above 0.
     """
     ratios = [Ratio(**entry) for entry in json.loads(path.read_text())["ratios"]]
     for one in ratios:
@@ -95,7 +95,7 @@ def read(path: Path) -> list[Ratio]:
 
 
 def write(path: Path, found: Found, conditions: Mapping[str, Any]) -> None:
-    """Record what was found; what was left out stays as it was."""
+    """Record the ratios found; those left out keep their recorded values."""
     ratios = [
         one if now is None else replace(one, ratio=round(now, 4)) for one, now in found.items()
     ]
@@ -112,24 +112,24 @@ def measure(ratios: Sequence[Ratio], known: Mapping[str, Workload], rounds: int 
         rounds: Turns of every contender, instead of each workload's own.
 
     Raises:
-        ValueError: For a workload there is not.
+        ValueError: For an unknown workload.
     """
     outcomes: dict[str, Mapping[str, Outcome]] = {}
     for title in dict.fromkeys(one.workload for one in ratios):
         if title not in known:
             raise ValueError(
-                f"{title!r} is recorded but no workload; those are {', '.join(known)}."
+                f"{title!r} is recorded but not a workload; those are {', '.join(known)}."
             )
         own = [one for one in ratios if one.workload == title]
         names = {name for one in own for name in (one.contender, one.against)}
-        # A process of its own from the start has its own imports, and a peak that is its own.
+        # A spawned process imports for itself, so that its peak memory is its own.
         start = "spawn" if any(one.of == "peak memory" for one in own) else "forkserver"
         outcomes[title] = measured(known[title].with_effort(rounds, None), names, start)
     return outcomes
 
 
 def compared(ratios: Sequence[Ratio], outcomes: Outcomes) -> Found:
-    """Return what each ratio is now; none where a peer is not installed or failed."""
+    """Return each ratio now; ``None`` where a peer is not installed or failed."""
     found: dict[Ratio, float | None] = {}
     for one in ratios:
         above, below = (outcomes[one.workload].get(name) for name in (one.contender, one.against))
@@ -141,12 +141,12 @@ def compared(ratios: Sequence[Ratio], outcomes: Outcomes) -> Found:
 
 
 def told(ratios: Sequence[Ratio], written: Mapping[str, Any]) -> Found:
-    """Return what each ratio is by what ``speed.py`` wrote; none where it is not in there."""
+    """Return each ratio from a report of ``speed.py``; ``None`` where the report lacks it."""
     found: dict[Ratio, float | None] = {}
     for one in ratios:
         rows = {row["contender"]: row for row in written.get(one.workload, {}).get("rows", [])}
         above, below = rows.get(one.contender, {}), rows.get(one.against, {})
-        # Both are ratios to the same contender, whose name ends the column's.
+        # Both are ratios to the same contender, with whose name the column's name ends.
         prefix = "times " if one.of == "time" else "peak times "
         column = next((key for key in above if key.startswith(prefix)), "")
         both = above.get(column), below.get(column)
@@ -155,7 +155,7 @@ def told(ratios: Sequence[Ratio], written: Mapping[str, Any]) -> Found:
 
 
 def report(found: Found) -> tuple[str, int]:
-    """Return what to print, and the exit status: 1 for what is too much worse or not recorded."""
+    """Return the text to print, and the exit status: 1 if any ratio is worse or not recorded."""
     rows = [
         {
             "workload": one.workload,
@@ -180,7 +180,7 @@ def report(found: Found) -> tuple[str, int]:
             )
     verdicts = [one.verdict(now) for one, now in found.items()]
     worse, unknown = verdicts.count(WORSE), verdicts.count(UNKNOWN)
-    lines.append(f"{worse} of {len(found)} ratios are worse than is let pass.")
+    lines.append(f"{worse} of {len(found)} ratios are worse than the tolerance allows.")
     if IMPROVED in verdicts:
         lines.append("Record those that improved with --record.")
     return "\n".join(lines), int(worse + unknown > 0)
@@ -189,10 +189,10 @@ def report(found: Found) -> tuple[str, int]:
 def main(given: Sequence[str] | None = None) -> int:
     """Measure, then compare or record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--record", action="store_true", help="write down what is measured now")
-    parser.add_argument("--only", default="", help="workloads whose title begins so")
+    parser.add_argument("--record", action="store_true", help="record the ratios measured now")
+    parser.add_argument("--only", default="", help="workloads whose title starts so")
     parser.add_argument("--rounds", type=int, help="turns of every contender")
-    parser.add_argument("--told", type=Path, nargs="+", help="read these instead of measuring")
+    parser.add_argument("--told", type=Path, nargs="+", help="reports to read instead")
     parser.add_argument("--file", type=Path, default=RECORDED, help="of the recorded ratios")
     arguments = parser.parse_args(given)
     recorded = read(arguments.file)

@@ -1,7 +1,7 @@
 """Time the batch filter of online confident learning against the same call of cleanlab.
 
-Both say which labels of a batch are contradicted, from probabilities in memory; they take turns, so
-that a machine whose speed drifts slows both alike. ::
+Both return which labels of a batch are contradicted, from probabilities in memory; they take turns,
+so that a machine whose speed drifts slows both alike. ::
 
     python benchmarks/confident_joint.py --out results/confident_joint
 """
@@ -34,7 +34,7 @@ def batch(size: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def contenders(size: int, classes: int, seed: int) -> tuple[Call, Call]:
-    """Return our filter and cleanlab's on the same batch, after seeing that they agree."""
+    """Return our filter and cleanlab's on the same batch, after a check that they agree."""
     from cleanlab.count import compute_confident_joint
 
     p, labels = batch(size, classes, seed)

@@ -1,4 +1,4 @@
-"""How exact hypergradients are, and what they cost, against peers.
+"""Accuracy and cost of hypergradients, against peers.
 
 ::
 
@@ -13,7 +13,7 @@ of a ResNet-32 under learned sample weights. Every contender has a process of it
 turns. A method that fails has a row with the first line of its error.
 The small tasks take a few minutes, ``resnet32`` about 20 alone on 2 cores.
 
-A method that takes the identity for the inverse Hessian has another scale than the truth, so that
+A method that uses the identity as the inverse Hessian has another scale than the truth, so that
 only its cosine counts; so has one that leaves the learning rate out.
 
 Written to ``--out``: ``hypergradients.json`` and ``.md``, ``curves.png``, ``memory.png``.
@@ -37,7 +37,7 @@ TASKS = (*small.CASES, "resnet32")
 
 
 def parse(given: Sequence[str] | None) -> argparse.Namespace:
-    """Return what the command line asks for."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=TASKS, action="append", help="repeatable; default: all")
     parser.add_argument("--quick", action="store_true", help="a smoke test of less than a minute")
@@ -79,7 +79,7 @@ def text(task: str, found: dict[str, Any]) -> str:
 
 def write(report: dict[str, dict[str, Any]], out: Path) -> None:
     """Write everything measured so far."""
-    # Every contender's process imports this script, which is no reason to import matplotlib.
+    # Imported here: every contender's process imports this script, and none needs matplotlib.
     from hypergradient_tasks.figures import error_curves, memory_curves
 
     out.mkdir(parents=True, exist_ok=True)

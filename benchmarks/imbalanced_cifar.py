@@ -1,11 +1,11 @@
-"""Accuracy on long-tailed classes, with label noise if asked for: learned against given weights.
+"""Accuracy on long-tailed classes, optionally with label noise: learned against fixed weights.
 
 The protocol of Meta-Weight-Net for long-tailed CIFAR by default; with ``--dataset digits`` the same
 comparison in minutes on a CPU, without any download::
 
     python benchmarks/imbalanced_cifar.py --dataset digits --noise 0.4
 
-Leaves ``summary.json`` (every run), ``summary.md`` (a table) and figures in ``--out``.
+Writes ``summary.json`` (every run), ``summary.md`` (a table) and figures to ``--out``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DEFAULT_METHODS = (
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
-    """Return what the command line asks for, or exit with what is wrong about it."""
+    """Parse the command line, or exit with a message about what is wrong in it."""
     parser = make_parser(__doc__.partition("\n")[0], _WEIGHTINGS, "results/imbalanced_cifar")
     parser.add_argument("--dataset", choices=DATASETS, default="cifar10")
     parser.add_argument(

@@ -10,7 +10,7 @@ A smaller CIFAR experiment, half of the labels redrawn::
     python benchmarks/noisy_labels.py --dataset cifar10 --network resnet18 --per-class 2000 \
         --noise 0.5 --epochs 20 --batch-size 128 --lr 0.1 --constant-lr --method ce --method mixup
 
-Leaves ``summary.json`` (every run), ``summary.md`` (a table) and figures in ``--out``.
+Writes ``summary.json`` (every run), ``summary.md`` (a table) and figures to ``--out``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _DEFAULT_METHODS = (
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
-    """Return what the command line asks for, or exit with what is wrong about it."""
+    """Parse the command line, or exit with a message about what is wrong in it."""
     parser = make_parser(__doc__.partition("\n")[0], _WEIGHTINGS, "results/noisy_labels")
     parser.add_argument("--dataset", choices=DATASETS, default="digits")
     parser.add_argument(
@@ -56,7 +56,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--batch-size", type=at_least(1), help="samples of a batch")
     parser.add_argument("--per-class", type=at_least(1), help="training samples of each class")
     parser.add_argument(
-        "--constant-lr", action="store_true", help="leave the learning rate as it starts"
+        "--constant-lr", action="store_true", help="keep the learning rate constant"
     )
     given = parser.parse_args(arguments)
     if given.network is not None and given.dataset == "digits":
@@ -66,7 +66,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     protocol = {
         "digits": DIGITS_NOISE,
         "cifar10": CIFAR_NOISE,
-        # The same 1 000 meta samples in all.
+        # 1 000 meta samples in total, as for the other data sets.
         "cifar100": replace(CIFAR_NOISE, meta_per_class=10),
     }[given.dataset]
     changes: dict[str, Any] = {

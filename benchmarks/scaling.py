@@ -1,4 +1,4 @@
-"""What a second process brings, and on paper, what many would.
+"""Speed-up by a second process, measured, and by many processes, from a model.
 
 ::
 
@@ -6,18 +6,19 @@
     python benchmarks/scaling.py --workload mlp --batch 200
 
 A Meta-Weight-Net step is timed in one process, in two that train together (gloo on this machine),
-and in two that do not talk, each of which has a core and a batch of its own. Their efficiency is
-the time of the one process over theirs: the last shows what the machine loses to two processes
-anyway, the others' difference to it what talking costs.
+and in two that do not communicate; each has a core and a batch of its own. The efficiency is the
+time of one process over that of two: without communication it shows the loss of this machine by
+running two processes at all, and the difference to it the cost of communication.
 
-The model beyond two takes the compute time ``T`` of one process, and from the program itself the
-reductions a step takes, ``k``, and their bytes, ``b``. With ``P`` machines of one process each ::
+The model for more than two uses the compute time ``T`` of one process, and from the program itself
+the number of reductions per step, ``k``, and their bytes, ``b``. With ``P`` machines of one process
+each ::
 
     step = T + k · 2 (P - 1) · latency + 2 (P - 1) / P · b / bandwidth
 
-which assumes a ring all-reduce, nothing of it hidden behind computing, as is so here, the same
-batch in every process, and machines that are equally fast. A program with batch norm in step, or
-other products, takes other ``k`` and ``b``, which the script reads off the running program.
+which assumes a ring all-reduce that does not overlap with computation, as is the case here, the
+same batch size in every process, and machines of equal speed. A program with synchronised batch
+norm, or other products, has other ``k`` and ``b``, which the script counts in the running program.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ STEPS = {"resnet32": 3, "mlp": 50}
 
 
 class Network(NamedTuple):
-    """What lies between machines."""
+    """Latency and bandwidth of a network between machines."""
 
     name: str
     bandwidth: float
@@ -92,12 +93,12 @@ def program(workload: str, batch: int, together: bool) -> Engine:
 
 
 def mlp() -> nn.Module:
-    """Return a network whose step is short, so that talking shows."""
+    """Return a network whose step is short, so that communication shows."""
     return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
 
 
 def worker(workload: str, batch: int, steps: int, together: bool) -> None:
-    """Step one process and print what it took as JSON."""
+    """Take steps in one process and print their time as JSON."""
     torch.set_num_threads(1)
     engine = program(workload, batch, together)
     taken = []
@@ -130,7 +131,7 @@ def counted(engine: Engine) -> tuple[int, int]:
 
 
 def started(arguments: Sequence[str], number: int, together: bool) -> dict[str, Any]:
-    """Run workers at once and return what the slowest measured."""
+    """Run workers concurrently and return the measurements of the slowest."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -149,7 +150,7 @@ def started(arguments: Sequence[str], number: int, together: bool) -> dict[str, 
         )
     said = [process.communicate()[0] for process in workers]
     if any(process.returncode for process in workers):
-        raise SystemExit("A worker failed; what it said is above.")
+        raise SystemExit("A worker failed; its error is above.")
     found = [json.loads(text.splitlines()[-1]) for text in said]
     slowest: dict[str, Any] = max(found, key=lambda each: each["seconds"])
     return slowest
@@ -169,7 +170,7 @@ def modelled(alone: float, reductions: int, size: int) -> list[dict[str, Any]]:
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """Let the three take turns and return medians."""
+    """Measure the three cases in turn and return medians."""
     arguments = ["--workload", options.workload, "--batch", str(options.batch)]
     arguments += ["--steps", str(options.steps or STEPS[options.workload])]
     cases = {"one process": (1, False), "two together": (2, True), "two apart": (2, False)}

@@ -1,22 +1,22 @@
-"""How long a step takes, against peers, taking turns on one machine.
+"""Time of a step, against peers, taking turns on one machine.
 
 ::
 
     python benchmarks/speed.py                      # all workloads
     python benchmarks/speed.py --workload toy
-    python benchmarks/speed.py --workload resnet32 --check   # also how right the hypergradients are
+    python benchmarks/speed.py --workload resnet32 --check   # also the hypergradients' accuracy
     python benchmarks/speed.py --grow all           # how the cost grows
     python benchmarks/speed.py --grow batch --grow-on resnet32
 
 =================  ==============================================================================
-``resnet32``       a Meta-Weight-Net step, a batch of 100 to train on and 100 to judge by
+``resnet32``       a Meta-Weight-Net step, batches of 100 for the lower and the upper loss
 ``resnet32_exact`` the same for those that differentiate through the step exactly
 ``compiled``       the same with ``torch.compile``
 ``mlp``            hyper-cleaning, a weight for each sample, on one hidden layer
 ``transformer``    a Meta-Weight-Net step of a small text classifier with attention
 ``mean_teacher``   WRN-28-2 with labelled and unlabelled images
-``three_level``    weights of a teacher's samples, judged through its student
-``unroll10``       ten steps of the MLP for each of the upper level
+``three_level``    weights of a teacher's samples, learned through its student
+``unroll10``       ten steps of the MLP for each of the upper problem
 ``toy``            logistic regression with 20 learned penalties: the library's own work
 =================  ==============================================================================
 
@@ -47,9 +47,10 @@ from metaweight import Engine
 
 
 def checked(size: int, threads: int) -> list[Row]:
-    """Return how close metaweight's hypergradients on ResNet-32 are to double precision.
+    """Return the errors of metaweight's hypergradients on ResNet-32 against double precision.
 
-    Each against the same product in double precision with a short displacement, after 3 steps.
+    Each is compared with the same product in double precision with a short displacement, after 3
+    steps.
     """
     torch.set_num_threads(threads)
     rows: list[Row] = []
@@ -72,7 +73,7 @@ def checked(size: int, threads: int) -> list[Row]:
 
 
 def parse(given: Sequence[str] | None) -> argparse.Namespace:
-    """Return what the command line asks for."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workload", choices=[*workloads(), "all"], help="default: all")
     parser.add_argument("--grow", choices=[*growths(), "all"], help="alone unless --workload")
@@ -89,7 +90,7 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def asked_for(name: str | None, known: Sequence[str]) -> list[str]:
-    """Return the names a choice stands for."""
+    """Return the names that a choice selects."""
     return list(known) if name == "all" else [] if name is None else [name]
 
 
@@ -104,7 +105,7 @@ def chosen(arguments: argparse.Namespace) -> list[Workload]:
 
 
 def write(report: dict[str, Any], out: Path, name: str) -> None:
-    """Write what was measured so far as JSON and Markdown."""
+    """Write the measurements so far as JSON and Markdown."""
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(report, indent=2))
     text = [markdown(found["rows"], heading(title, found)) for title, found in report.items()]
@@ -112,14 +113,14 @@ def write(report: dict[str, Any], out: Path, name: str) -> None:
 
 
 def heading(title: str, found: dict[str, Any]) -> str:
-    """Return the heading of a table, with what its numbers depend on."""
+    """Return the heading of a table, with the environment of its numbers."""
     details = ", ".join(f"{name}: {value}" for name, value in found["environment"].items())
     return f"{title} ({details})"
 
 
 def compare(arguments: argparse.Namespace) -> None:
     """Measure the workloads asked for."""
-    # Every contender's process imports this script, which is no reason to import matplotlib.
+    # Imported here: every contender's process imports this script, and none needs matplotlib.
     from speed_figures import ratio_bars
 
     report: dict[str, Any] = {}

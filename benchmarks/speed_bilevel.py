@@ -1,17 +1,17 @@
 """A network trained on weighted samples, in every library that can learn the weights.
 
-The lower level takes SGD steps on ``mean_i V_i l_i``, the upper one judges the network on other
-samples and learns ``V``. What is trained is a :class:`Task`; its contenders see the same tensors
-and start from the same parameters. They compute one of two hypergradients:
+The lower problem takes SGD steps on ``mean_i V_i l_i``; the upper one evaluates the network on
+other samples and learns ``V``. A :class:`Task` describes the program; its contenders use the same
+tensors and start from the same parameters. They compute one of two hypergradients:
 
 - *finite difference* and *native*: ``-∂²L/∂θ∂w · v``, without the learning rate;
 - *exact* and *unrolled*: the derivative through the SGD steps, which is what the official
   algorithm of Meta-Weight-Net (Shu et al., NeurIPS 2019, arXiv:1902.07379) computes.
 
-And they go on in one of two ways. As published, the step that was differentiated is only a look
+And they continue in one of two ways. As published, the step that was differentiated is only a look
 ahead, and is taken again with the new weights: the official algorithm, ``higher``, ``TorchOpt`` and
 those *with the step taken again*. An engine keeps the step, as all others here do, and saves a
-pass forward and backward.
+forward and a backward pass.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ import metaweight
 from metaweight import Config
 
 Batch = tuple[Tensor, ...]
-"""Inputs, labels, and positions of the samples where weights are looked up."""
+"""Inputs, labels, and positions of the samples where weights are stored by position."""
 
 Optimizer = torch.optim.Optimizer
 
 
 class Parts(NamedTuple):
-    """What one contender trains."""
+    """The modules and optimizers of one contender."""
 
     net: nn.Module
     weights: nn.Module
@@ -49,7 +49,7 @@ class Parts(NamedTuple):
 
 
 def by_losses(weights: Any, losses: Tensor, batch: Batch) -> Tensor:
-    """Return the weights of a network that sees the losses alone."""
+    """Return the weights of a network whose only input are the losses."""
     del batch
     found: Tensor = weights(losses)
     return found
@@ -62,12 +62,12 @@ def meta_adam(parameters: Iterable[nn.Parameter]) -> Optimizer:
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained.
+    """The networks, data and settings of a workload.
 
     Attributes:
         modules: Makes the network and the module of the weights, after a fixed seed.
-        train: The batches of the lower level, one after the other, again and again.
-        judge: The batch of the upper level.
+        train: The batches of the lower problem, used in order and repeatedly.
+        judge: The batch of the upper problem.
         weigh: Weights (B,) from the upper module, the losses (B,) without a graph, and the batch.
         sgd: Settings of the lower optimizer.
         upper_optimizer: Makes the upper optimizer.
@@ -87,7 +87,7 @@ class Task:
     dtype: torch.dtype = torch.float32
 
     def parts(self) -> Parts:
-        """Return what a contender trains, the same for every one."""
+        """Return modules and optimizers, the same for every contender."""
         torch.manual_seed(0)
         net, weights = (module.to(self.dtype) for module in self.modules())
         optimizer = torch.optim.SGD(net.parameters(), **self.sgd)
@@ -104,7 +104,7 @@ class Task:
         return (self.weigh(weights, losses.detach(), batch) * losses).mean()
 
     def upper_loss(self, net: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the cross-entropy of the batch to judge by."""
+        """Return the cross-entropy of the upper problem's batch."""
         return F.cross_entropy(net(self.judge[0]), self.judge[1])
 
 
@@ -127,7 +127,7 @@ def official(task: Task) -> Step:
     net, weights, optimizer, upper_optimizer, batches = task.parts()
 
     def at(parameters: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
-        # Running statistics of a copy, as the official code has one: a look ahead leaves no trace.
+        # Running statistics of a copy, as in the official code: a look ahead must not change them.
         buffers = {name: b.clone() for name, b in net.named_buffers()}
         return lambda inputs: functional_call(net, {**parameters, **buffers}, (inputs,))
 
@@ -174,7 +174,7 @@ def ours(task: Task, config: Config, again: bool = False) -> Step:
 
     Args:
         task: What is trained.
-        config: Of the lower problem.
+        config: Config of the lower problem.
         again: Take the step again with the new weights, as published.
     """
 
@@ -199,10 +199,10 @@ def program(
 
     Args:
         task: What is trained.
-        library: On which it runs.
+        library: The library on which the program runs.
         lower_type: The class of the lower problem.
-        settings: Of its ``Config``.
-        engine_settings: Further ones, of the ``EngineConfig``.
+        settings: Settings of its ``Config``.
+        engine_settings: Settings of the ``EngineConfig``.
     """
     net, weights, optimizer, upper_optimizer, _ = task.parts()
 
@@ -234,7 +234,7 @@ def program(
 
 
 def repeated(step: Step, times: int) -> Step:
-    """Return what takes a step so many times."""
+    """Return a function that takes a step ``times`` times."""
 
     def steps() -> None:
         for _ in range(times):

@@ -55,7 +55,7 @@ def on_higher(task: Task, again: bool) -> Step:
 
 @torch.no_grad()
 def keep(net: nn.Module, optimizer: torch.optim.Optimizer, fast: Any, inner: Any) -> None:
-    """Write what higher's steps led to into the network and its optimizer."""
+    """Write the result of higher's steps into the network and its optimizer."""
     for kept, new in zip(net.parameters(), fast.parameters(), strict=True):
         kept.copy_(new)
     for kept, new in zip(net.buffers(), fast.buffers(), strict=True):
@@ -148,13 +148,13 @@ ONE_STEP = (
     TORCHOPT,
     TORCHOPT_KEPT,
 )
-"""What a workload of one lower step for each upper one compares."""
+"""The contenders of a workload with one lower step for each upper one."""
 
 
 def bilevel_contenders(
     make_task: Callable[[], Task], names: Sequence[str] = ONE_STEP
 ) -> dict[str, Callable[[], Step]]:
-    """Return what makes each contender's step; peers that are missing are left out.
+    """Return makers of the contenders' steps; peers that are missing are left out.
 
     Args:
         make_task: Makes what is trained, in the contender's process.

@@ -15,7 +15,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def ratio_bars(workloads: Mapping[str, tuple[str, Rows]]) -> Figure:
-    """Draw how many times as long as its base every contender takes, a panel for each workload.
+    """Draw the time of every contender relative to its base, a panel for each workload.
 
     Args:
         workloads: For each, by its title, the base and the rows.
@@ -42,7 +42,7 @@ def ratio_bars(workloads: Mapping[str, tuple[str, Rows]]) -> Figure:
 
 
 def growth_lines(kinds: Mapping[str, tuple[str, Rows]], base: str) -> Figure:
-    """Draw how many times as long as ``base`` every contender takes, against what grows.
+    """Draw the time of every contender relative to ``base``, against the quantity that grows.
 
     Args:
         kinds: For each kind of growth the label of its axis and the rows.

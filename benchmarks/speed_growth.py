@@ -1,7 +1,7 @@
-"""How the cost of a step grows: with the batch, the unroll, the upper parameters, the levels.
+"""Growth of a step's cost: with the batch, the unroll, the upper parameters, the levels.
 
-On the MLP of hyper-cleaning, all but the levels; batches also on ResNet-32. Each point is a
-comparison of its own, whose ratios are to plain steps of the same size.
+All but the levels on the MLP of hyper-cleaning; batches also on ResNet-32. Each point is a
+separate comparison, with ratios to plain steps of the same size.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ LEVEL_NAMES = (
 
 @dataclass(frozen=True)
 class Growth:
-    """Something that grows.
+    """A quantity that grows.
 
     Attributes:
-        label: What it is.
-        sizes: How large it is at each point.
-        contenders: Returns what makes each contender's step at a size; must be picklable.
+        label: Its label.
+        sizes: Its values.
+        contenders: Returns makers of the contenders' steps at a size; must be picklable.
         lower_steps: Whether the size is a number of lower steps, whose time is that of one.
     """
 
@@ -62,22 +62,22 @@ def by_batch(size: int, network: str = "mlp", **sizes: Any) -> dict[str, Callabl
 
 
 def by_unroll(size: int, **sizes: Any) -> dict[str, Callable[[], Step]]:
-    """Return the contenders with so many lower steps for each upper one."""
+    """Return the contenders with ``size`` lower steps for each upper one."""
     return bilevel_contenders(partial(mlp_task, steps=size, **sizes), (*NAMES, HIGHER_KEPT))
 
 
 def by_upper(size: int, **sizes: Any) -> dict[str, Callable[[], Step]]:
-    """Return the contenders with so many upper parameters."""
+    """Return the contenders with ``size`` upper parameters."""
     return bilevel_contenders(partial(mlp_task, samples=size, **sizes), NAMES)
 
 
 def by_levels(size: int, **sizes: Any) -> dict[str, Callable[[], Step]]:
-    """Return the contenders with so many levels."""
+    """Return the contenders with ``size`` levels."""
     return three_level_contenders(LEVEL_NAMES, levels=size, **sizes)
 
 
 def growths(network: str = "mlp") -> dict[str, Growth]:
-    """Return what grows, by name.
+    """Return the quantities that grow, by name.
 
     Args:
         network: On which batches grow, ``"mlp"`` or ``"resnet32"``.
@@ -108,5 +108,5 @@ def grown(growth: Growth, rounds: int | None = None, threads: int | None = None)
 
 
 def lines_of(report: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, list[Row]]]:
-    """Return what a figure of a written report needs."""
+    """Return the data for a figure of a written report."""
     return {kind: (found["label"], found["rows"]) for kind, found in report.items()}

@@ -1,4 +1,4 @@
-"""How long a step waits for its batch, by what feeds it.
+"""Time that a step waits for its batch, with different loaders.
 
 ::
 
@@ -9,8 +9,8 @@ One Meta-Weight-Net step on batches of 100 images of 32 × 32 pixels, cropped an
 sample by sample by torchvision on PIL images, as most programs do, or as whole batches of tensors.
 ``small`` is a network of 5 514 parameters, whose step is as short as a large one's on an
 accelerator. Feeds take turns; each turn has a network and workers of its own. Waiting is the time
-spent drawing batches. Workers also slow a step by the cores they take, so a step's time is set
-against that on one fixed batch, too. Medians are printed and written as JSON and Markdown.
+of drawing batches. Workers also slow a step by the cores they use, so a step's time is compared
+with that on one fixed batch, too. Medians are printed and written as JSON and Markdown.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ MakeLoader = Callable[[], Iterable[Any]]
 
 
 class Turn(NamedTuple):
-    """What one turn of a feed measured, seconds a step."""
+    """Measurements of one turn of a feed, in seconds per step."""
 
     step: float
     waited: float
     alone: float
-    """Of a batch, without any step."""
+    """Time of a batch, without any step."""
 
 
 class PilImages(Dataset[Any]):
@@ -105,13 +105,13 @@ class Watched:
             start = time.perf_counter()
 
     def close(self) -> None:
-        """Let go of the loader, so that its workers end."""
+        """Delete the loader, so that its workers end."""
         self._epoch.close()
         self.loader = ()
 
 
 def feeds(size: int, device: str) -> dict[str, MakeLoader]:
-    """Return what makes the loader of each feed, by name."""
+    """Return makers of the loaders of each feed, by name."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (SAMPLES, 3, 32, 32), generator=generator, dtype=torch.uint8)
     labels = torch.randint(10, (SAMPLES,), generator=generator)
@@ -165,14 +165,14 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {"small": small_network, "resnet3
 
 @dataclass(frozen=True)
 class Setting:
-    """What to measure.
+    """Settings of a measurement.
 
     Attributes:
         network: Name of the network.
         size: Images of a batch.
         steps: Steps, or batches, of a turn.
         warm_ups: Steps before those; more than workers read ahead.
-        device: Where the network is.
+        device: Device of the network.
     """
 
     network: str
@@ -206,7 +206,7 @@ def program(loader: Iterable[Any], setting: Setting) -> Engine:
 
 
 def measure(setting: Setting, rounds: int) -> dict[str, list[Turn]]:
-    """Return what every feed measured, a turn for each round."""
+    """Return the measurements of every feed, a turn for each round."""
     makes = feeds(setting.size, setting.device)
     turns: dict[str, list[Turn]] = {name: [] for name in makes}
     names = list(makes)
@@ -245,7 +245,7 @@ def synchronised(device: str) -> float:
 
 
 def table(turns: dict[str, list[Turn]]) -> list[dict[str, float | str]]:
-    """Return medians of every feed; a step is set against that on a fixed batch round by round."""
+    """Return medians of every feed; ratios of steps to those on a fixed batch are by round."""
     rows: list[dict[str, float | str]] = []
     for name, own in turns.items():
         pairs = zip(own, turns[FIXED], strict=True)

@@ -1,9 +1,9 @@
 """The Mean Teacher workload: WRN-28-2 on a few labelled and as many unlabelled images.
 
 Every Mean Teacher here computes the same: one pass of the student over all images, one of the
-teacher over the unlabelled ones without a graph and without a trace in its running statistics, the
-squared distance of the probabilities, and the average of the parameters after the step, whose
-buffers are the student's.
+teacher over the unlabelled ones without a graph and without a change of its running statistics, the
+squared distance of the probabilities, and the average of the parameters after the step, with the
+student's buffers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BETA, WEIGHT = 0.99, 8.0
 
 
 class Images:
-    """The tensors every contender trains on, and how its network begins."""
+    """The tensors every contender trains on, and its initial network."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ def supervised(images: Images) -> Step:
 
 
 def hand_written(images: Images, channels_last: bool = False) -> Step:
-    """Return a Mean Teacher's step as somebody would write it without a library."""
+    """Return a Mean Teacher's step as written without a library."""
     net, optimizer = images.parts()
     layout = torch.channels_last if channels_last else torch.contiguous_format
     net = net.to(memory_format=layout)
@@ -128,7 +128,7 @@ def ours(images: Images, channels_last: bool = False) -> Step:
 
 
 def mean_teacher_contenders(**sizes: Any) -> dict[str, Callable[[], Step]]:
-    """Return what makes each contender's step; for ``sizes`` see :class:`Images`."""
+    """Return makers of the contenders' steps; for ``sizes`` see :class:`Images`."""
     makers: dict[str, Callable[[Images], Step]] = {
         "supervised step": supervised,
         "hand-written": hand_written,

@@ -1,7 +1,7 @@
 """The MLP workload: hyper-cleaning, a weight for each training sample, learned from clean ones.
 
-The task of Franceschi et al. (ICML 2017) on a network of one hidden layer. Numbers are random: what
-a step costs does not depend on them.
+The task of Franceschi et al. (ICML 2017) on a network of one hidden layer. Numbers are random: the
+cost of a step does not depend on them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def mlp_task(
 
     Args:
         batch: Samples of a batch.
-        width: Of the hidden layer.
+        width: Width of the hidden layer.
         samples: Training samples that have a weight.
         steps: Lower steps for each upper one.
         batches: Different training batches.
@@ -77,5 +77,5 @@ def mlp_task(
 
 
 def mlp_contenders(**sizes: Any) -> dict[str, Callable[[], Step]]:
-    """Return what makes each contender's step; for ``sizes`` see :func:`mlp_task`."""
+    """Return makers of the contenders' steps; for ``sizes`` see :func:`mlp_task`."""
     return bilevel_contenders(partial(mlp_task, **sizes))

@@ -1,8 +1,8 @@
 """Contenders of the ResNet-32 workload that differentiate through the step exactly.
 
-The official algorithm of Meta-Weight-Net written plainly, and metaweight's exact derivative, of the
-program of :mod:`speed_resnet32` as a :class:`~speed_bilevel.Task`. Weight decay and momentum do not
-enter the official look ahead.
+The official algorithm of Meta-Weight-Net written plainly, and metaweight's exact derivative, for
+the program of :mod:`speed_resnet32` as a :class:`~speed_bilevel.Task`. Weight decay and momentum
+do not enter the official look ahead.
 """
 
 from __future__ import annotations
@@ -63,5 +63,5 @@ def resnet32_task(
 def official_contenders(
     batch: int = 100, names: Sequence[str] = NAMES
 ) -> dict[str, Callable[[], Step]]:
-    """Return what makes each contender's step."""
+    """Return makers of the contenders' steps."""
     return bilevel_contenders(partial(resnet32_task, batch), names)

@@ -1,13 +1,14 @@
-"""Where the time of a step goes: passes of the ResNet-32 step, calls and parts of small ones.
+"""Profile of a step's time: passes of the ResNet-32 step, calls and parts of small steps.
 
 ::
 
     python benchmarks/speed_profile.py
 
-The passes of a Meta-Weight-Net step are also measured alone, taking turns in one process: what is
-left over is the library. Of steps that take no longer than Python does, Python's calls are counted
-by ``cProfile``, per step and by who made them, and torch's operations by its profiler; times are
-those of steps without either. Parts of a step of three levels are timed alone.
+The passes of a Meta-Weight-Net step are also measured alone, taking turns in one process: the
+remaining time is that of the library. For small steps, whose time is that of Python, Python's calls
+are counted by ``cProfile``, per step and by the library that made them, and torch's operations by
+its profiler; times are those of steps without either. Parts of a step of three levels are timed
+alone.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ ORIGINS = ("of torch", "of the library", "of the program", "built into Python")
 
 
 def passes(batches: Batches) -> dict[str, Step]:
-    """Return the passes a step is made of, and steps made of them."""
+    """Return the passes that a step consists of, and whole steps."""
     net, _, _, _ = parts()
     parameters = list(net.parameters())
 
@@ -66,7 +67,7 @@ def passes(batches: Batches) -> dict[str, Step]:
 
 
 def of_passes(size: int, rounds: int, threads: int) -> list[Row]:
-    """Return the time of each pass of the ResNet-32 step, and what is left over of ours."""
+    """Return the time of each pass of the ResNet-32 step, and the remainder of our step."""
     torch.set_num_threads(threads)
     steps = passes(Batches(size))
     found = {name: [_seconds(step) for _ in range(2)][1:] for name, step in steps.items()}
@@ -91,7 +92,7 @@ def _seconds(step: Callable[[], object]) -> float:
 
 
 def of_small_steps(rounds: int) -> list[Row]:
-    """Return times of small steps, their operations of torch and Python calls by who makes them."""
+    """Return times of small steps, their torch operations, and Python calls by their origin."""
     torch.set_num_threads(1)
     programs = {
         "toy": toy_contenders(1),
@@ -116,7 +117,7 @@ def of_small_steps(rounds: int) -> list[Row]:
 
 
 def of_parts(rounds: int) -> list[Row]:
-    """Return times of what a step of three levels consists of beside its passes."""
+    """Return times of the parts of a three-level step other than its passes."""
     torch.set_num_threads(1)
     modules = Levels().modules()
     weights = list(modules.teacher.parameters())

@@ -1,4 +1,4 @@
-"""Tables of what the step benchmark measured."""
+"""Tables of the measurements of the step benchmark."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Row = dict[str, Any]
 def table(outcomes: Mapping[str, Outcome], base: str, lower_steps: int = 1) -> list[Row]:
     """Return a row for every contender: times, ratios to ``base`` and to Betty, peak memory.
 
-    Ratios of times are medians over the rounds, each of two turns next to one another.
+    Ratios of times are medians over the rounds, each of two neighbouring turns.
 
     Args:
-        outcomes: What they measured; of one that failed the row has the error alone.
+        outcomes: Their measurements; the row of a failed contender has the error alone.
         base: The contender to compare with.
-        lower_steps: What a step's time is divided by.
+        lower_steps: Number of lower steps by which a step's time is divided.
     """
     betty = next((name for name in outcomes if name.startswith(BETTY)), None)
     if betty is not None and outcomes[betty].error is not None:
@@ -41,11 +41,11 @@ def table(outcomes: Mapping[str, Outcome], base: str, lower_steps: int = 1) -> l
 
 
 def ratio(above: Outcome, below: Outcome, of: str = "wall") -> float:
-    """Return how many times as long one contender takes as another, the median over the rounds.
+    """Return the ratio of the costs of two contenders, the median over the rounds.
 
     Args:
-        above: What the one measured.
-        below: What the other measured.
+        above: Measurements of the one.
+        below: Measurements of the other.
         of: ``"wall"`` or ``"cpu"`` for times, ``"peak"`` for the memory after the last round.
     """
 

@@ -30,7 +30,7 @@ META_LR = 1e-5
 
 
 class Batches:
-    """The tensors every contender trains on and judges by."""
+    """The tensors of the lower and the upper loss, the same for every contender."""
 
     def __init__(self, size: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -72,9 +72,9 @@ def ours(batches: Batches, config: Config, channels_last: bool = False) -> Step:
     """Return the step of metaweight's ready-made problems.
 
     Args:
-        batches: What to train on and judge by.
-        config: Of the classifier; the upper problem computes in its precision.
-        channels_last: How images lie in memory.
+        batches: The batches of both problems.
+        config: Config of the classifier; the upper problem uses the same precision.
+        channels_last: Whether images have the ``channels_last`` format.
     """
     net, weights, optimizer, meta_optimizer = parts()
     classifier = WeightedClassifier(
@@ -241,11 +241,11 @@ CONFIGS: dict[str, tuple[Config, tuple[bool, ...]]] = {
         CHANNELS_LAST,
     ),
 }
-"""metaweight's settings, and in which layouts they are measured."""
+"""metaweight's settings, and the memory formats in which they are measured."""
 
 
 def resnet32_contenders(size: int) -> dict[str, Callable[[], Step]]:
-    """Return what makes each contender's step, by name; peers that are missing are left out."""
+    """Return makers of the contenders' steps, by name; peers that are missing are left out."""
     makers: dict[str, Callable[[Batches], Step]] = {
         "plain step": plain,
         "plain step, channels last": partial(plain, channels_last=True),
@@ -272,7 +272,7 @@ def _maker(make: Callable[[Batches], Step], size: int) -> Callable[[], Step]:
 
 
 def compiled_contenders(size: int, backend: str = "inductor") -> dict[str, Callable[[], Step]]:
-    """Return what makes the steps of ``torch.compile``, and those they are compared with."""
+    """Return makers of the steps with ``torch.compile``, and of those they are compared with."""
     compiled = {"backend": backend}
     makers: dict[str, Callable[[Batches], Step]] = {
         "plain step": plain,

@@ -1,11 +1,11 @@
 """One, two and three levels of MLPs, the same text on Betty and on metaweight.
 
 - ``teacher`` trains on noisy samples, weighted where there is a level above it;
-- ``student`` (three levels) trains on other samples and on what the teacher says of them;
-- ``weights`` weights the teacher's samples by their losses, and judges the last of those below it
+- ``student`` (three levels) trains on other samples and on the teacher's predictions for them;
+- ``weights`` weights the teacher's samples by their losses, and evaluates the last problem below it
   on clean samples.
 
-A step takes one of every level. With three levels, the hypergradient goes from the student to the
+A step is one step of every level. With three levels, the hypergradient goes from the student to the
 teacher, and from the teacher to the weights.
 """
 
@@ -32,7 +32,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Modules(NamedTuple):
-    """What is trained at each level."""
+    """The module of each level."""
 
     teacher: nn.Module
     student: nn.Module
@@ -46,7 +46,7 @@ class Levels:
     Attributes:
         levels: How many levels it has, 1 to 3.
         batch: Samples of a batch.
-        width: Of the hidden layers.
+        width: Width of the hidden layers.
         dtype: Precision of everything.
         upper_optimizer: Makes the optimizer of the weights.
     """
@@ -85,14 +85,14 @@ def lower_optimizer(module: nn.Module) -> Optimizer:
 
 
 def teacher_loss(teacher: Any, weights: Any, batch: Batch) -> Tensor:
-    """Return the cross-entropy, weighted unless ``weights`` is none."""
+    """Return the cross-entropy, weighted unless ``weights`` is ``None``."""
     inputs, labels = batch
     losses = F.cross_entropy(teacher(inputs), labels, reduction="none")
     return losses.mean() if weights is None else (weights(losses.detach()) * losses).mean()
 
 
 def student_loss(student: Any, teacher: Any, batch: Batch) -> Tensor:
-    """Return the cross-entropy to the labels and to what the teacher says."""
+    """Return the cross-entropy to the labels and to the teacher's predictions."""
     inputs, labels = batch
     logits = student(inputs)
     distilled = F.cross_entropy(logits, teacher(inputs).softmax(-1))
@@ -113,7 +113,7 @@ def plain(program: Levels) -> Step:
 
 
 def hand_written(program: Levels) -> Step:
-    """Return the step of three levels as somebody would write it without a library."""
+    """Return the step of three levels as written without a library."""
     teacher, student, weights = program.modules()
     low, middle, high = program.batches()
     optimizers = [lower_optimizer(teacher), lower_optimizer(student)]
@@ -156,7 +156,7 @@ def minus_mixed_product(
     v: tuple[Tensor, ...],
     wanted: list[nn.Parameter],
 ) -> tuple[Tensor, ...]:
-    """Return ``-∂²L/∂θ∂w · v`` by a central difference; ``w`` are moved and put back."""
+    """Return ``-∂²L/∂θ∂w · v`` by a central difference; ``w`` are displaced and restored."""
     eps = (ALPHA / torch.cat([t.reshape(-1) for t in v]).norm()).item()
     found = []
     for move in (eps, -2 * eps):
@@ -174,8 +174,8 @@ def on(program: Levels, library: Callable[[], Library], kind: Any = "darts") -> 
 
     Args:
         program: The program.
-        library: On which it runs.
-        kind: How hypergradients pass through teacher and student.
+        library: The library on which it runs.
+        kind: Hypergradient method for teacher and student.
     """
     names = library()
     modules, batches = program.modules(), program.batches()
@@ -195,7 +195,7 @@ def on(program: Levels, library: Callable[[], Library], kind: Any = "darts") -> 
             return F.cross_entropy(judged(batch[0]), batch[1])
 
     def problem(cls: Any, name: str, module: nn.Module, batch: Batch, optimizer: Any) -> Any:
-        # Betty frees the graph of an upper loss before it is done with it unless told otherwise.
+        # Without this setting Betty frees the graph of an upper loss before its last use.
         config = names.config(type=kind, retain_graph=True)
         return cls(
             name=name,
@@ -236,10 +236,10 @@ Maker = Callable[[Levels], Step]
 def three_level_contenders(
     names: Sequence[str] = (PLAIN, HAND, OURS, BETTY), **program: Any
 ) -> dict[str, Callable[[], Step]]:
-    """Return what makes each contender's step; peers that are missing are left out.
+    """Return makers of the contenders' steps; peers that are missing are left out.
 
     Args:
-        names: Of the contenders.
+        names: Names of the contenders.
         **program: See :class:`Levels`.
     """
     makers: dict[str, Maker] = {

@@ -87,7 +87,7 @@ def engine(
 
 
 def hand_written(unroll: int) -> Callable[[], None]:
-    """Return one step of the same program as somebody would write it without a library."""
+    """Return one step of the same program as written without a library."""
     (train,), (valid,) = data()
     child, parent = Weights(torch.zeros(FEATURES)), Weights(torch.ones(FEATURES))
     inner = torch.optim.SGD(child.parameters(), lr=0.1)
@@ -146,7 +146,7 @@ def on_betty(unroll: int) -> Callable[[], None]:
 
 
 def toy_contenders(unroll: int) -> dict[str, Callable[[], Callable[[], None]]]:
-    """Return what makes each contender's step, by name; peers that are missing are left out."""
+    """Return makers of the contenders' steps, by name; peers that are missing are left out."""
     makers: dict[str, Callable[[int], Callable[[], None]]] = {
         "hand-written": hand_written,
         "metaweight": on_metaweight,

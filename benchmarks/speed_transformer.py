@@ -1,7 +1,7 @@
 """The transformer workload: Meta-Weight-Net over a small text classifier with real attention.
 
-Attention is torch's fused kernel where nothing is differentiated twice, and the plain one where it
-is: the fused one cannot be.
+Attention uses torch's fused kernel in passes differentiated once, and the plain one in passes
+differentiated twice, which the fused one does not support.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CLASSES = 4
 
 
 class Encoder(nn.Module):
-    """A layer that normalises first: attention, then two linear maps, each around a shortcut."""
+    """A pre-norm layer: attention, then two linear maps, each with a shortcut."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Encoder(nn.Module):
 
 
 class TextClassifier(nn.Module):
-    """Embeddings of words and places, encoders, the mean over places, a linear layer."""
+    """Embeddings of words and positions, encoders, the mean over positions, a linear layer."""
 
     def __init__(self, words: int, length: int, width: int, layers: int, heads: int) -> None:
         super().__init__()
@@ -84,9 +84,9 @@ def transformer_task(
         batch: Texts of a batch.
         length: Tokens of a text.
         words: Size of the vocabulary.
-        width: Of the embeddings.
-        layers: Encoders.
-        heads: Of the attention.
+        width: Width of the embeddings.
+        layers: Number of encoders.
+        heads: Heads of the attention.
         batches: Different training batches.
         dtype: Precision of everything.
     """
@@ -111,5 +111,5 @@ def transformer_task(
 
 
 def transformer_contenders(**sizes: Any) -> dict[str, Callable[[], Step]]:
-    """Return what makes each contender's step; for ``sizes`` see :func:`transformer_task`."""
+    """Return makers of the contenders' steps; for ``sizes`` see :func:`transformer_task`."""
     return bilevel_contenders(partial(transformer_task, **sizes))

@@ -1,7 +1,7 @@
 """Ten lower steps for each upper one on the MLP of :mod:`speed_mlp`.
 
-A finite difference, Betty's, sees the last of the steps; *exact* and *unrolled* ones differentiate
-through all ten.
+A finite difference, as Betty's, differentiates through the last step only; *exact* and *unrolled*
+ones through all ten.
 """
 
 from __future__ import annotations
@@ -40,5 +40,5 @@ NAMES = (
 
 
 def unroll10_contenders(steps: int = STEPS, **sizes: Any) -> dict[str, Callable[[], Step]]:
-    """Return what makes each contender's steps; for ``sizes`` see :func:`speed_mlp.mlp_task`."""
+    """Return makers of the contenders' stepss; for ``sizes`` see :func:`speed_mlp.mlp_task`."""
     return bilevel_contenders(partial(mlp_task, steps=steps, **sizes), NAMES)

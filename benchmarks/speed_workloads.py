@@ -1,4 +1,4 @@
-"""What the step benchmark measures: workloads as data, and how they are measured."""
+"""The workloads of the step benchmark as data, and their measurement."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class Workload:
     """A comparison.
 
     Attributes:
-        title: Of its table.
-        contenders: Returns what makes each contender's step.
+        title: Title of its table.
+        contenders: Returns makers of the contenders' steps.
         base: The contender whose time and memory the others' are divided by.
         threads: Threads of each contender.
         rounds: Turns of each contender.
         steps: Steps of a turn; as many as fill 0.1 s when left out.
-        lower_steps: Lower steps in what a contender calls a step; times are those of one.
+        lower_steps: Lower steps in a contender's step; times are those of one lower step.
     """
 
     title: str
@@ -71,7 +71,7 @@ class Workload:
 
 
 def workloads(batch: int = 100) -> dict[str, list[Workload]]:
-    """Return all workloads by the name they are asked for.
+    """Return all workloads by name.
 
     Args:
         batch: Samples of a batch of the ResNet-32.
@@ -138,7 +138,7 @@ def make_contender(contenders: Contenders, name: str) -> Step:
 def measured(
     workload: Workload, names: Iterable[str] | None = None, start: str = "spawn"
 ) -> dict[str, Outcome]:
-    """Return what every contender measured, or why it could not.
+    """Return the measurements of every contender, or its error.
 
     Args:
         workload: The comparison.

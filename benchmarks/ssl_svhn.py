@@ -7,7 +7,7 @@ Evaluation of Deep Semi-Supervised Learning Algorithms" (2018)::
     python benchmarks/ssl_svhn.py --method vat --divergence kl --labels 50 --seeds 3
     python benchmarks/ssl_svhn.py --dataset svhn --method mean_teacher --divergence mse
 
-Every cell starts afresh: its own network, optimizer and random numbers. Its consistency weight is
+Every cell has its own network, optimizer and random numbers. Its consistency weight is
 chosen on validation samples of other splits than those that are reported. Student and average are
 evaluated side by side.
 
@@ -17,7 +17,7 @@ With ``--foreign 0.5`` half of the unlabelled pool is of classes that have no la
     python benchmarks/ssl_svhn.py --foreign 0.5 --method fixmatch --method fixmatch+learned \
         --divergence kl
 
-Leaves ``summary.json`` (every run), ``summary.md`` (the table), ``accuracy.png`` and ``curves.png``
+Writes ``summary.json`` (every run), ``summary.md`` (the table), ``accuracy.png`` and ``curves.png``
 in ``--out``.
 """
 
@@ -45,7 +45,7 @@ NAMES = (SUPERVISED, *METHODS, *(method + LEARNED for method in METHODS))
 
 
 def parse(given: Sequence[str] | None = None) -> Options:
-    """Return what the command line asks for, or exit with what is wrong about it."""
+    """Parse the command line, or exit with a message about what is wrong in it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--dataset", choices=DATASETS, default="digits")
     parser.add_argument(
@@ -61,7 +61,7 @@ def parse(given: Sequence[str] | None = None) -> Options:
     parser.add_argument("--labels", type=at_least(1), help="labelled samples")
     parser.add_argument("--seeds", type=at_least(1), default=5, help="runs that are reported")
     parser.add_argument(
-        "--tuning-seeds", type=at_least(1), default=2, help="runs that judge each weight"
+        "--tuning-seeds", type=at_least(1), default=2, help="runs to choose a weight by"
     )
     parser.add_argument(
         "--weight", type=not_negative, help="weight of every method, which is not tuned then"

@@ -1,8 +1,8 @@
 """Contenders that take turns on one machine, each in a process of its own.
 
 In each round every contender steps in turn while the others sleep, so that a machine whose speed
-drifts slows all alike; a process of its own each, so that none profits from memory another has
-warmed up and the peak is its own. A contender that fails is reported, and the others go on.
+drifts slows all alike. Each has its own process, so that none profits from memory another has
+warmed up, and peak memory is its own. A contender that fails is reported, and the others continue.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ PEERS = ("betty-ml", "higher", "torchopt")
 
 
 class Turn(NamedTuple):
-    """What one turn of a contender measured."""
+    """Measurements of one turn of a contender."""
 
     wall: float
     """Seconds a step."""
     cpu: float
-    """Seconds of all threads together a step; less touched by what else the machine does."""
+    """CPU seconds of all threads per step; less sensitive to other load on the machine."""
     peak: float
     """Peak memory of the process so far, MiB."""
 
 
 @dataclass
 class Outcome:
-    """What a contender measured, or why it could not.
+    """Measurements of a contender, or its error.
 
     Attributes:
-        value: What its first step returned.
+        value: The value its first step returned.
         resting: Memory of its process before the first step, MiB.
         first_peak: Peak memory of its process after the first step, MiB.
         turns: A turn for each round.
@@ -70,7 +70,7 @@ class Outcome:
 
 
 def later(make: Callable[[Given], Step], given: Callable[[], Given]) -> Make:
-    """Return what makes a step of ``given()``, which is made no sooner than the step."""
+    """Return a maker of a step of ``given()``, which is called only when the step is made."""
     return lambda: make(given())
 
 
@@ -84,7 +84,7 @@ def measure(
     start: str = "spawn",
     returns_memory: bool = False,
 ) -> dict[str, Outcome]:
-    """Return what every contender measured.
+    """Return the measurements of every contender.
 
     Args:
         makes: The makers of the contenders' steps, by name.
@@ -93,13 +93,12 @@ def measure(
         steps: Steps of a turn; as many as fill 0.1 s when left out.
         warm_ups: Steps before the first turn.
         start: How processes are started; ``"forkserver"`` shares the imports.
-        returns_memory: Let glibc hand arrays of a MiB and more back to the system once they are
-            freed, so that the peak counts what is alive and not what the allocator keeps for
-            later. Slower, by page faults.
+        returns_memory: Let glibc return freed arrays of a MiB and more to the system, so that the
+            peak counts live memory and not what the allocator keeps. Slower, by page faults.
     """
     context: Any = multiprocessing.get_context(start)
     if start == "forkserver":
-        # Together these take seconds; the first optimizer of a process imports torch._dynamo.
+        # These imports take seconds; the first optimizer of a process imports torch._dynamo.
         context.set_forkserver_preload(["metaweight.weighting", "torch._dynamo"])
     outcomes: dict[str, Outcome] = {}
     lines: dict[str, Connection] = {}
@@ -185,13 +184,13 @@ def first_line(error: BaseException) -> str:
 
 
 def resident_memory() -> float:
-    """Return the memory of this process, MiB; 0 where the system does not say."""
+    """Return the memory of this process, MiB; 0 where the system does not report it."""
     return _proc_status("VmRSS") or 0.0
 
 
 def peak_memory() -> float:
     """Return the peak memory of this process, MiB."""
-    # The peak getrusage knows of includes what a process was before it became another program.
+    # The peak of getrusage includes that of the process before it executed another program.
     found = _proc_status("VmHWM")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 if found is None else found
 
@@ -205,7 +204,7 @@ def _proc_status(key: str) -> float | None:
 
 
 def environment(threads: int) -> dict[str, str | int]:
-    """Return what the numbers depend on."""
+    """Return the environment on which the numbers depend."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

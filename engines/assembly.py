@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from metaweight.problems import Problem
-from metaweight.problems.problem import GraphPosition
+from metaweight.problems.base.graph_node import GraphPosition
 from metaweight.problems.setup.ownership import require_own_parameters
 from metaweight.problems.setup.preparation import check_hypergradients, prepare
 from metaweight.problems.step.undetected_dependencies import expect_dependence
@@ -38,7 +38,7 @@ def wire(problems: Sequence[Problem], graph: Graph[Problem]) -> None:
 
 
 def prepare_problems(engine: Engine, drive: Drive, end_epoch: Callable[[Problem], None]) -> None:
-    """Put the problems of an engine in their place, with their parts and what they share.
+    """Put the problems of an engine in their place, build what they lack, and share their state.
 
     Args:
         engine: Their engine.

@@ -25,7 +25,7 @@ from .arguments import (
     unchanged_on_error,
 )
 from .assembly import make_schedule, prepare_problems, wire
-from .checkpoint.hook import Checkpointing, load_engine, save_engine
+from .checkpoint.hook import CheckpointHook, load_engine, save_engine
 from .checkpoint.state import put_streams
 from .distributed.placement import choose_device
 from .distributed.process_group import join_processes
@@ -96,8 +96,8 @@ class Engine:
         )
         self.run_state = RunState()
         self.run_state.run = self.processes.from_first(lambda: self.run_state.run)
-        self.checkpointing = Checkpointing(self.config)
-        saving = [] if self.checkpointing.folder is None else [self.checkpointing]
+        self.checkpoint_hook = CheckpointHook(self.config)
+        saving = [] if self.checkpoint_hook.folder is None else [self.checkpoint_hook]
         self.hooks = HookList([*configured_hooks(self.config), *given_hooks, *saving])
         require_one_policy(self.hooks.hooks)
         self.leaves: list[Problem] = []
@@ -142,7 +142,7 @@ class Engine:
                 ``checkpoint_failure="raise"``.
         """
         require_runnable(self)
-        streams = self.checkpointing.begin(self, resume)
+        streams = self.checkpoint_hook.begin(self, resume)
         self.train()
         with stops_between_steps() as request:
             try:
@@ -157,9 +157,11 @@ class Engine:
                         self.hooks.iteration_end(self)
                     if self._owes_validation() and not self._is_asked_to_end(request):
                         self._validate()
-                    if self.checkpointing.folder is not None and not self._is_asked_to_end(request):
-                        self.checkpointing.iteration_over(self)
-                self.checkpointing.run_over(self)
+                    if self.checkpoint_hook.folder is not None and not self._is_asked_to_end(
+                        request
+                    ):
+                        self.checkpoint_hook.iteration_over(self)
+                self.checkpoint_hook.run_over(self)
             finally:
                 self.hooks.run_end(self)
                 self.logger.close()
@@ -170,11 +172,11 @@ class Engine:
         Of several processes all call it, and the first one writes.
 
         That is every problem with its module, optimizer, scheduler and loss scaler, steps recorded
-        for a hypergradient, gradients amid an accumulation, hooks, random streams, the places of
+        for a hypergradient, gradients accumulated so far, hooks, random streams, the places of
         loaders, and counters. Problems with state of their own add it to ``state_dict``.
 
         Raises:
-            CheckpointError: When the file cannot be written, amid a step, or for state that is
+            CheckpointError: When the file cannot be written, inside a step, or for state that is
                 more than tensors, numbers, text and containers of these.
         """
         save_engine(self, path)
@@ -219,7 +221,7 @@ class Engine:
             problem.eval()
 
     def set_dependency(self, dependencies: Dependencies | None) -> None:
-        """Rewire the graph; step counters go on, readiness of upper problems starts anew.
+        """Rewire the graph; step counters go on, and upper problems wait again.
 
         Raises:
             GraphError: When the new dependencies are not valid; the old ones then stay.

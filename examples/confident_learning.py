@@ -1,8 +1,9 @@
 """Find wrong labels by cross-validation, leave them out and train again.
 
 Digits with 40 % of the labels replaced by another class. Three networks predict the samples they
-did not train on; labels their predictions contradict are written to a table and pruned. They train
-for a short time only: later on networks learn wrong labels by heart, and predict worse. ::
+did not train on; labels that their predictions contradict are written to a table and pruned. They
+train for a short time only: with longer training networks memorise wrong labels, and predict
+worse. ::
 
     python examples/confident_learning.py --out results
 
@@ -65,7 +66,7 @@ def accuracy(data: LabelledTensors, test: LabelledTensors, steps: int, seed: int
 
 
 def precision_and_recall(found: CrossValidated) -> tuple[float, float]:
-    """Compare the labels found with those that are wrong, which only a simulation knows."""
+    """Compare the labels found with the wrong ones, which are known only in a simulation."""
     flagged, wrong = found.issues.mask(), found.data.wrong_labels
     right = float((flagged & wrong).sum())
     return right / max(int(flagged.sum()), 1), right / max(int(wrong.sum()), 1)

@@ -1,7 +1,7 @@
 """Average a classifier's weights while it trains, and validate with the average.
 
-The digits have 40 % wrong labels and the learning rate stays high, so that the weights wander about
-a good place without settling there; their average settles.
+The digits have 40 % wrong labels and the learning rate stays high, so that the weights fluctuate
+around a good solution without converging; their average converges.
 
     python examples/ema.py
 """
@@ -20,7 +20,7 @@ from metaweight.noise import inject_label_noise
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return the share of right answers in %."""
+    """Return the accuracy in %."""
     model.eval()
     answers = model(images).argmax(dim=1)
     model.train()

@@ -1,12 +1,13 @@
-"""Settings one would choose by hand, learned on a few clean samples.
+"""Settings usually chosen by hand, learned on a few clean samples.
 
 A small network trains on digits whose labels are right, and on digits 40 % of whose labels were
-redrawn at random. An upper level, which sees 10 clean samples of each class, learns one number by
-hypergradients through the training steps: how far bootstrapping trusts a label, how far online
-confident learning counts labels against its soft targets, or how strongly mixup mixes.
+redrawn at random. An upper problem, with 10 clean samples of each class, learns one number by
+hypergradients through the training steps: the trust of bootstrapping in a label, the weight of
+labels against soft targets in online confident learning, or the concentration of mixup.
 
-The trust settles lower where labels are wrong. The other two need not move as a whole training run
-would ask for: the hypergradient goes through one step, and so rewards what helps the next one. ::
+The trust becomes lower where labels are wrong. The other two need not change as would be best for a
+whole training run: the hypergradient goes through one step, and so rewards what helps the next
+one. ::
 
     python examples/learned_settings.py
 """
@@ -42,10 +43,10 @@ BATCH = 100
 
 
 class Follow(Hook):
-    """Notes the learned number after every step.
+    """Records the learned number after every step.
 
     Args:
-        read: Returns it.
+        read: Returns the number.
     """
 
     def __init__(self, read: Callable[[], torch.Tensor]) -> None:
@@ -58,7 +59,7 @@ class Follow(Hook):
 
 
 def common(module: nn.Module, data: LabelledTensors, seed: int) -> dict[str, Any]:
-    """What all lower problems are made of."""
+    """Return the arguments common to all lower problems."""
     return {
         "module": module,
         "optimizer": torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9),
@@ -69,7 +70,7 @@ def common(module: nn.Module, data: LabelledTensors, seed: int) -> dict[str, Any
 def learn(
     setting: str, data: LabelledTensors, clean: LabelledTensors, steps: int, seed: int
 ) -> float:
-    """Train both levels and return the mean of the learned number over the last half."""
+    """Train both problems and return the mean of the learned number over the last half."""
     torch.manual_seed(seed)
     net: nn.Module = DigitsNet(generator=torch.Generator().manual_seed(seed))
     hooks: list[Hook] = []
@@ -114,7 +115,7 @@ SETTINGS = ("trust of bootstrapping", "share of hard labels", "concentration of 
 
 def main(steps: int = 200, seed: int = 0) -> dict[str, tuple[float, float]]:
     """Learn every setting on right and on partly wrong labels, print and return the numbers."""
-    # The networks are small: a second thread costs more than it brings.
+    # The networks are small: a second thread would make the run slower.
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(seed)
     given, _ = load_digits(seed=seed)

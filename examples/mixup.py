@@ -31,7 +31,7 @@ Step = Callable[[Any, Tensor, Tensor], Tensor]
 
 
 class Classifier(ImplicitProblem):
-    """A network trained with the loss it was given."""
+    """A network trained with the loss given to it."""
 
     def training_step(self, batch: Any) -> Tensor:
         step: Step = self.cfg

@@ -1,12 +1,12 @@
-"""Wrong labels found by an ensemble: left out, counted less, or weighed as the clean samples ask.
+"""Wrong labels found by an ensemble: left out, weighted by rank, or weighted by learned weights.
 
 Three small networks are trained on a third of the digits each. Every sample is scored by the
-members that have not seen it as well as by the one that has; the sum of its cross-entropies says
-how far its label is from what they expect. Then one network is trained in four ways on the same
-data, 40 % of whose labels were redrawn at random: on all samples; on those of the lowest scores;
-with weights that fall with the rank of the score; and with weights an upper level learns from the
-members' scores. The second and third are told the share of redrawn labels, the last is not, and
-has 5 clean samples of each class instead::
+members that have not seen it as well as by the one that has; a large sum of its cross-entropies
+means that its label contradicts their predictions. Then one network is trained in four ways on the
+same data, 40 % of whose labels were redrawn at random: on all samples; on those of the lowest
+scores; with weights that fall with the rank of the score; and with weights that an upper problem
+learns from the members' scores. The second and third use the known share of redrawn labels, the
+last does not, and has 5 clean samples of each class instead::
 
     python examples/online_ensemble.py
 """
@@ -59,7 +59,7 @@ class Weighted(ReweightedProblem):
 def problem(
     make: Callable[..., Any], data: LabelledTensors, seed: int, batch: int = BATCH, **settings: Any
 ) -> Any:
-    """A problem with a network of its own on shuffled data."""
+    """Return a problem with its own network on shuffled data."""
     net = DigitsNet(generator=torch.Generator().manual_seed(seed))
     return make(
         "classifier",
@@ -71,7 +71,7 @@ def problem(
 
 
 def train(lower: Any, steps: int, hooks: tuple[Hook, ...] = (), upper: Any = None) -> nn.Module:
-    """Run one or two levels and return the trained network."""
+    """Run one or two problems and return the trained network."""
     problems = [lower] if upper is None else [upper, lower]
     edges = None if upper is None else {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}
     Engine(problems, EngineConfig(train_iters=steps, logger_type="none"), edges, hooks=hooks).run()
@@ -80,14 +80,14 @@ def train(lower: Any, steps: int, hooks: tuple[Hook, ...] = (), upper: Any = Non
 
 
 def accuracy(net: nn.Module, data: LabelledTensors) -> float:
-    """Share of right answers, in per cent."""
+    """Return the accuracy in percent."""
     with torch.no_grad():
         right = net.eval()(data.inputs).argmax(1) == data.labels
     return 100 * float(right.float().mean())
 
 
 def pretrain(data: LabelledTensors, steps: int, seed: int) -> list[nn.Module]:
-    """One member for each fold, trained on that fold alone."""
+    """Train one member for each fold, on that fold alone, and return the members."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     folds = [data.subset(order[fold::FOLDS]) for fold in range(FOLDS)]
     return [
@@ -97,7 +97,7 @@ def pretrain(data: LabelledTensors, steps: int, seed: int) -> list[nn.Module]:
 
 
 def learner(data: LabelledTensors, members: int, seed: int) -> WeightLearner:
-    """The upper level: a mapping from member scores to weights, judged on clean samples."""
+    """Return the upper problem: a mapping from member scores to weights, with clean samples."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = ScoreWeightNet(members)
@@ -114,7 +114,7 @@ def main(
     noise: float = 0.4, steps: int = 200, member_steps: int = 60, seed: int = 0
 ) -> dict[str, float]:
     """Run the whole pipeline and return test accuracies and shares of wrong labels in per cent."""
-    # The networks are small: a second thread costs more than it brings.
+    # The networks are small: a second thread would make the run slower.
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(seed)
     given, test = load_digits(seed=seed)

@@ -1,7 +1,7 @@
-"""Train with 20 labels and a thousand digits without: a Mean Teacher, evaluated beside its student.
+"""Train with 20 labelled and a thousand unlabelled digits: a Mean Teacher and its student.
 
-The consistency weight rises over the first 40 % of the run; the student sees its own noise, the
-teacher another.
+The consistency weight rises over the first 40 % of the run; student and teacher have independent
+noise.
 
     python examples/semi_supervised.py
 """
@@ -30,7 +30,7 @@ from metaweight.models import DigitsNet
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: LabelledTensors) -> float:
-    """Return the share of right answers in %."""
+    """Return the accuracy in %."""
     return 100 * float((model(data.inputs).argmax(1) == data.labels).double().mean())
 
 
@@ -74,7 +74,7 @@ def train(weight: float, steps: int, seed: int = 0) -> dict[str, float]:
 
 
 def main(steps: int = 500) -> dict[str, dict[str, float]]:
-    """Train with and without consistency, and print how both fare."""
+    """Train with and without consistency, and print the accuracies."""
     results = {"labels alone": train(0.0, steps), "Mean Teacher": train(30.0, steps)}
     for name, found in results.items():
         print(f"{name}: student {found['student']:.1f} %, teacher {found['teacher']:.1f} %")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .kernels.activation_reuse import ReusableActivations
-from .kernels.compilation import is_compiled
+from .kernels.torch_internals import is_compiled
 from .problem import Problem
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .base.errors import ConfigurationError, GraphError, LossError
-from .base.graph_neighbours import GraphPosition
+from .base.graph_node import GraphNode
 from .base.loss import Evaluated, TrainingOutput, loss_of
 from .base.memory_layout import laid_out
 from .base.overridables import Overridables
@@ -38,7 +38,7 @@ from .state.parameter_groups import put_parameter_groups
 from .unrolling import apply_learned_settings
 
 
-class Problem(Overridables):
+class Problem(Overridables, GraphNode):
     """Base class of every level. Users derive from
     :class:`~metaweight.problems.ImplicitProblem` and define :meth:`training_step`.
 
@@ -76,7 +76,7 @@ class Problem(Overridables):
         extra_config: Any = None,
         device: torch.device | str | None = None,
     ) -> None:
-        self._name = checked_name(name)
+        super().__init__(checked_name(name))
         if config is not None and not isinstance(config, Config):
             raise ConfigurationError(
                 f"Problem {name!r} received config={shown(config)}; give a Config, or leave it out."
@@ -96,24 +96,11 @@ class Problem(Overridables):
         self.scheduler = scheduler
         self.train_data_loader = train_data_loader
         self.device: Any = None if device is None else checked_device(f"Problem {name!r}", device)
-        self.channels_last = False
-        self.scaler: Any = None
         self.env: Any = None
         self.logger: Any = None
-        self.cur_batch: Any = None
-        self.references: dict[str, str] = {}
-        self._position = GraphPosition()
         self._hypergradient = resolve(self._config)
         self._step_state = StepState()
         self.warn_of_near_misses()
-
-    def __getattr__(self, name: str) -> Any:
-        if not name.startswith("_"):
-            peers = self.__dict__["_position"].peers if "_position" in self.__dict__ else {}
-            known = f" Problems it can see: {', '.join(sorted(peers)) or 'none yet'}."
-        else:
-            known = ""
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}.{known}")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
@@ -184,7 +171,7 @@ class Problem(Overridables):
 
     def get_batch_single_loader(self, idx: int) -> Any:
         """Return the next batch of one loader, on the problem's device."""
-        return self.source.draw(idx, self.device, channels_last=self.channels_last)
+        return self.source.draw(idx, self.device, channels_last=self._step_state.channels_last)
 
     def evaluate(self, batch: Any) -> Evaluated:
         """Return the loss of ``batch`` in the problem's precision, and what else to log."""
@@ -203,16 +190,17 @@ class Problem(Overridables):
     def optimizer_step(self) -> None:
         """Unscale and clip the gradients, then apply them with :meth:`custom_optimizer_step`."""
         apply_learned_settings(self)
-        if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
+        scaler = self._step_state.scaler
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
         self._step_state.trajectory.keep_optimizer(self)
         if self._config.gradient_clipping > 0:
             torch.nn.utils.clip_grad_norm_(
                 self.trainable_parameters(), self._config.gradient_clipping
             )
         self.custom_optimizer_step()
-        if self.scaler is not None:
-            self.scaler.update()
+        if scaler is not None:
+            scaler.update()
 
     def zero_grad(self) -> None:
         """Drop the gradients of the trainable parameters."""
@@ -242,7 +230,7 @@ class Problem(Overridables):
         if any(t.device != self.device for t in (*module.parameters(), *module.buffers())):
             require_movable(self._name, module, self.device)
             module = module.to(self.device)
-        self.module = laid_out(module, self.channels_last)
+        self.module = laid_out(module, self._step_state.channels_last)
         compile_module(self.module, self._config.compile)
 
     def set_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
@@ -307,47 +295,43 @@ class Problem(Overridables):
         """Whether this process is the one that logs."""
         return self._step_state.processes.rank == 0
 
-    def place_in(self, position: GraphPosition) -> None:
-        """Take a place in a graph; its other problems become attributes by their names."""
-        for name in self._position.peers:
-            self.__dict__.pop(name, None)
-        self.__dict__.update(position.peers)
-        self._position = position
-
     def join(self, state: StepState, *, logger: Any, env: Any) -> None:
         """Belong to an engine: what it keeps about the problem, its logger and environment."""
         self._step_state, self.logger, self.env = state, logger, env
 
-    def move_to(self, device: torch.device, *, channels_last: bool) -> None:
-        """Live on a device, unless the problem names one itself, and lay out images so."""
+    def build(self, device: torch.device, *, channels_last: bool = False) -> None:
+        """Build what the constructor was not given, on ``device`` unless the problem names one.
+
+        What the user made is used as it is.
+
+        Raises:
+            GraphError: Without a module.
+            ConfigurationError: For what is of another kind than was asked for.
+            DataError: For a loader that cannot be iterated.
+        """
         self.device = torch.device(device) if self.device is None else self.device
-        self.channels_last = channels_last
+        self._step_state.lay_out(channels_last=channels_last)
+        if self.train_data_loader is None:
+            self.train_data_loader = self.configure_train_data_loader()
+        loaders, source = self.train_data_loader, self._step_state.source
+        if loaders is not None and (source is None or loaders is not source.loaders):
+            require_loaders(self._name, loaders)
+            self.train_data_loader = list(loaders) if isinstance(loaders, tuple) else [loaders]
+        module = self.configure_module() if self.module is None else self.module
+        if module is None:
+            raise GraphError(
+                f"Problem {self._name!r} has no module; give it module=, or define "
+                "configure_module."
+            )
+        self.set_module(module)
+        optimizer = self.configure_optimizer() if self.optimizer is None else self.optimizer
+        if optimizer is not None:
+            self.set_optimizer(optimizer)
+        self.set_scheduler(self.configure_scheduler() if self.scheduler is None else self.scheduler)
 
     def use_precision(self, precision: str) -> None:
         """Compute in this precision from now on."""
         self._config = replace(self._config, precision=precision)
-
-    def use_loss_scaler(self, scaler: Any) -> None:
-        """Scale losses of half precision with this from now on."""
-        self.scaler = scaler
-
-    def use_loaders(self, loaders: Any) -> None:
-        """Draw batches from these loaders from now on."""
-        self.train_data_loader = loaders
-
-    def note_batch(self, batch: Any) -> Any:
-        """Keep ``batch`` as ``cur_batch``, and return it."""
-        self.cur_batch = batch
-        return batch
-
-    def note_references(self, **names: str) -> None:
-        """Note names of other problems, by the constructor's argument, for an engine to check."""
-        self.references = {**self.references, **names}
-
-    @property
-    def name(self) -> str:
-        """The problem's name."""
-        return self._name
 
     @property
     def config(self) -> Config:
@@ -386,31 +370,16 @@ class Problem(Overridables):
         return self.source.epochs
 
     @property
+    def cur_batch(self) -> Any:
+        """The batch of the latest step."""
+        return self._step_state.batch
+
+    @property
+    def scaler(self) -> Any:
+        """The loss scaler of half precision; none in other precisions."""
+        return self._step_state.scaler
+
+    @property
     def count(self) -> int:
         """Steps this problem has taken."""
         return self._step_state.count
-
-    @property
-    def position(self) -> GraphPosition:
-        """Where the problem is in its graph."""
-        return self._position
-
-    @property
-    def parents(self) -> list[Problem]:
-        """Upper problems that step after this one."""
-        return list(self._position.parents)
-
-    @property
-    def children(self) -> list[Problem]:
-        """Lower problems this one waits for."""
-        return list(self._position.children)
-
-    @property
-    def paths(self) -> list[list[Problem]]:
-        """Hypergradient paths: this problem, the lower ones from top to bottom, this problem."""
-        return [list(path) for path in self._position.paths]
-
-    @property
-    def leaf(self) -> bool:
-        """Whether no problem is below this one."""
-        return not self._position.children

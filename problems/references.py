@@ -5,21 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .base.errors import ConfigurationError, GraphError
-from .base.settings import require_text, shown
+from .base.settings import shown
 
 if TYPE_CHECKING:
     from .problem import Problem
-
-
-def note_references(problem: Problem, **names: str) -> None:
-    """Let an engine look whether it has problems of these names, given by the argument's.
-
-    Raises:
-        ConfigurationError: For what is no name.
-    """
-    for argument, name in names.items():
-        require_text(f"{type(problem).__name__} {problem.name!r} ", argument, name)
-    problem.note_references(**names)
 
 
 def require_known_references(problem: Problem) -> None:

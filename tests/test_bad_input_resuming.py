@@ -46,7 +46,7 @@ class Bomb:
 
 
 def saved(folder: Path) -> Path:
-    """The checkpoint of a program amid a loop."""
+    """The checkpoint of a program inside a loop."""
     path = folder / "saved.ckpt"
     if not path.exists():
         engine = build()
@@ -150,13 +150,13 @@ FILES: dict[str, Case] = {
     ),
     "another unroll_steps": (
         CheckpointError,
-        "settings of problem 'inner', saved amid a loop … 'unroll_steps': 2 … 'unroll_steps': 3",
+        "settings of problem 'inner', saved inside a loop … 'unroll_steps': 2 … 'unroll_steps': 3",
         saved,
         lambda: build(config=Config(unroll_steps=3)),
     ),
     "another type": (
         CheckpointError,
-        "settings of problem 'inner', saved amid a loop … FiniteDifference … Unroll",
+        "settings of problem 'inner', saved inside a loop … FiniteDifference … Unroll",
         saved,
         lambda: build(config=Config(unroll_steps=2, type="unroll")),
     ),

@@ -1,1 +1,1 @@
-"""What the semi-supervised benchmark is made of: tasks, cells, training, reports."""
+"""The parts of the semi-supervised benchmark: tasks, cells, training, reports."""

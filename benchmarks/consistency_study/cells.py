@@ -20,7 +20,7 @@ LEARNED = "+learned"
 METHODS = ("pseudo_label", "pi_model", "vat", "mean_teacher", "ict", "mixmatch", "fixmatch")
 DIVERGENCES = ("mse", "l1", "kl", "js")
 
-# Apart by half an order of magnitude, around weights at which the divergences are alike in size.
+# Half an order of magnitude apart, around weights at which the divergences are of equal size.
 WEIGHTS = {
     "mse": (3.0, 10.0, 30.0, 100.0),
     "l1": (1.0, 3.0, 10.0, 30.0),
@@ -34,7 +34,7 @@ class Cell:
     """A method with a divergence.
 
     Attributes:
-        method: ``"supervised"`` or one of :data:`METHODS`, with ``+learned`` where an upper level
+        method: ``"supervised"`` or one of :data:`METHODS`, with ``+learned`` where an upper problem
             weights the unlabelled samples.
         divergence: One of :data:`DIVERGENCES`; none for ``"supervised"``.
     """
@@ -49,7 +49,7 @@ class Cell:
 
     @property
     def learned(self) -> bool:
-        """Whether an upper level weights the unlabelled samples."""
+        """Whether an upper problem weights the unlabelled samples."""
         return self.method.endswith(LEARNED)
 
     @property

@@ -37,7 +37,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def heading(options: Options) -> str:
-    """Return what the table is of."""
+    """Return a description of the table."""
     protocol = options.protocol
     text = (
         f"{options.dataset}, {options.labels} labels, {len(options.seeds)} seeds, "

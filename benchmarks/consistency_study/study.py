@@ -25,20 +25,20 @@ WHO = ("student", "teacher")
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for.
+    """The options of a study.
 
     Attributes:
-        dataset: The data.
-        root: Where they are.
-        cells: What is compared.
+        dataset: Name of the data.
+        root: Folder of the data.
+        cells: The cells to compare.
         labels: Labelled samples.
-        seeds: Runs that are reported.
-        tuning_seeds: Runs that each weight is judged by; of other splits than those reported.
+        seeds: Seeds of the runs that are reported.
+        tuning_seeds: Number of runs to choose a weight by, on other splits than those reported.
         protocol: Settings of every run.
         foreign_share: Share of the pool without a known class; none when left out.
         weight: Consistency weight of every cell; chosen on validation when left out.
         workers: Processes.
-        out: Where results go.
+        out: Folder of the results.
     """
 
     dataset: str
@@ -141,7 +141,7 @@ def _tuned(options: Options, runs: dict[Job, History]) -> dict[Cell, dict[float,
 
 
 _worker: dict[str, Any] = {}
-"""What a worker process has loaded; set once, when it starts."""
+"""Data of a worker process; set once, when it starts."""
 
 
 def _begin(options: Options) -> None:

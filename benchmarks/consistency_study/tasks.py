@@ -37,7 +37,7 @@ class Protocol:
         lr: Learning rate of Adam.
         decay: Decay of the average that is evaluated beside the student.
         warm_up: Share of the run in which the consistency weight rises.
-        validation: Samples that weights are chosen by.
+        validation: Samples to choose weights by.
         epsilon: Length of VAT's perturbation.
         evaluations: Evaluations of a run, evenly spread; the last is at its end.
     """
@@ -59,12 +59,12 @@ class Task:
 
     Attributes:
         labelled: Labelled samples.
-        unlabelled: The pool; its labels are nobody's to read.
+        unlabelled: The pool; its labels must not be read.
         validation: Samples to choose weights by.
         test: Samples to report.
         network: Makes a network with initial weights of its own for each seed.
         weak: Random view of inputs.
-        strong: One further away.
+        strong: A more strongly augmented view.
         foreign: Which samples of the pool belong to classes without labels, bool.
     """
 
@@ -144,7 +144,7 @@ def task(
         dataset: One of :data:`DATASETS`.
         data: Training and test data.
         labels: Labelled samples, the same number of each class.
-        seed: Of the split and the network.
+        seed: Seed of the split and the network.
         protocol: Settings of the dataset.
         foreign_share: Share of the pool from classes outside :data:`KNOWN`, of which there are no
             labels then and which are not tested; no such restriction when left out.
@@ -159,7 +159,7 @@ def task(
         foreign = torch.zeros(len(split.unlabelled), dtype=torch.bool)
     else:
         known = KNOWN[dataset]
-        # As many more as go with the other classes.
+        # Plus the number that would belong to the other classes.
         everywhere = labels // len(known) * classes
         whole = semi_supervised_split(
             train, everywhere, validation=protocol.validation, generator=generator

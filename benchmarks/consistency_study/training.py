@@ -1,4 +1,4 @@
-"""One run: a student, its average, and how both fare."""
+"""One run: a student, its average, and the accuracies of both."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .tasks import Protocol, Task
 
 @dataclass
 class History:
-    """What the evaluations of a run found; accuracies in percent.
+    """The evaluations of a run; accuracies in percent.
 
     Attributes:
-        steps: When.
-        validation: Of ``"student"`` and ``"teacher"`` on the validation samples.
+        steps: Steps of the evaluations.
+        validation: Accuracies of ``"student"`` and ``"teacher"`` on the validation samples.
         test: The same on the test samples.
         seconds: Seconds of the run, evaluations included.
         weights: Mean learned weight of the pool's samples of known classes, and of foreign ones.
@@ -40,14 +40,14 @@ class History:
 
 
 def train(task: Task, cell: Cell, weight: float, protocol: Protocol, seed: int) -> History:
-    """Return the history of a run that starts afresh.
+    """Train a new student and return the history of the run.
 
     Args:
         task: Data, network, views.
         cell: Method and divergence.
         weight: Consistency weight at the top of its ramp.
         protocol: Settings for every method.
-        seed: Of batches, noise and dropout.
+        seed: Seed of batches, noise and dropout.
     """
     torch.manual_seed(seed)
     average = EMAHook("student", protocol.decay, warm_up="mean_teacher")
@@ -122,7 +122,7 @@ class _Recorder(Hook):
 
 
 class _Weights:
-    """The mean weight that the upper level gave each sample of the pool late in a run."""
+    """The mean weight that the upper problem gave each sample of the pool late in a run."""
 
     def __init__(self, engine: Engine, samples: int, after: int) -> None:
         self._total = torch.zeros(samples)

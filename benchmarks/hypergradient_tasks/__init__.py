@@ -1,1 +1,1 @@
-"""The tasks of the hypergradient benchmark, the contenders, and how results are shown."""
+"""The tasks, contenders and figures of the hypergradient benchmark."""

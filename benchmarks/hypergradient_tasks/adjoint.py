@@ -22,7 +22,7 @@ from .unrolled import MOMENTUM, WEIGHT_DECAY, Batch, Workload, flat, judged_loss
 
 @dataclass
 class Loop:
-    """The adjoint of one number of steps, on its way back.
+    """The state of the backward recursion over a number of steps.
 
     Attributes:
         w: ``λ``.
@@ -37,7 +37,7 @@ class Loop:
     def go_back(
         self, gradient: Sequence[Tensor], w: Sequence[Tensor], theta: Sequence[Tensor], lr: float
     ) -> None:
-        """Pass a step whose gradient, with its graph, was taken at ``w``."""
+        """Go back over a step whose gradient, with its graph, was computed at ``w``."""
         beta = [n - lr * a for n, a in zip(self.momentum, self.w, strict=True)]
         products = torch.autograd.grad(gradient, [*w, *theta], beta, retain_graph=True)
         hessian, mixed = products[: len(w)], products[len(w) :]
@@ -49,7 +49,7 @@ class Loop:
 def truths(work: Workload, counts: Sequence[int]) -> dict[int, Tensor]:
     """Return the hypergradient after each of the numbers of steps, one of them ``work.steps``.
 
-    The graph of a step's gradient is made once for all loops that reach it.
+    The graph of a step's gradient is built once for all numbers of steps that include it.
     """
     net, weights = (module.double() for module in work.networks())
     *train, judge = [(x.double(), y) for x, y in (*work.batches, work.judge)]

@@ -24,10 +24,10 @@ UpperLoss = Callable[[Tensor, Batch], Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """A bilevel problem at one ``θ``, with the truth about it.
+    """A bilevel problem at one ``θ``, with its true hypergradient.
 
     Attributes:
-        name: Of the task.
+        name: Name of the task.
         lower_loss: ``L(w, θ, batch)``.
         upper_loss: ``F(w, batch)``.
         train: The batch of ``L``.
@@ -35,9 +35,9 @@ class Case:
         theta: ``θ``.
         solution: ``w*(θ)``.
         truth: ``dF/dθ``.
-        truth_by: How it was found.
+        truth_by: How it was computed.
         spectrum: Eigenvalues of ``H`` at the solution, ascending.
-        steepest: A bound on the eigenvalues of ``H`` anywhere.
+        steepest: An upper bound on the eigenvalues of ``H`` at any ``w``.
         sample_losses: ``l_i(w, batch)`` where ``L`` is their weighted mean and a penalty on ``w``.
         sample_weights: ``V_i(θ)`` of the weighted mean.
     """
@@ -84,7 +84,7 @@ class Case:
         return replace(self, **{name: cast(getattr(self, name)) for name in names})
 
     def heavy_ball(self) -> dict[str, float]:
-        """Return Polyak's learning rate and momentum, the best for quadratics so bounded."""
+        """Return Polyak's learning rate and momentum, the best for quadratics with these bounds."""
         low, high = self.smallest**0.5, self.steepest**0.5
         return {"lr": 4 / (low + high) ** 2, "momentum": ((high - low) / (high + low)) ** 2}
 
@@ -114,7 +114,7 @@ def newton(lower_loss: LowerLoss, w: Tensor, theta: Tensor, batch: Batch) -> Ten
     """Return the minimiser near ``w``, to a gradient of at most 1e-12.
 
     Raises:
-        RuntimeError: When it was not found.
+        RuntimeError: When Newton's method does not converge.
     """
     size = float("inf")
     for _ in range(50):
@@ -133,10 +133,10 @@ def newton(lower_loss: LowerLoss, w: Tensor, theta: Tensor, batch: Batch) -> Ten
 
 
 def accuracy(found: Tensor, truth: Tensor) -> dict[str, float]:
-    """Return the relative error and the cosine of what was found.
+    """Return the relative error and the cosine of a computed gradient.
 
     Raises:
-        ArithmeticError: When it is not finite.
+        ArithmeticError: When the gradient is not finite.
     """
     found, truth = found.double(), truth.double()
     error = float((found - truth).norm() / truth.norm())

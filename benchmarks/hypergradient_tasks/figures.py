@@ -27,7 +27,7 @@ def error_curves(tasks: Mapping[str, Mapping[str, Curve]]) -> Figure:
             )
         axes.set(xlabel="iterations", title=task)
         axes.grid(alpha=0.3)
-    # What diverges would squeeze everything else.
+    # Diverging errors would compress the other curves.
     panels[0].set(ylabel="relative error in float64", ylim=(1e-16, 1e2))
     panels[-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure

@@ -1,4 +1,4 @@
-"""What is known of a method, and how many iterations it is given."""
+"""Description of a method, and its number of iterations."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Method:
     """One method on one library.
 
     Attributes:
-        library: Its name.
-        name: Of the method.
-        computes: Which quantity, in words.
-        build: Returns what computes the gradient, given the case and ``iterations``.
-        iterations: What its main measurement spends; ``None`` where there is nothing to choose.
+        library: Name of the library.
+        name: Name of the method.
+        computes: The quantity it computes, in words.
+        build: Returns a function that computes the gradient, given the case and ``iterations``.
+        iterations: Iterations of its main measurement; ``None`` where there is nothing to choose.
         curve: Whether its error is drawn against the iterations.
     """
 
@@ -49,10 +49,10 @@ class Method:
 
 
 def cg_iterations(case: Case) -> int:
-    """Return enough for an error of 1e-8 in exact arithmetic, up to four times the dimension."""
+    """Return the iterations for an error of 1e-8 in exact arithmetic, at most 4 × the dimension."""
     return min(4 * len(case.solution), math.ceil(10 * case.condition**0.5))
 
 
 def unroll_steps(case: Case) -> int:
-    """Return enough for an error of about 1e-6 of heavy-ball steps on a quadratic."""
+    """Return the heavy-ball steps for an error of about 1e-6 on a quadratic."""
     return min(MOST_STEPS, math.ceil(8 * (case.steepest / case.smallest) ** 0.5) + 20)

@@ -1,4 +1,4 @@
-"""Every hypergradient method that can serve a small case, ours and the peers'."""
+"""Every hypergradient method that applies to a small case, ours and the peers'."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .programs import Gradient, adam, at_solution, on_betty, program
 
 
 def methods(case: Case) -> dict[str, Method]:
-    """Return the methods that serve the case, by label; libraries that are missing left out."""
+    """Return the methods that apply to the case, by label, without those of missing libraries."""
     found = list(ours(case))
     for package, those in {"betty": betty, "higher": higher, "torchopt": torchopt}.items():
         if importlib.util.find_spec(package):

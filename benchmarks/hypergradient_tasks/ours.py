@@ -108,7 +108,7 @@ def _linear_systems(case: Case) -> Iterator[Method]:
 
 
 def skipped(case: Case, rank: int) -> float:
-    """Return the largest eigenvalue a sketch of that rank leaves out, or next to nothing."""
+    """Return the largest eigenvalue outside a sketch of that rank, or a tiny number if none is."""
     size = len(case.spectrum)
     return float(case.spectrum[size - rank - 1]) if rank < size else 1e-6 * case.smallest
 

@@ -1,7 +1,7 @@
 """A case as a two-level program, the same text on metaweight and on Betty.
 
-A step of a program is what a user waits for: the lower problem's steps, then one of the upper
-problem, whose gradient is read in ``grad_callback``. The upper optimizer's learning rate is 0.
+A step of a program consists of the lower problem's steps and then one of the upper problem, whose
+gradient is read in ``grad_callback``. The upper optimizer's learning rate is 0.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class Point(nn.Module):
 
 
 class Lower(NamedTuple):
-    """How the lower problem comes to where it is differentiated.
+    """Start and optimizer steps of the lower problem before it is differentiated.
 
     Attributes:
         start: Its parameters before its steps.
         optimizer: Maker of its optimizer.
-        steps: Its optimizer steps.
+        steps: Number of its optimizer steps.
     """
 
     start: Tensor
@@ -90,15 +90,15 @@ def adam(case: Case, steps: int, lr: float) -> Lower:
 def program(
     library: Library, case: Case, lower: Lower, *, reweighted: bool = False, **settings: Any
 ) -> Gradient:
-    """Return what takes the lower steps from their start and returns the upper gradient.
+    """Return a function that takes the lower steps from their start and returns the upper gradient.
 
     Args:
-        library: On which it runs.
+        library: The library on which the program runs.
         case: The problem.
-        lower: How its lower problem comes to where it is differentiated.
+        lower: Start and optimizer steps of the lower problem.
         reweighted: Declare the sample losses and weights; the penalty on ``w`` is left out, which
             does not enter the mixed derivative.
-        settings: Of the lower problem's ``Config``.
+        settings: Settings of the lower problem's ``Config``.
     """
     seen: list[Tensor] = []
 

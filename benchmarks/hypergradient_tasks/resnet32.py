@@ -2,12 +2,12 @@
 
 The images are scikit-learn's digits enlarged to 32 × 32, the network has been trained for a few
 steps, every batch has 100 samples. The truth is the derivative of the very same steps in float64.
-The learning rate is 0.01, since at 0.1 this program is chaotic: what rounding does to one product
+The learning rate is 0.01, since at 0.1 this program is chaotic: the rounding error of one product
 grows a hundredfold over 8 steps, in the exact derivative as well.
 Time is that of the ``k`` training steps and one hypergradient, from the second run of a process
-that does nothing else; "peak MiB" is the peak of that process. What the allocator keeps of freed
-activations depends on the sizes asked for before, so "live MiB" is the peak of the first run of
-another process, whose allocator keeps none (glibc; elsewhere it is the first run's peak).
+that does nothing else; "peak MiB" is the peak of that process. How much memory of freed activations
+the allocator keeps depends on the sizes requested before, so "live MiB" is the peak of the first
+run of another process, whose allocator keeps none (glibc; elsewhere it is the first run's peak).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LR = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How much is measured.
+    """The extent of the measurement.
 
     Attributes:
         steps: The numbers of steps ``k``.
@@ -104,7 +104,7 @@ def alone(
     *,
     returns_memory: bool = False,
 ) -> Outcome:
-    """Return what one contender measures in a process of its own."""
+    """Return the measurement of one contender in a process of its own."""
     return measure(
         {"it": make},
         threads,
@@ -117,7 +117,7 @@ def alone(
 
 
 def measured(path: Path, k: int, effort: Effort) -> dict[str, list[Outcome]]:
-    """Return what each contender measured, a process for each round, taking turns."""
+    """Return the measurements of each contender, in a new process for each round, in turn."""
     found: dict[str, list[Outcome]] = {label: [] for label in contenders()}
     labels = list(found)
     for number in range(effort.rounds):
@@ -129,14 +129,14 @@ def measured(path: Path, k: int, effort: Effort) -> dict[str, list[Outcome]]:
 
 
 def contender(path: Path, label: str, k: int, lr: float) -> Callable[[], list[float]]:
-    """Return a contender's run, with numbers as its answer."""
+    """Return a contender's run, which returns numbers."""
     work: Workload = torch.load(path, weights_only=False)
     run = contenders()[label](dataclasses.replace(work, steps=k, lr=lr))
     return lambda: run().tolist()
 
 
 def prepared(path: Path, effort: Effort) -> Callable[[], dict[int, list[float]]]:
-    """Return what saves the workload and computes the truths."""
+    """Return a function that saves the workload and computes the truths."""
 
     def prepare() -> dict[int, list[float]]:
         work = workload(effort)
@@ -175,7 +175,7 @@ def workload(effort: Effort) -> Workload:
 def row(
     label: str, k: int, outcomes: list[Outcome], live: Outcome, truth: torch.Tensor
 ) -> dict[str, Any]:
-    """Return a contender's row of the table; the first error stands in for numbers."""
+    """Return a contender's row of the table; the first error replaces the numbers."""
     failed = next((o.error for o in (*outcomes, live) if o.error is not None), None)
     found: dict[str, Any] = {
         "contender": label,
@@ -205,7 +205,7 @@ def row(
 
 
 def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what is claimed of the unrolled methods, with what came out."""
+    """Return the claims about the unrolled methods, with the values measured."""
     table = {(r["contender"], r["k"]): r for r in rows if r["failed"] is None}
     ks = sorted({r["k"] for r in rows})
 

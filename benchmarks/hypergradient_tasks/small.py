@@ -34,12 +34,12 @@ GRID = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How much is measured.
+    """The extent of the measurement.
 
     Attributes:
         rounds: Turns of every contender.
         grid: Iterations at which curves are drawn.
-        most: Iterations a method may spend at most.
+        most: Largest number of iterations of a method.
         steps: Gradients of a turn; as many as fill 0.1 s when left out.
     """
 
@@ -86,7 +86,7 @@ def check(path: Path, known: Mapping[str, Method], effort: Effort) -> dict[str, 
 
 
 def describe(case: Case) -> dict[str, Any]:
-    """Return what a reader has to know about the case."""
+    """Return the description of the case for a reader."""
     return {
         "lower parameters": len(case.solution),
         "upper parameters": len(case.theta),
@@ -96,7 +96,7 @@ def describe(case: Case) -> dict[str, Any]:
 
 
 def iterations(method: Method, effort: Effort) -> int:
-    """Return what the main measurement of a method spends."""
+    """Return the iterations of a method's main measurement."""
     return 0 if method.iterations is None else min(method.iterations, effort.most)
 
 
@@ -107,7 +107,7 @@ def load(path: Path) -> Case:
 
 
 def main_step(path: Path, label: str, effort: Effort) -> Callable[[], list[float]]:
-    """Return what computes a method's gradient in single precision, as numbers."""
+    """Return a function that computes a method's gradient in single precision, as numbers."""
     case = load(path)
     method = methods(case)[label]
     gradient = method.build(case.to(torch.float32), iterations(method, effort))
@@ -115,7 +115,7 @@ def main_step(path: Path, label: str, effort: Effort) -> Callable[[], list[float
 
 
 def accuracy_step(path: Path, library: str, effort: Effort) -> Callable[[], dict[str, Any]]:
-    """Return what finds the accuracy of a library's methods in double precision."""
+    """Return a function that computes the accuracy of a library's methods in double precision."""
     case = load(path)
 
     def judge(method: Method) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def accuracy_step(path: Path, library: str, effort: Effort) -> Callable[[], dict
             return accuracy(method.build(case, number)().flatten(), case.truth)
 
         def drawn(number: int) -> list[dict[str, float]]:
-            # A series that has diverged beyond every number simply ends in the figure.
+            # The curve of a series that has diverged to infinity ends there.
             try:
                 return [{"iterations": number, **at(number)}]
             except (ArithmeticError, metaweight.HypergradientError):
@@ -146,7 +146,7 @@ def accuracy_step(path: Path, library: str, effort: Effort) -> Callable[[], dict
 def row(
     method: Method, case: Case, effort: Effort, timed: Outcome, checked: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return a method's row of the table; the first error stands in for numbers."""
+    """Return a method's row of the table; the first error replaces the numbers."""
     found: dict[str, Any] = {
         "library": method.library,
         "method": method.name,

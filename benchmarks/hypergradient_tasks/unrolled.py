@@ -32,13 +32,13 @@ Run = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Workload:
-    """What every contender trains on and judges by.
+    """The data and start of every contender.
 
     Attributes:
         steps: ``k``.
-        net: Where the lower network starts.
+        net: The lower network at its start.
         train: Batches of the first steps, at least ``k`` of them.
-        judge: The batch to judge by.
+        judge: The batch of the upper loss.
         lr: Learning rate.
     """
 
@@ -54,7 +54,7 @@ class Workload:
         return list(self.train[: self.steps])
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
-        """Return a lower network and a weight network of one's own."""
+        """Return a new copy of the lower network and of the weight network."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return copy.deepcopy(self.net), MetaWeightNet()
@@ -65,7 +65,7 @@ class Workload:
 
     @property
     def settings(self) -> dict[str, float]:
-        """Settings of the optimizer."""
+        """Return the settings of the optimizer."""
         return {"lr": self.lr, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}
 
 
@@ -240,7 +240,7 @@ HIGHER = "higher: unroll"
 
 
 def contenders() -> dict[str, Make]:
-    """Return the maker of each contender's run; libraries that are missing left out."""
+    """Return the maker of each contender's run, without those of missing libraries."""
     exact, difference = Unroll(), Unroll(product="finite_difference")
     forward = Unroll(product="forward_over_reverse")
     makes: dict[str, Make] = {

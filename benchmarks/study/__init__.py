@@ -1,1 +1,1 @@
-"""What the accuracy benchmarks share: data, protocols, methods, training and records."""
+"""Shared parts of the accuracy benchmarks: data, protocols, methods, training and records."""

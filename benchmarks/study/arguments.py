@@ -19,7 +19,7 @@ _MOST_SEEDS = 1000
 
 @dataclass(frozen=True)
 class Options:
-    """What a benchmark was asked to do."""
+    """The options of a benchmark."""
 
     benchmark: str
     dataset: str
@@ -35,11 +35,11 @@ class Options:
 
 
 def make_parser(description: str, weightings: Sequence[str], out: str) -> argparse.ArgumentParser:
-    """Return a parser of what all benchmarks share; the script adds its own arguments.
+    """Return a parser of the arguments of all benchmarks; the script adds its own.
 
     Args:
-        description: What the benchmark shows.
-        weightings: Those it compares, each with and without ``+meta``.
+        description: Description of the benchmark.
+        weightings: The weightings it compares, each with and without ``+meta``.
         out: Default results folder.
     """
     parser = argparse.ArgumentParser(description=description)
@@ -96,12 +96,12 @@ def to_options(
     """Check arguments against each other and put them into the protocol.
 
     Args:
-        parser: Reports what does not fit, and exits.
-        given: What it parsed, ``dataset`` included.
+        parser: Reports contradictions, and exits.
+        given: The parsed arguments, ``dataset`` included.
         benchmark: Name of the script.
-        corruption: What to do to the training split.
+        corruption: Imbalance and noise of the training split.
         protocol: Settings where no argument changes them.
-        default_methods: What to run when no method is named.
+        default_methods: Methods to run when none is named.
     """
     names = list(given.methods or default_methods)
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -145,7 +145,9 @@ def _seeds(parser: argparse.ArgumentParser, given: Sequence[str]) -> list[int]:
     text = " ".join(given)
     tokens = text.replace(",", " ").split()
     if not tokens or not all(token.isdecimal() for token in tokens):
-        parser.error(f"argument --seeds: {text!r} is no number and no list of whole numbers from 0")
+        parser.error(
+            f"argument --seeds: {text!r} is neither a number nor a list of whole numbers from 0"
+        )
     numbers = [int(token) for token in tokens]
     if len(numbers) == 1 and "," not in text:
         if not 1 <= numbers[0] <= _MOST_SEEDS:
@@ -167,7 +169,7 @@ def _check_device(parser: argparse.ArgumentParser, device: str, precision: str) 
     try:
         kind = torch.device(device).type
     except RuntimeError:
-        parser.error(f"argument --device: {device!r} is no device; use cpu, cuda or cuda:1")
+        parser.error(f"argument --device: {device!r} is not a device; use cpu, cuda or cuda:1")
     if kind == "cuda" and not torch.cuda.is_available():
         parser.error(f"argument --device: {device} was asked for, but torch sees no GPU here")
     if precision == "fp16" and kind != "cuda":
@@ -178,7 +180,7 @@ def share(text: str) -> float:
     """Read a share in [0, 1]."""
     value = float(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share in [0, 1]")
+        raise argparse.ArgumentTypeError(f"{text} is not a share in [0, 1]")
     return value
 
 
@@ -186,7 +188,7 @@ def factor(text: str) -> float:
     """Read a finite factor of at least 1."""
     value = float(text)
     if not 1 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no finite factor of at least 1")
+        raise argparse.ArgumentTypeError(f"{text} is not a finite factor of at least 1")
     return value
 
 
@@ -194,7 +196,7 @@ def not_negative(text: str) -> float:
     """Read a finite number of at least 0."""
     value = float(text)
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no finite number of at least 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
     return value
 
 

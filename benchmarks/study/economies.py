@@ -13,18 +13,18 @@ ONE_SIDED = Reweighting(derivative="one_sided")
 
 @dataclass(frozen=True)
 class Economy:
-    """What is changed of a program that learns weights.
+    """Changes of a program that learns weights.
 
     Attributes:
         config: Settings of the classifier's ``Config``.
-        interval: Whether the weight network steps more rarely where its gradients disagree.
+        interval: Whether the weight network steps more rarely while its gradients disagree.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
     interval: bool = False
 
     def hooks(self, upper: str) -> Sequence[Hook]:
-        """Return the hooks it takes, given the name of the upper problem."""
+        """Return the hooks it needs, given the name of the upper problem."""
         return (AdaptiveInterval(upper),) if self.interval else ()
 
 
@@ -39,4 +39,4 @@ ECONOMIES: Mapping[str, Economy] = {
     "every-8": Economy({"unroll_steps": 8}),
     "adaptive": Economy(interval=True),
 }
-"""By the name behind the slash; none is the usual hypergradient at every step."""
+"""Economies by the name after the slash; without one, the usual hypergradient at every step."""

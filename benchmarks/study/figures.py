@@ -24,7 +24,7 @@ def figures(outcomes: Sequence[Outcome], by_size: bool) -> Iterator[tuple[str, F
     Args:
         outcomes: All runs.
         by_size: Whether to order the classes by their number of training samples, largest first;
-            each seed may have an order of its own.
+            the order may differ between seeds.
     """
     by_method: dict[str, list[Outcome]] = {}
     for outcome in outcomes:

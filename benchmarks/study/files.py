@@ -1,4 +1,4 @@
-"""Results that are either whole or absent: written beside their place, then renamed."""
+"""Atomic writing of results: to a temporary file, which is then renamed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one go."""
+    """Write a text file atomically."""
     _write(path, text.encode())
 
 
 def write_figure(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG in one go."""
+    """Write a figure as PNG atomically."""
     with tempfile.SpooledTemporaryFile() as content:
         figure.savefig(content, format="png", dpi=120)
         content.seek(0)

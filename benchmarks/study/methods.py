@@ -1,4 +1,4 @@
-"""The methods that are compared, by their names on the command line."""
+"""The methods compared, by their names on the command line."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _WITH_META = "+meta"
 
 @dataclass(frozen=True)
 class Method:
-    """How samples are weighted, and whether the meta samples are trained on as well.
+    """A weighting of samples, and whether the classifier trains on the meta samples as well.
 
-    A learned weighting always *judges* by the meta samples; ``with_meta`` adds them to what the
-    classifier trains on, so that every method can be given the same data.
+    A learned weighting always uses the meta samples for its *upper* loss; ``with_meta`` adds them
+    to the classifier's training data, so that every method can be given the same data.
 
     Args:
         weighting: ``"ce"``, ``"class-balanced"``, ``"focal"`` or one of :data:`LEARNED`.
         with_meta: Whether the classifier trains on train ∪ meta.
-        economy: Of a learned weighting, how its hypergradient is made cheaper.
+        economy: How the hypergradient of a learned weighting is made cheaper.
     """
 
     weighting: str
@@ -36,12 +36,12 @@ class Method:
 
     @property
     def learned(self) -> bool:
-        """Whether an upper level learns the weights."""
+        """Whether an upper problem learns the weights."""
         return self.weighting in LEARNED
 
     @classmethod
     def of_name(cls, name: str) -> Method:
-        """Return the method of a name on the command line."""
+        """Return the method with a name from the command line."""
         weighting, _, economy = name.removesuffix(_WITH_META).partition("/")
         return cls(weighting, name.endswith(_WITH_META), economy)
 

@@ -1,4 +1,4 @@
-"""The graph of each method: a classifier with given weights, or one whose weights are learned."""
+"""The graph of each method: a classifier with fixed weights, or one whose weights are learned."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BatchLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 class BaselineClassifier(ImplicitProblem):
-    """A single level, ``min_w loss(f_w(x), y)``, with weights that nobody learns.
+    """A single level, ``min_w loss(f_w(x), y)``, without learned weights.
 
     Args:
         name: Its name.
@@ -68,12 +68,12 @@ class Program:
     problems: list[Problem]
     dependencies: dict[str, dict[Problem, list[Problem]]]
     groups: Tensor | None
-    """For learned weights the group of each class, (C,); ``None`` for given ones."""
+    """For learned weights the group of each class, (C,); ``None`` for fixed ones."""
     hooks: Sequence[Hook] = ()
     rejected: Tensor | None = None
-    """Which samples of ``data`` were taken for wrong, (N,); ``None`` where none was judged."""
+    """Which samples of ``data`` were found to be wrong, (N,); ``None`` without such a search."""
     data: LabelledTensors | None = None
-    """What was judged."""
+    """The data searched for wrong labels."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class Run:
 
     Args:
         method: Which method.
-        seed: Where every random number of the run comes from.
+        seed: Seed of all random numbers of the run.
         protocol: How to train.
         steps: Steps of the classifier.
-        device: Where.
+        device: The device.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
     """
 
@@ -146,7 +146,7 @@ def _trained(
     generator: torch.Generator,
     wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
 ) -> dict[str, Any]:
-    """Return what every classifier is made of.
+    """Return the arguments common to all classifiers.
 
     Methods of the same seed start from the same network and draw the same batches.
     """
@@ -163,7 +163,7 @@ def _trained(
 
 
 class _OfPixels(nn.Module):
-    """A network of normalised images that takes bytes as well, as labels are judged by."""
+    """A network for normalised images that also takes bytes, for the search for wrong labels."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -183,8 +183,8 @@ def _of_pixels(splits: Splits) -> Callable[[nn.Module], nn.Module]:
 def batch_loss(weighting: str, data: LabelledTensors, protocol: Protocol, device: str) -> BatchLoss:
     """Return the loss of a batch under weights that depend on labels and outputs only.
 
-    Class sizes are those of the labels as given in ``data``, wrong ones included: a learner does
-    not know which are wrong.
+    Class sizes are those of the labels in ``data``, wrong ones included: a method does not know
+    which are wrong.
     """
     if weighting == "ce":
         return F.cross_entropy
@@ -209,7 +209,7 @@ def class_groups(weighting: str, data: LabelledTensors, protocol: Protocol) -> T
 
 
 def evaluation_transform(splits: Splits) -> Normalise | None:
-    """Return what is applied to images before the network at test time; nothing to digits."""
+    """Return the transform of images before the network at test time; ``None`` for digits."""
     return Normalise(CIFAR_MEAN, CIFAR_STD) if _is_cifar(splits) else None
 
 

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Protocol:
-    """How classifier and weight network are trained.
+    """Settings of the training of classifier and weight network.
 
     Args:
-        learning_rate: Of the classifier's SGD with Nesterov momentum.
-        learned_learning_rate: The same under learned weights, where that is another one.
+        learning_rate: Learning rate of the classifier's SGD with Nesterov momentum.
+        learned_learning_rate: The same under learned weights, where it differs.
         milestones: Shares of the steps after which the learning rate is divided by 10.
         meta_per_class: Clean meta samples of each class.
         meta_optimizer: ``"adam"``, or ``"sgd"`` with the classifier's momentum and weight decay.
-        meta_learning_rate: Of the weight network.
-        meta_schedule: Whether the milestones hold for the weight network as well.
-        meta_weight_decay: Of the weight network.
+        meta_learning_rate: Learning rate of the weight network.
+        meta_schedule: Whether the milestones apply to the weight network as well.
+        meta_weight_decay: Weight decay of the weight network.
         normalise: Whether ``"meta-weight-net"`` scales the weights of a batch to mean 1.
         class_groups: Groups by class size that share a function in ``"class-aware"``; ``None``
             gives each class its own.
@@ -27,10 +27,10 @@ class Protocol:
         with_replacement: Draw batches with replacement, for data of a few batches.
         focal_gamma: Exponent of the focal loss.
         batch_size: Samples in a batch, of the meta set too.
-        momentum: Of the classifier's SGD.
-        weight_decay: Of the classifier's SGD.
+        momentum: Momentum of the classifier's SGD.
+        weight_decay: Weight decay of the classifier's SGD.
         network: ``"resnet32"`` or ``"resnet18"``; the data's own where ``None``.
-        per_class: Training samples of each class; all there are where ``None``.
+        per_class: Training samples of each class; all where ``None``.
     """
 
     learning_rate: float
@@ -56,8 +56,8 @@ class Protocol:
 
 
 # Shu et al., "Meta-Weight-Net", NeurIPS 2019 (arXiv:1902.07379), the authors' long-tail settings.
-# Their learning rate of 1e-5 multiplies a hypergradient that carries the classifier's learning rate
-# (0.1, and its milestones) as a factor. Ours carries none, so the factor is put back here.
+# Their learning rate of 1e-5 multiplies a hypergradient that has the classifier's learning rate
+# (0.1, and its milestones) as a factor. Ours has not, so the factor is included here.
 CIFAR_IMBALANCE = Protocol(
     learning_rate=0.1,
     milestones=(0.8, 0.9),
@@ -104,9 +104,9 @@ DIGITS_IMBALANCE = Protocol(
     focal_gamma=1.0,
 )
 
-# With wrong labels the learning rate decides how many of them are learnt by heart, so given and
-# learned weights each have one that serves them well after the last step: chosen on seeds 100 and
-# 101, for given weights out of 0.001 to 0.1 in eight steps, for learned ones out of ten pairs of
+# With wrong labels the learning rate decides how many of them are memorised, so fixed and
+# learned weights each have one that is good for them after the last step: chosen on seeds 100 and
+# 101, for fixed weights out of 0.001 to 0.1 in eight steps, for learned ones out of ten pairs of
 # 0.0025 to 0.05 with a weight network at 0.001 to 0.03. `--lr 0.05 --meta-lr 0.01` shows what
 # happens with the learning rate of clean labels.
 DIGITS_IMBALANCE_NOISE = replace(
@@ -116,7 +116,7 @@ DIGITS_IMBALANCE_NOISE = replace(
     meta_learning_rate=1e-3,
 )
 
-# Chosen in the same way: from 0.001, 0.0025, 0.01 and 0.05 for given weights, and from 0.0025, 0.01
+# Chosen in the same way: from 0.001, 0.0025, 0.01 and 0.05 for fixed weights, and from 0.0025, 0.01
 # and 0.05 for learned ones.
 DIGITS_NOISE = Protocol(
     learning_rate=0.0025,

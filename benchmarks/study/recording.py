@@ -1,4 +1,4 @@
-"""What is measured while a run goes on."""
+"""Measurements during a run."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LARGEST_LOSS = 10.0
 
 @dataclass
 class History:
-    """Test accuracy in per cent after some of the steps."""
+    """Test accuracy in percent after some of the steps."""
 
     steps: list[int] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)
     per_class: list[float | None] = field(default_factory=list)
-    """At the latest evaluation; ``None`` for a class the test data lack."""
+    """Accuracy of each class at the latest evaluation; ``None`` for a class the test data lack."""
 
 
 class MeasuredEngine(Engine):
@@ -34,7 +34,7 @@ class MeasuredEngine(Engine):
     test_transform: Any = None
 
     def validation(self) -> Mapping[str, Any]:
-        """Measure, and keep what was found in ``history``."""
+        """Measure, and append the accuracy to ``history``."""
         correct, totals = self.measure()
         share = 100 * correct / totals
         accuracy = float(100 * correct.sum() / totals.sum())
@@ -77,7 +77,7 @@ class Bar(Hook):
 
 
 class WeightFunctions(Hook):
-    """Evaluates the weight network on a grid of losses at several moments of a run.
+    """Evaluates the weight network on a grid of losses at several steps of a run.
 
     Args:
         classes: One class of each group that has its own function.

@@ -1,8 +1,8 @@
-"""What is done about wrong labels without an upper level, by name.
+"""Remedies for wrong labels without an upper problem, by name.
 
-Each remedy changes what a single classifier trains on or by what loss; its steps are those of every
-other method. Those that first train further networks to judge the labels (folds, members) spend as
-many steps on these in all as on the classifier.
+Each remedy changes the data or the loss of a single classifier; its steps are those of every other
+method. Remedies that first train further networks to find wrong labels (folds, members) take as
+many steps for these in total as for the classifier.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ JUDGES = 3
 # Chosen from 0.2, 1, 8 and 32 on seeds 100 and 101.
 MIXUP_ALPHA = 32.0
 EMA_BETA = 0.99
-# The one setting that is told how much is wrong.
+# The only setting that uses the rate of wrong labels.
 KEPT = 0.6
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """How a classifier is trained.
+    """Data, loss and hooks of a classifier.
 
     Attributes:
-        data: What it trains on.
+        data: Its training data.
         loss: ``loss(problem, batch)``; batches are ``(inputs, labels, positions)``.
         hooks: Further hooks.
-        wrap: What is made of its network.
-        rejected: Which samples of the data were taken for wrong, (N,); ``None`` if none was judged.
+        wrap: Makes the problem's module from the network.
+        rejected: Which samples of the data were found to be wrong, (N,); ``None`` without a search.
     """
 
     data: LabelledTensors
@@ -79,14 +79,15 @@ CRITERIA: dict[str, Callable[[], nn.Module]] = {
 def remedy(
     name: str, data: LabelledTensors, make_judge: MakeProblem, steps: int, device: str
 ) -> Remedy:
-    """Return the remedy of a name.
+    """Return the remedy with this name.
 
     Args:
         name: One of :data:`REMEDIES`.
         data: The training samples.
-        make_judge: Makes a problem, by its name, data and number, to train a judge of labels.
+        make_judge: Makes a problem, by its name, data and number, to train a network that finds
+            wrong labels.
         steps: Steps of the classifier.
-        device: Where it trains.
+        device: Device of the training.
     """
     if name in CRITERIA:
         return Remedy(data, of_logits(CRITERIA[name]()))
@@ -129,7 +130,7 @@ def _pruned(data: LabelledTensors, make_judge: MakeProblem, steps: int, device: 
 def _by_ensemble(
     name: str, data: LabelledTensors, make_judge: MakeProblem, steps: int, device: str
 ) -> Remedy:
-    """Score by networks trained on a third of the samples each."""
+    """Return a remedy by the scores of networks trained on a third of the samples each."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).to(data.device)
     parts = [data.subset(order[part::JUDGES]) for part in range(JUDGES)]
     members = [make_judge(f"member_{number}", part, number) for number, part in enumerate(parts)]

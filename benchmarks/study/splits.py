@@ -17,10 +17,10 @@ DATASETS = ("cifar10", "cifar100", "digits")
 
 @dataclass(frozen=True)
 class Corruption:
-    """What is done to the training split; meta and test stay balanced and clean.
+    """Imbalance and noise of the training split; meta and test data are balanced and clean.
 
     Args:
-        imbalance_factor: Largest over smallest class; 1 leaves the classes as they are.
+        imbalance_factor: Largest over smallest class; 1 leaves the classes unchanged.
         noise: Share of relabelled samples.
         noise_kind: How they are relabelled.
     """
@@ -32,7 +32,7 @@ class Corruption:
 
 @dataclass(frozen=True)
 class Splits:
-    """Disjoint parts: ``train`` with what was done to it, clean ``meta`` and ``test``."""
+    """Disjoint parts: ``train`` with imbalance and noise, clean ``meta`` and ``test``."""
 
     train: LabelledTensors
     meta: LabelledTensors
@@ -44,7 +44,7 @@ class Source:
 
     Args:
         dataset: One of :data:`DATASETS`.
-        folder: Where CIFAR lies or is downloaded to.
+        folder: Folder that holds CIFAR or receives it.
 
     Raises:
         DatasetUnavailableError: When CIFAR can neither be read nor downloaded.
@@ -65,10 +65,10 @@ class Source:
         corruption: Corruption,
         per_class: int | None = None,
     ) -> Splits:
-        """Take out the meta samples, keep ``per_class`` others, make the tail, then the noise.
+        """Split off the meta samples, keep ``per_class`` others, make the tail, then the noise.
 
         Raises:
-            ValueError: When the data are too few for what is asked.
+            ValueError: When there are too few samples.
         """
         everything, test = self._cifar or load_digits(seed=seed)
         train, meta = meta_split(everything, meta_per_class, generator=stream(seed, "meta"))
@@ -94,13 +94,13 @@ class Source:
 
     def _class_order(self, seed: int, classes: int) -> torch.Tensor | None:
         # The published long tails of CIFAR fall in the order of the class numbers. Digits differ
-        # much in how hard they are, so there the order is drawn anew for every seed.
+        # much in how hard they are, so there the order is drawn for every seed.
         if self.dataset != "digits":
             return None
         return torch.randperm(classes, generator=stream(seed, "class order"))
 
 
 def stream(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a generator of its own for each seed and purpose, the same on every machine."""
+    """Return a separate generator for each seed and purpose, the same on every machine."""
     entropy = np.random.SeedSequence([seed, zlib.crc32(purpose.encode())])
     return torch.Generator(device).manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))

@@ -1,4 +1,4 @@
-"""All runs of a benchmark, one after the other, and the files they leave."""
+"""All runs of a benchmark, one after the other, and the files they write."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ def to_record(options: Options, outcomes: Sequence[Outcome], complete: bool) -> 
     """Return the content of ``summary.json``.
 
     Args:
-        options: What was asked for.
+        options: The options.
         outcomes: The runs finished so far.
-        complete: Whether these are all.
+        complete: Whether these are all runs.
     """
     runs = [_run(outcome) for outcome in outcomes]
     arguments = asdict(options) | {
@@ -61,7 +61,7 @@ def to_table(record: dict[str, Any]) -> str:
 
 
 def to_page(record: dict[str, Any]) -> str:
-    """Return the content of ``summary.md``: the table and what has to be known to read it."""
+    """Return the content of ``summary.md``: the table with notes for its reader."""
     arguments, made_with = record["arguments"], record["versions"]
     corruption, protocol = arguments["corruption"], arguments["protocol"]
     noise = f"{100 * corruption['noise']:g} % {corruption['noise_kind']} label noise"
@@ -73,13 +73,13 @@ def to_page(record: dict[str, Any]) -> str:
         to_table(record),
         _learning_rates(protocol),
         "Test accuracy as mean ± standard deviation over the seeds: after the last step, and the "
-        "best of the evaluations during training, which looks at the test data and so flatters. "
+        "best of the evaluations during training, chosen on the test data and so optimistic. "
         "`+meta`: the classifier trains on the meta samples as well.",
     ]
     if "AUC" in notes[2]:
         notes.append(
-            "AUC: how well a small weight, or a large loss, tells the wrong labels of the training "
-            "split from the right ones at the end; 0.5 is chance."
+            "AUC: how well a small weight, or a large loss, separates the wrong labels of the "
+            "training split from the right ones at the end; 0.5 is chance."
         )
     if "precision" in notes[2]:
         notes.append(
@@ -87,7 +87,7 @@ def to_page(record: dict[str, Any]) -> str:
             "labels are wrong; and of the wrong labels, the share that were among these."
         )
     if not record["complete"]:
-        notes.append("Some runs are still to come.")
+        notes.append("Some runs are not finished.")
     notes.append(
         f"Python {made_with['python']}, torch {made_with['torch']}, metaweight "
         f"{made_with['metaweight']}, {made_with['device']}, {made_with['threads']} thread(s), "
@@ -129,7 +129,7 @@ def _run(outcome: Outcome) -> dict[str, Any]:
 
 def _detection(judgement: Judgement) -> dict[str, float]:
     wrong, losses, weights = judgement.wrong, judgement.losses, judgement.weights
-    # Nothing to tell apart, or a run that diverged.
+    # Only one kind of labels, or a run that diverged.
     if not wrong.any() or wrong.all() or not losses.isfinite().all():
         return {}
     found = {

@@ -1,4 +1,4 @@
-"""One run from start to end, and what it leaves."""
+"""One run from start to end, and its results."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _MOMENTS = (0.02, 0.1, 0.3, 0.6, 1.0)
 
 @dataclass(frozen=True)
 class LearnedWeights:
-    """The weight network over the course of a run, and its answers at the end.
+    """The weight network over the course of a run, and its weights at the end.
 
     Args:
         losses: Grid of losses, (L,).
-        functions: For each step looked at, weights on the grid, (G, L).
+        functions: For each recorded step, weights on the grid, (G, L).
         groups: Group of each class, (C,).
     """
 
@@ -41,10 +41,10 @@ class LearnedWeights:
 
 @dataclass(frozen=True)
 class Judgement:
-    """How a trained classifier, and its weights if any, see the training split.
+    """Losses, and weights if any, of a trained classifier on the training split.
 
     Args:
-        losses: Of the labels as given, (N,).
+        losses: Losses of the labels as given, (N,).
         weights: Learned ones, (N,), with mean 1; ``None`` for a method that learns none.
         wrong: Which labels are wrong, (N,).
         found: Share of the rejected samples whose labels are wrong, and share of the wrong labels
@@ -72,10 +72,10 @@ class Outcome:
 
 
 def train(run: Run, splits: Splits, bar: tqdm[Any]) -> Outcome:
-    """Train as ``run`` says and measure on the test data.
+    """Train as ``run`` specifies and measure on the test data.
 
     Args:
-        run: What to do.
+        run: Method, seed and settings.
         splits: The data of its seed.
         bar: Counts the steps.
     """
@@ -133,7 +133,7 @@ def _judge(engine: MeasuredEngine, data: LabelledTensors, learned: bool) -> Judg
 
 
 def precision_and_recall(rejected: Tensor, wrong: Tensor) -> tuple[float, float]:
-    """Return how many of the rejected samples are wrong, and of the wrong ones rejected."""
+    """Return the share of rejected labels that are wrong, and of wrong labels rejected."""
     hits = float((rejected & wrong).sum())
     return hits / max(1, int(rejected.sum())), hits / max(1, int(wrong.sum()))
 

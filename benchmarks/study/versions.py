@@ -1,4 +1,4 @@
-"""What a result was computed with."""
+"""Versions of the software and the machine of a result."""
 
 from __future__ import annotations
 

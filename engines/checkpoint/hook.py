@@ -59,12 +59,12 @@ def load_state(engine: Engine, path: Path, state: Mapping[str, Any]) -> None:
     """Put a program where the state read from ``path`` says another one like it stood."""
     engine_from_plain(engine, state, str(path))
     engine.run_state.resumed, engine.run_state.inside_step = True, False
-    engine.checkpointing.log = state["log"]
+    engine.checkpoint_hook.log = state["log"]
     absent = missing_devices(state)
     if absent:
         engine.logger.warning(
             f"{path} was saved with {', '.join(absent)}, which is not here: random numbers drawn "
-            "there start anew, so that the run goes on, but not bit for bit."
+            "there start afresh, so that the run goes on, but not bit for bit."
         )
 
 
@@ -81,7 +81,7 @@ def require_path(asked: str, path: object) -> None:
         )
 
 
-class Checkpointing(Hook):
+class CheckpointHook(Hook):
     """Saves a program every so many iterations and where a validation is among the best.
 
     Args:

@@ -9,12 +9,30 @@ from typing import Any
 
 from metaweight.problems import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 """The format that is written. A change that an earlier reader would misread makes it one more."""
 
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
 
-MIGRATIONS: Mapping[int, Migration] = MappingProxyType({})
+
+def _skipped_steps_and_terms(state: dict[str, Any]) -> dict[str, Any]:
+    """Give a skipped step and the terms of ``NormLogger`` the names they have now."""
+    if state.get("parts") is not None:
+        raise ValueError("its parameters are sharded in a folder that is no longer read")
+    problems = {}
+    for name, saved in state["problems"].items():
+        kept = {key: value for key, value in saved.items() if key != "spoiled"}
+        problems[name] = {**kept, "skipped": saved["spoiled"]}
+    hooks = [
+        {**hook, "state": {"terms": hook["state"]["parts"]}}
+        if hook["class"] == "NormLogger"
+        else hook
+        for hook in state["hooks"]
+    ]
+    return {**state, "problems": problems, "hooks": hooks}
+
+
+MIGRATIONS: Mapping[int, Migration] = MappingProxyType({1: _skipped_steps_and_terms})
 """Per earlier format ``n`` what turns its state into one of format ``n + 1``."""
 
 

@@ -34,10 +34,10 @@ def own_share(engine: Engine, state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the state of this process from one that was saved by all.
 
     With another number of processes than there were, epochs are read from their start, and random
-    streams of new processes begin anew.
+    streams of new processes start afresh.
 
     Raises:
-        CheckpointError: For another number of processes amid a loop or an accumulation.
+        CheckpointError: For another number of processes inside a loop or an accumulation.
     """
     processes, others = engine.processes, state.get("other processes", [])
     merged = {key: value for key, value in state.items() if key != "other processes"}
@@ -59,7 +59,7 @@ def _regrouped(engine: Engine, merged: dict[str, Any], saved_by: int) -> dict[st
         saved = merged["problems"].get(problem.name, {})
         if saved.get("trajectory") is not None or saved.get("gradients"):
             raise CheckpointError(
-                f"The checkpoint was saved by {saved_by} processes amid a loop or an accumulation "
+                f"The checkpoint was saved by {saved_by} processes inside a loop or accumulation "
                 f"of problem {problem.name!r}, whose batches {world} cannot take over; go on with "
                 f"{saved_by}, or from a checkpoint between two loops."
             )

@@ -51,7 +51,7 @@ def engine_to_plain(engine: Engine) -> dict[str, Any]:
 def _require_between_steps(engine: Engine) -> None:
     if engine.run_state.inside_step:
         raise CheckpointError(
-            "A checkpoint was asked for amid a step, or after one that ended with an exception, "
+            "A checkpoint was asked for inside a step, or after one that ended with an exception, "
             "where the program is between two states; save in iteration_end, in a validation, or "
             "when run() has returned."
         )
@@ -111,7 +111,7 @@ def engine_from_plain(engine: Engine, state: Mapping[str, Any], where: str) -> N
             if problem.step_state.source is not None:
                 undo.callback(problem.source.undo())
             undo.callback(problem.step_state.replace_trajectory, problem.step_state.trajectory)
-            undo.callback(problem.note_batch, problem.cur_batch)
+            undo.callback(problem.step_state.note_batch, problem.cur_batch)
         undo.callback(_set_snapshots, engine, dict(engine.snapshots))
         try:
             _load(engine, state)
@@ -178,8 +178,8 @@ def _require_same_program(engine: Engine, state: Mapping[str, Any]) -> None:
     rolls_back = state["run"]["roll_back"]
     if state["snapshots"] and rolls_back != engine.config.roll_back:
         raise CheckpointError(
-            f"The checkpoint was saved amid a loop with EngineConfig(roll_back={rolls_back}); keep "
-            "that setting."
+            f"The checkpoint was saved inside a loop with EngineConfig(roll_back={rolls_back}); "
+            "keep that setting."
         )
 
 
@@ -285,8 +285,8 @@ def _refused(where: str, error: Exception) -> CheckpointError:
 
 
 def _sentence(graph: Mapping[str, Any]) -> str:
-    parts = []
+    pieces = []
     for name, place in graph.items():
         above = ", ".join(place["uppers"])
-        parts.append(f"{name} below {above}" if above else str(name))
-    return "; ".join(parts)
+        pieces.append(f"{name} below {above}" if above else str(name))
+    return "; ".join(pieces)

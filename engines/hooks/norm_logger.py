@@ -46,30 +46,30 @@ class NormLogger(Hook):
                 f"NormLogger(every={every!r}) must be an integer of at least 1 optimizer step."
             )
         self.every = every
-        self._parts: dict[str, dict[str, list[Tensor]]] = {}
+        self._terms: dict[str, dict[str, list[Tensor]]] = {}
         self._found: dict[str, dict[str, Tensor]] = {}
         self._before: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def before_step(self, engine: Engine, problem: Problem) -> None:
         """Clear the hypergradient terms at the start of each accumulation."""
         if (problem.count - 1) % problem.config.gradient_accumulation == 0:
-            for noted in (self._parts, self._found, self._before):
+            for noted in (self._terms, self._found, self._before):
                 noted.pop(problem.name, None)
 
     def after_gradient(self, engine: Engine, problem: Problem) -> None:
         """Measure gradients and parameters, on steps that are logged."""
         if not self._is_due(problem):
             return
-        parts = self._parts.setdefault(problem.name, {})
+        terms = self._terms.setdefault(problem.name, {})
         for path, values in _averaged(
             engine.processes, problem.step_state.hypergradient_terms
         ).items():
-            so_far = parts.get(path)
-            parts[path] = (
+            so_far = terms.get(path)
+            terms[path] = (
                 values if so_far is None else [a + b for a, b in zip(so_far, values, strict=True)]
             )
         if problem.count % problem.config.gradient_accumulation == 0:
-            self._measure(problem, parts)
+            self._measure(problem, terms)
 
     def after_step(self, engine: Engine, problem: Problem, result: StepResult) -> None:
         """Log the norms, with that of the change of the parameters."""
@@ -83,34 +83,34 @@ class NormLogger(Hook):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the hypergradient terms of an incomplete accumulation."""
-        return {"parts": self._parts}
+        return {"terms": self._terms}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what :meth:`state_dict` returned."""
-        self._parts = {name: dict(parts) for name, parts in state["parts"].items()}
+        self._terms = {name: dict(terms) for name, terms in state["terms"].items()}
 
     def _is_due(self, problem: Problem) -> bool:
         number = -(-problem.count // problem.config.gradient_accumulation)
         return number % self.every == 0
 
     @torch.no_grad()
-    def _measure(self, problem: Problem, parts: dict[str, list[Tensor]]) -> None:
+    def _measure(self, problem: Problem, terms: dict[str, list[Tensor]]) -> None:
         parameters = list(problem.trainable_parameters())
         gradients = [p.grad for p in parameters if p.grad is not None]
         scale: Any = 1.0 if problem.scaler is None else problem.scaler._scale
         found = {"gradient": _norm(gradients) / scale}
-        found |= {f"hypergradient_{path}": _norm(v) / scale for path, v in parts.items()}
+        found |= {f"hypergradient_{path}": _norm(v) / scale for path, v in terms.items()}
         found["parameters"] = _norm([p.detach() for p in parameters])
         self._found[problem.name] = found
         self._before[problem.name] = [(p, p.detach().clone()) for p in parameters]
-        self._parts.pop(problem.name, None)
+        self._terms.pop(problem.name, None)
 
 
 def _averaged(
-    processes: Processes, parts: Mapping[str, Sequence[Tensor]]
+    processes: Processes, terms: Mapping[str, Sequence[Tensor]]
 ) -> dict[str, list[Tensor]]:
-    means = iter(processes.mean([t for values in parts.values() for t in values]))
-    return {path: [next(means) for _ in values] for path, values in parts.items()}
+    means = iter(processes.mean([t for values in terms.values() for t in values]))
+    return {path: [next(means) for _ in values] for path, values in terms.items()}
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:

@@ -54,7 +54,7 @@ class LearnedConsistencyWeight(nn.Module):
         super().__init__()
         if not is_positive(initial):
             raise ConfigurationError(
-                f"LearnedConsistencyWeight(initial={initial}) is no value of a softplus; give a "
+                f"LearnedConsistencyWeight(initial={initial}) is not a value of a softplus; give a "
                 "finite number above 0."
             )
         # The inverse of softplus, in a form that does not overflow.
@@ -88,13 +88,13 @@ class LearnedThreshold(nn.Module):
         super().__init__()
         if not is_between(initial, 0, 1):
             raise ConfigurationError(
-                f"LearnedThreshold(initial={initial}) is no value of a sigmoid; give a number "
+                f"LearnedThreshold(initial={initial}) is not a value of a sigmoid; give a number "
                 "strictly between 0 and 1."
             )
         if not is_positive(temperature):
             raise ConfigurationError(
-                f"LearnedThreshold(temperature={temperature}) is no width of a threshold; give a "
-                "finite number above 0."
+                f"LearnedThreshold(temperature={temperature}) is not a width of a threshold; give "
+                "a finite number above 0."
             )
         if classes is not None and not is_count(classes, least=1):
             raise ConfigurationError(
@@ -130,8 +130,8 @@ class UnlabelledWeightNet(nn.Module):
         super().__init__()
         if not is_between(initial, 0, 1):
             raise ConfigurationError(
-                f"UnlabelledWeightNet(initial={initial}) is no value of a sigmoid; give a number "
-                "strictly between 0 and 1."
+                f"UnlabelledWeightNet(initial={initial}) is not a value of a sigmoid; give a "
+                "number strictly between 0 and 1."
             )
         self.layers = weight_mlp(3, hidden_size, num_layers)
         last = self.layers[-1]

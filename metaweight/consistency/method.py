@@ -183,8 +183,8 @@ def checked_threshold(who: str, threshold: float | None) -> None:
     """
     if threshold is not None and not (is_positive(threshold) and threshold <= 1):
         raise ConfigurationError(
-            f"{who}(threshold={threshold}) is no probability; give a number in (0, 1], or None to "
-            "accept every sample."
+            f"{who}(threshold={threshold}) is not a probability; give a number in (0, 1], or None "
+            "to accept every sample."
         )
 
 
@@ -196,6 +196,6 @@ def checked_concentration(who: str, alpha: float) -> None:
     """
     if not is_number(alpha, least=0):
         raise ConfigurationError(
-            f"{who}(alpha={alpha}) is no concentration of a Beta distribution; give a finite "
+            f"{who}(alpha={alpha}) is not a concentration of a Beta distribution; give a finite "
             "number of at least 0, where 0 mixes nothing."
         )

@@ -27,7 +27,7 @@ class GaussianNoise:
     def __init__(self, std: float = 0.15) -> None:
         if not is_number(std, least=0):
             raise ConfigurationError(
-                f"GaussianNoise(std={std}) is no deviation; give a finite number of at least 0."
+                f"GaussianNoise(std={std}) is not a deviation; give a finite number of at least 0."
             )
         self.std = std
 
@@ -76,7 +76,7 @@ class Affine:
     def __init__(self, std: float = 0.1) -> None:
         if not is_number(std, least=0):
             raise ConfigurationError(
-                f"Affine(std={std}) is no deviation; give a finite number of at least 0."
+                f"Affine(std={std}) is not a deviation; give a finite number of at least 0."
             )
         self.std = std
 
@@ -84,7 +84,7 @@ class Affine:
         """Return transformed images.
 
         Raises:
-            DataError: For inputs that are no images.
+            DataError: For inputs that are not images.
         """
         _require_images("Affine", images)
         drawn = torch.randn(len(images), 2, 3, dtype=images.dtype, device=images.device)
@@ -133,8 +133,8 @@ class Erasing:
     def __init__(self, probability: float) -> None:
         if not is_part(probability):
             raise ConfigurationError(
-                f"Erasing(probability={probability}) leaves nothing or is no probability; give a "
-                "number in [0, 1)."
+                f"Erasing(probability={probability}) leaves nothing or is not a probability; give "
+                "a number in [0, 1)."
             )
         self.probability = probability
 

@@ -53,8 +53,8 @@ class PseudoLabel(ConsistencyMethod):
         divergence_of("PseudoLabel", self.divergence)
         if self.logit_scale is not None and not is_positive(self.logit_scale):
             raise ConfigurationError(
-                f"PseudoLabel(logit_scale={self.logit_scale}) is no scale; give a positive number, "
-                "or None for one-hot targets."
+                f"PseudoLabel(logit_scale={self.logit_scale}) is not a scale; give a positive "
+                "number, or None for one-hot targets."
             )
 
     def __call__(self, step: ConsistencyStep) -> Consistency:

@@ -73,7 +73,7 @@ class Ramp:
     def __post_init__(self) -> None:
         if not is_number(self.weight, least=0):
             raise ConfigurationError(
-                f"Ramp(weight={self.weight}) is no weight; give a finite number of at least 0."
+                f"Ramp(weight={self.weight}) is not a weight; give a finite number of at least 0."
             )
         if self.shape not in SHAPES:
             raise ConfigurationError(
@@ -83,17 +83,17 @@ class Ramp:
         for name, value in (("begin", self.begin), ("end", self.end)):
             if not is_number(value):
                 raise ConfigurationError(
-                    f"Ramp({name}={value!r}) is no number; give a share of the run as a float, or "
-                    "a number of steps as an int."
+                    f"Ramp({name}={value!r}) is not a number; give a share of the run as a float, "
+                    "or a number of steps as an int."
                 )
         if isinstance(self.end, float) and not 0 < self.end <= 1:
             raise ConfigurationError(
-                f"Ramp(end={self.end}) is no share of a run; give a float in (0, 1], or a number "
-                "of steps as an int."
+                f"Ramp(end={self.end}) is not a share of a run; give a float in (0, 1], or a "
+                "number of steps as an int."
             )
         if isinstance(self.end, int) and self.end < 1:
             raise ConfigurationError(
-                f"Ramp(end={self.end}) is no number of steps; give an int of at least 1, or a "
+                f"Ramp(end={self.end}) is not a number of steps; give an int of at least 1, or a "
                 "share of the run as a float."
             )
         if type(self.begin) is not type(self.end) and self.begin != 0:

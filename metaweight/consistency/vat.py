@@ -63,7 +63,7 @@ class VAT(ConsistencyMethod):
             value = getattr(self, name)
             if value is not None and not is_positive(value):
                 raise ConfigurationError(
-                    f"VAT({name}={value}) is no length; give a positive, finite number."
+                    f"VAT({name}={value}) is not a length; give a positive, finite number."
                 )
         if not is_count(self.powers, least=1):
             raise ConfigurationError(
@@ -74,7 +74,7 @@ class VAT(ConsistencyMethod):
         """Return the divergences.
 
         Raises:
-            DataError: For inputs that are no real numbers.
+            DataError: For inputs that are not floating-point.
         """
         x = step.embed(step.augmented)
         if not x.is_floating_point():

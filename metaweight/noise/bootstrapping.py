@@ -115,7 +115,7 @@ class HardBootstrappingLoss(LabelLoss):
 def _checked_beta(who: str, beta: Beta) -> Beta:
     if not isinstance(beta, Tensor) and not is_number(beta, 0, 1):
         raise ConfigurationError(
-            f"{who}(beta={beta}) is no share of trust in the labels; give a number in [0, 1]."
+            f"{who}(beta={beta}) is not a share of trust in the labels; give a number in [0, 1]."
         )
     return beta
 

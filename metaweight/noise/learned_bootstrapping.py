@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
 from metaweight.problems.base.settings import is_between
-from metaweight.problems.references import note_references
 
 from .._label_loss import full_precision
 from .bootstrapping import HardBootstrappingLoss, SoftBootstrappingLoss
@@ -42,8 +41,8 @@ class LearnedTrust(nn.Module):
         super().__init__()
         if not is_between(initial, 0, 1):
             raise ConfigurationError(
-                f"LearnedTrust(initial={initial}) is no value of a sigmoid; give a number strictly "
-                "between 0 and 1."
+                f"LearnedTrust(initial={initial}) is not a value of a sigmoid; give a number "
+                "strictly between 0 and 1."
             )
         self.s = nn.Parameter(torch.tensor(math.log(initial / (1 - initial))))
 
@@ -88,7 +87,7 @@ class BootstrappedClassifier(ImplicitProblem):
                 f"BootstrappedClassifier(kind={kind!r}) is not one of {', '.join(_LOSSES)}; choose "
                 "one of these."
             )
-        note_references(self, beta=beta)
+        self.note_references(beta=beta)
         self._beta = beta
         self._loss = _LOSSES[kind](ignore_index=ignore_index)
 

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
 from metaweight.problems.base.settings import is_between, is_count
-from metaweight.problems.references import note_references
 
 from .online_confident_learning import OnlineConfidentLearning, smoothed_targets
 
@@ -115,7 +114,7 @@ class ConfidentClassifier(ImplicitProblem):
                 "module=WithCriterion(network, OnlineConfidentLearning(num_classes))."
             )
         if confidence is not None:
-            note_references(self, confidence=confidence)
+            self.note_references(confidence=confidence)
         self._confidence = confidence
 
     def training_step(self, batch: Any) -> Tensor:
@@ -144,7 +143,7 @@ class ConfidenceLearner(ImplicitProblem):
         self, name: str, config: Config | None = None, *, classifier: str, **problem: Any
     ) -> None:
         super().__init__(name, config, **problem)
-        note_references(self, classifier=classifier)
+        self.note_references(classifier=classifier)
         self._classifier = classifier
 
     def training_step(self, batch: Any) -> Tensor:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
 from metaweight.problems.base.settings import is_positive
-from metaweight.problems.references import note_references
 
 from .mixup import SampleLoss, mixup, mixup_loss
 
@@ -37,8 +36,8 @@ class LearnedConcentration(nn.Module):
         super().__init__()
         if not is_positive(initial):
             raise ConfigurationError(
-                f"LearnedConcentration(initial={initial}) is no value of a softplus; give a finite "
-                "number above 0."
+                f"LearnedConcentration(initial={initial}) is not a value of a softplus; give a "
+                "finite number above 0."
             )
         # The inverse of softplus, in a form that does not overflow.
         self.s = nn.Parameter(torch.tensor(initial + math.log(-math.expm1(-initial))))
@@ -72,7 +71,7 @@ class MixupClassifier(ImplicitProblem):
         **problem: Any,
     ) -> None:
         super().__init__(name, Config(type="unroll") if config is None else config, **problem)
-        note_references(self, alpha=alpha)
+        self.note_references(alpha=alpha)
         self._alpha = alpha
         self._per_sample = per_sample
         self._loss = loss

@@ -209,7 +209,7 @@ def _checked_alpha(alpha: float | Tensor, device: torch.device) -> Tensor:
         return alpha.reshape(())
     if not is_number(alpha, least=0):
         raise ConfigurationError(
-            f"mixup(alpha={alpha}) is no concentration of a Beta distribution; give a finite "
+            f"mixup(alpha={alpha}) is not a concentration of a Beta distribution; give a finite "
             "number of at least 0, where 0 mixes nothing."
         )
     return torch.full((), alpha, dtype=torch.float64, device=device)

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaweight.problems import Config, ImplicitProblem, ReweightedProblem
-from metaweight.problems.references import note_references
 
 from .normalise import normalise_weights
 
@@ -51,7 +50,7 @@ class WeightedClassifier(ReweightedProblem):
         **problem: Any,
     ) -> None:
         super().__init__(name, config, **problem)
-        note_references(self, weights=weights)
+        self.note_references(weights=weights)
         self._weights = weights
         self._normalise = normalise
         self._loss = loss
@@ -90,7 +89,7 @@ class WeightLearner(ImplicitProblem):
         **problem: Any,
     ) -> None:
         super().__init__(name, config, **problem)
-        note_references(self, classifier=classifier)
+        self.note_references(classifier=classifier)
         self._classifier = classifier
         self._loss = loss
 

@@ -3,36 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 if TYPE_CHECKING:
     from ..problem import Problem
-
-
-@dataclass(frozen=True)
-class GraphPosition:
-    """Where a problem is in its graph.
-
-    Attributes:
-        parents: Upper problems that step after it.
-        children: Lower problems it waits for.
-        paths: Its hypergradient paths: itself, the lower problems from top to bottom, itself.
-        peers: All other problems of the engine, by name.
-    """
-
-    parents: tuple[Problem, ...] = ()
-    children: tuple[Problem, ...] = ()
-    paths: tuple[tuple[Problem, ...], ...] = ()
-    peers: Mapping[str, Problem] = field(default_factory=dict)
-
-    @cached_property
-    def lowers(self) -> list[Problem]:
-        """The problems hypergradients go through, each once."""
-        return list(dict.fromkeys(lower for path in self.paths for lower in path[1:-1]))
 
 
 def moving(problem: Problem) -> Sequence[Problem]:

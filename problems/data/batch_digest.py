@@ -24,10 +24,10 @@ def batch_digest(batch: Any) -> str:
     digest = hashlib.sha256()
     for _, tensor in found:
         digest.update(_bytes_of(tensor))
-    parts = [_describe(path, tensor) for path, tensor in found[:MOST]]
+    pieces = [_describe(path, tensor) for path, tensor in found[:MOST]]
     if len(found) > MOST:
-        parts.append(f"{len(found) - MOST} more tensors")
-    return f"{'; '.join(parts)}; sha256 {digest.hexdigest()[:12]}"
+        pieces.append(f"{len(found) - MOST} more tensors")
+    return f"{'; '.join(pieces)}; sha256 {digest.hexdigest()[:12]}"
 
 
 def batch_form(batch: Any) -> str:

@@ -42,13 +42,13 @@ def is_empty(batch: Any) -> bool:
     if isinstance(batch, Tensor):
         return batch.numel() == 0
     if isinstance(batch, Mapping):
-        parts: Iterable[Any] = batch.values()
+        items: Iterable[Any] = batch.values()
     elif isinstance(batch, (tuple, list)):
-        parts = batch
+        items = batch
     else:
         return False
     empty = False
-    for part in parts:
+    for part in items:
         if isinstance(part, (Tensor, Mapping, tuple, list)):
             if not is_empty(part):
                 return False

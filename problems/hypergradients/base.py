@@ -111,13 +111,13 @@ class Status:
 
     def describe(self) -> str:
         """Return the status as one line of text; reads the host."""
-        parts = [self.method]
+        pieces = [self.method]
         if self.iterations:
-            parts.append(f"iterations {self.iterations}")
+            pieces.append(f"iterations {self.iterations}")
         if self.residual is not None:
-            parts.append(f"residual {float(self.residual):.3g}")
-        parts += [f"{name} {float(value):.3g}" for name, value in self.values.items()]
-        return ", ".join(parts)
+            pieces.append(f"residual {float(self.residual):.3g}")
+        pieces += [f"{name} {float(value):.3g}" for name, value in self.values.items()]
+        return ", ".join(pieces)
 
 
 @dataclass(frozen=True)

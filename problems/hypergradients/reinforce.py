@@ -52,7 +52,7 @@ class Reinforce(ValueHypergradient):
             return {"loss": (kept * losses).mean(), "log_prob": keep.log_prob(kept)}
 
     The first run repeats the loop just taken, on its batches and with its random numbers, hence
-    with the same decisions. Each further one draws its decisions anew, from where the loop began
+    with the same decisions. Each further one draws other decisions, from where the loop began
     and on the same batches, and costs as much as the loop. The direct gradient ``∂F/∂θ`` is
     autograd's, and zero where the upper loss has no graph.
 
@@ -135,8 +135,8 @@ class Reinforce(ValueHypergradient):
         for place, update in enumerate(updates):
             steps: list[RecordedStep] = []
             for micro, step in enumerate(update.steps):
-                parts = (self.seed, lower.name, lower.count, number, place, micro)
-                steps.append(replace(step, random=_fresh_streams(seed_of(*parts), device)))
+                keys = (self.seed, lower.name, lower.count, number, place, micro)
+                steps.append(replace(step, random=_fresh_streams(seed_of(*keys), device)))
             found.append(replace(update, steps=steps))
         return found
 

@@ -156,9 +156,9 @@ class Rollouts:
             tensor.copy_(value)
 
 
-def seed_of(*parts: object) -> int:
-    """Return a seed that differs wherever one of the parts does."""
-    return random.Random("/".join(map(str, parts))).getrandbits(63)
+def seed_of(*keys: object) -> int:
+    """Return a seed that differs wherever one of the keys does."""
+    return random.Random("/".join(map(str, keys))).getrandbits(63)
 
 
 def standard_error(squares: Tensor, mean: Sequence[Tensor], samples: int) -> Tensor:

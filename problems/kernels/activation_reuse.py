@@ -327,6 +327,6 @@ def _mapped(item: Any, change: Callable[[Any], object]) -> Any:
         return type(item)([_mapped(part, change) for part in item])
     if isinstance(item, tuple) and next(_tensors(item), None) is not None:
         # torch's own named results are built from one sequence, namedtuples from their fields.
-        parts = [_mapped(part, change) for part in item]
-        return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
+        items = [_mapped(part, change) for part in item]
+        return type(item)(*items) if hasattr(item, "_fields") else type(item)(items)
     return item

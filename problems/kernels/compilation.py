@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..base.errors import ConfigurationError
+from .torch_internals import is_compiled
 
 Compile = bool | Mapping[str, Any]
 """Whether to compile, or how: arguments of ``torch.compile``."""
@@ -36,13 +37,6 @@ def compile_module(module: nn.Module, setting: Compile) -> None:
     """Compile calls of ``module`` in place; its parameters, their names and its type are kept."""
     if setting is not False and not is_compiled(module):
         module.compile(**({} if setting is True else dict(setting)))
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Return whether calls of a module, or of a part of it, are compiled."""
-    return any(
-        m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in module.modules()
-    )
 
 
 def uncompiled() -> AbstractContextManager[object]:

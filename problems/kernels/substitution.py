@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .torch_internals import saved_tensors_may_have_hooks, transforms_may_be_active
+
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -21,7 +23,7 @@ def left_to_torch(arguments: tuple[Any, ...]) -> bool:
     return (
         torch.compiler.is_compiling()
         or not isinstance(first, Tensor)
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        or transforms_may_be_active()
+        or saved_tensors_may_have_hooks()
         or any(isinstance(t, Tensor) and type(t) not in _PLAIN for t in arguments)
     )

@@ -1,4 +1,4 @@
-"""The kernels that compute passes differentiated twice."""
+"""Functions that compute what is differentiated twice, in place of torch's."""
 
 from __future__ import annotations
 
@@ -9,43 +9,52 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from .batch_norm import batch_norm
+from .bilinear import DIMENSIONS, convolution, linear
 from .compilation import uncompiled
-from .convolution import DIMENSIONS, convolution
-from .linear import linear
 from .substitution import left_to_torch
+from .torch_internals import (
+    FOLLOWS_NO_GRAD,
+    forward_grad_put_back,
+    has_operations,
+    set_forward_grad,
+    switches_grad,
+)
 
 
 class TwiceDifferentiable(TorchFunctionMode):
     """A mode in which batch norm, convolutions and linear maps are differentiated twice faster.
 
     Values and derivatives are torch's. :mod:`.batch_norm` has second derivatives in few passes;
-    :mod:`.convolution` and :mod:`.linear` need not compute gradients that are never read
-    (:meth:`values_unread`). Under autocast, for complex numbers, and in the cases of
-    :mod:`.substitution`, torch's own functions are used.
+    :mod:`.bilinear` need not compute gradients that are never read (:meth:`values_unread`). Under
+    autocast, for complex numbers, and in the cases of :mod:`.substitution`, torch's own functions
+    are used; so they are where torch lacks the operations ours are made of.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._unread: frozenset[int] = frozenset()
-        self._instead: dict[Any, Any] = {
-            F.batch_norm: batch_norm,
-            F.linear: partial(linear, self._is_unread),
-            **{own: partial(convolution, own, self._is_unread) for own in DIMENSIONS},
-        }
+        self._instead: dict[Any, Any] = {F.linear: partial(linear, self._is_unread)}
+        if has_operations("native_batch_norm", "native_batch_norm_backward"):
+            self._instead[F.batch_norm] = batch_norm
+        if has_operations("convolution", "convolution_backward"):
+            for own in DIMENSIONS:
+                self._instead[own] = partial(convolution, own, self._is_unread)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch._C._set_grad_enabled:
+        if switches_grad(func):
             # A result computed without a graph is a constant, also for a forward derivative.
-            torch._C._set_fwd_grad_enabled(*args)
+            set_forward_grad(*args)
         instead = self._instead.get(func)
         if instead is not None and not left_to_torch(args) and _is_covered(args[0]):
             func = instead
-        return func(*args, **(kwargs or {}))
+        found = func(*args, **(kwargs or {}))
+        return found if FOLLOWS_NO_GRAD or torch.is_grad_enabled() else _constant(found)
 
     def _is_unread(self, key: int) -> bool:
         return key in self._unread
@@ -69,13 +78,22 @@ def differentiable_twice() -> Iterator[TwiceDifferentiable]:
 
     For attention that is the math kernel; the fused ones cannot. Compiled modules run uncompiled.
     """
-    forward = torch._C._is_fwd_grad_enabled()
-    with uncompiled(), sdpa_kernel(SDPBackend.MATH), TwiceDifferentiable() as kernels:
-        try:
-            yield kernels
-        finally:
-            torch._C._set_fwd_grad_enabled(forward)
+    with (
+        uncompiled(),
+        sdpa_kernel(SDPBackend.MATH),
+        forward_grad_put_back(),
+        TwiceDifferentiable() as kernels,
+    ):
+        yield kernels
 
 
 def _is_covered(input: Tensor) -> bool:
     return not torch.is_autocast_enabled(input.device.type) and not input.is_complex()
+
+
+def _constant(found: Any) -> Any:
+    """Return what was found without its forward derivatives."""
+    if isinstance(found, (tuple, list)):
+        return type(found)(map(_constant, found))
+    is_tensor = isinstance(found, Tensor)
+    return forward_ad.unpack_dual(found).primal if is_tensor else found  # type: ignore[no-untyped-call]

@@ -115,7 +115,7 @@ def require_same_form(problem: Problem, saved: Mapping[str, Any]) -> None:
         )
     loop, here = saved["loop"], rhythm_of(problem)
     if loop is not None and loop != here:
-        raise _other(f"the settings of {what}, saved amid a loop,", loop, here)
+        raise _other(f"the settings of {what}, saved inside a loop,", loop, here)
 
 
 def require_same_lengths(problem: Problem, saved: Mapping[str, Any]) -> None:
@@ -154,7 +154,7 @@ def load_surroundings(problem: Problem, saved: Mapping[str, Any], names: Names) 
     for name, gradient in from_plain(saved["gradients"]).items():
         parameter = names.parameters[name]
         parameter.grad = gradient.to(parameter.device)
-    problem.note_batch(from_plain(saved["batch"], device))
+    problem.step_state.note_batch(from_plain(saved["batch"], device))
     if saved["trajectory"] is not None:
         trajectory = trajectory_from_plain(saved["trajectory"], names, device)
         problem.step_state.replace_trajectory(trajectory)

@@ -1,6 +1,6 @@
 """The recorded steps of a problem as plain data, and back.
 
-Kept graphs are left out: no file can hold them, and a hypergradient builds anew what it does not
+Kept graphs are left out: no file can hold them, and a hypergradient rebuilds what it does not
 find.
 """
 

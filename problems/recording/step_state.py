@@ -28,6 +28,9 @@ class StepState:
         global_step: The engine's step during the latest of them; none for a step taken alone.
         trajectory: The recorded optimizer steps.
         processes: Averages over the processes that train the program.
+        batch: The batch of the latest step.
+        scaler: The loss scaler of half precision; none in other precisions.
+        channels_last: Whether images and convolution weights lie channels innermost.
         source: The loaders in use; none for a problem that overrides ``get_batch``.
         driver: What ``problem.step()`` calls; none before an engine has the problem.
         skipped: Whether the optimizer step being prepared will be skipped.
@@ -44,6 +47,9 @@ class StepState:
         self.global_step: int | None = None
         self.trajectory = Trajectory(Recording())
         self.processes = Reduction()
+        self.batch: Any = None
+        self.scaler: Any = None
+        self.channels_last = False
         self.source: BatchSource | None = None
         self.driver: Driver | None = None
         self.skipped = False
@@ -67,6 +73,19 @@ class StepState:
         state.keeps_hypergradient_terms = keeps_hypergradient_terms
         state.hypergradient_terms = {}
         return state
+
+    def lay_out(self, *, channels_last: bool) -> None:
+        """Lay out images and convolution weights channels innermost from now on, or not."""
+        self.channels_last = channels_last
+
+    def scale_losses_by(self, scaler: Any) -> None:
+        """Scale the losses of half precision from now on."""
+        self.scaler = scaler
+
+    def note_batch(self, batch: Any) -> Any:
+        """Keep the batch of a step, and return it."""
+        self.batch = batch
+        return batch
 
     def read_from(self, source: BatchSource) -> None:
         """Draw batches from these loaders from now on."""

@@ -197,7 +197,7 @@ class Trajectory:
             self._open.steps.append(step)
 
     def release_graphs(self) -> None:
-        """Give up kept graphs; what needs them builds them anew."""
+        """Give up kept graphs; what needs them rebuilds them."""
         for update in self.updates:
             for step in update.steps:
                 step.graph = None

@@ -10,7 +10,6 @@ from ..base.errors import ConfigurationError, GraphError
 from ..data.loaders import BatchSource
 from ..data.validation import (
     require_batches,
-    require_loaders,
 )
 from ..hypergradients.parameter_selection import chosen_parameters
 from ..hypergradients.unroll import Unroll
@@ -43,16 +42,15 @@ def prepare(
             another kind than was asked for.
         DataError: When a loader cannot be iterated or is known to be empty.
     """
-    problem.move_to(device, channels_last=channels_last)
     require_known_references(problem)
-    _build(problem)
+    problem.build(device, channels_last=channels_last)
     _require_complete(problem)
     _require_choice(problem)
     if problem.train_data_loader is not None:
         _open_loaders(problem, on_epoch_end)
     config = problem.config
     if config.precision == "fp16":
-        problem.use_loss_scaler(
+        problem.step_state.scale_losses_by(
             torch.amp.GradScaler(
                 problem.device.type,
                 init_scale=config.initial_dynamic_scale,
@@ -63,13 +61,9 @@ def prepare(
 
 def _open_loaders(problem: Problem, on_epoch_end: Callable[[Problem], None]) -> None:
     loaders, state = problem.train_data_loader, problem.step_state
-    if state.source is None or loaders is not state.source.loaders:
-        require_loaders(problem.name, loaders)
-        loaders = list(loaders) if isinstance(loaders, tuple) else [loaders]
     if type(problem).get_batch is Problem.get_batch:
         for index, loader in enumerate(loaders):
             require_batches(problem.name, index, loader)
-    problem.use_loaders(loaders)
     state.read_from(
         BatchSource(problem.name, loaders, lambda: on_epoch_end(problem), state.processes)
     )
@@ -93,22 +87,6 @@ def prepare_recording(problem: Problem) -> None:
     """Let the problem record what its hypergradient, or a check of it, asks for."""
     method = problem.step_state.auditor or problem.hypergradient
     problem.step_state.record_as(method.recording(lower_view(problem)))
-
-
-def _build(problem: Problem) -> None:
-    if problem.train_data_loader is None:
-        problem.use_loaders(problem.configure_train_data_loader())
-    module = problem.configure_module() if problem.module is None else problem.module
-    if module is None:
-        raise GraphError(
-            f"Problem {problem.name!r} has no module; give it module=, or define configure_module."
-        )
-    problem.set_module(module)
-    optimizer = problem.configure_optimizer() if problem.optimizer is None else problem.optimizer
-    if optimizer is not None:
-        problem.set_optimizer(optimizer)
-    scheduler = problem.configure_scheduler() if problem.scheduler is None else problem.scheduler
-    problem.set_scheduler(scheduler)
 
 
 def _require_choice(problem: Problem) -> None:

@@ -1,4 +1,4 @@
-"""The groups of parameters an optimizer steps, as a problem asks for them."""
+"""Parameter groups of an optimizer, as the problem defines them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ def put_parameter_groups(
 
     Args:
         name: The problem's name, for messages.
-        given: What it returned; nothing leaves the optimizer as it is.
+        given: The groups; ``None`` leaves the optimizer unchanged.
         optimizer: Its optimizer, unchanged after an error.
-        scheduler: Its scheduler, which must have been made for as many groups.
+        scheduler: Its scheduler, which must have been made for the same number of groups.
 
     Raises:
-        ConfigurationError: For what are no groups, and for another number than the scheduler's.
+        ConfigurationError: For a value that is not a list of groups, and for another number of
+            groups than the scheduler's.
     """
     if given is None:
         return

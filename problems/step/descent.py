@@ -94,7 +94,7 @@ def next_batch(problem: Problem) -> Any:
     Raises:
         DataError: When it holds no sample.
     """
-    batch = problem.note_batch(problem.get_batch())
+    batch = problem.step_state.note_batch(problem.get_batch())
     if is_empty(batch):
         raise DataError(
             f"Problem {problem.name!r} received a batch without samples ({batch_form(batch)}) in "

@@ -1,4 +1,4 @@
-"""Which parts of a step are finite, found with one read of the host."""
+"""Which quantities of a step are finite, found with one read of the host."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..problem import Problem
 
 @dataclass(frozen=True)
 class Finiteness:
-    """Which parts of a step are finite.
+    """Which quantities of a step are finite.
 
     Attributes:
         loss: Whether the loss is.
@@ -49,10 +49,10 @@ def finiteness(problem: Problem, loss: Tensor, own: Tensor | None = None) -> Fin
         own: What :func:`finite_gradient` returned before the gradient was averaged; the gradient
             is this process's own when left out.
     """
-    parts = problem.step_state.hypergradient_terms
+    terms = problem.step_state.hypergradient_terms
     gradient = finite_gradient(problem, loss)
     told = [loss.isfinite().all(), gradient, gradient if own is None else own]
-    told += [_finite(part, loss) for part in parts.values()]
+    told += [_finite(part, loss) for part in terms.values()]
     scale = None if problem.scaler is None else problem.scaler._scale
     if scale is not None:
         told.append((scale > 1).to(loss.device).reshape(()))
@@ -60,7 +60,7 @@ def finiteness(problem: Problem, loss: Tensor, own: Tensor | None = None) -> Fin
     return Finiteness(
         loss=of_loss,
         gradient=of_gradient,
-        culprits=tuple(compress(parts, [not fine for fine in rest])),
+        culprits=tuple(compress(terms, [not fine for fine in rest])),
         overflow=of_loss and not of_gradient and scale is not None and rest[-1],
         own=of_own,
     )

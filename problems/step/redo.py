@@ -24,14 +24,16 @@ def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
     with preserved_streams(problem.device):
         for step in state.trajectory.window:
             step.random.restore()
-            problem.note_batch(step.batch)
+            state.note_batch(step.batch)
             guarded_gradient(problem, accepts, partial(_gradient, problem, step, accepts))
     state.forget_terms()
-    if not state.skipped:
-        problem.optimizer_step()
-        problem.param_callback()
+    if state.skipped:
+        problem.zero_grad()
+        return False
+    problem.optimizer_step()
+    problem.param_callback()
     problem.zero_grad()
-    return not state.skipped
+    return True
 
 
 def redo_or_keep(problem: Problem, start: Snapshot, accepts: Accepts) -> bool:

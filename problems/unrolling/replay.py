@@ -114,7 +114,7 @@ def _set_gradients(
 
 
 def _groups(step: OptimizerStep, update: RecordedUpdate) -> list[dict[str, Any]]:
-    """Return the optimizer's groups as they were at a recorded step, learned settings anew."""
+    """Return the optimizer's groups at a recorded step, with learned settings as they are now."""
     moment = update.moment
     assert moment is not None
     groups: list[dict[str, Any]] = step.optimizer.param_groups

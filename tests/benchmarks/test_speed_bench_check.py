@@ -44,23 +44,23 @@ def test_a_ratio_within_its_tolerance_passes() -> None:
     text, status = outcome_of(recorded(), ours=2.29, plain=1.0)
     assert status == 0
     assert "| as recorded |" in text
-    assert "0 of 1 ratios are worse than is let pass." in text
+    assert "0 of 1 ratios are worse than the tolerance allows." in text
 
 
 def test_a_ratio_beyond_its_tolerance_fails_with_a_sentence() -> None:
     text, status = outcome_of(recorded(), ours=2.4, plain=1.0)
     assert status == 1
     assert (
-        "worse: mlp: 'ours' takes 2.4 times as long as 'plain'; recorded were 2, and 15% more are "
-        "let pass." in text
+        "worse: mlp: 'ours' takes 2.4 times as long as 'plain'; recorded: 2, allowed: 15% "
+        "more." in text
     )
-    assert "1 of 1 ratios are worse than is let pass." in text
+    assert "1 of 1 ratios are worse than the tolerance allows." in text
 
 
 def test_peak_memory_is_compared_too() -> None:
     text, status = outcome_of(recorded(of="peak memory", ratio=1.1), ours=1.5, plain=1.0)
     assert status == 1
-    assert "worse: mlp: 'ours' peaks at 1.5 times 'plain'; recorded were 1.1" in text
+    assert "worse: mlp: 'ours' peaks at 1.5 times 'plain'; recorded: 1.1" in text
 
 
 def test_an_improvement_is_said_and_passes() -> None:
@@ -84,7 +84,7 @@ def test_a_ratio_nobody_recorded_fails() -> None:
     text, status = outcome_of(recorded(ratio=None), ours=3.0, plain=1.0)
     assert status == 1
     assert (
-        "not recorded: mlp: 'ours' takes 3 times as long as 'plain'; nothing is recorded of that, "
+        "not recorded: mlp: 'ours' takes 3 times as long as 'plain'; this ratio is not recorded, "
         "do so with --record." in text
     )
 
@@ -112,7 +112,7 @@ def test_entries_that_make_no_sense_are_refused(tmp_path: Path, wrong: dict[str,
 def test_a_workload_there_is_not_is_refused() -> None:
     from bench_check import measure
 
-    with pytest.raises(ValueError, match="'mlp' is recorded but no workload; those are toy 1"):
+    with pytest.raises(ValueError, match="'mlp' is recorded but not a workload; those are toy 1"):
         measure([recorded()], {"toy 1": None}, 1)  # type: ignore[dict-item]
 
 

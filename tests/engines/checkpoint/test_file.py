@@ -148,11 +148,28 @@ def test_an_older_format_is_brought_up_to_date_step_by_step(tmp_path: Path) -> N
     ways = {
         -1: lambda state: {"w": torch.tensor(state["w"])},
         0: lambda state: {"weights": state["w"]},
+        1: lambda state: state,
     }
-    assert migrations.FORMAT == 1
+    assert migrations.FORMAT == 2
     assert not difference({"weights": torch.tensor([1.0, 2.0])}, read_checkpoint(file, ways)[1])
     with pytest.raises(CheckpointError, match=r"of format 0, but what it holds is not.*KeyError"):
         read_checkpoint(file, ways | {0: lambda state: {"weights": state["v"]}})
+
+
+def test_format_1_is_read_under_the_names_of_format_2() -> None:
+    way = migrations.MIGRATIONS[1]
+    hooks = [
+        {"class": "Other", "state": {"parts": 3}},
+        {"class": "NormLogger", "state": {"parts": 4}},
+    ]
+    found = way({"problems": {"a": {"count": 1, "spoiled": True}}, "hooks": hooks, "run": 2})
+    assert found == {
+        "problems": {"a": {"count": 1, "skipped": True}},
+        "hooks": [hooks[0], {"class": "NormLogger", "state": {"terms": 4}}],
+        "run": 2,
+    }
+    with pytest.raises(ValueError, match="sharded in a folder that is no longer read"):
+        way({"problems": {}, "hooks": [], "parts": {"folder": "x"}})
 
 
 class Full:

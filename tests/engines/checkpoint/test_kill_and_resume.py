@@ -19,7 +19,7 @@ import torch
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills as Unix does")
 
 # Imports once and then runs each program in a process of its own, which takes a second instead of
-# five: the program is built, resumed and run there, as in a script started anew.
+# five: the program is built, resumed and run there, as in a new script.
 NURSERY = """
 import logging, os, sys, traceback
 logging.getLogger("metaweight").setLevel(logging.ERROR)

@@ -139,7 +139,7 @@ def test_settings_of_loops_may_change_between_loops_only(iterations: int, tmp_pa
     if iterations == 2:
         engine.run(resume=path)
         return
-    with pytest.raises(CheckpointError, match="settings of problem 'lower', saved amid a loop"):
+    with pytest.raises(CheckpointError, match="settings of problem 'lower', saved inside a loop"):
         engine.load(path)
 
 
@@ -212,7 +212,7 @@ def test_saving_amid_a_step_or_after_a_broken_one_is_refused(tmp_path: Path) -> 
 
     engine = single(problem(), hooks=[Eager()])
     engine.save(tmp_path / "start.ckpt")
-    with pytest.raises(CheckpointError, match="asked for amid a step"):
+    with pytest.raises(CheckpointError, match="asked for inside a step"):
         engine.run()
     with pytest.raises(CheckpointError, match="after one that ended with an exception"):
         engine.save(tmp_path / "a.ckpt")

@@ -55,7 +55,7 @@ def test_what_an_accelerator_has_prepared_is_refused(together: list[dict[str, An
 def test_an_accelerator_that_does_not_count_the_processes_is_refused(
     together: list[dict[str, Any]],
 ) -> None:
-    """On a machine without GPUs, ``Accelerator()`` says it is alone amid a group of two."""
+    """On a machine without GPUs, ``Accelerator()`` says it is alone inside a group of two."""
     for found in together:
         assert "counts 1 process(es) where torch.distributed has 2" in found["uncounted"]
 

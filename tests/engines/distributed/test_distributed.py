@@ -147,7 +147,7 @@ def test_a_signal_to_one_process_ends_all_alike(together: list[dict[str, Any]]) 
     assert [found["signalled"] for found in together] == [(3, [15]), (3, [15])]
 
 
-@pytest.mark.parametrize("name", ["resumed", "resumed_amid_a_loop", "shared_out_resumed"])
+@pytest.mark.parametrize("name", ["resumed", "resumed_inside_a_loop", "shared_out_resumed"])
 def test_a_resumed_run_ends_bit_equal(name: str, together: list[dict[str, Any]]) -> None:
     for found in together:
         whole, again = found[name]
@@ -164,9 +164,9 @@ def test_what_two_processes_saved_goes_on_in_one(
     torch.testing.assert_close(process_checks.parameters(engine), saved, rtol=0, atol=0)
     engine.run()
     assert engine.global_step == 9
-    amid = program("unroll one-sided", 0, 1, accumulation=2)
-    with pytest.raises(CheckpointError, match=r"saved by 2 processes amid a loop.*go on with 2"):
-        amid.load(folder / "resumed_amid_a_loop" / "amid.pt")
+    inside = program("unroll one-sided", 0, 1, accumulation=2)
+    with pytest.raises(CheckpointError, match=r"saved by 2 processes inside a loop.*go on with 2"):
+        inside.load(folder / "resumed_inside_a_loop" / "inside.pt")
 
 
 def test_the_first_process_writes(together: list[dict[str, Any]]) -> None:

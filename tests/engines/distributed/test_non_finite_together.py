@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from metaweight.problems.data import batch_digest
+from metaweight.problems.data.batch_digest import batch_digest
 from support import non_finite_checks
 from support.non_finite_checks import NUMBER, RAISED, SAMPLE, SKIPPED
 from support.shared_out import batches

@@ -290,7 +290,7 @@ def test_a_stop_saves_what_was_before_the_step_and_can_be_resumed(
     whole = build(non_finite="skip")
     whole.run()
     assert resumed.global_step == end
-    # Methods of "hypergradient" count their calls anew; in "unrolled" a stop also leaves out the
+    # Methods of "hypergradient" count their calls again; in "unrolled" a stop also leaves out the
     # upper step of its iteration, which skipping takes through the other step of the loop.
     if name not in ("hypergradient", "unrolled"):
         assert same(state(resumed), state(whole))

@@ -107,21 +107,31 @@ def test_numbers_are_those_of_the_formulas(tmp_path: Path) -> None:
 
 
 def test_the_weights_are_those_of_the_training_pass() -> None:
-    """What a hypergradient evaluates later, at displaced parameters, is not noted."""
+    """A step's result holds the weights that its loss was computed with, without a graph."""
     seen: list[Tensor] = []
+
+    class Drawing(Given):
+        """Gives other weights each time it is asked, as a hypergradient's passes would."""
+
+        asked = 0
+
+        def sample_weights(self, losses: Tensor, batch: Any) -> Tensor:
+            self.asked += 1
+            return super().sample_weights(losses, batch) * 0 + self.asked
 
     class Seeing(WeightCollapse):
         def after_step(self, engine: Engine, problem: Any, result: Any) -> None:
             if problem.name == "classifier":
-                seen.append(problem.noted_weights)
+                seen.append(result.sample_weights)
             super().after_step(engine, problem, result)
-            assert problem.name != "classifier" or problem.noted_weights is None
 
-    engine = reweighted(range(3), range(3), hooks=[Seeing("classifier")])
+    engine = reweighted(range(3), range(3), kind=Drawing, hooks=[Seeing("classifier")])
+    engine.classifier.cfg = [torch.ones(10, dtype=torch.float64)] * 12
     engine.run()
     assert [w.shape for w in seen] == [(10,)] * 3
     assert not any(w.requires_grad for w in seen)
-    assert engine.classifier.noted_weights is None
+    # A step asks once for its loss and once for the hypergradient's product.
+    assert [float(w[0]) for w in seen] == [1.0, 3.0, 5.0]
 
 
 def test_batches_that_are_not_finite_are_no_part_of_a_window() -> None:

@@ -85,7 +85,7 @@ def gathered(engine: Engine) -> dict[str, Tensor]:
 
 @check
 def collected(rank: int, world: int, folder: Path) -> Any:
-    """Epochs of five batches; the 14 steps end amid the third."""
+    """Epochs of five batches; the 14 steps end inside the third."""
     found = {}
     for case, settings in COLLECTED.items():
         engine = confident(rank, world, **settings)
@@ -96,14 +96,14 @@ def collected(rank: int, world: int, folder: Path) -> Any:
 
 @check
 def collected_resumed(rank: int, world: int, folder: Path) -> Any:
-    """Saved amid an epoch and an accumulation."""
+    """Saved inside an epoch and an accumulation."""
     whole = confident(rank, world, thresholds="ema")
     whole.run()
     first = confident(rank, world, thresholds="ema", train_iters=7)
     first.run()
-    first.save(folder / "amid.pt")
+    first.save(folder / "inside.pt")
     again = confident(rank, world, thresholds="ema")
-    again.load(folder / "amid.pt")
+    again.load(folder / "inside.pt")
     again.run()
     return gathered(whole), gathered(again)
 
@@ -158,7 +158,7 @@ def norms_logged(rank: int, world: int, folder: Path) -> Any:
 
 @check
 def norms_resumed(rank: int, world: int, folder: Path) -> Any:
-    """What is logged after a restart amid an accumulation of the upper problem."""
+    """What is logged after a restart inside an accumulation of the upper problem."""
 
     def made(iterations: int) -> tuple[Engine, Written]:
         settings = {"accumulation": 2, "hooks": [NormLogger(1)], "train_iters": iterations}
@@ -167,9 +167,9 @@ def norms_resumed(rank: int, world: int, folder: Path) -> Any:
 
     first, before = made(5)
     first.run()
-    first.save(folder / "amid.pt")
+    first.save(folder / "inside.pt")
     again, after = made(12)
-    again.load(folder / "amid.pt")
+    again.load(folder / "inside.pt")
     again.run()
     whole, rows = made(12)
     whole.run()

@@ -86,7 +86,7 @@ def raised(rank: int, world: int, folder: Path) -> Any:
 
 @check
 def stopped(rank: int, world: int, folder: Path) -> Any:
-    """Stopped amid an accumulation and saved; then resumed with another policy."""
+    """Stopped inside an accumulation and saved; then resumed with another policy."""
     settings = {"kind": "darts", "accumulation": 2, "checkpoint_dir": folder / "saved"}
     engine = spoilt("low", rank, world, non_finite="stop", **settings)
     engine.run()

@@ -35,7 +35,7 @@ class Measured(Engine):
     """Validates to numbers that differ between processes."""
 
     def validation(self) -> dict[str, Any]:
-        rank = float(self.step_state.processes.rank)
+        rank = float(self.processes.rank)
         return {"loss": 1.0 + rank, "table": torch.tensor([rank, 4.0]), "name": "text"}
 
 
@@ -419,14 +419,14 @@ def resumed(rank: int, world: int, folder: Path) -> Any:
 
 
 @check
-def resumed_amid_a_loop(rank: int, world: int, folder: Path) -> Any:
+def resumed_inside_a_loop(rank: int, world: int, folder: Path) -> Any:
     kind = "unroll one-sided"
     whole = program(kind, rank, world, accumulation=2, train_iters=12)
     first = program(kind, rank, world, accumulation=2, train_iters=7)
     first.run()
-    first.save(folder / "amid.pt")
+    first.save(folder / "inside.pt")
     again = program(kind, rank, world, accumulation=2, train_iters=12)
-    again.load(folder / "amid.pt")
+    again.load(folder / "inside.pt")
     return ran(whole), ran(again)
 
 

@@ -59,6 +59,7 @@ def program(
     batch_norm: bool = True,
     seed: int = 0,
     lr: float = 0.1,
+    momentum: float = 0.0,
     batch_size: int = 20,
     device: str = "cpu",
     net: nn.Module | None = None,
@@ -82,7 +83,7 @@ def program(
         "classifier",
         config,
         net,
-        torch.optim.SGD(net.parameters(), lr=lr),
+        torch.optim.SGD(net.parameters(), lr=lr, momentum=momentum),
         train_data_loader=batches(4),
         extra_config=extra,
     )

@@ -176,7 +176,7 @@ def test_a_detached_target_is_announced_and_has_the_gradient_of_cross_entropy():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"beta": 1.1}, r"beta=1.1\) is no share of trust.*\[0, 1\]"),
+        ({"beta": 1.1}, r"beta=1.1\) is not a share of trust.*\[0, 1\]"),
         ({"beta": -0.1}, r"beta=-0.1\)"),
         ({"beta": float("nan")}, r"beta=nan\)"),
         ({"reduction": "max"}, r"reduction='max'\) is not one of none, mean, sum; choose"),

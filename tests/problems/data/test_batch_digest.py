@@ -8,8 +8,7 @@ from collections import UserDict
 from types import SimpleNamespace
 
 import torch
-from metaweight.problems.data import batch_digest
-from metaweight.problems.data.batch_digest import not_finite_in
+from metaweight.problems.data.batch_digest import batch_digest, not_finite_in
 
 
 def test_tells_shape_type_range_and_hash() -> None:

@@ -132,7 +132,7 @@ def test_it_warns_where_it_cannot_know_that_batches_are_the_same() -> None:
         (
             lambda: iter([torch.tensor(i) for i in range(9)]),
             2,
-            "is an iterator of type .*: 2 batch",
+            "is an iterator of type .*: 2 of its batches",
         ),
         (LOADERS["workers that stay"], 5, "has persistent workers: its order continues exactly"),
     ):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,14 +20,17 @@ from metaweight import (
     Config,
     ConjugateGradient,
     FiniteDifference,
+    ImplicitProblem,
     Neumann,
     Nystrom,
     Penalty,
+    Reinforce,
     Reweighting,
     Unroll,
+    ZeroOrder,
 )
 
-METHODS = {
+GRADIENT_METHODS = {
     "darts": FiniteDifference(),
     "reweighting, central": Reweighting(),
     "reweighting, one-sided": Reweighting(derivative="one_sided", alpha=1e-6),
@@ -44,6 +50,16 @@ METHODS = {
     "unroll, kept graphs": Unroll(memory="full"),
 }
 
+# These measure the upper loss where others multiply by its gradient. Here it is a vector times the
+# lower parameters, which has that vector for its gradient.
+VALUE_METHODS = {
+    "zero order": ZeroOrder(samples=2),
+    "reinforce": Reinforce(samples=2),
+    "reinforce, from the start": Reinforce(baseline="start", samples=2),
+}
+
+METHODS = GRADIENT_METHODS | VALUE_METHODS
+
 
 class Restless(Declared):
     """Draws from every random stream, can be told to fail, and fails late."""
@@ -51,21 +67,63 @@ class Restless(Declared):
     fail = False
 
     def sample_losses(self, batch):
-        losses = super().sample_losses(batch)
+        losses = Declared.sample_losses(self, batch)
         scale = 1 + 0.1 * (random.random() + np.random.rand() + torch.rand(()).double())
         if self.fail:
             raise RuntimeError("the loss failed")
         return losses * scale
 
 
-def stepped(method, **settings):
-    engine = program(Restless, config=Config(type=method), dropout=0.5, **settings)
-    engine.run()
+class Deciding(ImplicitProblem):
+    """Keeps each sample or not, with the probability that is its weight in :class:`Restless`."""
+
+    fail = False
+    sample_losses = Restless.sample_losses
+
+    def training_step(self, batch):
+        losses = self.sample_losses(batch)
+        keep = torch.distributions.Bernoulli(self.judge(losses.detach()))
+        kept = keep.sample()
+        return {"loss": (kept * losses).mean(), "log_prob": keep.log_prob(kept)}
+
+
+def stepped(name, **settings):
+    """A program whose lower problem has come to its hand-over, by the whole loop's values too."""
+    method, loop = METHODS[name], {}
+    if name in VALUE_METHODS:
+        loop = {"unroll_steps": 2, "gradient_accumulation": 2}
+    engine = program(
+        Deciding if isinstance(method, Reinforce) else Restless,
+        config=Config(type=method, **loop),
+        dropout=0.5,
+        momentum=0.9,
+        **settings,
+    )
+    for _ in range(math.prod(loop.values())):
+        engine.run()
     vector = [
         torch.linspace(-1, 2, p.numel(), dtype=p.dtype).reshape(p.shape)
         for p in engine.classifier.module.parameters()
     ]
-    return engine, engine.classifier, list(engine.judge.module.parameters()), vector
+    return engine, vector
+
+
+def product(name, engine, vector, method=None, value_fails=False):
+    """What a method makes of a vector, or of an upper loss that has it for its gradient."""
+    method = METHODS[name] if method is None else method
+    lower, theta = lower_view(engine.classifier), list(engine.judge.module.parameters())
+    if name in GRADIENT_METHODS:
+        return method.vjp(lower, vector, theta).values
+
+    def value():
+        if value_fails:
+            raise RuntimeError("the loss failed")
+        with torch.no_grad():  # Moves running statistics and draws masks, as upper losses do.
+            engine.judge.training_step(engine.judge.cur_batch)
+        parameters = engine.classifier.module.parameters()
+        return sum((v * p.detach()).sum() for v, p in zip(vector, parameters, strict=True))
+
+    return method.estimate(lower, value, theta).values
 
 
 def full_state(engine):
@@ -99,54 +157,67 @@ def assert_same(before, after):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("fails", [False, True], ids=["ends", "raises"])
+@pytest.mark.parametrize(
+    ("name", "fails"),
+    [
+        *((name, fails) for name in METHODS for fails in ("nothing", "loss")),
+        *((name, "value") for name in VALUE_METHODS),
+    ],
+)
 def test_leaves_no_trace(name, fails):
     """Parameters, buffers, random streams, .grad, requires_grad, optimizer: bit-equal."""
-    engine, classifier, theta, vector = stepped(METHODS[name])
-    classifier.module[0].weight.grad = torch.ones_like(classifier.module[0].weight)
+    engine, vector = stepped(name)
+    for problem in (engine.classifier, engine.judge):
+        first = next(problem.module.parameters())
+        first.grad = torch.ones_like(first)
     torch.manual_seed(3), random.seed(3), np.random.seed(3)
     np.random.randn()  # leaves a Gaussian for later in NumPy's generator
     before = full_state(engine)
-    classifier.fail = fails
-    if fails:
-        with pytest.raises(RuntimeError, match="the loss failed"):
-            METHODS[name].vjp(lower_view(classifier), vector, theta).values
-    else:
-        METHODS[name].vjp(lower_view(classifier), vector, theta).values
+    engine.classifier.fail = fails == "loss"
+    refused = pytest.raises(RuntimeError, match="the loss failed")
+    with nullcontext() if fails == "nothing" else refused:
+        product(name, engine, vector, value_fails=fails == "value")
     assert_same(before, full_state(engine))
-    assert list(classifier.trainable_parameters())
+    assert list(engine.classifier.trainable_parameters())
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_is_deterministic_and_replays_the_steps_own_random_numbers(name):
     """Whatever the streams are at now, the product is that of the recorded step."""
-    _, classifier, theta, vector = stepped(METHODS[name])
-    first = METHODS[name].vjp(lower_view(classifier), vector, theta).values
+    engine, vector = stepped(name)
+    first = product(name, engine, vector)
     torch.manual_seed(123), random.seed(5), np.random.seed(7)
-    second = METHODS[name].vjp(lower_view(classifier), vector, theta).values
+    second = product(name, engine, vector)
     assert_same(first, second)
-    classifier.step_state.trajectory.window[0].random.__init__(torch.device("cpu"))
-    other = METHODS[name].vjp(lower_view(classifier), vector, theta).values
+    engine.classifier.step_state.trajectory.window[0].random.__init__(torch.device("cpu"))
+    other = product(name, engine, vector)
+    assert not torch.allclose(first[0], other[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", VALUE_METHODS)
+def test_another_seed_is_another_estimate(name):
+    engine, vector = stepped(name)
+    first = product(name, engine, vector)
+    other = product(name, engine, vector, replace(METHODS[name], seed=1))
     assert not torch.allclose(first[0], other[0], rtol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", METHODS)
 def test_keeps_dtype_and_shape(name, dtype):
-    _, classifier, theta, vector = stepped(METHODS[name], dtype=dtype)
-    product = METHODS[name].vjp(lower_view(classifier), vector, theta).values
-    assert [p.dtype for p in product] == [dtype] * len(theta)
-    assert [p.shape for p in product] == [t.shape for t in theta]
-    assert all(torch.isfinite(p).all() for p in product)
+    engine, vector = stepped(name, dtype=dtype)
+    found = product(name, engine, vector)
+    theta = list(engine.judge.module.parameters())
+    assert [p.dtype for p in found] == [dtype] * len(theta)
+    assert [p.shape for p in found] == [t.shape for t in theta]
+    assert all(torch.isfinite(p).all() for p in found)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_zero_vector_gives_zero(name):
     """Also where the step is divided by the vector's norm."""
-    _, classifier, theta, vector = stepped(METHODS[name])
-    product = METHODS[name].vjp(lower_view(classifier), [0 * v for v in vector], theta).values
-    for p in product:
+    engine, vector = stepped(name)
+    for p in product(name, engine, [0 * v for v in vector]):
         torch.testing.assert_close(p, torch.zeros_like(p))
 
 
@@ -159,16 +230,16 @@ def test_is_odd_in_the_vector(name):
     """
     one_sided = "one-sided" in name or "penalty" in name
     rtol = 1e-4 if one_sided else 1e-8
-    _, classifier, theta, vector = stepped(METHODS[name])
-    positive = METHODS[name].vjp(lower_view(classifier), vector, theta).values
-    negative = METHODS[name].vjp(lower_view(classifier), [-v for v in vector], theta).values
+    engine, vector = stepped(name)
+    positive = product(name, engine, vector)
+    negative = product(name, engine, [-v for v in vector])
     for p, n in zip(positive, negative, strict=True):
         torch.testing.assert_close(p, -n, rtol=rtol, atol=1e-10)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", GRADIENT_METHODS)
 def test_on_a_gpu_equals_the_cpu(name):
     """Without dropout, whose masks differ between devices."""
     results = []

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from itertools import product
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from metaweight.problems import lower_view
-from support.naive import everything, relative_error
+from support.naive import relative_error
 
 from metaweight import (
     Config,
@@ -305,63 +302,6 @@ def test_a_direct_gradient_comes_from_autograd() -> None:
     engine = build(Reinforce(samples=2), upper=Direct)
     found = loops(engine, 1)
     torch.testing.assert_close(found[0], 3 * engine.policy.module.w.detach() ** 2)
-
-
-def test_same_seed_same_result() -> None:
-    def run(seed):
-        torch.manual_seed(0)
-        return loops(build(Reinforce(samples=3, seed=seed)), 2)
-
-    assert torch.equal(run(0), run(0))
-    assert not torch.allclose(run(0), run(1), rtol=1e-3)
-
-
-class Restless(Masked):
-    fail = False
-
-    def training_step(self, batch):
-        output = super().training_step(batch)
-        scale = 1 + 0.1 * (random.random() + np.random.rand())
-        if self.fail:
-            raise RuntimeError("the loss failed")
-        return {**output, "loss": output["loss"] * scale}
-
-
-@pytest.mark.parametrize("fails", [False, True], ids=["ends", "raises"])
-def test_leaves_no_trace(fails: bool) -> None:
-    method = Reinforce(baseline="start", samples=2)
-    engine = masked(method, accumulation=2, kind=Restless)
-    engine.run()
-    chooser, theta = engine.chooser, list(engine.policy.module.parameters())
-    parameters = [*chooser.module.parameters(), *theta]
-    parameters[0].grad = torch.ones_like(parameters[0])
-
-    def state():
-        buffers = [s["momentum_buffer"].clone() for s in chooser.optimizer.state.values()]
-        return [
-            *everything(chooser.module),
-            *everything(engine.policy.module),
-            torch.get_rng_state(),
-            torch.tensor(random.getstate()[1]),
-            torch.from_numpy(np.random.get_state()[1].astype(np.int64)),
-            torch.tensor([p.requires_grad for p in parameters]),
-            *[p.grad.clone() for p in parameters if p.grad is not None],
-            *buffers,
-        ]
-
-    def value():
-        return engine.policy.training_step(engine.policy.cur_batch)
-
-    before = state()
-    chooser.fail = fails
-    if fails:
-        with pytest.raises(RuntimeError, match="the loss failed"):
-            method.estimate(lower_view(chooser), value, theta)
-    else:
-        method.estimate(lower_view(chooser), value, theta)
-    after = state()
-    assert len(before) == len(after)
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 class Plain(Chooser):

@@ -614,7 +614,7 @@ def test_every_upper_problem_finds_the_graphs_or_others_like_them(coupled: str) 
 
 
 def test_kept_graphs_are_built_anew_where_a_validation_moved_what_they_hold() -> None:
-    """A teacher takes the student's buffers and comes back amid a loop; autograd cannot know that
+    """A teacher takes the student's buffers and comes back inside a loop; autograd cannot know that
     all is as it was."""
 
     def gradient(memory: str, validate: bool) -> list[torch.Tensor]:

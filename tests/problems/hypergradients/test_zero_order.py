@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import random
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -480,79 +479,12 @@ def test_an_error_rate_is_reduced(hard: bool) -> None:
     assert "standard error" in status.describe()
 
 
-def test_same_seed_same_result() -> None:
-    def run(seed):
-        method = ZeroOrder(samples=2, radius=1e-3, seed=seed)
-        return joined(upper_problem(), lower_problem(method=method))[1][0]
-
-    first = run(1)
-    torch.manual_seed(77)
-    assert torch.equal(first, run(1))
-    assert not torch.allclose(first, run(2), rtol=1e-3)
-
-
 def test_directions_differ_between_steps() -> None:
     lower = lower_problem()
     joined(upper_problem(), lower)
     first = directions(ONE, lower, upper_problem().module)
     lower.step_state.begin_step(lower.count + 1, None)
     assert not torch.equal(first[0], directions(ONE, lower, upper_problem().module)[0])
-
-
-class Restless(Declared):
-    """Draws from every random stream, can be told to fail, and fails late."""
-
-    fail = False
-
-    def sample_losses(self, batch):
-        losses = super().sample_losses(batch)
-        scale = 1 + 0.1 * (random.random() + np.random.rand() + torch.rand(()).double())
-        if self.fail:
-            raise RuntimeError("the loss failed")
-        return losses * scale
-
-
-def full_state(engine):
-    net, judge = engine.classifier.module, engine.judge.module
-    parameters = [*net.parameters(), *judge.parameters()]
-    states = engine.classifier.optimizer.state.values()
-    return [
-        *everything(net),
-        *everything(judge),
-        torch.get_rng_state(),
-        torch.tensor(random.getstate()[1]),
-        torch.from_numpy(np.random.get_state()[1].astype(np.int64)),
-        torch.tensor([p.requires_grad for p in parameters]),
-        *[p.grad.clone() for p in parameters if p.grad is not None],
-        *[s.clone() for state in states for s in state.values() if isinstance(s, torch.Tensor)],
-    ]
-
-
-@pytest.mark.parametrize("fails", [None, "lower", "upper"])
-def test_leaves_no_trace(fails) -> None:
-    """Parameters, buffers, random streams, .grad, requires_grad, optimizer: bit-equal."""
-    method = ZeroOrder(samples=2)
-    engine = program(Restless, config=Config(type=method, unroll_steps=2), dropout=0.5)
-    engine.run(), engine.run()
-    classifier, upper_parameters = engine.classifier, list(engine.judge.module.parameters())
-    classifier.module[0].weight.grad = torch.ones_like(classifier.module[0].weight)
-    upper_parameters[0].grad = torch.ones_like(upper_parameters[0])
-    before = full_state(engine)
-    classifier.fail = fails == "lower"
-
-    def value():
-        if fails == "upper":
-            raise RuntimeError("the loss failed")
-        return engine.judge.training_step(engine.judge.cur_batch).detach()
-
-    if fails:
-        with pytest.raises(RuntimeError, match="the loss failed"):
-            method.estimate(lower_view(classifier), value, upper_parameters)
-    else:
-        method.estimate(lower_view(classifier), value, upper_parameters)
-    after = full_state(engine)
-    assert len(before) == len(after)
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def test_the_loss_is_measured_with_the_random_numbers_it_was_trained_with() -> None:

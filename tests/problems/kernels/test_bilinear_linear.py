@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from metaweight.problems.kernels import linear
+from metaweight.problems.kernels import bilinear
 from metaweight.problems.kernels.twice_differentiable import (
     TwiceDifferentiable,
     differentiable_twice,
@@ -33,7 +33,7 @@ CASES = {
 @pytest.fixture(autouse=True)
 def _however_small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Products of tests are small."""
-    monkeypatch.setattr(linear, "LEAST_PRODUCTS", {"cpu": 0, "cuda": 0})
+    monkeypatch.setattr(bilinear, "LEAST_PRODUCTS", {"cpu": 0, "cuda": 0})
     yield
 
 
@@ -44,7 +44,7 @@ def drawn(*shapes: tuple[int, ...], device: str = "cpu") -> list[Tensor]:
 
 
 def is_ours(output: Tensor) -> bool:
-    return type(output.grad_fn).__name__ == "_LinearBackward"
+    return type(output.grad_fn).__name__ == "_BilinearBackward"
 
 
 @FIRST_USE
@@ -256,6 +256,6 @@ def test_other_calls_are_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
             assert F.linear(x.float(), w.float()).dtype == torch.bfloat16
         mapped = torch.func.vmap(lambda sample: F.linear(sample, w))(x.unsqueeze(1))
         torch.testing.assert_close(mapped.squeeze(1), F.linear(x, w))
-        monkeypatch.setattr(linear, "LEAST_PRODUCTS", {"cpu": 25})
+        monkeypatch.setattr(bilinear, "LEAST_PRODUCTS", {"cpu": 25})
         assert not is_ours(F.linear(x, w))
         assert is_ours(F.linear(torch.cat([x, x]), w))

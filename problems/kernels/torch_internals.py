@@ -1,0 +1,80 @@
+"""What torch tells only under private names, each with a fallback for a torch that lacks the name.
+
+A fallback is always correct and sometimes slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def _private(path: str) -> Callable[..., Any] | None:
+    """Return ``torch._C.<path>``, or nothing where torch has no such name."""
+    found: Any = torch._C
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found if callable(found) else None
+
+
+_transforms_active = _private("_are_functorch_transforms_active")
+_saved_tensor_hooks = _private("_autograd._top_saved_tensors_default_hooks")
+_set_grad = _private("_set_grad_enabled")
+_forward_grad = _private("_is_fwd_grad_enabled")
+_set_forward_grad = _private("_set_fwd_grad_enabled")
+
+FOLLOWS_NO_GRAD = None not in (_set_grad, _forward_grad, _set_forward_grad)
+"""Whether forward derivatives can be switched with ``torch.no_grad``."""
+
+
+def has_operations(*names: str) -> bool:
+    """Return whether torch has all of these operations among ``torch.ops.aten``."""
+    return all(hasattr(torch.ops.aten, name) for name in names)
+
+
+def transforms_may_be_active() -> bool:
+    """Return whether a ``torch.func`` transform is active; ``True`` where torch does not tell."""
+    return _transforms_active is None or bool(_transforms_active())
+
+
+def saved_tensors_may_have_hooks() -> bool:
+    """Return whether hooks on saved tensors are active; ``True`` where torch does not tell."""
+    return _saved_tensor_hooks is None or _saved_tensor_hooks(True) is not None
+
+
+def switches_grad(function: Any) -> bool:
+    """Return whether a function seen by a ``TorchFunctionMode`` is what ``torch.no_grad`` calls."""
+    return FOLLOWS_NO_GRAD and function is _set_grad
+
+
+def set_forward_grad(enabled: bool) -> None:
+    """Switch forward derivatives on or off, where torch can."""
+    if _set_forward_grad is not None:
+        _set_forward_grad(enabled)
+
+
+def may_have_hooks(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor has hooks on its gradient; ``True`` where torch does not tell."""
+    return bool(getattr(tensor, "_backward_hooks", True))
+
+
+@contextmanager
+def forward_grad_put_back() -> Iterator[None]:
+    """Inside, forward derivatives may be switched; afterwards they are as before."""
+    before = _forward_grad is None or bool(_forward_grad())
+    try:
+        yield
+    finally:
+        set_forward_grad(before)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether calls of a module, or of a module in it, are compiled."""
+    return any(
+        getattr(m, "_compiled_call_impl", None) is not None or hasattr(m, "_orig_mod")
+        for m in module.modules()
+    )
