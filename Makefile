@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # A worker a core; one that is done takes tests from another. Plain `python -m pytest` runs them in one.
-PARALLEL := --numprocesses auto --dist worksteal
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .PHONY: help install demo test test-slow docs lint bench bench-check clean
 

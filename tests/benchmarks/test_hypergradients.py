@@ -74,7 +74,7 @@ def test_a_broken_peer_has_a_row_with_its_error(run_script, tmp_path, monkeypatc
     (tmp_path / "stub" / "higher" / "__init__.py").write_text(
         'raise ImportError("torn apart\\nsecond line")\n'
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"), prepend=os.pathsep)
+    monkeypatch.syspath_prepend(str(tmp_path / "stub"))
     done = run_script(SCRIPT, "--quick", "--task", "ridge", "--out", "here")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "here" / "hypergradients.json").read_text())["ridge"]
@@ -166,7 +166,7 @@ def test_contenders_that_fail_or_die_are_reported(load):
         "fails": partial(int, "seven"),
         "dies": partial(os._exit, 3),
     }
-    outcomes = load("turns").measure(makes, 1, rounds=2, steps=1)
+    outcomes = load("turns").measure(makes, 1, rounds=2, steps=1, start="forkserver")
     assert outcomes["works"].error is None
     assert outcomes["works"].value != os.getpid()
     assert len(outcomes["works"].turns) == 2

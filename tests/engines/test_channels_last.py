@@ -8,6 +8,7 @@ import pytest
 import torch
 from metaweight.problems.data.batches import move_batch
 from support.reweighting import Declared, Judge
+from support.zoo import over
 from torch import Tensor, nn
 
 from metaweight import (
@@ -97,11 +98,7 @@ def run(method: Any, channels_last: bool) -> tuple[Convolutional, list[Tensor]]:
     )
     gradients: list[Tensor] = []
     judge.grad_callback = lambda: gradients.extend(p.grad.clone() for p in weights.parameters())  # type: ignore[method-assign, union-attr, misc]
-    Engine(
-        [judge, classifier],
-        EngineConfig(train_iters=4, strategy="cpu", channels_last=channels_last),
-        {"u2l": {judge: [classifier]}, "l2u": {classifier: [judge]}},
-    ).run()
+    over(judge, classifier, train_iters=4, channels_last=channels_last).run()
     return net, gradients
 
 

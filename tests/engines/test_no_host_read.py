@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.reweighting import Declared, Judge, Plain, network
+from support.zoo import over
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from metaweight import (
     SAMA,
     Config,
     ConjugateGradient,
-    Engine,
     EngineConfig,
     FiniteDifference,
     LastLayers,
@@ -106,11 +106,7 @@ def run(kind, method, accumulation, **settings):
         judge = Judge(
             "judge", None, weights, torch.optim.Adam(weights.parameters()), train_data_loader=data
         )
-        engine = Engine(
-            [judge, classifier],
-            EngineConfig(train_iters=2 * accumulation, strategy="cpu"),
-            {"u2l": {judge: [classifier]}, "l2u": {classifier: [judge]}},
-        )
+        engine = over(judge, classifier, train_iters=2 * accumulation)
         engine.run()
     assert judge.count == 2
 

@@ -21,6 +21,7 @@ from support.resuming import (
     weight_network,
 )
 from support.small import Chase, numbers, problem, single
+from support.zoo import over
 from torch import nn
 
 from metaweight import CheckpointError, Engine, EngineConfig, Hook
@@ -50,11 +51,7 @@ def with_module(module: nn.Module) -> Build:
         top = Judge(
             "upper", None, weights, torch.optim.Adam(weights.parameters()), None, loader(8, 2, 4)
         )
-        return Engine(
-            [top, low],
-            EngineConfig(strategy="cpu", **more),
-            {"u2l": {top: [low]}, "l2u": {low: [top]}},
-        )
+        return over(top, low, **more)
 
     return build
 

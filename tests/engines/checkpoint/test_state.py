@@ -10,12 +10,12 @@ import torch
 from support.resuming import (
     Build,
     Unrolled,
-    Weighted,
     assert_resumes_exactly,
     data_loader,
     seed_all,
     two_levels,
 )
+from support.zoo import ColumnWeighed
 from torch.optim import lr_scheduler
 
 from metaweight import EngineConfig, FiniteDifference, HypergradientCheck, Unroll
@@ -87,7 +87,7 @@ def test_schedulers_go_on(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kind", [Weighted, Unrolled])
+@pytest.mark.parametrize("kind", [ColumnWeighed, Unrolled])
 def test_an_ordinary_loader_goes_on_in_mid_epoch(kind: Any, workers: int, tmp_path: Path) -> None:
     steps = None if workers == 0 else [2, 5]
     build = two_levels(kind, data=data_loader(workers), lower={"unroll_steps": 3})

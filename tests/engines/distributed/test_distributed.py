@@ -13,6 +13,7 @@ import torch
 from metaweight.engines.distributed.process_group import FROM_TORCHRUN
 from support import process_checks
 from support.checks import RESULTS
+from support.once import once
 from support.shared_out import TYPES, program
 from support.small import problem
 from support.two_processes import CLOSE, HELPERS, SECONDS, free_port, same, torchrun
@@ -184,37 +185,13 @@ def test_each_process_keeps_a_part_of_the_state_and_saves_all(
         torch.testing.assert_close(found["states_kept"][1], whole, **CLOSE)
 
 
-SCRIPT = """
-import os, sys, torch
-sys.path.insert(0, {helpers!r})
-torch.set_num_threads(1)
-from support.shared_out import program
-from metaweight import Hook
-
-class Fails(Hook):
-    def iteration_end(self, engine):
-        if engine.processes.rank == 1 and engine.global_step == 2:
-            raise RuntimeError("broken on purpose")
-
-settings = {{"train_iters": 1000, "strategy": {strategy!r}}}
-program("darts", int(os.environ["RANK"]), 2, hooks=[Fails()], **settings).run()
-"""
-
-
-def test_an_error_in_one_process_ends_all(tmp_path: Path) -> None:
-    script = tmp_path / "fails.py"
-    script.write_text(SCRIPT.format(helpers=str(HELPERS), strategy="distributed"))
-    ended = torchrun(script)
-    assert ended.returncode != 0
-    assert "broken on purpose" in ended.stderr
-
-
-RESTARTED = """
+LAUNCHED = """
 import os, signal, sys, torch
 from pathlib import Path
 sys.path.insert(0, {helpers!r})
 torch.set_num_threads(1)
 from support.process_checks import parameters, saving
+from support.shared_out import program
 from metaweight import Hook
 
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
@@ -228,23 +205,45 @@ class Killed(Hook):
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
+class Fails(Hook):
+    def iteration_end(self, engine):
+        if rank == 1 and engine.global_step == 2:
+            raise RuntimeError("broken on purpose")
+
 engine = saving(rank, 2, folder / "run", 7, every=2, hooks=[Killed()])
 engine.run(resume="auto")
 torch.save(parameters(engine), folder / f"end_{{rank}}.pt")
+program("darts", rank, 2, hooks=[Fails()], train_iters=1000, strategy="distributed").run()
 """
 
 
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What became of two processes of which one is killed, started again, and then fails."""
+
+    def start(folder: Path) -> dict[str, Any]:
+        script = folder / "launched.py"
+        script.write_text(LAUNCHED.format(helpers=str(HELPERS)))
+        ended = torchrun(script, str(folder), restarts=1)
+        assert (folder / "killed").exists(), ended.stderr
+        ends = [torch.load(folder / f"end_{rank}.pt", weights_only=True) for rank in range(2)]
+        return {"code": ended.returncode, "said": ended.stderr, "ends": ends}
+
+    found: dict[str, Any] = once(tmp_path_factory, "launched", start)
+    return found
+
+
 def test_a_killed_process_is_restarted_and_the_run_ends_as_if_nothing_had_been(
-    together: list[dict[str, Any]], tmp_path: Path
+    together: list[dict[str, Any]], launched: dict[str, Any]
 ) -> None:
-    script = tmp_path / "restarted.py"
-    script.write_text(RESTARTED.format(helpers=str(HELPERS)))
-    ended = torchrun(script, str(tmp_path), restarts=1)
-    assert ended.returncode == 0, ended.stderr
-    assert (tmp_path / "killed").exists()
-    for rank, found in enumerate(together):
-        end = torch.load(tmp_path / f"end_{rank}.pt", weights_only=True)
+    for end, found in zip(launched["ends"], together, strict=True):
         torch.testing.assert_close(end, found["resumed"][0], rtol=0, atol=0)
+
+
+def test_an_error_in_one_process_ends_all(launched: dict[str, Any]) -> None:
+    """The other one has hundreds of steps left."""
+    assert launched["code"] != 0
+    assert "broken on purpose" in launched["said"]
 
 
 LEAVES = """

@@ -18,7 +18,6 @@ from metaweight import (
     HypergradientCheck,
     ImplicitProblem,
     NormLogger,
-    ReweightedProblem,
     Unroll,
     WeightCollapse,
 )
@@ -34,6 +33,7 @@ from metaweight.noise import (
     WithCriterion,
 )
 
+from . import zoo
 from .checks import check
 from .shared_out import Net, batches, parameters, program, run_config
 
@@ -191,18 +191,10 @@ def hypergradients_checked(rank: int, world: int, folder: Path) -> Any:
     return found
 
 
-class Sorted(ImplicitProblem):
-    def training_step(self, batch: Any) -> Any:
-        return F.cross_entropy(self.module(batch[0]), batch[1])
-
-
-class Weighed(ReweightedProblem):
+class Weighed(zoo.Weighed):
     """Weighs samples as an ensemble says."""
 
     hook: EnsembleHook
-
-    def sample_losses(self, batch: Any) -> Tensor:
-        return F.cross_entropy(self.module(batch[0]), batch[1], reduction="none")
 
     def sample_weights(self, losses: Tensor, batch: Any) -> Tensor:
         assert self.hook.weights is not None
@@ -236,8 +228,8 @@ def ensembled(rank: int, world: int, folder: Path) -> Any:
     size = 4 // world
     found = {}
     loaders: dict[str, tuple[Any, Any, Any]] = {
-        "resample": (Sorted, "resample", TensorLoader(data, size, seed=3)),
-        "in order": (Sorted, "resample", DataLoader(TensorDataset(x, y), size)),
+        "resample": (zoo.Classifier, "resample", TensorLoader(data, size, seed=3)),
+        "in order": (zoo.Classifier, "resample", DataLoader(TensorDataset(x, y), size)),
         "reweight": (Weighed, "reweight", TensorLoader(data, size, seed=3, with_indices=True)),
     }
     for name, (cls, action, loader) in loaders.items():
@@ -259,7 +251,7 @@ def scored_apart(rank: int, world: int, folder: Path) -> Any:
     x, y = samples(24)
     data = LabelledTensors(x, y, y.clone(), torch.arange(24), CLASSES)
     hook = EnsembleHook(members(), "fit", low=0.0, high=0.5, metric=metric)
-    engine = scored(Sorted, TensorLoader(data, 4 // world, seed=3), world, hook)
+    engine = scored(zoo.Classifier, TensorLoader(data, 4 // world, seed=3), world, hook)
     engine.run()
     return {**parameters(engine), "kept": hook.kept}
 
@@ -269,7 +261,7 @@ def scored_shares(rank: int, world: int, folder: Path) -> Any:
     x, y = samples(12 + 2 * rank)
     loader = [(x, y)]
     hook = EnsembleHook(members(), "fit", data=loader, make_loader=lambda kept: loader)
-    scored(Sorted, loader, world, hook).run()
+    scored(zoo.Classifier, loader, world, hook).run()
 
 
 class Normed(nn.Module):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from metaweight import Config, Engine, EngineConfig, ImplicitProblem, Status
+from support.zoo import over
 
 TARGET = 1.5
 
@@ -141,11 +142,7 @@ def bilevel(quadratic: Quadratic, config: Config) -> Engine:
     """An engine of ``lower``, the quadratic, and ``upper``; parameters stay where they are."""
     lower = level(quadratic, "lower", "upper", config)
     upper = judge(quadratic.mixed.shape[1], "upper", "lower", quadratic.mixed.dtype)
-    return Engine(
-        [upper, lower],
-        EngineConfig(train_iters=config.gradient_accumulation, strategy="cpu"),
-        {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
-    )
+    return over(upper, lower, train_iters=config.gradient_accumulation)
 
 
 def three_levels(leaf: Quadratic, middle: Quadratic, config: Config) -> Engine:

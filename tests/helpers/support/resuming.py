@@ -22,7 +22,6 @@ from metaweight import (
     EngineConfig,
     ImplicitProblem,
     IterativeProblem,
-    ReweightedProblem,
 )
 from metaweight.averaging import EMAHook
 from metaweight.consistency import (
@@ -33,6 +32,9 @@ from metaweight.consistency import (
     SemiSupervisedProblem,
 )
 from metaweight.data import LabelledTensors, TensorLoader
+
+from . import zoo
+from .zoo import ColumnWeighed
 
 FEATURES, CLASSES = 5, 3
 Build = Callable[..., Engine]
@@ -85,25 +87,15 @@ class Noisy(Dataset[Any]):
         return self.data.inputs[index] + 0.1 * noise, self.data.labels[index]
 
 
-class Weighted(ReweightedProblem):
-    def sample_losses(self, batch: Any) -> Tensor:
-        return F.cross_entropy(self.module(batch[0]), batch[1], reduction="none")
-
-    def sample_weights(self, losses: Tensor, batch: Any) -> Tensor:
-        weights: Tensor = self.upper(losses.unsqueeze(1))
-        return weights
-
-
 class Unrolled(IterativeProblem):
     def training_step(self, batch: Any) -> Tensor:
         losses = F.cross_entropy(self.module(batch[0]), batch[1], reduction="none")
         return (self.upper(losses.detach().unsqueeze(1)).squeeze(1) * losses).mean()
 
 
-class Judge(ImplicitProblem):
+class Judge(zoo.Judge):
     def training_step(self, batch: Any) -> dict[str, Tensor]:
-        loss = F.cross_entropy(self.lower(batch[0]), batch[1])
-        return {"loss": loss, "noise": torch.rand(())}
+        return {"loss": super().training_step(batch), "noise": torch.rand(())}
 
 
 class Measured(Engine):
@@ -121,7 +113,7 @@ def loader(number: int, seed: int, batch: int = 6, **settings: Any) -> TensorLoa
 
 
 def two_levels(
-    kind: type[ImplicitProblem] | type[IterativeProblem] = Weighted,
+    kind: type[ImplicitProblem] | type[IterativeProblem] = ColumnWeighed,
     *,
     lower: Mapping[str, Any] | None = None,
     upper: Mapping[str, Any] | None = None,

@@ -8,25 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from metaweight import Config, Engine, EngineConfig, ImplicitProblem, ReweightedProblem
+from metaweight import Config, Engine, EngineConfig, ImplicitProblem
 from metaweight.weighting import MetaWeightNet, normalise_weights
 
-
-class Judge(ImplicitProblem):
-    def training_step(self, batch):
-        inputs, labels = batch
-        return F.cross_entropy(self.classifier(inputs), labels)
+from . import zoo
 
 
-class Declared(ReweightedProblem):
+class Judge(zoo.Judge):
+    below = "classifier"
+
+
+class Declared(zoo.Weighed):
     """Losses and weights apart; ``self.cfg`` switches normalisation on."""
 
-    def sample_losses(self, batch):
-        inputs, labels = batch
-        return F.cross_entropy(self.module(inputs), labels, reduction="none")
+    above = "judge"
 
     def sample_weights(self, losses, batch):
-        weights = self.judge(losses)
+        weights = super().sample_weights(losses, batch)
         return normalise_weights(weights) if self.cfg else weights
 
 

@@ -12,11 +12,13 @@ from metaweight import Config, Engine, EngineConfig, ImplicitProblem
 
 
 class Point(nn.Module):
-    """A vector of parameters; calling it returns them."""
+    """A vector of parameters, of these numbers or a tensor; calling it returns them."""
 
-    def __init__(self, *values: float) -> None:
+    def __init__(self, *values: Any) -> None:
         super().__init__()
-        self.w = nn.Parameter(torch.tensor(values, dtype=torch.float64))
+        (start, *_) = values
+        given = start.clone() if isinstance(start, Tensor) else torch.tensor(values).double()
+        self.w = nn.Parameter(given)
 
     def forward(self) -> Tensor:
         return self.w

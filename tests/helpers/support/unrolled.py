@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metaweight import Config, Engine, EngineConfig, ImplicitProblem, IterativeProblem
+from metaweight import Config, Engine, IterativeProblem
+from support.zoo import Judge, over
 
 FEATURES, CLASSES, BATCH = 5, 3, 8
 
@@ -62,12 +63,6 @@ class Setting:
     learned: tuple[str, ...] = ()
     earlier: int = 2
     """Loops before the one that is differentiated, so that optimizer state is not new."""
-
-
-class Judge(ImplicitProblem):
-    def training_step(self, batch):
-        inputs, labels = batch
-        return F.cross_entropy(self.lower(inputs), labels)
 
 
 class Lower(IterativeProblem):
@@ -123,11 +118,7 @@ def build(setting: Setting, kind: Any = "darts", lower: type = Lower, **config: 
         torch.optim.SGD(above.parameters(), lr=0.0),
         train_data_loader=batches(2, 1),
     )
-    return Engine(
-        [judge, problem],
-        EngineConfig(train_iters=1, strategy="cpu"),
-        {"u2l": {judge: [problem]}, "l2u": {problem: [judge]}},
-    )
+    return over(judge, problem, train_iters=1)
 
 
 def scheduler_of(optimizer: torch.optim.Optimizer) -> Any:

@@ -17,6 +17,7 @@ from support.semi_supervised import (
     student,
     unlabelled_batch,
 )
+from support.zoo import over
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -62,7 +63,6 @@ class Wants(WeightLearner):
 
 
 def toy(config: Config, train_iters: int, upper_lr: float) -> tuple[Any, list[float]]:
-    from metaweight import Engine
 
     net, gate = nn.Linear(1, 1, bias=False).double(), LearnedConsistencyWeight().double()
     with torch.no_grad():
@@ -90,11 +90,7 @@ def toy(config: Config, train_iters: int, upper_lr: float) -> tuple[Any, list[fl
         optimizer=torch.optim.SGD(gate.parameters(), lr=upper_lr),
         train_data_loader=[labelled_batch()],
     )
-    engine = Engine(
-        [upper, lower],
-        EngineConfig(train_iters=train_iters, strategy="cpu"),
-        {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
-    )
+    engine = over(upper, lower, train_iters=train_iters)
     engine.run()
     return engine, gradients
 

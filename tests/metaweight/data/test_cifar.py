@@ -4,9 +4,6 @@ import hashlib
 import io
 import pickle
 import tarfile
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -76,24 +73,6 @@ def packed(cifar10, monkeypatch):
 @pytest.fixture
 def no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "url", (tmp_path / "nowhere.tar.gz").as_uri())
-
-
-class SilentHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def site(tmp_path, monkeypatch):
-    """Address of a server of this machine that offers the test's own folder."""
-    monkeypatch.setenv("no_proxy", "*")
-    handler = partial(SilentHandler, directory=str(tmp_path))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
 
 
 def test_batches_are_joined_and_planes_are_red_green_blue(cifar10):

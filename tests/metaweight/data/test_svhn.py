@@ -3,9 +3,6 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -51,24 +48,6 @@ def svhn(tmp_path, sums, monkeypatch) -> Path:
     """The folder of these files, which cannot be downloaded from anywhere."""
     use(monkeypatch, (tmp_path / "nowhere").as_uri(), sums)
     return tmp_path
-
-
-class SilentHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def site(tmp_path, monkeypatch):
-    """Address of a server of this machine that offers the test's own folder."""
-    monkeypatch.setenv("no_proxy", "*")
-    handler = partial(SilentHandler, directory=str(tmp_path))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
 
 
 def test_images_and_labels_are_those_of_the_files(svhn):

@@ -74,25 +74,3 @@ def test_logits_equal_a_second_implementation():
     with torch.no_grad():
         # The same sums in another order: assert_close's relative 1e-7 in double precision.
         torch.testing.assert_close(net.eval()(x), reference(net.state_dict(), x))
-
-
-def test_initial_weights_have_the_kaiming_variance(model):
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            scaled = module.weight.detach() * (module.weight[0].numel() / 2) ** 0.5
-            # Sampling error of a mean and of a standard deviation, five times each.
-            assert scaled.mean().abs() < 5 / scaled.numel() ** 0.5
-            assert (scaled.std() - 1).abs() < 5 / (2 * scaled.numel()) ** 0.5
-    assert not model.linear.bias.any()
-
-
-def test_the_generator_decides_the_weights(model):
-    before = torch.get_rng_state()
-    same = ResNet18(generator=torch.Generator().manual_seed(0))
-    other = ResNet18(generator=torch.Generator().manual_seed(1))
-    assert all(map(torch.equal, model.state_dict().values(), same.state_dict().values()))
-    assert not torch.equal(model.conv.weight, other.conv.weight)
-    torch.set_rng_state(before)
-    drawn = ResNet18()
-    torch.set_rng_state(before)
-    assert torch.equal(drawn.conv.weight, ResNet18().conv.weight)

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-import pickle
-
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from metaweight.models import WideResNet28x2
@@ -115,43 +112,3 @@ def test_running_statistics_move_by_the_momentum():
         net(x)
     expected = 0.25 * first.mean(dim=(0, 2, 3))
     torch.testing.assert_close(net.stage1[0].norm1.running_mean, expected)
-
-
-def test_initial_weights_have_the_kaiming_variance(model):
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            scaled = module.weight.detach() * (module.weight[0].numel() / 2) ** 0.5
-            # Sampling error of a mean and of a standard deviation, five times each.
-            assert scaled.mean().abs() < 5 / scaled.numel() ** 0.5
-            assert (scaled.std() - 1).abs() < 5 / (2 * scaled.numel()) ** 0.5
-    assert not model.linear.bias.any()
-
-
-def test_the_generator_decides_the_weights(model):
-    before = torch.get_rng_state()
-    same = WideResNet28x2(generator=torch.Generator().manual_seed(0))
-    other = WideResNet28x2(generator=torch.Generator().manual_seed(1))
-    assert all(map(torch.equal, model.state_dict().values(), same.state_dict().values()))
-    assert not torch.equal(model.conv.weight, other.conv.weight)
-    torch.set_rng_state(before)
-    drawn = WideResNet28x2()
-    torch.set_rng_state(before)
-    assert torch.equal(drawn.conv.weight, WideResNet28x2().conv.weight)
-
-
-def test_a_functional_call_leaves_the_module_alone():
-    net = WideResNet28x2(3, generator=torch.Generator().manual_seed(0))
-    before = {k: v.clone() for k, v in net.state_dict().items()}
-    scaled = {k: v.detach().clone() for k, v in net.named_parameters()}
-    scaled["linear.weight"] *= 2
-    buffers = {k: v.clone() for k, v in net.named_buffers()}
-    logits = functional_call(net, (scaled, buffers), (images(size=8),))
-    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
-    torch.testing.assert_close(logits, 2 * net(images(size=8)))
-
-
-def test_pickling_keeps_the_function(model):
-    copy = pickle.loads(pickle.dumps(model)).eval()
-    model.eval()
-    with torch.no_grad():
-        assert torch.equal(copy(images()), model(images()))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from support.zoo import Judge, over
 from torch import Tensor, nn
 
 from metaweight import (
@@ -14,8 +14,6 @@ from metaweight import (
     Config,
     ConfigurationError,
     ConjugateGradient,
-    Engine,
-    EngineConfig,
     FiniteDifference,
     ImplicitProblem,
     Neumann,
@@ -48,11 +46,6 @@ class Scalar(nn.Module):
 
     def forward(self) -> Tensor:
         return self.s
-
-
-class Upper(ImplicitProblem):
-    def training_step(self, batch: Any) -> Tensor:
-        return F.cross_entropy(self.lower(batch[0]), batch[1])
 
 
 class Lower(ImplicitProblem):
@@ -90,18 +83,19 @@ def program(
         torch.optim.SGD(net.parameters(), lr=0.1),
         train_data_loader=batches(1, EPOCH),
     )
-    top = Upper(
+    top = Judge(
         "upper",
         None,
         scalar,
         torch.optim.SGD(scalar.parameters(), lr=0.0),
         train_data_loader=batches(2, 2),
     )
-    return Engine(
-        [top, low],
-        EngineConfig(train_iters=STEPS, strategy="cpu", **(engine or {})),
-        {"u2l": {top: [low]}, "l2u": {low: [top]}},
+    return over(
+        top,
+        low,
         hooks=[OnlineConfidentLearningHook()] if hooks is None else hooks,
+        train_iters=STEPS,
+        **engine or {},
     )
 
 

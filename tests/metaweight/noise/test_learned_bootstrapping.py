@@ -7,45 +7,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support.learners import batches, learner, network
 from torch import Tensor, nn
 
-from metaweight import Config, ConfigurationError, Engine, EngineConfig
+from metaweight import Config, ConfigurationError
 from metaweight.noise import BootstrappedClassifier, LearnedTrust
-from metaweight.weighting import MetaWeightNet, WeightLearner
+from metaweight.weighting import MetaWeightNet
 
 LR, MOMENTUM, STEPS = 0.3, 0.9, 2
-
-
-def engine(classifier: Any, module: nn.Module, optimizer: Any, clean: Any, steps: int) -> Engine:
-    trust = WeightLearner(
-        "trust",
-        classifier="classifier",
-        module=module,
-        optimizer=optimizer,
-        train_data_loader=[clean],
-    )
-    return Engine(
-        [trust, classifier],
-        EngineConfig(train_iters=steps, strategy="cpu"),
-        {"u2l": {trust: [classifier]}, "l2u": {classifier: [trust]}},
-    )
-
-
-def batches(number: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    source = torch.Generator().manual_seed(seed)
-    return [
-        (
-            torch.randn(8, 5, generator=source, dtype=torch.float64),
-            torch.randint(3, (8,), generator=source),
-        )
-        for _ in range(number)
-    ]
-
-
-def network() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Linear(5, 3).double()
 
 
 def weight_net() -> nn.Module:
@@ -88,7 +57,7 @@ def test_the_hypergradient_is_that_of_naive_autograd(kind, make):
     )
     # With an upper learning rate of 1 the move is the hypergradient.
     upper = torch.optim.SGD(module.parameters(), lr=1.0)
-    engine(classifier, module, upper, clean, STEPS).run()
+    learner(classifier, "trust", module, upper, clean, STEPS).run()
     found = [b - p.detach() for b, p in zip(before, module.parameters(), strict=True)]
     expected = naive(make(), kind, data, clean)
     # Two small float64 graphs in another order of operations.
@@ -122,7 +91,7 @@ def learn(wrong: float, kind: Any, module: nn.Module) -> tuple[Tensor, Tensor]:
         train_data_loader=[(x, y)],
     )
     adam = torch.optim.Adam(module.parameters(), lr=0.05)
-    engine(classifier, module, adam, noisy(0, 1)[:2], 40).run()
+    learner(classifier, "trust", module, adam, noisy(0, 1)[:2], 40).run()
     with torch.no_grad():
         return module(F.cross_entropy(net(x), y, reduction="none"), y), mask
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support.zoo import over
 from torch import Tensor, nn
 
 from metaweight import Config, ConfigurationError, Engine, EngineConfig, Unroll
@@ -67,12 +68,7 @@ def program(
         optimizer=torch.optim.SGD(confidence.parameters(), lr=lr),
         train_data_loader=clean,
     )
-    return Engine(
-        [upper, lower],
-        EngineConfig(train_iters=steps, strategy="cpu"),
-        {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
-        hooks=[OnlineConfidentLearningHook()],
-    )
+    return over(upper, lower, hooks=[OnlineConfidentLearningHook()], train_iters=steps)
 
 
 def naive(

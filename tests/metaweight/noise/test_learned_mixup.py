@@ -7,45 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support.learners import batches, learner, network
 from torch import Tensor, nn
 
-from metaweight import Config, ConfigurationError, Engine, EngineConfig
+from metaweight import Config, ConfigurationError
 from metaweight.noise import LearnedConcentration, MixupClassifier, mixup
-from metaweight.weighting import WeightLearner
 
 LR, MOMENTUM, STEPS = 0.3, 0.9, 2
-
-
-def engine(classifier: Any, module: nn.Module, optimizer: Any, clean: Any, steps: int) -> Engine:
-    mixing = WeightLearner(
-        "mixing",
-        classifier="classifier",
-        module=module,
-        optimizer=optimizer,
-        train_data_loader=[clean],
-    )
-    return Engine(
-        [mixing, classifier],
-        EngineConfig(train_iters=steps, strategy="cpu"),
-        {"u2l": {mixing: [classifier]}, "l2u": {classifier: [mixing]}},
-    )
-
-
-def batches(number: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    source = torch.Generator().manual_seed(seed)
-    return [
-        (
-            torch.randn(8, 5, generator=source, dtype=torch.float64),
-            torch.randint(3, (8,), generator=source),
-        )
-        for _ in range(number)
-    ]
-
-
-def network() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Linear(5, 3).double()
 
 
 def naive(per_sample: bool, data: Any, clean: Any) -> tuple[Tensor, list[Tensor]]:
@@ -87,7 +55,7 @@ def test_the_hypergradient_is_that_of_naive_autograd(per_sample):
     upper = torch.optim.SGD(module.parameters(), lr=1.0)
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        engine(classifier, module, upper, clean, STEPS).run()
+        learner(classifier, "mixing", module, upper, clean, STEPS).run()
         torch.manual_seed(5)
         expected, w = naive(per_sample, data, clean)
     # Two small float64 graphs in another order of operations.
@@ -119,7 +87,7 @@ def learned(wrong: float, seed: int) -> float:
             train_data_loader=[noisy(60, wrong, 10 + seed)],
         )
         adam = torch.optim.Adam(module.parameters(), lr=0.05)
-        engine(classifier, module, adam, noisy(200, 0, 20 + seed), 150).run()
+        learner(classifier, "mixing", module, adam, noisy(200, 0, 20 + seed), 150).run()
     return float(module().detach())
 
 

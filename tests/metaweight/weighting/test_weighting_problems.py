@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support.zoo import over
 from torch import Tensor, nn
 
-from metaweight import Config, Engine, EngineConfig, ImplicitProblem, Reweighting
+from metaweight import Config, ImplicitProblem, Reweighting
 from metaweight.weighting import MetaWeightNet, WeightedClassifier, WeightLearner
 
 
@@ -55,11 +56,7 @@ def hypergradient(classifier: Any) -> list[float]:
         optimizer=torch.optim.SGD(affine.parameters(), lr=1.0),
         train_data_loader=[UPPER],
     )
-    Engine(
-        [learner, classifier],
-        EngineConfig(train_iters=1, strategy="cpu"),
-        {"u2l": {learner: [classifier]}, "l2u": {classifier: [learner]}},
-    ).run()
+    over(learner, classifier, train_iters=1).run()
     assert classifier.module.w.item() == pytest.approx(-0.05, abs=1e-12)
     return [-value for value in affine.theta.tolist()]
 
@@ -145,11 +142,7 @@ def test_normalised_weights_divide_by_their_mean() -> None:
         optimizer=torch.optim.SGD(affine.parameters(), lr=1.0),
         train_data_loader=[UPPER],
     )
-    engine = Engine(
-        [learner, classifier],
-        EngineConfig(train_iters=1, strategy="cpu"),
-        {"u2l": {learner: [classifier]}, "l2u": {classifier: [learner]}},
-    )
+    engine = over(learner, classifier, train_iters=1)
     engine.run()
     # All weights equal 1/2, so after normalising the gradient is the plain mean (-1 + 3) / 2 = 1.
     assert classifier.module.w.item() == pytest.approx(-0.1, abs=1e-12)
@@ -182,11 +175,7 @@ def test_wrong_labels_learn_smaller_weights_than_right_ones(normalise: bool) -> 
         optimizer=torch.optim.Adam(weights.parameters(), lr=0.05),
         train_data_loader=[clean],
     )
-    Engine(
-        [reweight, classifier],
-        EngineConfig(train_iters=120, strategy="cpu"),
-        {"u2l": {reweight: [classifier]}, "l2u": {classifier: [reweight]}},
-    ).run()
+    over(reweight, classifier, train_iters=120).run()
     with torch.no_grad():
         learned = weights(F.cross_entropy(net(x), given, reduction="none"))
     assert learned[wrong].mean() < 0.8 * learned[~wrong].mean()

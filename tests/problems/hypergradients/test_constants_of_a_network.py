@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from support.naive import relative_error
-from support.reweighting import program
+from support.reweighting import Declared, program
 from torch import nn
 
-from metaweight import Config, ReweightedProblem, Unroll
+from metaweight import Config, Unroll
 
 
 class Scaled(nn.Module):
@@ -31,17 +30,8 @@ class Scaled(nn.Module):
         return logits * scale * logits.detach().square().mean()
 
 
-class Lower(ReweightedProblem):
-    def sample_losses(self, batch):
-        inputs, labels = batch
-        return F.cross_entropy(self.module(inputs), labels, reduction="none")
-
-    def sample_weights(self, losses, batch):
-        return self.judge(losses)
-
-
 def gradient(kind: Unroll, steps: int) -> list[torch.Tensor]:
-    engine = program(Lower, config=Config(type=kind, unroll_steps=steps))
+    engine = program(Declared, config=Config(type=kind, unroll_steps=steps))
     engine.classifier.set_module(Scaled(engine.classifier.module))
     seen: list[list[torch.Tensor]] = []
     parameters = list(engine.judge.module.parameters())

@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from metaweight.problems import lower_view
 from support.naive import hessian_matrix, mixed_product, relative_error
 from support.reweighting import Declared, program
+from support.small import Point
 from support.unrolled import Setting, engine_gradient
+from support.zoo import NumberJudge, WeighedNumber, over
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaweight import (
     Config,
     ConfigurationError,
-    Engine,
-    EngineConfig,
     HypergradientError,
     ImplicitProblem,
     Neumann,
@@ -24,12 +24,6 @@ from metaweight import (
 )
 
 D = 7
-
-
-class Point(torch.nn.Module):
-    def __init__(self, start):
-        super().__init__()
-        self.w = torch.nn.Parameter(start.clone())
 
 
 def engine_of(lower_class, upper_class, method, low, up, data, lr=0.1, **config):
@@ -43,11 +37,7 @@ def engine_of(lower_class, upper_class, method, low, up, data, lr=0.1, **config)
     upper = upper_class(
         "upper", None, up, torch.optim.SGD(up.parameters(), 1.0), train_data_loader=data
     )
-    return Engine(
-        [upper, lower],
-        EngineConfig(train_iters=1, strategy="cpu"),
-        {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
-    )
+    return over(upper, lower, train_iters=1)
 
 
 def quadratic(method, sign=1.0, accumulation=1):
@@ -197,36 +187,20 @@ def test_a_declared_loss_by_hand(accumulation: int) -> None:
     At strength 1 the two solves end so far apart that weights that moved would be seen.
     """
 
-    class Lower(Declared):
-        def sample_losses(self, batch):
-            return 0.5 * (self.module.w - batch) ** 2
-
-        def sample_weights(self, losses, batch):
-            theta = self.judge.module.w
-            return torch.sigmoid(theta[0] + theta[1] * losses)
-
-    class Upper(ImplicitProblem):
-        def training_step(self, batch):
-            return 0.5 * (self.classifier.module.w - 2).pow(2).sum()
-
     targets = torch.tensor([[1.0, -3.0], [2.0, 0.5]], dtype=torch.float64)[:accumulation]
     low, up = Point(torch.zeros(1).double()), Point(torch.tensor([0.3, -0.2]).double())
     theta = up.w.detach().clone().requires_grad_()
-    classifier = Lower(
+    classifier = WeighedNumber(
         "classifier",
         Config(type=Penalty(strength=1.0, steps=2, lr=0.5), gradient_accumulation=accumulation),
         low,
         torch.optim.SGD(low.parameters(), lr=0.1),
         train_data_loader=list(targets),
     )
-    judge = Upper(
+    judge = NumberJudge(
         "judge", None, up, torch.optim.SGD(up.parameters(), lr=1.0), train_data_loader=[0]
     )
-    Engine(
-        [judge, classifier],
-        EngineConfig(train_iters=accumulation, strategy="cpu"),
-        {"u2l": {judge: [classifier]}, "l2u": {classifier: [judge]}},
-    ).run()
+    over(judge, classifier, train_iters=accumulation).run()
 
     w = low.w.detach()[0]
     v = w - 2
@@ -417,11 +391,7 @@ def test_a_problem_without_a_rate_is_refused() -> None:
         upper = Upper(
             "upper", None, up, torch.optim.SGD(up.parameters(), 0.1), train_data_loader=[0]
         )
-        return Engine(
-            [upper, lower],
-            EngineConfig(strategy="cpu"),
-            {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
-        )
+        return over(upper, lower)
 
     with pytest.raises(ConfigurationError, match=r"'lower'.*no optimizer.*give Penalty\(lr="):
         build(Penalty())

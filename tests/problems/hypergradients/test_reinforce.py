@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.naive import relative_error
+from support.small import Point
+from support.zoo import FlippedGroup, over
 
 from metaweight import (
     Config,
-    Engine,
-    EngineConfig,
     HypergradientError,
     ImplicitProblem,
     LossError,
@@ -21,12 +21,6 @@ from metaweight import (
 
 START, RATE, STEPS = (0.4, -0.3), 0.3, 2
 TARGETS = torch.tensor([1.0, -2.0], dtype=torch.float64)
-
-
-class Point(torch.nn.Module):
-    def __init__(self, *values):
-        super().__init__()
-        self.w = torch.nn.Parameter(torch.tensor(values, dtype=torch.float64))
 
 
 def sample_losses(w):
@@ -71,11 +65,7 @@ def build(method, lower=Chooser, upper=Policy, **settings):
         torch.optim.SGD(up.parameters(), 0.0),
         train_data_loader=[torch.zeros(1)],
     )
-    engine = Engine(
-        [policy, chooser],
-        EngineConfig(train_iters=STEPS, strategy="cpu"),
-        {"u2l": {policy: [chooser]}, "l2u": {chooser: [policy]}},
-    )
+    engine = over(policy, chooser, train_iters=STEPS)
     engine.found = []
     policy.grad_callback = lambda: engine.found.append(up.w.grad.clone())
     return engine
@@ -206,11 +196,7 @@ def masked(method, accumulation, kind=Masked):
     policy = Error(
         "policy", None, up, torch.optim.SGD(up.parameters(), 0.0), train_data_loader=data[:1]
     )
-    engine = Engine(
-        [policy, chooser],
-        EngineConfig(train_iters=2 * accumulation, strategy="cpu"),
-        {"u2l": {policy: [chooser]}, "l2u": {chooser: [policy]}},
-    )
+    engine = over(policy, chooser, train_iters=2 * accumulation)
     return engine
 
 
@@ -241,30 +227,21 @@ def test_scores_are_those_of_all_micro_batches_of_the_loop(accumulation: int) ->
 
 def test_an_error_rate_is_reduced() -> None:
     """A policy learns to drop the group whose labels are flipped, from the error rate alone."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(200, 5, generator=generator, dtype=torch.float64)
-    truth = torch.randn(5, generator=generator, dtype=torch.float64)
-    y = (x @ truth > 0).double()
-    group = (torch.arange(100) < 60).long()
-    noisy = torch.where(group == 1, 1 - y[:100], y[:100])
+    samples = FlippedGroup()
 
     class Classifier(ImplicitProblem):
         def training_step(self, batch):
             keep = torch.distributions.Bernoulli(logits=self.policy.module.w)
             kept = keep.sample()
-            losses = F.binary_cross_entropy_with_logits(
-                x[:100] @ self.module.w, noisy, reduction="none"
-            )
-            return {"loss": (kept[group] * losses).mean(), "log_prob": keep.log_prob(kept)}
+            losses = kept[samples.group] * samples.losses(self.module.w)
+            return {"loss": losses.mean(), "log_prob": keep.log_prob(kept)}
 
         def on_inner_loop_start(self):
             self.module.w.data.zero_()
 
     class Policy(ImplicitProblem):
         def training_step(self, batch):
-            with torch.no_grad():
-                guess = x[100:] @ self.classifier.module.w > 0
-                return (guess.double() != y[100:]).double().mean()
+            return samples.error(self.classifier.module.w)
 
     low, up = Point(*[0.0] * 5), Point(0.0, 0.0)
     classifier = Classifier(
@@ -277,15 +254,11 @@ def test_an_error_rate_is_reduced() -> None:
     policy = Policy(
         "policy", None, up, torch.optim.Adam(up.parameters(), 0.1), train_data_loader=[0]
     )
-    engine = Engine(
-        [policy, classifier],
-        EngineConfig(train_iters=180, strategy="cpu"),
-        {"u2l": {policy: [classifier]}, "l2u": {classifier: [policy]}},
-    )
+    engine = over(policy, classifier, train_iters=180)
     torch.manual_seed(0)
     engine.run()
     clean, flipped = up.w.detach().sigmoid().tolist()
-    error = float(((x[100:] @ low.w.detach() > 0).double() != y[100:]).double().mean())
+    error = float(samples.error(low.w))
     print(f"kept with probability: clean {clean:.2f}, flipped {flipped:.2f}; error {error:.2f}")
     assert clean > 0.7
     assert flipped < 0.3

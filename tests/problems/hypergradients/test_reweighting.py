@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from metaweight.problems import lower_view
 from support.naive import cosine, mixed_product, relative_error
 from support.reweighting import Declared, Plain, program
+from support.zoo import NumberJudge, WeighedNumber, over
 
 from metaweight import Config, ConfigurationError, FiniteDifference, LossError, Reweighting
 
@@ -107,40 +108,22 @@ def test_hand_computed_meta_weight_net_step():
             super().__init__()
             self.w = torch.nn.Parameter(torch.tensor(start, dtype=torch.float64))
 
-    class Lower(Declared):
-        def sample_losses(self, batch):
-            return 0.5 * (self.module.w - batch) ** 2
-
-        def sample_weights(self, losses, batch):
-            theta = self.judge.module.w
-            return torch.sigmoid(theta[0] + theta[1] * losses)
-
-    from metaweight import Engine, EngineConfig, ImplicitProblem
-
-    class Upper(ImplicitProblem):
-        def training_step(self, batch):
-            return 0.5 * (self.classifier.module.w - 2).pow(2).sum()
-
     def build(derivative):
         lower, upper = Network([0.0]), Network([0.0, 0.0])
-        classifier = Lower(
+        classifier = WeighedNumber(
             "classifier",
             Config(type=Reweighting(derivative=derivative, alpha=1e-4)),
             lower,
             torch.optim.SGD(lower.parameters(), lr=0.1),
             train_data_loader=[torch.tensor([1.0, -3.0], dtype=torch.float64)],
         )
-        judge = Upper(
+        judge = NumberJudge(
             "judge",
             module=upper,
             optimizer=torch.optim.SGD(upper.parameters(), lr=1.0),
             train_data_loader=[torch.zeros(1)],
         )
-        engine = Engine(
-            [judge, classifier],
-            EngineConfig(train_iters=1, strategy="cpu"),
-            {"u2l": {judge: [classifier]}, "l2u": {classifier: [judge]}},
-        )
+        engine = over(judge, classifier, train_iters=1)
         engine.run()
         return lower.w, upper.w
 

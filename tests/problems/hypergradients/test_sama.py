@@ -26,13 +26,12 @@ from support.unrolled import (
     engine_gradient,
     lower_loss,
 )
+from support.zoo import over
 
 from metaweight import (
     SAMA,
     Config,
     ConfigurationError,
-    Engine,
-    EngineConfig,
     FiniteDifference,
     HypergradientError,
     ImplicitProblem,
@@ -270,11 +269,7 @@ def two_levels(optimizer, lower_class, method):
         torch.optim.SGD(judge.parameters(), 0.1),
         train_data_loader=batches(0, 1),
     )
-    return Engine(
-        [upper, lower],
-        EngineConfig(strategy="cpu"),
-        {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
-    )
+    return over(upper, lower)
 
 
 def test_refuses_an_optimizer_that_cannot_be_differentiated() -> None:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from support.naive import relative_error
 from support.unrolled import Setting, engine_gradient, naive_gradient
+from support.zoo import over
 from torch import nn
 
-from metaweight import Config, Engine, EngineConfig, ImplicitProblem, Unroll
+from metaweight import Config, ImplicitProblem, Unroll
 
 SGD = {"lr": 0.1}
 MOMENTUM = {"lr": 0.1, "momentum": 0.9}
@@ -117,11 +118,7 @@ def recorded_numbers(
         optimizer=optimizer(net.parameters(), lr=0.1),
         train_data_loader=[torch.ones(4, 2)],
     )
-    engine = Engine(
-        [judge, trained],
-        EngineConfig(train_iters=6, strategy="cpu"),
-        {"u2l": {judge: [trained]}, "l2u": {trained: [judge]}},
-    )
+    engine = over(judge, trained, train_iters=6)
     engine.run()
     moments = [update.moment for update in engine.trained.step_state.trajectory.updates]
     entries = [t for m in moments for s in (m.gradients, *m.states.values()) for t in s.values()]

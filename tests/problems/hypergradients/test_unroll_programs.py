@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support import zoo
 from support.naive import cosine, relative_error
-from support.reweighting import Judge, program
+from support.reweighting import Declared, Judge, program
 from support.unrolled import (
     Lower,
     Setting,
@@ -25,6 +26,7 @@ from support.unrolled import (
     naive_gradient,
     network,
 )
+from support.zoo import over
 from torch import nn
 from torch.func import functional_call
 
@@ -36,7 +38,6 @@ from metaweight import (
     FiniteDifference,
     ImplicitProblem,
     IterativeProblem,
-    ReweightedProblem,
     Unroll,
 )
 from metaweight.averaging import EMA
@@ -54,18 +55,9 @@ def gradients_of(engine: Engine, upper: Any, steps: int) -> list[torch.Tensor]:
     return seen["upper"]
 
 
-class DeclaredLower(ReweightedProblem):
-    def sample_losses(self, batch):
-        inputs, labels = batch
-        return F.cross_entropy(self.module(inputs), labels, reduction="none")
-
-    def sample_weights(self, losses, batch):
-        return self.judge(losses)
-
-
 def declared(kind: Unroll, steps: int, **more: Any) -> list[torch.Tensor]:
     config = Config(type=kind, unroll_steps=steps)
-    engine = program(DeclaredLower, config=config, **more)
+    engine = program(Declared, config=config, **more)
     return gradients_of(engine, engine.judge, steps)
 
 
@@ -103,17 +95,17 @@ def test_one_sided_differences_fall_with_their_step(steps: int) -> None:
 
 @pytest.mark.parametrize("case", ["callback", "own training step", "accumulation", "clipping"])
 def test_one_sided_differences_use_only_what_training_left_as_it_was(case: str) -> None:
-    class Callback(DeclaredLower):
+    class Callback(Declared):
         def grad_callback(self):
             for p in self.module.parameters():
                 p.grad = p.grad * 1.0
 
-    class Own(DeclaredLower):
+    class Own(Declared):
         def training_step(self, batch):
             losses = self.sample_losses(batch)
             return (self.judge(losses.detach()) * losses).mean() + 0.01 * losses.sum()
 
-    kind = {"callback": Callback, "own training step": Own}.get(case, DeclaredLower)
+    kind = {"callback": Callback, "own training step": Own}.get(case, Declared)
     more = {"accumulation": {"gradient_accumulation": 2}, "clipping": {"gradient_clipping": 0.1}}
 
     def gradient(method: Unroll) -> list[torch.Tensor]:
@@ -193,12 +185,6 @@ class Maml(IterativeProblem):
         return dict(self.judge.module.named_parameters())
 
 
-class MamlJudge(ImplicitProblem):
-    def training_step(self, batch):
-        inputs, labels = batch
-        return F.cross_entropy(self.lower(inputs), labels)
-
-
 def test_a_learned_start_is_maml() -> None:
     start, net = network(), network()
     lower = Maml(
@@ -208,18 +194,14 @@ def test_a_learned_start_is_maml() -> None:
         torch.optim.SGD(net.parameters(), lr=0.1),
         train_data_loader=batches(1, 7),
     )
-    judge = MamlJudge(
+    judge = zoo.Judge(
         "judge",
         Config(first_order=False),
         start,
         torch.optim.SGD(start.parameters(), lr=0.0),
         train_data_loader=batches(2, 1),
     )
-    engine = Engine(
-        [judge, lower],
-        EngineConfig(strategy="cpu"),
-        {"u2l": {judge: [lower]}, "l2u": {lower: [judge]}},
-    )
+    engine = over(judge, lower)
     actual = gradients_of(engine, judge, 6)  # two tasks; each starts at the learned point
     w = dict(start.named_parameters())
     for x, y in batches(1, 7)[3:6]:
@@ -268,11 +250,7 @@ def test_fused_attention_is_replaced_where_second_order_is_needed(kind: Unroll) 
     judge = Judge(
         "judge", None, weigh, torch.optim.SGD(weigh.parameters(), 0.0), train_data_loader=[(x, y)]
     )
-    engine = Engine(
-        [judge, lower],
-        EngineConfig(strategy="cpu"),
-        {"u2l": {judge: [lower]}, "l2u": {lower: [judge]}},
-    )
+    engine = over(judge, lower)
     start = {k: p.detach().clone().requires_grad_() for k, p in net.named_parameters()}
     actual = gradients_of(engine, judge, 1)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -366,8 +344,8 @@ def lower_loss_on(net: nn.Module, upper: Any, batch: Any) -> torch.Tensor:
 
 def test_one_step_of_sgd_is_the_learning_rate_times_the_mixed_product() -> None:
     """As darts at the point before the step; so both point the same way when steps are small."""
-    darts = program(DeclaredLower, config=Config(type=FiniteDifference(alpha=1e-4)), lr=1e-4)
-    unrolled = program(DeclaredLower, config=Config(type=Unroll()), lr=1e-4)
+    darts = program(Declared, config=Config(type=FiniteDifference(alpha=1e-4)), lr=1e-4)
+    unrolled = program(Declared, config=Config(type=Unroll()), lr=1e-4)
     a = gradients_of(darts, darts.judge, 1)
     b = gradients_of(unrolled, unrolled.judge, 1)
     assert cosine(a, b) > 0.8  # not 1: a difference of the loss does not respect detach
@@ -503,9 +481,9 @@ def test_status_tells_how_many_steps_it_went_back() -> None:
 def test_roll_back_takes_the_loop_back_after_it_was_differentiated(memory: str) -> None:
     """The first loop is the same with and without, the second starts where the last step left."""
     config = Config(type=Unroll(memory=memory), unroll_steps=3)
-    plain = program(DeclaredLower, config=config)
+    plain = program(Declared, config=config)
     rolled = Engine(
-        [(other := program(DeclaredLower, config=config)).judge, other.classifier],
+        [(other := program(Declared, config=config)).judge, other.classifier],
         EngineConfig(strategy="cpu", roll_back=True),
         {"u2l": {other.judge: [other.classifier]}, "l2u": {other.classifier: [other.judge]}},
     )
@@ -619,7 +597,7 @@ def test_kept_graphs_are_built_anew_where_a_validation_moved_what_they_hold() ->
 
     def gradient(memory: str, validate: bool) -> list[torch.Tensor]:
         config = Config(type=Unroll(memory=memory), unroll_steps=4)
-        engine = program(DeclaredLower, config=config)
+        engine = program(Declared, config=config)
         norm = engine.classifier.module[1]
         norm.train = lambda mode=True: norm
         norm.training = False

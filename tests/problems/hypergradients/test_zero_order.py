@@ -23,7 +23,9 @@ from metaweight.problems.state.random_streams import RandomState
 from metaweight.problems.step.upper_loss import UpperLoss
 from support.naive import everything, relative_error
 from support.reweighting import Declared, Plain, program
+from support.small import Point
 from support.unrolled import Setting, build, engine_gradient, keep_gradients
+from support.zoo import FlippedGroup, over
 
 from metaweight import (
     Config,
@@ -151,12 +153,6 @@ def test_the_mean_is_unbiased() -> None:
     assert 0.3 < (z**2).mean() < 2
     predicted = torch.stack(errors).square().mean()
     assert float(predicted / estimates.var(0).sum()) == pytest.approx(1, rel=0.3)
-
-
-class Point(torch.nn.Module):
-    def __init__(self, *values):
-        super().__init__()
-        self.w = torch.nn.Parameter(torch.tensor(values, dtype=torch.float64))
 
 
 class Lower(ImplicitProblem):
@@ -290,11 +286,7 @@ def test_upper_accumulation_averages_it() -> None:
     for accumulation, sink in ((1, single), (2, found)):
         upper = upper_problem(mode="no graph", config=Config(gradient_accumulation=accumulation))
         lower = lower_problem()
-        engine = Engine(
-            [upper, lower],
-            EngineConfig(strategy="cpu"),
-            {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
-        )
+        engine = over(upper, lower)
         upper.grad_callback = lambda upper=upper, sink=sink: sink.append(
             upper.module.w.grad.clone()
         )
@@ -408,32 +400,21 @@ def error_rate_program(hard, method):
     The upper loss is the error rate on clean samples, which has no derivative at all; with ``hard``
     the lower loss is a step function of the weights.
     """
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(200, 5, generator=generator, dtype=torch.float64)
-    truth = torch.randn(5, generator=generator, dtype=torch.float64)
-    y = (x @ truth > 0).double()
-    group = (torch.arange(100) < 60).long()
-    noisy = torch.where(group == 1, 1 - y[:100], y[:100])
+    samples = FlippedGroup()
 
     class Classifier(ImplicitProblem):
         def training_step(self, batch):
             weights = self.weigher.module.w.sigmoid()
             if hard:
                 weights = (weights > 0.5).double() + 0.1
-            losses = F.binary_cross_entropy_with_logits(
-                x[:100] @ self.module.w, noisy, reduction="none"
-            )
-            return (weights[group] * losses).mean()
+            return (weights[samples.group] * samples.losses(self.module.w)).mean()
 
         def on_inner_loop_start(self):
             self.module.w.data.zero_()
 
     class Weigher(ImplicitProblem):
         def training_step(self, batch):
-            with torch.no_grad():
-                return (
-                    ((x[100:] @ self.classifier.module.w > 0).double() != y[100:]).double().mean()
-                )
+            return samples.error(self.classifier.module.w)
 
     low, up = Point(*[0.0] * 5), Point(0.0, 0.0)
     classifier = Classifier(
@@ -450,16 +431,9 @@ def error_rate_program(hard, method):
         torch.optim.Adam(up.parameters(), 0.1),
         train_data_loader=[0],
     )
-    engine = Engine(
-        [weigher, classifier],
-        EngineConfig(train_iters=160, strategy="cpu"),
-        {"u2l": {weigher: [classifier]}, "l2u": {classifier: [weigher]}},
-    )
+    engine = over(weigher, classifier, train_iters=160)
 
-    def error():
-        return float(((x[100:] @ low.w.detach() > 0).double() != y[100:]).double().mean())
-
-    return engine, up, error
+    return engine, up, lambda: float(samples.error(low.w))
 
 
 @pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard weights"])

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from metaweight.problems.kernels.precision import difference_step
 from support.small import single
+from support.zoo import over
 from torch import nn
 
 from metaweight import Config, Engine, EngineConfig, ImplicitProblem, Reweighting
@@ -131,11 +132,7 @@ def hypergradient_move(precision: str) -> torch.Tensor:
         train_data_loader=lower.train_data_loader,
     )
     before = torch.cat([p.detach().clone().reshape(-1) for p in net.parameters()])
-    Engine(
-        [upper, lower],
-        EngineConfig(train_iters=1, strategy="cpu"),
-        {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
-    ).run()
+    over(upper, lower, train_iters=1).run()
     return torch.cat([p.detach().reshape(-1) for p in net.parameters()]) - before
 
 

@@ -5,86 +5,41 @@ from __future__ import annotations
 import pytest
 import torch
 from metaweight.problems import lower_view
+from metaweight.problems.hypergradients import resolve
 from metaweight.problems.hypergradients.conjugate_gradient import conjugate_gradient
 from metaweight.problems.hypergradients.sama import adam_jacobian
 from support.naive import hessian_matrix, mixed_product, relative_error
+from support.quadratic import evaluated, spread, with_eigenvalues
 from support.reweighting import Plain, program
 
 from metaweight import (
     Config,
     ConjugateGradient,
-    Engine,
-    EngineConfig,
     FiniteDifference,
-    ImplicitProblem,
     Neumann,
 )
 
 D = 7
-
-
-class Point(torch.nn.Module):
-    def __init__(self, start):
-        super().__init__()
-        self.w = torch.nn.Parameter(start.clone())
-
-
-def quadratic(method):
-    """``L = ½ wᵀ A w - wᵀ B θ``: ``w* = A⁻¹ B θ``, so ``(dw*/dθ)ᵀ v = Bᵀ A⁻¹ v`` exactly."""
-    generator = torch.Generator().manual_seed(0)
-    root = torch.randn(D, D, generator=generator, dtype=torch.float64)
-    a = root @ root.T / D + torch.eye(D, dtype=torch.float64)
-    b = torch.randn(D, 3, generator=generator, dtype=torch.float64)
-    v = torch.randn(D, generator=generator, dtype=torch.float64)
-
-    class Lower(ImplicitProblem):
-        def training_step(self, batch):
-            w = self.module.w
-            return 0.5 * w @ a @ w - w @ b @ self.upper.module.w
-
-    class Upper(ImplicitProblem):
-        def training_step(self, batch):
-            return self.lower.module.w @ v
-
-    low, up = Point(torch.zeros(D).double()), Point(torch.ones(3).double())
-    data = [torch.zeros(1)]
-    lower = Lower(
-        "lower",
-        Config(type=method),
-        low,
-        torch.optim.SGD(low.parameters(), 0.1),
-        train_data_loader=data,
-    )
-    upper = Upper("upper", None, up, torch.optim.SGD(up.parameters(), 1.0), train_data_loader=data)
-    engine = Engine(
-        [upper, lower],
-        EngineConfig(train_iters=1, strategy="cpu"),
-        {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
-    )
-    engine.run()
-    hypergradient = torch.ones(3).double() - up.w.detach()
-    return hypergradient, a, b, v
+QUADRATIC = with_eigenvalues(spread(D, 0.4), inputs=3)
 
 
 def test_darts_on_a_quadratic_is_the_identity_inverse():
     """FD is exact on a quadratic; what is left is rounding, 1e-16 / alpha."""
-    hypergradient, _, b, v = quadratic(FiniteDifference())
-    torch.testing.assert_close(hypergradient, b.T @ v, rtol=1e-9, atol=1e-11)
+    gradient, v, _ = evaluated(QUADRATIC, FiniteDifference())
+    torch.testing.assert_close(gradient, -QUADRATIC.mixed.T @ v, rtol=1e-9, atol=1e-11)
 
 
 def test_conjugate_gradient_is_the_inverse():
-    hypergradient, a, b, v = quadratic(ConjugateGradient(iterations=D))
-    torch.testing.assert_close(hypergradient, b.T @ torch.linalg.solve(a, v), rtol=1e-9, atol=0)
+    gradient, v, _ = evaluated(QUADRATIC, ConjugateGradient(iterations=D))
+    torch.testing.assert_close(gradient, QUADRATIC.product(v), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5, 0.1])
 def test_cg_alpha_does_not_change_the_answer(alpha):
     """(αH) x = v, scaled back: the same x for every α."""
-    config = Config(type="cg", cg_iterations=D, cg_alpha=alpha)
-    from metaweight.problems.hypergradients import resolve
-
-    hypergradient, a, b, v = quadratic(resolve(config))
-    torch.testing.assert_close(hypergradient, b.T @ torch.linalg.solve(a, v), rtol=1e-9, atol=0)
+    method = resolve(Config(type="cg", cg_iterations=D, cg_alpha=alpha))
+    gradient, v, _ = evaluated(QUADRATIC, method)
+    torch.testing.assert_close(gradient, QUADRATIC.product(v), rtol=1e-9, atol=0)
 
 
 def test_conjugate_gradient_stays_put_once_solved():
@@ -98,13 +53,13 @@ def test_conjugate_gradient_stays_put_once_solved():
 def test_neumann_is_its_series(iterations):
     """α Σ_{k ≤ K} (I - αA)^k v, summed with matrices; 400 terms reach the inverse itself."""
     alpha = 0.2
-    hypergradient, a, b, v = quadratic(Neumann(iterations=iterations, alpha=alpha))
-    step = torch.eye(D, dtype=torch.float64) - alpha * a
+    gradient, v, _ = evaluated(QUADRATIC, Neumann(iterations=iterations, alpha=alpha))
+    step = torch.eye(D, dtype=torch.float64) - alpha * QUADRATIC.hessian
     series = sum(torch.linalg.matrix_power(step, k) @ v for k in range(iterations + 1))
-    torch.testing.assert_close(hypergradient, alpha * b.T @ series, rtol=1e-9, atol=1e-12)
+    expected = -alpha * QUADRATIC.mixed.T @ series
+    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
     if iterations == 400:
-        inverse = b.T @ torch.linalg.solve(a, v)
-        torch.testing.assert_close(hypergradient, inverse, rtol=1e-9, atol=0)
+        torch.testing.assert_close(gradient, QUADRATIC.product(v), rtol=1e-9, atol=0)
 
 
 def network_case(method, extra):

@@ -6,38 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from support.programs import batches, mlp
+from support.zoo import ColumnWeighed, Judge, over
 from torch import Tensor, nn
 
 from metaweight import (
     Config,
     ConjugateGradient,
-    Engine,
-    EngineConfig,
     FiniteDifference,
-    ImplicitProblem,
     Neumann,
-    ReweightedProblem,
     Reweighting,
 )
 
 MICRO = 4
-
-
-class Upper(ImplicitProblem):
-    def training_step(self, batch: Any) -> Tensor:
-        x, y = batch
-        return F.cross_entropy(self.lower(x), y)
-
-
-class Lower(ReweightedProblem):
-    def sample_losses(self, batch: Any) -> Tensor:
-        x, y = batch
-        return F.cross_entropy(self.module(x), y, reduction="none")
-
-    def sample_weights(self, losses: Tensor, batch: Any) -> Tensor:
-        return self.upper(losses.unsqueeze(1))
 
 
 def whole(micro_batches: list[Any]) -> list[Any]:
@@ -54,25 +35,21 @@ def parameters_after(
     upper_config: Config | None = None,
 ) -> tuple[Tensor, Tensor]:
     net, weights = mlp(0, (5, 6, 3)), mlp(1, (1, 4, 1), nn.Sigmoid())
-    lower = Lower(
+    lower = ColumnWeighed(
         "lower",
         lower_config,
         net,
         torch.optim.Adam(net.parameters(), lr=0.05),
         train_data_loader=lower_data,
     )
-    upper = Upper(
+    upper = Judge(
         "upper",
         upper_config,
         weights,
         torch.optim.SGD(weights.parameters(), lr=1.0),
         train_data_loader=upper_data,
     )
-    Engine(
-        [upper, lower],
-        EngineConfig(train_iters=steps, strategy="cpu"),
-        {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
-    ).run()
+    over(upper, lower, train_iters=steps).run()
     flat = [torch.cat([p.detach().reshape(-1) for p in m.parameters()]) for m in (net, weights)]
     return flat[0], flat[1]
 
@@ -109,25 +86,21 @@ def test_upper_micro_batches_equal_their_concatenation_at_fixed_lower_parameters
 
     def upper_after(data: list[Any], steps: int, config: Config | None) -> Tensor:
         net, weights = mlp(0, (5, 6, 3)), mlp(1, (1, 4, 1), nn.Sigmoid())
-        still = Lower(
+        still = ColumnWeighed(
             "lower",
             Config(type=Reweighting(derivative="forward_mode")),
             net,
             torch.optim.SGD(net.parameters(), lr=0.0),
             train_data_loader=lower,
         )
-        upper = Upper(
+        upper = Judge(
             "upper",
             config,
             weights,
             torch.optim.SGD(weights.parameters(), lr=1.0),
             train_data_loader=data,
         )
-        Engine(
-            [upper, still],
-            EngineConfig(train_iters=steps, strategy="cpu"),
-            {"u2l": {upper: [still]}, "l2u": {still: [upper]}},
-        ).run()
+        over(upper, still, train_iters=steps).run()
         return torch.cat([p.detach().reshape(-1) for p in weights.parameters()])
 
     split = upper_after(micro, MICRO, Config(gradient_accumulation=MICRO))

@@ -8,18 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.programs import batches, mlp
+from support.zoo import ColumnWeighed, Judge, over
 from torch import Tensor, nn
 
 from metaweight import (
     SAMA,
     Config,
     ConjugateGradient,
-    Engine,
-    EngineConfig,
     FiniteDifference,
-    ImplicitProblem,
     Neumann,
-    ReweightedProblem,
     Reweighting,
 )
 
@@ -32,21 +29,6 @@ def network() -> nn.Module:
         return nn.Sequential(
             nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)
         ).double()
-
-
-class Upper(ImplicitProblem):
-    def training_step(self, batch: Any) -> Tensor:
-        x, y = batch
-        return F.cross_entropy(self.lower(x), y)
-
-
-class Lower(ReweightedProblem):
-    def sample_losses(self, batch: Any) -> Tensor:
-        x, y = batch
-        return F.cross_entropy(self.module(x), y, reduction="none")
-
-    def sample_weights(self, losses: Tensor, batch: Any) -> Tensor:
-        return self.upper(losses.unsqueeze(1))
 
 
 TYPES = {
@@ -65,25 +47,21 @@ def engine(kind: Any, upper_lr: float = 0.0, **settings: Any) -> Any:
     """With an upper learning rate of zero the lower trajectory can be followed by hand."""
     net, weights = network(), mlp(1, (1, 4, 1), nn.Sigmoid())
     config = Config(type=kind, **settings.pop("config", {}))
-    lower = Lower(
+    lower = ColumnWeighed(
         "lower",
         config,
         net,
         torch.optim.SGD(net.parameters(), lr=0.1),
         train_data_loader=LOWER_DATA,
     )
-    upper = Upper(
+    upper = Judge(
         "upper",
         None,
         weights,
         torch.optim.SGD(weights.parameters(), lr=upper_lr),
         train_data_loader=[(10 + 5 * x, y) for x, y in batches(5, 3)],
     )
-    return Engine(
-        [upper, lower],
-        EngineConfig(train_iters=STEPS, strategy="cpu", **settings),
-        {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
-    )
+    return over(upper, lower, train_iters=STEPS, **settings)
 
 
 def plain_loop() -> nn.Module:
