@@ -4,6 +4,7 @@
 
     python benchmarks/scaling.py                       # ResNet-32, batches of 50 + 50 a process
     python benchmarks/scaling.py --workload mlp --batch 200
+    python benchmarks/scaling.py --memory              # peak memory of a process, sharded or not
 
 A Meta-Weight-Net step is timed in one process, in two that train together (gloo on this machine),
 and in two that do not communicate; each has a core and a batch of its own. The efficiency is the
@@ -24,6 +25,7 @@ norm, or other products, has other ``k`` and ``b``, which the script counts in t
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import socket
@@ -43,8 +45,10 @@ from metaweight import Config, Engine, EngineConfig
 from metaweight.models import ResNet32
 from metaweight.weighting import MetaWeightNet, WeightedClassifier, WeightLearner
 
-STEPS = {"resnet32": 3, "mlp": 50}
+STEPS = {"resnet32": 3, "mlp": 50, "deep": 4}
 """Timed steps of a turn."""
+SIZES = {"resnet32": (3, 32, 32), "mlp": (64,), "deep": (1024,)}
+"""Shape of an input."""
 
 
 class Network(NamedTuple):
@@ -65,11 +69,11 @@ NETWORKS = (
 MACHINES = (2, 4, 8, 16, 64)
 
 
-def program(workload: str, batch: int, together: bool) -> Engine:
+def program(workload: str, batch: int, strategy: str) -> Engine:
     """Return Meta-Weight-Net on random images, or on random vectors."""
     torch.manual_seed(0)
-    size = (3, 32, 32) if workload == "resnet32" else (64,)
-    net = ResNet32() if workload == "resnet32" else mlp()
+    size = SIZES[workload]
+    net = {"resnet32": ResNet32, "mlp": mlp, "deep": deep}[workload]()
     weights = MetaWeightNet()
     data = [(torch.randn(batch, *size), torch.randint(0, 10, (batch,))) for _ in range(2)]
     low = WeightedClassifier(
@@ -88,7 +92,7 @@ def program(workload: str, batch: int, together: bool) -> Engine:
         train_data_loader=data[1:],
     )
     graph = {"u2l": {top: [low]}, "l2u": {low: [top]}}
-    config = EngineConfig(strategy="distributed" if together else "cpu", backend="gloo")
+    config = EngineConfig(strategy=strategy, backend="gloo")
     return Engine([top, low], config, graph)
 
 
@@ -97,10 +101,23 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
 
 
-def worker(workload: str, batch: int, steps: int, together: bool) -> None:
-    """Take steps in one process and print their time as JSON."""
+def deep() -> nn.Module:
+    """Return a network of 67 MB of parameters in 16 blocks."""
+    blocks = [nn.Sequential(nn.Linear(1024, 1024), nn.ReLU()) for _ in range(16)]
+    return nn.Sequential(*blocks, nn.Linear(1024, 10))
+
+
+def worker(workload: str, batch: int, steps: int, strategy: str) -> None:
+    """Step one process and print what it took as JSON."""
     torch.set_num_threads(1)
-    engine = program(workload, batch, together)
+    # Modules and threads that come with the first steps of any program are in memory before.
+    warm = program("mlp", batch, strategy)
+    for _ in range(2):
+        warm.train_step()
+    del warm
+    gc.collect()
+    before_program = resident("VmRSS")
+    engine = program(workload, batch, strategy)
     taken = []
     for number in range(steps + 2):
         before = counted(engine)
@@ -116,6 +133,7 @@ def worker(workload: str, batch: int, steps: int, together: bool) -> None:
                 "seconds": statistics.median(taken),
                 "reductions": after[0] - before[0],
                 "bytes": after[1] - before[1],
+                "peak_mb": resident("VmHWM") - before_program,
                 "parameters": sum(p.numel() for p in engine.classifier.parameters()),
             }
         )
@@ -124,14 +142,20 @@ def worker(workload: str, batch: int, steps: int, together: bool) -> None:
         torch.distributed.destroy_process_group()
 
 
+def resident(which: str) -> float:
+    """Return the process's resident memory in MB: ``VmRSS`` now, ``VmHWM`` at its peak."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{which}:")[1].split()[0]) / 1024
+
+
 def counted(engine: Engine) -> tuple[int, int]:
     """Return the reductions so far and their bytes."""
     processes: Any = engine.processes
     return getattr(processes, "reductions", 0), getattr(processes, "bytes", 0)
 
 
-def started(arguments: Sequence[str], number: int, together: bool) -> dict[str, Any]:
-    """Run workers concurrently and return the measurements of the slowest."""
+def started(arguments: Sequence[str], number: int, strategy: str) -> dict[str, Any]:
+    """Run workers concurrently and return the slowest one's measurements, with the largest peak."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -139,11 +163,11 @@ def started(arguments: Sequence[str], number: int, together: bool) -> dict[str, 
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(number)}
     workers = []
     for rank in range(number):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), **address} if together else {}
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), **address}
         workers.append(
             subprocess.Popen(
-                [*command, *(["--together"] if together else [])],
-                env={**os.environ, **place},
+                [*command, "--strategy", strategy],
+                env={**os.environ, **({} if strategy == "cpu" else place)},
                 stdout=subprocess.PIPE,
                 text=True,
             )
@@ -153,7 +177,7 @@ def started(arguments: Sequence[str], number: int, together: bool) -> dict[str, 
         raise SystemExit("A worker failed; its error is above.")
     found = [json.loads(text.splitlines()[-1]) for text in said]
     slowest: dict[str, Any] = max(found, key=lambda each: each["seconds"])
-    return slowest
+    return {**slowest, "peak_mb": max(each["peak_mb"] for each in found)}
 
 
 def modelled(alone: float, reductions: int, size: int) -> list[dict[str, Any]]:
@@ -173,14 +197,14 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     """Measure the three cases in turn and return medians."""
     arguments = ["--workload", options.workload, "--batch", str(options.batch)]
     arguments += ["--steps", str(options.steps or STEPS[options.workload])]
-    cases = {"one process": (1, False), "two together": (2, True), "two apart": (2, False)}
+    cases = {"one process": (1, "cpu"), "two together": (2, "distributed"), "two apart": (2, "cpu")}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     talk: Mapping[str, Any] = {}
     for _ in range(options.rounds):
-        for name, (number, together) in cases.items():
-            found = started(arguments, number, together)
+        for name, (number, strategy) in cases.items():
+            found = started(arguments, number, strategy)
             seconds[name].append(found["seconds"])
-            talk = found if together else talk
+            talk = found if strategy == "distributed" else talk
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     alone = medians["one process"]
     rows = [
@@ -205,6 +229,24 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def memory(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the peak resident memory of a process beyond what it had before its program."""
+    arguments = ["--workload", "deep", "--batch", str(options.batch), "--steps", "4"]
+    cases = [(1, "cpu"), (2, "distributed"), (2, "zero"), (2, "fsdp")]
+    rows = []
+    for number, strategy in cases:
+        found = [started(arguments, number, strategy) for _ in range(options.rounds)]
+        rows.append(
+            {
+                "processes": number,
+                "strategy": strategy,
+                "peak MB a process": f"{statistics.median(f['peak_mb'] for f in found):.0f}",
+                "ms a step": f"{1e3 * statistics.median(f['seconds'] for f in found):.0f}",
+            }
+        )
+    return rows
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -214,10 +256,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("results/scaling"))
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--together", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--memory", action="store_true", help="peak memory of a process instead")
+    parser.add_argument("--strategy", default="cpu", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        worker(options.workload, options.batch, options.steps, options.together)
+        worker(options.workload, options.batch, options.steps, options.strategy)
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.memory:
+        rows = memory(options)
+        print(markdown(rows, "Memory"))
+        found = {"rows": rows, "environment": environment(1)}
+        (options.out / "memory.json").write_text(json.dumps(found, indent=2))
         return
     found = {**measured(options), "environment": environment(1)}
     text = (
@@ -227,7 +277,6 @@ def main() -> None:
         f"{markdown(found['model'], 'Efficiency on paper')}\n"
     )
     print(text)
-    options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"{options.workload}.json").write_text(json.dumps(found, indent=2))
     (options.out / f"{options.workload}.md").write_text(text)
 

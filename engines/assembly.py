@@ -69,6 +69,7 @@ def prepare_problems(engine: Engine, drive: Drive, end_epoch: Callable[[Problem]
     for problem in engine.problems:
         check_hypergradients(problem)
     expect_dependence(engine.problems)
+    engine.processes.shard(engine.problems)
 
 
 def share(processes: Processes, problem: Problem) -> None:

@@ -231,6 +231,7 @@ class Engine:
         self._wire(graph)
         for problem in self.problems:
             check_hypergradients(problem)
+        self.processes.shard(self.problems)
         expect_dependence(self.problems)
         self._schedule = self._make_schedule(graph)
         self._schedule.carry_over(earlier)
@@ -255,6 +256,8 @@ class Engine:
 
     def audit(self, lower: Problem, auditor: Hypergradient | None) -> None:
         """Let ``auditor`` stand in for the hypergradient of a lower problem, or nobody."""
+        if auditor is not None:
+            self.processes.require_audit(lower)
         lower.step_state.audit_by(auditor)
         prepare_recording(lower)
         self._schedule.record(lower.name, lower.step_state.trajectory.recording.updates)

@@ -33,6 +33,7 @@ from .hypergradients.resolve import resolve
 from .kernels.compilation import compile_module
 from .kernels.precision import autocast
 from .recording.step_state import StepState
+from .state.fitted_state import fitted_state
 from .state.optimizer_state import load_optimizer
 from .state.parameter_groups import put_parameter_groups
 from .unrolling import apply_learned_settings
@@ -274,6 +275,7 @@ class Problem(Overridables, GraphNode):
         Raises:
             CheckpointError: When it is of another module; nothing is changed then.
         """
+        state_dict = fitted_state(self.module, self.optimizer, state_dict)
         require_loadable(self._name, self.module, self.optimizer, state_dict)
         self.module.load_state_dict(state_dict["module"])
         if self.optimizer is not None:

@@ -24,6 +24,7 @@ import torch
 from metaweight.problems import CheckpointError, DamagedCheckpointError
 
 from .migrations import FORMAT, MIGRATIONS, migrate
+from .shards_folder import require_shards
 
 MAGIC = b"metaweight checkpoint "
 HEADER = 2048
@@ -169,6 +170,7 @@ def read_checkpoint(
             ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds no state of an engine; use another checkpoint.")
+    require_shards(path, state)
     return manifest, migrate(path, manifest.format, state, migrations)
 
 

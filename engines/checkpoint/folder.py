@@ -13,6 +13,7 @@ from typing import Any
 from metaweight.problems import CheckpointError, DamagedCheckpointError
 
 from .file import Manifest, read_checkpoint, read_manifest
+from .shards_folder import remove_abandoned, remove_shards
 
 NAME = re.compile(r"step-(\d{10,})\.ckpt")
 
@@ -60,6 +61,7 @@ class CheckpointFolder:
             probe.touch()
             for partial in self.path.glob(".*.partial"):
                 partial.unlink()
+            remove_abandoned(self.path)
         except OSError as error:
             raise CheckpointError(
                 f"EngineConfig(checkpoint_dir={str(self.path)!r}) cannot be written to: "
@@ -125,6 +127,7 @@ class CheckpointFolder:
             if file not in kept:
                 with suppress(OSError):
                     file.unlink()
+                remove_shards(file)
 
     def _of(self, run: str) -> list[tuple[Path, Manifest]]:
         found = [(file, _manifest(file)) for file in self.files().values()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from ..loggers import flatten_stats
 from ..program.config import EngineConfig
 from .file import Manifest, read_checkpoint, write_checkpoint
 from .folder import CheckpointFolder
+from .shards import with_shards, write_shards
+from .shards_folder import remove_shards
 from .state import engine_from_plain, engine_to_plain, missing_devices, streams_to_dict
 
 if TYPE_CHECKING:
@@ -34,14 +37,24 @@ def save_engine(
     try:
         # Logs are the first process's, and where they cannot be written none may wait for it.
         engine.processes.from_first(engine.logger.position)
-        state = engine_to_plain(engine)
+        state, shards = engine_to_plain(engine)
     except OSError as error:
         raise CheckpointError(
             f"The checkpoint {path} was not written, because the run's logs could not be brought "
             f"to the disk: {error.strerror or error}; make room."
         ) from error
+    file, folder = Path(path), None
+    if shards:
+        state["shards"] = write_shards(engine.processes, file, shards)
+        folder = state["shards"]["folder"]
     if engine.is_rank_zero():
-        write_checkpoint(Path(path), manifest, state)
+        try:
+            write_checkpoint(file, manifest, state)
+        except CheckpointError:
+            if folder is not None:
+                shutil.rmtree(file.with_name(folder), ignore_errors=True)
+            raise
+        remove_shards(file, keep=folder)
 
 
 def load_engine(engine: Engine, path: Path_) -> None:
@@ -57,7 +70,7 @@ def read_state(engine: Engine, path: Path_) -> Mapping[str, Any]:
 
 def load_state(engine: Engine, path: Path, state: Mapping[str, Any]) -> None:
     """Put a program where the state read from ``path`` says another one like it stood."""
-    engine_from_plain(engine, state, str(path))
+    engine_from_plain(engine, with_shards(engine.processes, path, state), str(path))
     engine.run_state.resumed, engine.run_state.inside_step = True, False
     engine.checkpoint_hook.log = state["log"]
     absent = missing_devices(state)

@@ -26,9 +26,11 @@ from metaweight.problems.persistence.problem_state import (
 from metaweight.problems.state.buffers import Snapshot
 from metaweight.problems.state.plain_data import from_plain, to_plain
 from metaweight.problems.state.random_streams import RandomState
+from torch import Tensor
 
 from ..hooks.base import Hook
 from .process_state import own_share, with_all_shares
+from .shards import without_shards
 from .snapshots import snapshot_from_dict, snapshot_to_dict
 
 if TYPE_CHECKING:
@@ -38,14 +40,16 @@ if TYPE_CHECKING:
 MISFITS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError)
 
 
-def engine_to_plain(engine: Engine) -> dict[str, Any]:
-    """Return the whole state of a program between two steps; it shares memory with the program.
+def engine_to_plain(engine: Engine) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the state of a program between two steps, and its sharded tensors by the names that
+    stand for them there. Both share memory with the program.
 
     Raises:
         CheckpointError: Amid a step, or for state that is no plain data.
     """
     _require_between_steps(engine)
-    return with_all_shares(engine.processes, _take(engine, copy=False))
+    state, shards = without_shards(_take(engine, copy=False))
+    return with_all_shares(engine.processes, state), shards
 
 
 def _require_between_steps(engine: Engine) -> None:

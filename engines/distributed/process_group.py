@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
@@ -15,11 +14,7 @@ from ..program.config import EngineConfig
 from .processes import Processes, SeveralProcesses
 from .zero import ShardingProcesses
 
-TOGETHER: Mapping[str, type[SeveralProcesses]] = {
-    "distributed": SeveralProcesses,
-    "zero": ShardingProcesses,
-    "accelerate": SeveralProcesses,
-}
+TOGETHER = ("distributed", "zero", "fsdp", "accelerate")
 FROM_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -81,7 +76,11 @@ def join_processes(config: EngineConfig, device: torch.device) -> Processes:
         atexit.register(leave)
     if dist.get_world_size() == 1:
         return Processes()
-    return TOGETHER[config.strategy](device)
+    if config.strategy == "fsdp":
+        from .fsdp import FullyShardingProcesses  # noqa: PLC0415 (slow to import)
+
+        return FullyShardingProcesses(device)
+    return ShardingProcesses(device) if config.strategy == "zero" else SeveralProcesses(device)
 
 
 def leave() -> None:

@@ -36,6 +36,18 @@ class Processes(Reduction):
         """Return the tensors of all processes, of one shape, by rank; waits for no device."""
         return tensor.detach()[None]
 
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return room for a tensor that was saved in shards: on the host, whole."""
+        return torch.empty(tuple(shape), dtype=dtype)
+
+    def require_audit(self, lower: Problem) -> None:
+        """Refuse to compare a lower problem's hypergradient with exact derivatives.
+
+        Raises:
+            ConfigurationError: Where these cannot be taken.
+        """
+        del lower
+
     def largest(self, number: int) -> int:
         """Return the largest of the numbers of all processes."""
         return number
@@ -100,9 +112,13 @@ class SeveralProcesses(Processes):
         averaged = means[1 : 1 + len(parameters)]
         for i, (parameter, gradient) in enumerate(zip(parameters, averaged, strict=True)):
             parameter.grad = None if i in lacking else gradient
-        for statistic, mean in zip(statistics, means[1 + len(parameters) :], strict=True):
-            # As batch norm itself does, without telling autograd.
-            statistic.data.copy_(mean)
+        _overwrite(statistics, means[1 + len(parameters) :])
+
+    @torch.no_grad()
+    def average_statistics(self, module: nn.Module) -> None:
+        """Give the module's batch norms the mean of all processes' running statistics."""
+        statistics = list(running_statistics(module))
+        _overwrite(statistics, self.mean(statistics))
 
     @torch.no_grad()
     def share(self, tensors: Sequence[Tensor], source: int = 0) -> None:
@@ -164,6 +180,12 @@ def running_statistics(module: nn.Module) -> Iterator[Tensor]:
             for statistic in (layer.running_mean, layer.running_var):
                 if statistic is not None:
                     yield statistic
+
+
+def _overwrite(statistics: Sequence[Tensor], means: Sequence[Tensor]) -> None:
+    for statistic, mean in zip(statistics, means, strict=True):
+        # As batch norm itself does, without telling autograd.
+        statistic.data.copy_(mean)
 
 
 def _packed(value: Any) -> bytes:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from metaweight.problems import ConfigurationError, Problem, StepResult
 from metaweight.problems.base.settings import is_count
+from metaweight.problems.base.shards import norm_over_shards, shards_of
 from torch import Tensor
 
 from ..distributed.processes import Processes
@@ -118,7 +119,6 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor:
     values = [t.coalesce()._values() if t.is_sparse else t for t in tensors]
     if not values:
         return torch.zeros(())
-    norms = torch._foreach_norm(values)
+    norms = torch._foreach_norm(shards_of(values))
     together = torch.stack([n.to(norms[0].device) for n in norms])
-    total: Tensor = torch.linalg.vector_norm(together)
-    return total
+    return norm_over_shards(torch.linalg.vector_norm(together), values[0])

@@ -14,7 +14,7 @@ from metaweight.problems.base.settings import (
     require_text,
 )
 
-STRATEGIES = ("default", "cpu", "gpu", "distributed", "zero", "accelerate")
+STRATEGIES = ("default", "cpu", "gpu", "distributed", "zero", "fsdp", "accelerate")
 NON_FINITE = ("ignore", "raise", "skip", "stop")
 LOGGER_TYPES = ("none", "tensorboard", "wandb", "csv", "jsonl")
 OWNER = "EngineConfig"
@@ -47,10 +47,13 @@ class EngineConfig:
         strategy: Device or devices of the problems: ``"default"`` (a GPU if there is one),
             ``"cpu"``, ``"gpu"``; or several processes, started by ``torchrun``, each on a GPU of
             its own or on the CPU: ``"distributed"`` keeps a whole copy in each process and shards
-            the batches, ``"zero"`` shards the state of optimizers too. ``"accelerate"`` does the
-            same as ``"distributed"``, with the device, the processes and the mixed precision of the
-            script's ``Accelerator``, or of a new one; started by ``accelerate launch``, by
-            ``torchrun``, or as one process.
+            the batches, ``"zero"`` shards the state of optimizers too. ``"fsdp"`` shards
+            parameters, gradients and optimizer state of the problems at the bottom by torch's
+            ``fully_shard`` (see :meth:`Problem.shard_modules`), for the methods that take first
+            derivatives only: native reweighting, ``"darts"``, ``"sama"``, ``"penalty"`` and
+            ``"zero_order"``. ``"accelerate"`` does the same as ``"distributed"``, with the device,
+            the processes and the mixed precision of the script's ``Accelerator``, or of a new one;
+            started by ``accelerate launch``, by ``torchrun``, or as one process.
         device: A device such as ``"cuda:1"``, in place of ``strategy``.
         early_stopping: Stop when the metric has not improved.
         early_stopping_mode: ``"min"`` or ``"max"``: which way is better.

@@ -18,6 +18,7 @@ from torch import nn
 
 from metaweight.engines.distributed.processes import running_statistics
 from metaweight.problems import ConfigurationError
+from metaweight.problems.base.shards import is_sharded
 
 from .decay import Buffers, EMASettings, WarmUp
 from .named_tensors import (
@@ -207,6 +208,12 @@ class EMA:
         """
         if self._teacher is None:
             _, buffers = self._matched()
+            if any(map(is_sharded, self.model.parameters())):
+                raise ConfigurationError(
+                    "EMA.teacher() was asked for a copy of a model whose parameters are sharded "
+                    "(EngineConfig(strategy='fsdp')), which torch does not copy; use "
+                    "'with ema.applied():', which puts the average into the model itself."
+                )
             teacher = copy.deepcopy(self.model).requires_grad_(False)
             # While the teacher is applied, its own buffers are in the model and were copied.
             if not (self.is_applied and self.settings.buffers == "own"):

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from metaweight.problems.base.shards import as_sharded_as, shard_of, shards_of
+
 NamedTensors = dict[str, Tensor]
 
 
@@ -50,7 +52,8 @@ def follow(kept: NamedTensors, present: Mapping[str, Tensor]) -> None:
 def overwrite(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
     """Copy values by name into the memory of ``targets``."""
     if targets:
-        torch._foreach_copy_(list(targets.values()), [sources[name] for name in targets])
+        fitting = [as_sharded_as(sources[name], target) for name, target in targets.items()]
+        torch._foreach_copy_(shards_of(targets.values()), shards_of(fitting))
 
 
 def average(kept: Mapping[str, Tensor], present: Mapping[str, Tensor], decay: float) -> None:
@@ -58,7 +61,7 @@ def average(kept: Mapping[str, Tensor], present: Mapping[str, Tensor], decay: fl
     means = {name: t for name, t in kept.items() if averageable(t)}
     if means:
         news = [present[name].to(t.dtype) for name, t in means.items()]
-        torch._foreach_lerp_(list(means.values()), news, 1 - decay)
+        torch._foreach_lerp_(shards_of(means.values()), shards_of(news), 1 - decay)
     overwrite({name: t for name, t in kept.items() if name not in means}, present)
 
 
@@ -79,7 +82,7 @@ def non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """Name the tensors that hold an infinity or NaN; reads the device once unless there are."""
     if not tensors:
         return []
-    finite = [torch.isfinite(t).all() for t in tensors.values()]
+    finite = [torch.isfinite(shard_of(t)).all() for t in tensors.values()]
     if bool(torch.stack([f.to(finite[0].device) for f in finite]).all()):
         return []
     return [name for name, good in zip(tensors, finite, strict=True) if not bool(good)]

@@ -18,6 +18,7 @@ NAMES = (
     "configure_scheduler",
     "configure_train_data_loader",
     "param_groups",
+    "shard_modules",
     "learned_settings",
     "initial_parameters",
     "trainable_parameters",
@@ -52,6 +53,15 @@ class Overridables:
 
     def param_groups(self) -> Iterable[dict[str, Any]] | None:
         """Return parameter groups for the optimizer, in place of those it was made with."""
+        return None
+
+    def shard_modules(self) -> Iterable[nn.Module] | None:
+        """Return the modules whose parameters ``strategy="fsdp"`` gathers together, each for its
+        own passes only; the network's other parameters are gathered for all of its pass.
+
+        By default each entry of a ``ModuleList`` or ``Sequential`` is one. An empty list keeps a
+        whole copy of the network in every process.
+        """
         return None
 
     def learned_settings(self) -> Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]:

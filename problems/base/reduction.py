@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -37,6 +38,15 @@ class Reduction:
         """Return the mean of each tensor over all processes, without a graph."""
         return list(tensors)
 
+    def gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return the derivative of this process's loss by each input, and nothing by those it does
+        not depend on; by sharded inputs that of the mean loss over processes, sharded too."""
+        return list(torch.autograd.grad(loss, inputs, allow_unused=True))
+
+    def backward(self, loss: Tensor, inputs: Sequence[Tensor]) -> None:
+        """Add what :meth:`gradients` returns to ``.grad`` of the inputs, and of nothing else."""
+        torch.autograd.backward(loss, inputs=list(inputs))
+
     def average_gradients(self, problem: Problem) -> None:
         """Replace ``.grad`` of the parameters that ``problem`` trains by its mean over processes.
 
@@ -44,6 +54,14 @@ class Reduction:
         in any process has none afterwards; where only some lack it, it counts as zero there.
         """
         del problem
+
+    def shard(self, problems: Sequence[Problem]) -> None:
+        """Keep a shard of the problems' parameters in every process, if that is asked for.
+
+        Raises:
+            ConfigurationError: For a problem that cannot be served so; all are then as before.
+        """
+        del problems
 
     def own_optimizer(self, problem: Problem) -> None:
         """Shard the state of the problem's optimizer over processes, if the strategy asks for

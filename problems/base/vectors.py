@@ -1,6 +1,8 @@
 """Vector algebra on lists of tensors, one fused kernel per call.
 
-For a list of one tensor the ordinary operator is used, whose call is four times as fast.
+For a list of one tensor the ordinary operator is used, whose call is four times as fast. Tensors
+may be sharded over processes, all of a list or none; norms and inner products are then those of the
+whole.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from .shards import norm_over_shards, shards_of, sum_over_shards
+
 
 def fill_none(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
     """Replace missing gradients by zeros of the parameter's shape."""
@@ -19,15 +23,15 @@ def fill_none(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[
 
 def norm(vector: Sequence[Tensor]) -> Tensor:
     """Return the Euclidean norm of the concatenation, 0-dim, of at least single precision."""
-    wide = [t if t.dtype.itemsize >= 4 else t.float() for t in vector]
+    wide = [t if t.dtype.itemsize >= 4 else t.float() for t in shards_of(vector)]
     entries = wide[0] if len(wide) == 1 else torch.stack(torch._foreach_norm(wide))
-    length: Tensor = torch.linalg.vector_norm(entries)
-    return length
+    return norm_over_shards(torch.linalg.vector_norm(entries), vector[0])
 
 
 def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     """Return the inner product of the concatenations."""
-    return torch.stack([t.sum() for t in torch._foreach_mul(list(left), list(right))]).sum()
+    products = torch._foreach_mul(shards_of(left), shards_of(right))
+    return sum_over_shards(torch.stack([t.sum() for t in products]).sum(), left[0])
 
 
 def scale(vector: Sequence[Tensor], factor: Tensor | float) -> list[Tensor]:
@@ -62,7 +66,7 @@ class Displacement:
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self._data = [p.data for p in parameters]
+        self._data = shards_of(p.data for p in parameters)
         self._home = [t.clone() for t in self._data]
 
     def __enter__(self) -> Displacement:
@@ -77,9 +81,9 @@ class Displacement:
     def move(self, shift: Sequence[Tensor], times: float = 1.0) -> None:
         """Add ``times * shift`` to the parameters."""
         if len(self._data) == 1:
-            self._data[0].add_(shift[0], alpha=times)
+            self._data[0].add_(*shards_of(shift), alpha=times)
         else:
-            torch._foreach_add_(self._data, list(shift), alpha=times)
+            torch._foreach_add_(self._data, shards_of(shift), alpha=times)
 
     def stay(self) -> None:
         """Keep the current values: make them the ones to restore."""

@@ -198,6 +198,13 @@ class Hypergradient(ABC):
         del lower
         return Recording()
 
+    def takes_first_derivatives(self, lower: LowerProblem) -> bool:
+        """Whether it gets by with losses and ``lower.gradients``, differentiating nothing twice and
+        nothing forward. It can then serve a problem whose parameters are sharded over processes;
+        vectors along these are sharded alike. By default it does not."""
+        del lower
+        return False
+
     def approximation(self, lower: LowerProblem) -> Approximation | None:
         """Return how the method approximates derivatives; nothing when it takes them exactly."""
         del lower

@@ -75,6 +75,10 @@ class FiniteDifference(Hypergradient):
         )
         return Product(values, Status("FiniteDifference"))
 
+    def takes_first_derivatives(self, lower: LowerProblem) -> bool:
+        del lower
+        return True
+
     def approximation(self, lower: LowerProblem) -> Approximation:
         del lower
         return Approximation(

@@ -99,6 +99,10 @@ class Penalty(Hypergradient):
                 f"Penalty(momentum={self.momentum}) must be at least 0 and below 1."
             )
 
+    def takes_first_derivatives(self, lower: LowerProblem) -> bool:
+        del lower
+        return True
+
     def check(self, lower: LowerProblem) -> None:
         optimizer = lower.optimizer_step.optimizer
         groups = [] if optimizer is None else optimizer.param_groups
@@ -260,8 +264,8 @@ class _DeclaredLoss(_LowerLoss):
         samples: list[Tensor] = []
         for step, held in zip(self._steps, self._held, strict=True):
             losses = self._sample.losses(step)
-            found = torch.autograd.grad((held * losses).mean(), self.weights, allow_unused=True)
-            total = vectors.add(total, vectors.fill_none(found, self.weights))
+            found = self.lower.gradients((held * losses).mean(), self.weights)
+            total = vectors.add(total, found)
             samples.append(losses.detach())
         mean = vectors.scale(total, 1.0 / len(self._steps))
         return self.lower.mean(mean), samples

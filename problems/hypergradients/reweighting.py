@@ -87,6 +87,10 @@ class Reweighting(Hypergradient):
         before = self.derivative == "one_sided"
         return Recording(parameters=before, losses=before, activations=before)
 
+    def takes_first_derivatives(self, lower: LowerProblem) -> bool:
+        del lower
+        return self.derivative != "forward_mode"
+
     def approximation(self, lower: LowerProblem) -> Approximation | None:
         del lower
         if self.derivative == "forward_mode":

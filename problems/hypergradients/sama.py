@@ -88,6 +88,9 @@ class SAMA(Hypergradient):
             parameters=exact, optimizer=exact or not isinstance(step.optimizer, torch.optim.SGD)
         )
 
+    def takes_first_derivatives(self, lower: LowerProblem) -> bool:
+        return not self._is_exact(lower.optimizer_step)
+
     def approximation(self, lower: LowerProblem) -> Approximation:
         del lower
         return Approximation(

@@ -69,6 +69,10 @@ class ZeroOrder(ValueHypergradient):
                 "by which every upper parameter may be displaced."
             )
 
+    def takes_first_derivatives(self, lower: LowerProblem) -> bool:
+        del lower
+        return True
+
     def estimate(
         self, lower: LowerProblem, value: Callable[[], Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:

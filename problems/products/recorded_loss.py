@@ -80,6 +80,12 @@ class RecordedLoss(Protocol):
             second_order: Choose kernels for being differentiated twice and forward.
         """
 
+    def gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return the gradient of a loss, zeros where it does not depend on an input.
+
+        Of several processes each finds its own, but by sharded parameters their mean.
+        """
+
     def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the mean of each tensor over processes; all of them ask for the same in turn."""
 
@@ -114,7 +120,7 @@ def window_gradient(
     """
     compute = losses or lower.loss
     steps = require_recorded(lower).steps
-    return mean_over_micro_batches(steps, lambda step: gradient_of(compute(step), inputs))
+    return mean_over_micro_batches(steps, lambda step: lower.gradients(compute(step), inputs))
 
 
 def gradient_of(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:

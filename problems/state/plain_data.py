@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import CheckpointError
+from ..base.shards import is_sharded
 
 LABEL = "metaweight holds"
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
@@ -27,7 +28,7 @@ SEQUENCES: dict[str, Callable[[Any], Any]] = {"set": set, "frozenset": frozenset
 
 
 def to_plain(value: Any, where: str, *, copy: bool = False) -> Any:
-    """Return ``value`` as plain data, tensors on the host and without graphs.
+    """Return ``value`` as plain data, tensors on the host and without graphs; sharded ones remain.
 
     Args:
         value: Any state.
@@ -76,6 +77,8 @@ class _Writer:
 
     def _tensor(self, value: Tensor, where: str) -> Any:
         tensor = value.detach()
+        if is_sharded(tensor):
+            return tensor.clone() if self._copy else tensor
         if type(tensor) is not Tensor:
             raise CheckpointError(_cannot(where, type(value), "give plain tensors"))
         if tensor.layout != torch.strided:

@@ -9,6 +9,7 @@ from itertools import compress
 import torch
 from torch import Tensor
 
+from ..base.shards import shard_of
 from ..problem import Problem
 
 
@@ -74,7 +75,7 @@ def finite_gradient(problem: Problem, like: Tensor) -> Tensor:
 
 def _finite(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
     """Return whether all values are finite, as a tensor on the device of ``like``."""
-    values = [t._values() if t.is_sparse else t for t in tensors]
+    values = [t._values() if t.is_sparse else shard_of(t) for t in tensors]
     values = [t.detach() for t in values if t.numel()]
     if not values:
         return torch.ones((), dtype=torch.bool, device=like.device)

@@ -71,7 +71,7 @@ def _accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
     if paths:
         _add_gradients(own, hypergradient(problem, scaled, own, again))
     else:
-        torch.autograd.backward(scaled, inputs=own)
+        problem.step_state.processes.backward(scaled, own)
         require_used(problem, [p.grad for p in own])
     return StepResult(*evaluated)
 

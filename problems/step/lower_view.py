@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..base import vectors
 from ..base.loss import loss_of
 from ..hypergradients.base import LowerProblem
 from ..kernels.activation_reuse import ReusableActivations
@@ -129,6 +130,12 @@ class LowerView:
             on_exit=partial(state.release, held),
         )
 
+    def gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        if not loss.requires_grad:
+            return [torch.zeros_like(t) for t in inputs]
+        found = self._problem.step_state.processes.gradients(loss, inputs)
+        return vectors.fill_none(found, inputs)
+
     def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return self._problem.step_state.processes.mean(tensors)
 
@@ -230,6 +237,10 @@ class OptimizerStepView:
         problem = self._problem
         with problem.step_state.processes.whole_optimizer(problem):
             yield problem.optimizer.state
+
+    def backward(self, loss: Tensor) -> None:
+        trained = [p for p in self.trained if p.requires_grad]
+        self._problem.step_state.processes.backward(loss, trained)
 
     def average_gradients(self) -> None:
         self._problem.step_state.processes.average_gradients(self._problem)

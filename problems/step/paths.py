@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from ..base import vectors
@@ -81,9 +80,9 @@ def _direct(
     """Return ``∂F/∂θ``, and ``∂F/∂w`` of each lower problem."""
     below = {lower: list(lower.meta_trainable_parameters()) for lower in lowers}
     inputs = [*own, *[p for parameters in below.values() for p in parameters]]
-    gradients: Sequence[Tensor | None] = [None] * len(inputs)
+    gradients: list[Tensor | None] = [None] * len(inputs)
     if loss.requires_grad:
-        gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
+        gradients = problem.step_state.processes.gradients(loss, inputs)
     starts: dict[Problem, list[Tensor]] = {}
     position = len(own)
     for lower, parameters in below.items():
@@ -97,7 +96,7 @@ def _direct(
             )
         starts[lower] = vectors.fill_none(gradients[position:end], parameters)
         position = end
-    return list(gradients[: len(own)]), starts
+    return gradients[: len(own)], starts
 
 
 def _averaged(

@@ -62,5 +62,8 @@ class OptimizerStep(Protocol):
     def whole_state(self) -> AbstractContextManager[Mapping[Tensor, Mapping[str, Tensor]]]:
         """Yield the optimizer's state per parameter, gathered where processes share it out."""
 
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a loss to ``.grad`` of the parameters it moves."""
+
     def average_gradients(self) -> None:
         """Put the mean over processes into ``.grad``."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..base.shards import shards_of
 from ..recording.trajectory import RecordedStep, RecordedUpdate, Trajectory
 from .optimizer_step import OptimizerStep
 from .torch_rule import twin_of
@@ -42,7 +43,8 @@ def go_back_to(update: RecordedUpdate) -> None:
     kept = [(buffer, value) for buffer, value in present if buffer is not None]
     pairs = [*update.start.items(), *kept]
     if pairs:
-        torch._foreach_copy_([t.data for t, _ in pairs], [value for _, value in pairs])
+        targets = shards_of(t.data for t, _ in pairs)
+        torch._foreach_copy_(targets, shards_of(value for _, value in pairs))
 
 
 def replay(
@@ -97,6 +99,7 @@ def _set_gradients(
     trained: Sequence[Tensor],
     observe: Observer | None,
 ) -> None:
+    taken = problem.optimizer_step
     for p in trained:
         p.grad = None
     for step in update.steps:
@@ -106,8 +109,7 @@ def _set_gradients(
             loss, output = problem.evaluate(step)
             if observe is not None:
                 observe(output)
-            torch.autograd.backward(loss / len(update.steps), inputs=list(trained))
-    taken = problem.optimizer_step
+            taken.backward(loss / len(update.steps))
     taken.average_gradients()
     if taken.clipping > 0:
         torch.nn.utils.clip_grad_norm_(trained, taken.clipping)

@@ -25,38 +25,38 @@ def free_port() -> int:
         return port
 
 
-def place_of(rank: int, port: int) -> dict[str, str]:
-    """The environment ``torchrun`` gives to one of two processes."""
+def place_of(rank: int, port: int, world: int = 2) -> dict[str, str]:
+    """The environment ``torchrun`` gives to one of several processes."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
+        "WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
 
 
 def found_together(
-    folder: Path, module: str = "support.each_process", *names: str
+    folder: Path, module: str = "support.each_process", *names: str, world: int = 2
 ) -> list[dict[str, Any]]:
-    """What each of two processes found in a module's checks: all of them, or those named."""
+    """What each process found in a module's checks: all of them, or those named."""
     port = free_port()
     both = [
         subprocess.Popen(
             [sys.executable, "-m", module, str(folder), *names],
-            env={**os.environ, **place_of(rank, port), "PYTHONPATH": str(HELPERS)},
+            env={**os.environ, **place_of(rank, port, world), "PYTHONPATH": str(HELPERS)},
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(world)
     ]
     try:
         said = [process.communicate(timeout=SECONDS)[1] for process in both]
     finally:
         for process in both:
             process.kill()
-    assert [process.returncode for process in both] == [0, 0], "\n".join(said)
-    return [torch.load(folder / f"found_{rank}.pt", weights_only=True) for rank in range(2)]
+    assert [process.returncode for process in both] == [0] * world, "\n".join(said)
+    return [torch.load(folder / f"found_{rank}.pt", weights_only=True) for rank in range(world)]
 
 
 def torchrun(script: Path, *arguments: str, restarts: int = 0) -> Any:

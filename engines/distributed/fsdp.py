@@ -1,0 +1,107 @@
+"""Every process keeps a shard of the parameters, by torch's ``fully_shard`` (FSDP2).
+
+Sharded are the problems that no hypergradient is taken for: the networks at the bottom, whose
+upper problems, small in comparison, stay whole in every process. Torch gathers the parameters of a
+module for its passes, and reduces gradients when ``backward()`` is called, so that a derivative by
+sharded parameters is taken from ``.grad``: it is then the mean over processes, sharded like the
+parameters. Vectors along these are such tensors too, and displacements move every process's shard.
+
+Nothing here can be differentiated twice: the hooks of FSDP free the parameters behind a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from metaweight.problems import ConfigurationError, Problem
+from metaweight.problems.base.shards import is_sharded
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, zeros
+
+from .processes import SeveralProcesses
+from .sharded_problem import modules_of, require_shardable, shard_problem
+
+
+class FullyShardingProcesses(SeveralProcesses):
+    """Several processes that shard the parameters of problems at the bottom."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.mesh = init_device_mesh(device.type, (self.world,))
+        self._problems: Sequence[Problem] = ()
+
+    def shard(self, problems: Sequence[Problem]) -> None:
+        modules = {problem: modules_of(problem) for problem in problems}
+        for problem, found in modules.items():
+            require_shardable(problem, problems, found, self.mesh)
+        for problem, found in modules.items():
+            if found and not _is_sharded(problem):
+                shard_problem(problem, found, self.mesh)
+        self._problems = problems
+
+    def own_optimizer(self, problem: Problem) -> None:
+        # A module or an optimizer that has taken the place of another.
+        if any(problem is known for known in self._problems):
+            self.shard(self._problems)
+
+    def share(self, tensors: Sequence[Tensor], source: int = 0) -> None:
+        super().share([t for t in tensors if not is_sharded(t)], source)
+
+    def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        # Gradients by sharded parameters are means already.
+        means = iter(super().mean([t for t in tensors if not is_sharded(t)]))
+        return [t.detach() if is_sharded(t) else next(means) for t in tensors]
+
+    def average_gradients(self, problem: Problem) -> None:
+        if _is_sharded(problem):
+            self.average_statistics(problem.module)
+        else:
+            super().average_gradients(problem)
+
+    def gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+        if not any(map(is_sharded, inputs)):
+            return super().gradients(loss, inputs)
+        with self._set_aside(inputs), self._set_aside(self._parameters()):
+            loss.backward()  # type: ignore[no-untyped-call]
+            return [p.grad for p in inputs]
+
+    def backward(self, loss: Tensor, inputs: Sequence[Tensor]) -> None:
+        if not any(map(is_sharded, inputs)):
+            super().backward(loss, inputs)
+            return
+        wanted = set(inputs)
+        with self._set_aside([p for p in self._parameters() if p not in wanted]):
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    def require_audit(self, lower: Problem) -> None:
+        if _is_sharded(lower):
+            raise ConfigurationError(
+                f"check_hypergradient() was asked to differentiate problem {lower.name!r} twice, "
+                "which EngineConfig(strategy='fsdp') shards; check the same program in one process, "
+                "with strategy='default'."
+            )
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return zeros(*shape, dtype=dtype, device_mesh=self.mesh, placements=[Shard(0)])
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for problem in self._problems for p in problem.module.parameters()]
+
+    @contextmanager
+    def _set_aside(self, parameters: Sequence[Tensor]) -> Iterator[None]:
+        """Let ``.grad`` be empty inside and as before afterwards."""
+        before = [p.grad for p in parameters]
+        try:
+            for p in parameters:
+                p.grad = None
+            yield
+        finally:
+            for p, gradient in zip(parameters, before, strict=True):
+                p.grad = gradient
+
+
+def _is_sharded(problem: Problem) -> bool:
+    return any(map(is_sharded, problem.module.parameters()))
