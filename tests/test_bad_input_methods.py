@@ -156,7 +156,7 @@ CONSISTENCY = {
     "PseudoLabel: threshold": refused("threshold", lambda: consistency.PseudoLabel(threshold="x")),
     "FixMatch: threshold": refused("threshold", lambda: consistency.FixMatch(threshold=1.5)),
     "Ramp: weight": refused("Ramp(weight=x)", lambda: consistency.Ramp(weight="x")),
-    "Ramp: end": refused("Ramp(end='x') is no number", lambda: consistency.Ramp(end="x")),
+    "Ramp: end": refused("Ramp(end='x') is not a number", lambda: consistency.Ramp(end="x")),
     "RampHook: problem": refused(
         "RampHook received problem=3", lambda: consistency.RampHook(3, consistency.Ramp())
     ),

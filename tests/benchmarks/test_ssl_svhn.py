@@ -71,7 +71,7 @@ def test_a_foreign_pool_and_learned_weights(run_script, tmp_path):
     [
         (("--method", "mixup"), "invalid choice"),
         (("--method", "vat", "--method", "vat"), "given twice"),
-        (("--foreign", "1.5"), "1.5 is no share"),
+        (("--foreign", "1.5"), "1.5 is not a share"),
         (("--weight", "-1"), "-1"),
         (("--foreign", "0.5", "--labels", "12"), "give a multiple of 5"),
     ],

@@ -208,5 +208,5 @@ def test_batches_that_do_not_fit_are_refused(kind, logits, labels, message):
 def test_a_beta_of_another_number_of_samples_is_refused(kind):
     with pytest.raises(LossError, match=r"beta of shape \(3,\) was given for 7 samples"):
         kind()(*random_batch(0), torch.rand(3))
-    with pytest.raises(ConfigurationError, match=r"beta=2\) is no share"):
+    with pytest.raises(ConfigurationError, match=r"beta=2\) is not a share"):
         kind()(*random_batch(0), 2)
