@@ -80,7 +80,7 @@ class FullyShardingProcesses(SeveralProcesses):
         if _is_sharded(lower):
             raise ConfigurationError(
                 f"check_hypergradient() was asked to differentiate problem {lower.name!r} twice, "
-                "which EngineConfig(strategy='fsdp') shards; check the same program in one process, "
+                "which EngineConfig(strategy='fsdp') shards; check the program in one process, "
                 "with strategy='default'."
             )
 
