@@ -484,7 +484,7 @@ def test_counts_are_saved() -> None:
     hook, other = NonFinite("skip"), NonFinite("skip")
     engine = single(problem(data=numbers(NAN)), steps=3, hooks=[hook])
     engine.run()
-    (saved,) = engine_to_plain(engine)["hooks"]
+    (saved,) = engine_to_plain(engine)[0]["hooks"]
     other.load_state_dict(from_plain(saved["state"]))
     assert other.skipped == {"chase": 3}
     assert other.state_dict() == hook.state_dict()

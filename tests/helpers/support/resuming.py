@@ -177,7 +177,7 @@ def end_workers(engine: Engine) -> None:
 
 def everything(engine: Engine) -> dict[str, Any]:
     """Return the whole state of a program, but for the name of its run."""
-    state = engine_to_plain(engine)
+    state, _ = engine_to_plain(engine)
     run = {k: v for k, v in state["run"].items() if k != "run"}
     # What a loop that is over has left lies about until the next one, and is not saved.
     for name, problem in state["problems"].items():

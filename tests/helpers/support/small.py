@@ -17,7 +17,11 @@ class Point(nn.Module):
     def __init__(self, *values: Any) -> None:
         super().__init__()
         (start, *_) = values
-        given = start.clone() if isinstance(start, Tensor) else torch.tensor(values).double()
+        given = (
+            start.clone()
+            if isinstance(start, Tensor)
+            else torch.tensor(values, dtype=torch.float64)
+        )
         self.w = nn.Parameter(given)
 
     def forward(self) -> Tensor:

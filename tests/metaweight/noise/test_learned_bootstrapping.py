@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from metaweight.problems.base.graph_node import GraphPosition
 from support.learners import batches, learner, network
 from torch import Tensor, nn
 
@@ -126,7 +127,7 @@ def test_ignored_labels_do_not_count():
     marked = y.clone()
     marked[::2] = -1
     classifier = BootstrappedClassifier("classifier", beta="trust", module=net)
-    classifier.position = type(classifier.position)(peers={"trust": LearnedTrust().double()})
+    classifier.place_in(GraphPosition(peers={"trust": LearnedTrust().double()}))
     torch.testing.assert_close(
         classifier.training_step((x, marked)),
         classifier.training_step((x[1::2], y[1::2])),

@@ -18,6 +18,7 @@ from metaweight import (
     ConfigurationError,
     Hypergradient,
     LastLayers,
+    LowerProblem,
     Product,
     SampledLayers,
     Status,
@@ -177,10 +178,10 @@ class Noting(Hypergradient):
 
     notes: Any
 
-    def vjp(self, problem: Any, vector: Any, upper_parameters: Any) -> Product:
-        chosen = list(problem.meta_trainable_parameters())
+    def vjp(self, lower: LowerProblem, vector: Any, upper_parameters: Any) -> Product:
+        chosen = lower.weights
         assert [v.shape for v in vector] == [p.shape for p in chosen]
-        everyone = list(problem.module.parameters())
+        everyone = lower.optimizer_step.trained
         self.notes.append([i for i, p in enumerate(everyone) if any(p is c for c in chosen)])
         return Product([torch.zeros_like(t) for t in upper_parameters], Status("Noting"))
 

@@ -191,7 +191,9 @@ def test_partial_parameters_are_the_only_ones_differentiated_through():
 
 
 def test_refuses_a_problem_that_declares_nothing():
-    with pytest.raises(ConfigurationError, match=r"'classifier' asks for the 'reweighting'.*Plain"):
+    with pytest.raises(
+        ConfigurationError, match=r"'classifier' asks for the 'reweighting'.*declares no"
+    ):
         program(Plain, config=Config(type="reweighting"))
 
 
