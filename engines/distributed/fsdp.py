@@ -80,8 +80,8 @@ class FullyShardingProcesses(SeveralProcesses):
         if _is_sharded(lower):
             raise ConfigurationError(
                 f"check_hypergradient() was asked to differentiate problem {lower.name!r} twice, "
-                "which EngineConfig(strategy='fsdp') shards; check the program in one process, "
-                "with strategy='default'."
+                "which EngineConfig(strategy='fsdp') shards; check the same program in one "
+                "process, with strategy='default'."
             )
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -97,6 +97,7 @@ def require_shardable(
             "has a start or optimizer settings that an upper problem learns, which are whole "
             "tensors; drop initial_parameters and learned_settings",
         )
+    _require_own_parameters(problem)
     if not sharded:
         for key, parameter in parameters:
             if parameter.ndim == 0 or not parameter.is_contiguous():
@@ -120,6 +121,17 @@ def _require_first_order(problem: Problem, problems: Sequence[Problem]) -> None:
         )
 
 
+def _require_own_parameters(problem: Problem) -> None:
+    groups = [] if problem.optimizer is None else problem.optimizer.param_groups
+    own = {id(p) for p in problem.module.parameters()}
+    if any(id(p) not in own for group in groups for p in group["params"]):
+        raise _refused(
+            problem.name,
+            f"has the optimizer {type(problem.optimizer).__name__} with parameters that are not "
+            "its module's; give it those that self.module.parameters() has now",
+        )
+
+
 def _require_optimizer(problem: Problem, mesh: DeviceMesh) -> None:
     optimizer = problem.optimizer
     if optimizer is None:
@@ -130,13 +142,6 @@ def _require_optimizer(problem: Problem, mesh: DeviceMesh) -> None:
             problem.name,
             f"has the optimizer {kind}, which has taken steps already: its state is of whole "
             "parameters; give a new one, and load earlier state by engine.load",
-        )
-    own = {id(p) for p in problem.module.parameters()}
-    if any(id(p) not in own for group in optimizer.param_groups for p in group["params"]):
-        raise _refused(
-            problem.name,
-            f"has the optimizer {kind} with parameters that are not its module's; give it those "
-            "of the module alone",
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         reason = "it keeps one state for all parameters"

@@ -1,7 +1,7 @@
 """Vector algebra on lists of tensors, one fused kernel per call.
 
 For a list of one tensor the ordinary operator is used, whose call is four times as fast. Tensors
-may be sharded over processes, all of a list or none; norms and inner products are then those of the
+may be sharded over processes; norms and inner products, of lists of such alone, are those of the
 whole.
 """
 
@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .shards import norm_over_shards, shards_of, sum_over_shards
+from .shards import is_sharded, norm_over_shards, shards_of, sum_over_shards
 
 
 def fill_none(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
@@ -36,8 +36,8 @@ def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
 
 def scale(vector: Sequence[Tensor], factor: Tensor | float) -> list[Tensor]:
     """Return ``factor * vector``, in the dtype of each entry; ``factor`` stays on the device."""
-    if len(vector) == 1:
-        return [vector[0] * factor]
+    if len(vector) == 1 or _is_mixed(vector):
+        return [t * factor for t in vector]
     return list(torch._foreach_mul(list(vector), cast(Tensor, factor)))
 
 
@@ -50,9 +50,14 @@ def divide(vector: Sequence[Tensor], divisor: Tensor | float) -> list[Tensor]:
 
 def add(left: Sequence[Tensor], right: Sequence[Tensor], alpha: float = 1.0) -> list[Tensor]:
     """``left + alpha * right``."""
-    if len(left) == 1:
-        return [torch.add(left[0], right[0], alpha=alpha)]
+    if len(left) == 1 or _is_mixed(left):
+        return [torch.add(a, b, alpha=alpha) for a, b in zip(left, right, strict=True)]
     return list(torch._foreach_add(list(left), list(right), alpha=alpha))
+
+
+def _is_mixed(vector: Sequence[Tensor]) -> bool:
+    """Whether some tensors are sharded and others not, which no fused kernel takes."""
+    return len({is_sharded(t) for t in vector}) > 1
 
 
 class Displacement:

@@ -51,7 +51,7 @@ def test_what_was_written_is_read(path: Path) -> None:
     assert not difference(STATE, state)
     assert manifest == read_manifest(path) == Manifest(3, "run", "acc", 0.5)
     assert set(manifest.versions) == {"metaweight", "torch", "python"}
-    assert path.read_bytes().startswith(b'metaweight checkpoint {"format": 1')
+    assert path.read_bytes().startswith(b'metaweight checkpoint {"format": 2')
 
 
 def test_nothing_else_is_left_beside_it(path: Path) -> None:

@@ -135,6 +135,9 @@ class Quadratic:
         frozen = () if graph else self.weights
         return Evaluation(self.weights, frozen=frozen, device=torch.device("cpu"), **settings)
 
+    def gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        return list(torch.autograd.grad(loss, inputs))
+
     def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return list(tensors)
 
