@@ -122,10 +122,9 @@ def _walked(value: Any, change: Any, at: str) -> Any:
 def _save(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     # Slow to import.
     from torch.distributed.checkpoint.api import CheckpointException  # noqa: PLC0415
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter  # noqa: PLC0415
     from torch.distributed.checkpoint.state_dict_saver import save  # noqa: PLC0415
 
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writer = _storage().HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
         save(dict(tensors), storage_writer=writer)
     # Not an Exception.
@@ -137,7 +136,6 @@ def _load(folder: Path, tensors: dict[str, Tensor]) -> None:
     # Slow to import.
     import torch.distributed as dist  # noqa: PLC0415
     from torch.distributed.checkpoint.api import CheckpointException  # noqa: PLC0415
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader  # noqa: PLC0415
     from torch.distributed.checkpoint.state_dict_loader import load  # noqa: PLC0415
 
     with warnings.catch_warnings():
@@ -146,11 +144,24 @@ def _load(folder: Path, tensors: dict[str, Tensor]) -> None:
         try:
             load(
                 dict(tensors),
-                storage_reader=HuggingFaceStorageReader(str(folder)),
+                storage_reader=_storage().HuggingFaceStorageReader(str(folder)),
                 no_dist=not dist.is_initialized(),
             )
         except CheckpointException as error:
             raise RuntimeError(_reason(error)) from error
+
+
+def _storage() -> Any:
+    try:
+        # Slow to import.
+        import safetensors  # noqa: F401, PLC0415
+        from torch.distributed.checkpoint import hf_storage  # noqa: PLC0415
+    except ImportError as error:
+        raise RuntimeError(
+            f"{error}: they are written by torch.distributed.checkpoint in its safetensors "
+            "format, which needs pip install 'metaweight[fsdp]' and a torch that has it"
+        ) from error
+    return hf_storage
 
 
 def _names(folder: Path, pattern: str) -> list[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from metaweight.problems import ConfigurationError, Problem
-from metaweight.problems.base.shards import is_sharded
+from metaweight.problems.base.shards import as_sharded_as, is_sharded
 from metaweight.problems.step.lower_view import lower_view
 from metaweight.problems.unrolling import owns_settings, owns_start, twin_of
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -137,7 +138,8 @@ def _require_optimizer(problem: Problem, mesh: DeviceMesh) -> None:
     if optimizer is None:
         return
     kind = type(optimizer).__name__
-    if optimizer.state:
+    # Some, such as Adagrad, have state before their first step.
+    if any(float(entries.get("step", 1)) for entries in optimizer.state.values()):
         raise _refused(
             problem.name,
             f"has the optimizer {kind}, which has taken steps already: its state is of whole "
@@ -157,14 +159,19 @@ def _require_optimizer(problem: Problem, mesh: DeviceMesh) -> None:
 
 def _why_not_sharded(optimizer: torch.optim.Optimizer, mesh: DeviceMesh) -> str:
     """Return what goes wrong when the optimizer updates a small sharded parameter, if anything."""
-    dimensions = {p.dim(): group for group in optimizer.param_groups for p in group["params"]}
-    for dim, group in dimensions.items():
+    owners = {p.dim(): (group, p) for group in optimizer.param_groups for p in group["params"]}
+    for dim, (group, owner) in owners.items():
         small = torch.ones((mesh.size(), *[2] * (dim - 1)), device=mesh.device_type)
         parameter = nn.Parameter(distribute_tensor(small, mesh, [Shard(0)]))
         parameter.grad = distribute_tensor(small, mesh, [Shard(0)])
         twin = twin_of(optimizer)
         twin.param_groups = [{**group, "params": [parameter]}]
         twin.state = type(optimizer.state)(dict)
+        if owner in optimizer.state:
+            twin.state[parameter] = {
+                key: torch.zeros_like(parameter) if _is_like(value, owner) else _copied(value)
+                for key, value in optimizer.state[owner].items()
+            }
         try:
             type(optimizer).step(twin)
         except Exception as error:
@@ -190,8 +197,29 @@ def shard_problem(problem: Problem, modules: Sequence[nn.Module], mesh: DeviceMe
         ) from error
     after = dict(problem.module.named_parameters(remove_duplicate=False))
     shards = {before[name]: parameter for name, parameter in after.items()}
-    for group in [] if problem.optimizer is None else problem.optimizer.param_groups:
+    if problem.optimizer is not None:
+        _hand_over(problem.optimizer, shards)
+
+
+def _hand_over(optimizer: torch.optim.Optimizer, shards: Mapping[Tensor, Tensor]) -> None:
+    """Let an optimizer go on with other parameters in the place of those it has."""
+    for group in optimizer.param_groups:
         group["params"][:] = [shards[p] for p in group["params"]]
+    for parameter, shard in shards.items():
+        entries = optimizer.state.pop(parameter, None)
+        if entries is not None:
+            optimizer.state[shard] = {
+                key: as_sharded_as(value, shard) if _is_like(value, shard) else value
+                for key, value in entries.items()
+            }
+
+
+def _is_like(value: Any, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _refused(name: str, why: str) -> ConfigurationError:

@@ -42,6 +42,12 @@ METHODS: dict[str, Any] = {
     "zero order": ZeroOrder(samples=2),
 }
 DECLARED = ("reweighting", "reweighting one-sided", "penalty", "bome")
+# At their usual strength these magnify rounding in single precision a thousandfold.
+ROUNDING = {
+    "penalty": Penalty(strength=10.0, steps=3, lr=0.1),
+    "penalty, plain": Penalty(strength=10.0, steps=3, lr=0.1),
+    "bome": Penalty(strength=10.0, steps=3, lr=0.1, form="bome"),
+}
 CASES = {"once": (1, 0.0), "accumulated and clipped": (2, 0.3)}
 
 
@@ -134,7 +140,7 @@ def program(
     adam = torch.optim.Adam(top.parameters(), 0.05)
     judge = Judge("top", Config(**together), top, adam, train_data_loader=loaders[1])
     edges = {"u2l": {judge: [classifier]}, "l2u": {classifier: [judge]}}
-    iterations = 8 * accumulation * accumulation
+    iterations = 8 * accumulation
     given = {"train_iters": iterations, **strategy(world), **settings}
     return engine([judge, classifier], run_config(world, **given), edges, hooks=hooks)
 
@@ -170,8 +176,12 @@ def methods(rank: int, world: int, folder: Path) -> Any:
 
 @check
 def in_single_precision(rank: int, world: int, folder: Path) -> Any:
-    kinds = ("reweighting", "penalty", "sama")
-    return {kind: ran(program(kind, rank, world, dtype=torch.float32)) for kind in kinds}
+    single = torch.float32
+    kinds = [kind for kind in METHODS if kind not in ROUNDING]
+    found = {kind: ran(program(kind, rank, world, dtype=single)) for kind in kinds}
+    for kind, method in ROUNDING.items():
+        found[kind] = ran(program(kind, rank, world, dtype=single, config={"type": method}))
+    return found
 
 
 @check
@@ -343,8 +353,10 @@ def refused(rank: int, world: int, folder: Path) -> Any:
         return _told(lambda: program(kind, rank, world, **settings))
 
     found = {kind: told(kind) for kind in ("cg", "neumann", "nystrom")}
-    found["forward mode"] = told("f", config={"type": Reweighting(derivative="forward_mode")})
-    found["exact"] = told("e", config={"type": SAMA(preconditioner="exact")})
+    found["forward mode"] = told(
+        "reweighting", config={"type": Reweighting(derivative="forward_mode")}
+    )
+    found["exact"] = told("sama", config={"type": SAMA(preconditioner="exact")})
     found["adamax"] = told("sama", optimizer=lambda p: torch.optim.Adamax(p, 0.1))
     found["lbfgs"] = told("darts", optimizer=torch.optim.LBFGS)
     found["fp16"] = told("darts", config={"precision": "fp16"})
