@@ -15,6 +15,7 @@ import secrets
 import shutil
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def write_shards(processes: Processes, path: Path, tensors: Mapping[str, Tensor]
         own = f"shard-{processes.rank + 1:05d}-*.safetensors"
         names = [each for own in processes.gather(_names(folder, own)) for each in own]
         sums = processes.from_first(lambda: {each: sum_of(folder / each) for each in names})
-        processes.from_first(lambda: (sync_folder(folder), sync_folder(folder.parent)))
+        processes.from_first(partial(sync_folder, folder))
+        processes.from_first(partial(sync_folder, folder.parent))
     except (OSError, RuntimeError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise CheckpointError(

@@ -24,8 +24,8 @@ def fitted_state(module: nn.Module, optimizer: Any, state: Mapping[str, Any]) ->
     found = dict(state)
     named = dict(module.named_parameters(remove_duplicate=False))
     if isinstance(saved[0], Mapping):
-        fitted = {k: _fitted(v, named.get(k)) for k, v in saved[0].items()}
-        found["module"] = type(saved[0])(fitted)
+        kind: Any = type(saved[0])
+        found["module"] = kind({k: _fitted(v, named.get(k)) for k, v in saved[0].items()})
         if hasattr(saved[0], "_metadata"):
             found["module"]._metadata = saved[0]._metadata
     if isinstance(saved[1], Mapping) and isinstance(saved[1].get("state"), Mapping):
