@@ -42,8 +42,10 @@ METHODS: dict[str, Any] = {
     "zero order": ZeroOrder(samples=2),
 }
 DECLARED = ("reweighting", "reweighting one-sided", "penalty", "bome")
-# At their usual strength these magnify rounding in single precision a thousandfold.
+# At their usual settings these divide by small displacements, which magnifies rounding in single
+# precision a thousandfold.
 ROUNDING = {
+    "reweighting one-sided": Reweighting(derivative="one_sided", alpha=0.01),
     "penalty": Penalty(strength=10.0, steps=3, lr=0.1),
     "penalty, plain": Penalty(strength=10.0, steps=3, lr=0.1),
     "bome": Penalty(strength=10.0, steps=3, lr=0.1, form="bome"),
