@@ -8,6 +8,7 @@ imported it. ``bash .ci/run`` runs scripts as processes.
 from __future__ import annotations
 
 import hashlib
+import logging
 import multiprocessing
 import pickle
 import runpy
@@ -41,11 +42,12 @@ Script = Callable[..., Done]
 
 
 @pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """Scripts set how many threads they take."""
-    before = torch.get_num_threads()
+def process_as_before() -> Iterator[None]:
+    """Scripts set how many threads they take, and what is logged."""
+    threads, disabled = torch.get_num_threads(), logging.root.manager.disable
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
+    logging.disable(disabled)
 
 
 @pytest.fixture
