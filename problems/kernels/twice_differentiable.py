@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from .batch_norm import batch_norm
-from .bilinear import DIMENSIONS, convolution, linear
 from .compilation import uncompiled
+from .convolution import DIMENSIONS, convolution
 from .substitution import left_to_torch
 from .torch_internals import (
     FOLLOWS_NO_GRAD,
@@ -28,18 +28,18 @@ from .torch_internals import (
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """A mode in which batch norm, convolutions and linear maps are differentiated twice faster.
+    """A mode in which batch norm and convolutions are differentiated twice faster.
 
     Values and derivatives are torch's. :mod:`.batch_norm` has second derivatives in few passes;
-    :mod:`.bilinear` need not compute gradients that are never read (:meth:`values_unread`). Under
-    autocast, for complex numbers, and in the cases of :mod:`.substitution`, torch's own functions
-    are used; so they are where torch lacks the operations ours are made of.
+    :mod:`.convolution` need not compute gradients that are never read (:meth:`values_unread`).
+    Under autocast, for complex numbers, and in the cases of :mod:`.substitution`, torch's own
+    functions are used; so they are where torch lacks the operations ours are made of.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._unread: frozenset[int] = frozenset()
-        self._instead: dict[Any, Any] = {F.linear: partial(linear, self._is_unread)}
+        self._instead: dict[Any, Any] = {}
         if has_operations("native_batch_norm", "native_batch_norm_backward"):
             self._instead[F.batch_norm] = batch_norm
         if has_operations("convolution", "convolution_backward"):

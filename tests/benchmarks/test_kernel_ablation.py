@@ -1,0 +1,54 @@
+"""The ablation of kernels: every variant is measured, and all compute the same hypergradient."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from metaweight.problems.kernels.twice_differentiable import differentiable_twice
+from torch import Tensor
+from torch.nn import functional as F
+
+VARIANTS = ["nothing", "batch_norm", "convolution", "all of them"]
+
+
+def test_every_variant_is_measured_and_all_agree(run_script: Any, tmp_path: Path) -> None:
+    run = run_script("kernel_ablation.py", "--quick", "--threads", "1", "--out", "here")
+    assert run.returncode == 0, run.stderr
+    found = json.loads((tmp_path / "here" / "kernel_ablation.json").read_text())
+    cases: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in found["time"]:
+        cases.setdefault((row["task"], row["product"], row["k"]), []).append(row)
+    assert {task for task, _, _ in cases} == {"resnet32"}
+    assert {product for _, product, _ in cases} == {"exact", "forward_over_reverse", "neumann"}
+    for rows in cases.values():
+        assert [row["without"] for row in rows] == VARIANTS
+        assert rows[0]["times all"] == 1
+        # Rounding in single precision: a few 1e-7 for one step or two.
+        assert all(row["s"] > 0 and row["difference"] < 1e-4 for row in rows)
+    assert [row["without"] for row in found["memory"]] == VARIANTS
+    assert all(row["own MiB"] > 0 for row in found["memory"])
+    assert "| resnet32 | exact | 1 | batch_norm |" in run.stdout
+
+
+@pytest.mark.parametrize("left_out", VARIANTS)
+def test_what_is_left_out_is_computed_by_torch(benchmark_modules: None, left_out: str) -> None:
+    variants = importlib.import_module("kernel_variants")
+    images, filters = torch.randn(2, 3, 4, 4), torch.randn(3, 3, 1, 1, requires_grad=True)
+
+    def computed() -> dict[str, Tensor]:
+        return {
+            "batch_norm": F.batch_norm(images, None, None, filters[:, 0, 0, 0], training=True),
+            "convolution": torch.conv2d(images, filters),
+        }
+
+    with variants.without(variants.LEFT_OUT[left_out]), differentiable_twice():
+        found = computed()
+    nodes = {name: type(output.grad_fn) for name, output in found.items()}
+    of_torch = {name: type(output.grad_fn) for name, output in computed().items()}
+    same = {name for name, node in nodes.items() if node is of_torch[name]}
+    assert same == set(variants.LEFT_OUT[left_out])
