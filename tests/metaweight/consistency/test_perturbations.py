@@ -56,9 +56,9 @@ def test_every_image_has_its_own_draws() -> None:
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: GaussianNoise(-1.0), ConfigurationError, "no deviation"),
+        (lambda: GaussianNoise(-1.0), ConfigurationError, "not a deviation"),
         (lambda: CropFlip(-1), ConfigurationError, "below 0"),
-        (lambda: Affine(-0.1), ConfigurationError, "no deviation"),
+        (lambda: Affine(-0.1), ConfigurationError, "not a deviation"),
         (lambda: Affine()(torch.zeros(3, 4)), DataError, "Affine received"),
         (lambda: Cutout(0), ConfigurationError, "covers nothing"),
         (lambda: Erasing(1.0), ConfigurationError, "leaves nothing"),
