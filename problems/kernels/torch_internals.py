@@ -43,7 +43,11 @@ def transforms_may_be_active() -> bool:
 
 def saved_tensors_may_have_hooks() -> bool:
     """Return whether hooks on saved tensors are active; ``True`` where torch does not tell."""
-    return _saved_tensor_hooks is None or _saved_tensor_hooks(True) is not None
+    try:
+        return _saved_tensor_hooks is None or _saved_tensor_hooks(True) is not None
+    except TypeError:
+        # A torch that takes other arguments.
+        return True
 
 
 def switches_grad(function: Any) -> bool:
