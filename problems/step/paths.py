@@ -9,8 +9,9 @@ from itertools import pairwise
 from torch import Tensor
 
 from ..base import vectors
-from ..base.errors import LossError
+from ..base.errors import HypergradientError, LossError
 from ..base.reduction import Reduction
+from ..hypergradients.base import Hypergradient, Product
 from ..hypergradients.value import ValueHypergradient
 from ..problem import Problem
 from .lower_view import lower_view
@@ -67,8 +68,8 @@ def _through_paths(
                     own if above is problem else list(above.meta_trainable_parameters())
                 )
                 method = lower.step_state.auditor or lower.hypergradient
-                vector, status = method.vjp(lower_view(lower), vector, upper_parameters)
-                lower.step_state.note_status(status)
+                product = method.vjp(lower_view(lower), vector, upper_parameters)
+                vector = _noted(lower, method, product, upper_parameters)
         problem.step_state.note_term(" -> ".join(lower.name for lower in path[1:-1]), vector)
         total = [v if t is None else t + v for t, v in zip(total, vector, strict=True)]
     return total
@@ -114,9 +115,42 @@ def _estimate(
     algorithm = lower.hypergradient
     assert isinstance(algorithm, ValueHypergradient) and again is not None
     value: Callable[[], Tensor] = again if direct else again.holding(own)
-    found, status = algorithm.estimate(lower_view(lower), value, own)
-    lower.step_state.note_status(status)
-    return found
+    return _noted(lower, algorithm, algorithm.estimate(lower_view(lower), value, own), own)
+
+
+def _noted(
+    lower: Problem, method: Hypergradient, product: object, upper_parameters: Sequence[Tensor]
+) -> list[Tensor]:
+    """Note how a product was found, and return its values.
+
+    Raises:
+        HypergradientError: For anything but a product with one tensor for each upper parameter, of
+            its shape.
+    """
+    if isinstance(product, Product):
+        values = list(product.values)
+        same = len(values) == len(upper_parameters)
+        if same and all(map(_fits, values, upper_parameters)):
+            lower.step_state.note_status(product.status)
+            return values
+        returned = f"a Product of {_shapes(values)}"
+    else:
+        returned = type(product).__name__
+    raise HypergradientError(
+        f"{type(method).__name__} of problem {lower.name!r} returned {returned}; return "
+        f"Product(values, Status(...)) with one tensor for each upper parameter, of its shape: "
+        f"{_shapes(upper_parameters)}. Parameters are as they were."
+    )
+
+
+def _fits(value: object, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape
+
+
+def _shapes(values: Sequence[object]) -> str:
+    """Return the shapes of tensors, and the kinds of what are none, in words."""
+    known = [str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in values]
+    return f"shapes {', '.join(known)}" if known else "nothing"
 
 
 def require_used(problem: Problem, gradients: Sequence[Tensor | None]) -> None:
