@@ -75,7 +75,7 @@ def require_shardable(
             raise _refused(
                 name,
                 "is sharded already, and is now to stay whole, as problems with hypergradients "
-                "of their own do; make its module and optimizer anew",
+                "of their own do; make a new module and optimizer",
             )
         return
     _require_first_order(problem, problems)
