@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from support.fork_server import context
 from torchvision.datasets import CIFAR10
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -54,8 +55,7 @@ def process_as_before() -> Iterator[None]:
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fork from a server what would be spawned."""
     get_context = multiprocessing.get_context
-    server: Any = get_context("forkserver")
-    server.set_forkserver_preload(["metaweight.weighting", "torch._dynamo"])
+    server = context()
 
     def instead(method: str | None = None) -> Any:
         return server if method == "spawn" else get_context(method)

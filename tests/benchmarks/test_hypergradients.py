@@ -37,53 +37,71 @@ def by_method(found: dict) -> dict[str, dict]:
     return {f"{row['library']}: {row['method']}": row for row in found["rows"]}
 
 
+@pytest.mark.slow
 def test_small_tasks_are_measured_and_written(run_script, tmp_path):
     tasks = ("quadratic", "ridge", "logistic")
-    asked = [word for task in tasks for word in ("--task", task)]
-    done = run_script(SCRIPT, "--quick", *asked, "--out", "here")
-    assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "here" / "hypergradients.json").read_text())
+    report, table = measured(run_script, tmp_path, *tasks)
     assert tuple(report) == tasks
-    assert (tmp_path / "here" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    table = (tmp_path / "here" / "hypergradients.md").read_text()
     for task, found in report.items():
-        rows = by_method(found)
-        ours = [row for row in rows.values() if row["library"] == "metaweight"]
-        assert all(row["failed"] is None and row["ms"] > 0 for row in ours)
-        assert all(row["error fp64"] is not None for row in ours)
+        check_rows(found)
         assert f"### {task}" in table
-        assert set(found["curves"]) >= {"metaweight: Neumann", "metaweight: ConjugateGradient"}
-        # The identity for the inverse Hessian is far off, but points upwards.
-        assert rows["metaweight: FiniteDifference"]["error fp64"] > 0.5
-        assert 0.3 < rows["metaweight: FiniteDifference"]["cosine fp32"] < 0.9
     quadratic, ridge, logistic = (by_method(report[task]) for task in tasks)
     # A sketch of full rank is a dense solve, up to its damping of 1e-6 of the least eigenvalue.
     # Single precision costs up to the condition number, 1e4 and 84, times 1e-7.
     assert quadratic["metaweight: Nystrom"]["error fp64"] < 2e-6
     assert quadratic["metaweight: Nystrom"]["error fp32"] < 1e-2
-    assert ridge["metaweight: Nystrom"]["error fp64"] < 2e-6
-    # 50 steps solve 30 equations; for logistic 2 exp(-2 · 50 / √25) is 4e-9.
-    assert ridge["metaweight: ConjugateGradient"]["error fp64"] < 1e-10
+    # For logistic 2 exp(-2 · 50 / √25) is 4e-9.
     assert logistic["metaweight: ConjugateGradient"]["error fp64"] < 1e-7
-    for rows in (ridge, logistic):
-        assert rows["metaweight: ConjugateGradient"]["error fp32"] < 1e-4
+    assert logistic["metaweight: ConjugateGradient"]["error fp32"] < 1e-4
+    check_ridge(ridge)
 
 
-def test_a_broken_peer_has_a_row_with_its_error(run_script, tmp_path, monkeypatch):
+def test_ridge_is_measured_and_a_broken_peer_has_a_row_with_its_error(
+    run_script, tmp_path, monkeypatch
+):
     (tmp_path / "stub" / "higher").mkdir(parents=True)
     (tmp_path / "stub" / "higher" / "__init__.py").write_text(
         'raise ImportError("torn apart\\nsecond line")\n'
     )
     monkeypatch.syspath_prepend(str(tmp_path / "stub"))
-    done = run_script(SCRIPT, "--quick", "--task", "ridge", "--out", "here")
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "here" / "hypergradients.json").read_text())["ridge"]
-    rows = by_method(found)
+    report, table = measured(run_script, tmp_path, "ridge")
+    found, rows = report["ridge"], by_method(report["ridge"])
+    check_rows(found)
+    check_ridge(rows)
     assert rows["higher: unroll"]["failed"] == "ImportError: torn apart"
     assert rows["higher: unroll"]["ms"] is None
     assert "higher: unroll" not in found["curves"]
-    assert rows["metaweight: Neumann"]["failed"] is None
-    assert "ImportError: torn apart" in (tmp_path / "here" / "hypergradients.md").read_text()
+    assert "ImportError: torn apart" in table
+
+
+def measured(run_script, folder: Path, *tasks: str) -> tuple[dict, str]:
+    """Return the report on some tasks and the tables that it leaves beside the figure."""
+    asked = [word for task in tasks for word in ("--task", task)]
+    done = run_script(SCRIPT, "--quick", *asked, "--out", "here")
+    assert done.returncode == 0, done.stderr
+    out = folder / "here"
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    return json.loads((out / "hypergradients.json").read_text()), (
+        out / "hypergradients.md"
+    ).read_text()
+
+
+def check_rows(found: dict) -> None:
+    rows = by_method(found)
+    ours = [row for row in rows.values() if row["library"] == "metaweight"]
+    assert all(row["failed"] is None and row["ms"] > 0 for row in ours)
+    assert all(row["error fp64"] is not None for row in ours)
+    assert set(found["curves"]) >= {"metaweight: Neumann", "metaweight: ConjugateGradient"}
+    # The identity for the inverse Hessian is far off, but points upwards.
+    assert rows["metaweight: FiniteDifference"]["error fp64"] > 0.5
+    assert 0.3 < rows["metaweight: FiniteDifference"]["cosine fp32"] < 0.9
+
+
+def check_ridge(rows: dict[str, dict]) -> None:
+    assert rows["metaweight: Nystrom"]["error fp64"] < 2e-6
+    # 50 steps solve 30 equations.
+    assert rows["metaweight: ConjugateGradient"]["error fp64"] < 1e-10
+    assert rows["metaweight: ConjugateGradient"]["error fp32"] < 1e-4
 
 
 @pytest.mark.slow

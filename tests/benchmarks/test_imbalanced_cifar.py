@@ -159,7 +159,14 @@ def test_class_balanced_counts_the_labels_as_given(benchmark_modules):
     assert float(value) == pytest.approx((0.5 * losses[0] + 1.5 * losses[1]) / 2, rel=1e-3)
 
 
-@pytest.mark.parametrize("method", ["class-balanced+meta", "meta-weight-net", "class-aware+meta"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "class-balanced+meta",
+        pytest.param("meta-weight-net", marks=pytest.mark.slow),
+        "class-aware+meta",
+    ],
+)
 def test_runs_on_cifar_in_the_official_layout(
     benchmark_modules, tiny_cifar10, capsys, monkeypatch, method
 ):

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 VARIANTS = ["nothing", "batch_norm", "convolution", "all of them"]
 
 
+@pytest.mark.slow
 def test_every_variant_is_measured_and_all_agree(run_script: Any, tmp_path: Path) -> None:
     run = run_script("kernel_ablation.py", "--quick", "--threads", "1", "--out", "here")
     assert run.returncode == 0, run.stderr

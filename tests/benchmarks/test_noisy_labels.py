@@ -189,7 +189,10 @@ def test_options_change_the_protocol(benchmark_modules, capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
-        "--method prune --network resnet18 --per-class 5 --constant-lr",
+        pytest.param(
+            "--method prune --network resnet18 --per-class 5 --constant-lr",
+            marks=pytest.mark.slow,
+        ),
         "--method ensemble-reweight --method mixup --method ocl --method ema",
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 
+@pytest.mark.slow
 def test_one_and_two_processes_are_timed_and_written(run_script: Any, tmp_path: Path) -> None:
     arguments = ("--workload", "mlp", "--batch", "8", "--steps", "2", "--rounds", "1")
     run = run_script("scaling.py", *arguments, "--out", str(tmp_path / "out"))

@@ -86,6 +86,7 @@ def test_workloads_have_titles_of_their_own() -> None:
     assert workload.with_effort(None, 2).threads == 2
 
 
+@pytest.mark.slow
 def test_toy_workload_is_measured_and_written(run_script: Script, tmp_path: Any) -> None:
     run = run_script("speed.py", "--workload", "toy", "--rounds", "2", "--out", "here")
     assert run.returncode == 0, run.stderr
@@ -104,6 +105,7 @@ def test_toy_workload_is_measured_and_written(run_script: Script, tmp_path: Any)
     assert (tmp_path / "here" / "speed.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_growth_is_measured_and_written(run_script: Script, tmp_path: Any) -> None:
     run = run_script("speed.py", "--grow", "levels", "--rounds", "2", "--out", "here")
     assert run.returncode == 0, run.stderr

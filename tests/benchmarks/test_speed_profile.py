@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("betty")
 
 
+@pytest.mark.slow
 def test_profile_is_written(run_script: Any, tmp_path: Any) -> None:
     run = run_script("speed_profile.py", "--rounds", "1", "--batch-size", "2", "--out", "here")
     assert run.returncode == 0, run.stderr

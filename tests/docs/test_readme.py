@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+from support.fork_server import start_code
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -26,15 +25,8 @@ def test_the_example_has_fifteen_lines_as_its_heading_says() -> None:
 
 
 def test_the_example_runs_when_pasted(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", example()],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    strict = "import warnings\nwarnings.simplefilter('error')\n"
+    done = start_code(strict + example(), cwd=tmp_path).wait()
     assert done.returncode == 0, done.stderr
     weights = [float(w) for w in re.findall(r"[01]\.\d+", done.stdout.partition(":")[2])]
     assert len(weights) == 7

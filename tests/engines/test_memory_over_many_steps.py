@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.fork_server import start_module
 from support.long_runs import PROGRAMS, Leak, observed
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
@@ -33,16 +31,9 @@ def growth(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 def in_a_child(kind: str, place: Path, at: list[int]) -> list[dict[str, Any]]:
     """Return what a program of a process of its own holds: threads of other tests make objects."""
-    helpers = Path(__file__).parents[1] / "helpers"
-    script = str(helpers / "support" / "long_runs.py")
-    found = subprocess.run(
-        [sys.executable, script, kind, str(place), *map(str, at)],
-        env={**os.environ, "PYTHONPATH": str(helpers)},
-        stdout=subprocess.PIPE,
-        timeout=1800,
-        check=True,
-    )
-    holdings: list[dict[str, Any]] = json.loads(found.stdout)
+    done = start_module("support.long_runs", kind, str(place), *map(str, at)).wait(1800)
+    assert done.returncode == 0, done.stderr
+    holdings: list[dict[str, Any]] = json.loads(done.stdout)
     return holdings
 
 

@@ -7,8 +7,6 @@ import hashlib
 import os
 import pickle
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from metaweight.engines.checkpoint.file import (
     read_manifest,
     write_checkpoint,
 )
+from support.fork_server import start_code
 from support.resuming import difference, everything, seed_all, two_levels
 
 from metaweight import CheckpointError, MetaweightError
@@ -241,9 +240,8 @@ except CheckpointError as error:
 @pytest.mark.skipif(os.name == "nt", reason="limits of files are Unix")
 def test_a_real_limit_of_the_system_is_met_in_the_same_way(path: Path) -> None:
     before = path.read_bytes()
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, check=True
-    )
+    done = start_code(LIMITED, str(path)).wait()
+    assert done.returncode == 0, done.stderr
     assert "could not be written: file too large" in done.stdout
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == ["state.ckpt"]

@@ -14,7 +14,7 @@ from metaweight.engines.distributed.process_group import FROM_TORCHRUN
 from support import process_checks
 from support.checks import RESULTS
 from support.once import once
-from support.shared_out import TYPES, program
+from support.shared_out import program
 from support.small import problem
 from support.two_processes import CLOSE, HELPERS, SECONDS, free_port, same, torchrun
 
@@ -23,11 +23,10 @@ from metaweight import CheckpointError, ConfigurationError, Engine, EngineConfig
 
 @pytest.fixture(scope="module")
 def methods_alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return process_checks.methods(0, 1, tmp_path_factory.mktemp("one"))
+    return once(tmp_path_factory, "alone", lambda folder: process_checks.methods(0, 1, folder))
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize(("kind", "accumulation"), [case[:2] for case in process_checks.CASES])
 def test_two_processes_end_where_one_does(
     kind: str, accumulation: int, together: list[dict[str, Any]], methods_alone: Any
 ) -> None:

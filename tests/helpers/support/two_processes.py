@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from .fork_server import start_module
+
 HELPERS = Path(__file__).parents[1]
 SECONDS = 180
 
@@ -41,21 +43,13 @@ def found_together(
 ) -> list[dict[str, Any]]:
     """What each process found in a module's checks: all of them, or those named."""
     port = free_port()
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-m", module, str(folder), *names],
-            env={**os.environ, **place_of(rank, port, world), "PYTHONPATH": str(HELPERS)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    started = [
+        start_module(module, str(folder), *names, env={**os.environ, **place_of(rank, port, world)})
         for rank in range(world)
     ]
-    try:
-        said = [process.communicate(timeout=SECONDS)[1] for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [process.returncode for process in both] == [0] * world, "\n".join(said)
+    ended = [each.wait(SECONDS) for each in started]
+    said = "\n".join(each.stderr for each in ended)
+    assert [each.returncode for each in ended] == [0] * world, said
     return [torch.load(folder / f"found_{rank}.pt", weights_only=True) for rank in range(world)]
 
 
