@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.fork_server import Done, start_module
 
 from metaweight import Config, Engine, EngineConfig, ImplicitProblem, Problem, Unroll
 from metaweight.betty import SERVED, install, main, serve
@@ -255,16 +256,9 @@ def test_installing_twice_is_installing_once(monkeypatch: pytest.MonkeyPatch) ->
     assert sys.meta_path == finders
 
 
-def shell(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def shell(*command: str, folder: Path) -> Done:
     """Run ``python -m metaweight.betty`` with ``command`` in ``folder``."""
-    return subprocess.run(
-        [sys.executable, "-m", "metaweight.betty", *command],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return start_module("metaweight.betty", *command, cwd=folder).wait()
 
 
 PROGRAM = """
@@ -332,7 +326,10 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_program_runs_as_python_would_run_it(project: Path) -> None:
-    done = shell("sub/program.py", "--lr", "0.1", "-m", folder=project)
+    asked = ("-m", "metaweight.betty", "sub/program.py", "--lr", "0.1", "-m")
+    done = subprocess.run(
+        [sys.executable, *asked], cwd=project, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (7, "arguments: --lr 0.1 -m\n"), done.stderr
 
 

@@ -9,10 +9,8 @@ archive layout, made small.
 from __future__ import annotations
 
 import math
-import os
 import pickle
 import runpy
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -22,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.fork_server import start_module
 
 from metaweight.betty import serve
 
@@ -343,15 +342,8 @@ def test_tutorial_runs_under_either_librarys_names(
 
 def test_tutorial_runs_through_the_door(beside: Path, archive: Path) -> None:
     write_program(beside, "betty")
-    done = subprocess.run(
-        [sys.executable, "-m", "metaweight.betty", "main.py", "--data_root", archive, *ARGUMENTS],
-        cwd=beside,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    asked = ("main.py", "--data_root", str(archive), *ARGUMENTS)
+    done = start_module("metaweight.betty", *asked, cwd=beside).wait()
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1]
     assert last.startswith("IF 2 || Best Acc.: ")

@@ -13,10 +13,11 @@ import torch
 from metaweight.engines.distributed.process_group import FROM_TORCHRUN
 from support import process_checks
 from support.checks import RESULTS
+from support.fork_server import start_module
 from support.once import once
 from support.shared_out import program
 from support.small import problem
-from support.two_processes import CLOSE, HELPERS, SECONDS, free_port, same, torchrun
+from support.two_processes import CLOSE, SECONDS, free_port, same
 
 from metaweight import CheckpointError, ConfigurationError, Engine, EngineConfig
 
@@ -184,46 +185,12 @@ def test_each_process_keeps_a_part_of_the_state_and_saves_all(
         torch.testing.assert_close(found["states_kept"][1], whole, **CLOSE)
 
 
-LAUNCHED = """
-import os, signal, sys, torch
-from pathlib import Path
-sys.path.insert(0, {helpers!r})
-torch.set_num_threads(1)
-from support.process_checks import parameters, saving
-from support.shared_out import program
-from metaweight import Hook
-
-folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
-
-class Killed(Hook):
-    only_shows = True
-
-    def iteration_end(self, engine):
-        mark = folder / "killed"
-        if rank == 1 and engine.global_step == 5 and not mark.exists():
-            mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-class Fails(Hook):
-    def iteration_end(self, engine):
-        if rank == 1 and engine.global_step == 2:
-            raise RuntimeError("broken on purpose")
-
-engine = saving(rank, 2, folder / "run", 7, every=2, hooks=[Killed()])
-engine.run(resume="auto")
-torch.save(parameters(engine), folder / f"end_{{rank}}.pt")
-program("darts", rank, 2, hooks=[Fails()], train_iters=1000, strategy="distributed").run()
-"""
-
-
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What became of two processes of which one is killed, started again, and then fails."""
 
     def start(folder: Path) -> dict[str, Any]:
-        script = folder / "launched.py"
-        script.write_text(LAUNCHED.format(helpers=str(HELPERS)))
-        ended = torchrun(script, str(folder), restarts=1)
+        ended = start_module("support.restarted", str(folder), str(free_port())).wait()
         assert (folder / "killed").exists(), ended.stderr
         ends = [torch.load(folder / f"end_{rank}.pt", weights_only=True) for rank in range(2)]
         return {"code": ended.returncode, "said": ended.stderr, "ends": ends}

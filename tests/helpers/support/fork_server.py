@@ -95,6 +95,8 @@ def _child(
         os.dup2(file, descriptor)
         os.close(file)
     os.setsid()
+    # Workers of loaders are started as they are in a new process, not by a server of their own.
+    multiprocessing.set_start_method(None, force=True)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
@@ -103,9 +105,10 @@ def _child(
 
 def _run_module(name: str, arguments: tuple[str, ...]) -> None:
     sys.argv = [name, *arguments]
+    sys.path.insert(0, os.getcwd())
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
 def _run_code(source: str, arguments: tuple[str, ...]) -> None:
     sys.argv = ["-c", *arguments]
-    exec(compile(source, "<string>", "exec"), {"__name__": "__main__"})  # noqa: S102
+    exec(compile(source, "<string>", "exec"), {"__name__": "__main__"})

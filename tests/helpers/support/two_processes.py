@@ -53,12 +53,6 @@ def found_together(
     return [torch.load(folder / f"found_{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def torchrun(script: Path, *arguments: str, restarts: int = 0) -> Any:
-    """Start two processes and wait for them."""
-    launcher = ["torch.distributed.run", "--nproc-per-node=2", f"--max-restarts={restarts}"]
-    return launched([*launcher, f"--master-port={free_port()}"], script, *arguments)
-
-
 def launched(launcher: list[str], script: Path, *arguments: str) -> Any:
     """Run a script in two processes and wait for them."""
     return subprocess.run(
