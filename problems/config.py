@@ -183,7 +183,7 @@ def _require_type(value: object) -> None:
         return
     if isinstance(value, str) and (value in HYPERGRADIENT_NAMES or value in registered()):
         return
-    names = ", ".join(repr(name) for name in HYPERGRADIENT_NAMES)
+    names = ", ".join(repr(name) for name in (*HYPERGRADIENT_NAMES, *sorted(registered())))
     if isinstance(value, type) and issubclass(value, Hypergradient):
         raise ConfigurationError(
             f"Config(type={value.__name__}) received the class; instantiate it: "

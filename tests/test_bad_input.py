@@ -277,15 +277,15 @@ BUILDING = {
         lambda: [Chase("a", None, p := Point(0.0), sgd(p))],
     ),
     "loader: empty list": refused(
-        DataError, "Loader 0 of problem 'a', a list … no batches … give it data", data=[]
+        DataError, "Loader 0 of problem 'a', of type list … no batches … give it data", data=[]
     ),
     "loader: shorter than a batch": refused(
         DataError,
-        "'a', a DataLoader … drop_last=True",
+        "'a', of type DataLoader … drop_last=True",
         data=DataLoader(TensorDataset(torch.ones(3, 1)), 4, drop_last=True),
     ),
     "loader: spent generator": refused(
-        DataError, "'a', a generator … read to its end", data=spent()
+        DataError, "'a', of type generator … read to its end", data=spent()
     ),
     "training step: none": refused(GraphError, "'a' has no loss … training_step", cls=NoLoss),
     "configured: module": configured(

@@ -143,9 +143,9 @@ FEEDING = {
     "inputs: of another type": user(
         RuntimeError, f"dtype … {on('[0] float64 (4, 3)')}", (INPUTS.double(), LABELS)
     ),
-    "batch: number": user(TypeError, f"int … {on('a int without tensors')}", 7),
-    "batch: text": user(TypeError, f"str … {on('a str without tensors')}", "xy"),
-    "batch: None": user(TypeError, f"NoneType … {on('a NoneType without tensors')}", None),
+    "batch: number": user(TypeError, f"int … {on('type int without tensors')}", 7),
+    "batch: text": user(TypeError, f"str … {on('type str without tensors')}", "xy"),
+    "batch: None": user(TypeError, f"NoneType … {on('type NoneType without tensors')}", None),
     "batch: no pair": user(ValueError, f"too many values … {on('batch float32 (4, 3)')}", INPUTS),
     "batch: empty": user(
         DataError,

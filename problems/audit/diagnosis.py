@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -56,7 +57,13 @@ def judged(
 def _numerical(
     case: Case, converged: Agreement, references: References, tolerance: float
 ) -> Iterator[str]:
-    if not references.repeatable:
+    if math.isnan(converged.cosine):
+        yield (
+            f"{case.method} returned numbers that are not finite, or its reference in double "
+            "precision did: look for overflow or a division by zero in the losses, and for a "
+            "series that diverges."
+        )
+    elif not references.repeatable:
         yield (
             f"The loss of problem {case.problem!r} changes when it is computed again with "
             "the same random state: it draws dropout or noise from a generator of its own, or "

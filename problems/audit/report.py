@@ -67,7 +67,9 @@ class HypergradientReport:
 
 def agreement(actual: Sequence[Tensor], reference: Sequence[Tensor]) -> Agreement:
     """Compare two hypergradients; reads the host."""
-    a, b = (torch.cat([t.double().reshape(-1).cpu() for t in v]) for v in (actual, reference))
+    a, b = (
+        torch.cat([t.detach().double().reshape(-1).cpu() for t in v]) for v in (actual, reference)
+    )
     length, other = float(a.norm()), float(b.norm())
     if length == 0.0 and other == 0.0:
         return Agreement(0.0, 1.0, 1.0)

@@ -24,15 +24,16 @@ def checked_tensors(
     """
     if isinstance(given, Tensor) or not isinstance(given, Sequence):
         raise TypeError(
-            f"{asked}: {name} must be a list of tensors but is a {type(given).__name__}; give "
-            f"[{name}] for a single tensor, or list(module.parameters())."
+            f"{asked}: {name} must be a list of tensors but is of type "
+            f"{type(given).__name__}; give [{name}] for a single tensor, or "
+            "list(module.parameters())."
         )
     found = list(given)
     for place, tensor in enumerate(found):
         if not isinstance(tensor, Tensor):
             raise TypeError(
-                f"{asked}: {name} must be a list of tensors but holds a {type(tensor).__name__} "
-                f"at place {place}; give tensors only."
+                f"{asked}: {name} must be a list of tensors but holds an entry of type "
+                f"{type(tensor).__name__} at place {place}; give tensors only."
             )
         if require_grad and not tensor.requires_grad:
             raise ValueError(

@@ -20,7 +20,7 @@ def batch_digest(batch: Any) -> str:
     """
     found = list(_tensors(batch, ""))
     if not found:
-        return f"a {type(batch).__name__} without tensors"
+        return f"type {type(batch).__name__} without tensors"
     digest = hashlib.sha256()
     for _, tensor in found:
         digest.update(_bytes_of(tensor))
@@ -34,7 +34,7 @@ def batch_form(batch: Any) -> str:
     """Return type and shape of the first tensors of a batch, without reading their values."""
     found = [_form(path, tensor) for path, tensor in _tensors(batch, "")]
     if not found:
-        return f"a {type(batch).__name__} without tensors"
+        return f"type {type(batch).__name__} without tensors"
     return "; ".join(found[:MOST])
 
 

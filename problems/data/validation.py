@@ -181,9 +181,9 @@ def require_batches(problem: str, index: int, loader: object) -> None:
     """
     if length_of(loader) == 0 or is_exhausted(loader):
         raise DataError(
-            f"Loader {index} of problem {problem!r}, a {type(loader).__name__}, has no batches: it "
-            "is empty, has been read to its end, or holds less than one batch with drop_last=True; "
-            "give it data."
+            f"Loader {index} of problem {problem!r}, of type {type(loader).__name__}, has no "
+            "batches: it is empty, has been read to its end, or holds less than one batch with "
+            "drop_last=True; give it data."
         )
 
 

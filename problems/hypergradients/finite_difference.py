@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..base import vectors
 from ..base.errors import ConfigurationError
 from ..base.settings import is_positive, require_flag
 from ..kernels.activation_reuse import ReusableActivations
@@ -101,15 +102,15 @@ def mixed_difference(
     """Return ``-(∇_θ L(w + eps v) - ∇_θ L(w - eps v)) / (2 eps)``; see the module's docstring."""
     first, again = _passes(lower, upper_parameters)
     with lower.evaluation(graph=False, in_full_precision=full_precision) as evaluation:
-        return central_difference(
+        product = central_difference(
             lambda: window_gradient(lower, upper_parameters, first),
             lambda: window_gradient(lower, upper_parameters, again),
             evaluation.weights,
             vector,
             evaluation.inverse_step(vector, alpha),
-            sign=-1.0,
             stay=keep_displaced,
         )
+        return vectors.scale(product, -1.0)
 
 
 def _passes(lower: LowerProblem, upper_parameters: Sequence[Tensor]) -> tuple[Losses, Losses]:

@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .substitution import left_to_torch
+from .torch_internals import has_operations
 
 
 class ActivationPattern:
@@ -115,6 +116,14 @@ class _Holding(TorchFunctionMode):
         return operation.piece(noted.pattern, *args, **kwargs)
 
 
+def passed_where(on: Tensor, x: Tensor) -> Tensor:
+    """Return ``x`` where ``on``, 0 elsewhere: the backward pass of ReLU, fused where torch can."""
+    if has_operations("threshold_backward"):
+        found: Tensor = torch.ops.aten.threshold_backward(x, on.to(x.dtype), 0.0)
+        return found
+    return x * on
+
+
 class _Rectifier(torch.autograd.Function):
     """``x`` where a unit is on, ``slope x`` elsewhere."""
 
@@ -122,8 +131,7 @@ class _Rectifier(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, on: Tensor, slope: float) -> Tensor:
         ctx.save_for_backward(on)
         ctx.slope = slope
-        # The backward pass of ReLU, one fused pass; multiplying by a mask takes several.
-        found: Tensor = torch.ops.aten.threshold_backward(x, on.to(x.dtype), 0.0)
+        found = passed_where(on, x)
         return found.mul_(1.0 - slope).add_(x, alpha=slope) if slope else found
 
     @staticmethod

@@ -76,7 +76,7 @@ def one_number(asked: str, loss: object) -> Tensor:
     """
     if not isinstance(loss, Tensor):
         raise TypeError(
-            f"{asked}: loss must return a 0-dim tensor but returned a {type(loss).__name__}; "
+            f"{asked}: loss must return a 0-dim tensor but returned type {type(loss).__name__}; "
             "return the loss itself, not its .item()."
         )
     if loss.numel() != 1:

@@ -118,8 +118,8 @@ def _upper(weights: object, upper: Sequence[Tensor] | None) -> list[Tensor]:
     if isinstance(weights, nn.Module):
         return [p for p in weights.parameters() if p.requires_grad]
     raise TypeError(
-        f"{ASKED}: weights is a {type(weights).__name__}, which does not tell its parameters; give "
-        "them as upper=[...], or give a module as weights."
+        f"{ASKED}: weights is of type {type(weights).__name__}, which does not tell its "
+        "parameters; give them as upper=[...], or give a module as weights."
     )
 
 

@@ -84,10 +84,9 @@ def central_difference(
     vector: Sequence[Tensor],
     inverse_eps: Tensor,
     *,
-    sign: float = 1.0,
     stay: bool = False,
 ) -> list[Tensor]:
-    """Return ``sign (g(w + eps u) - g(w - eps u)) / (2 eps)``.
+    """Return ``(g(w + eps u) - g(w - eps u)) / (2 eps)``.
 
     Args:
         ahead: Computes ``g`` where the parameters then are, at the first place.
@@ -95,13 +94,10 @@ def central_difference(
         params: ``w``, displaced in place and put back.
         vector: ``u``.
         inverse_eps: ``1 / eps``.
-        sign: 1 or -1.
         stay: Whether the parameters stay at ``w - eps u``.
     """
     shift = vectors.divide(vector, inverse_eps)
     plus, minus = at_both_ends(params, shift, ahead, behind, stay=stay)
-    if sign < 0:
-        plus, minus = minus, plus
     return vectors.scale(vectors.add(plus, minus, alpha=-1.0), inverse_eps / 2)
 
 

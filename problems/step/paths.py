@@ -132,7 +132,7 @@ def _noted(
         same = len(values) == len(upper_parameters)
         if same and all(map(_fits, values, upper_parameters)):
             lower.step_state.note_status(product.status)
-            return values
+            return [value.detach() for value in values]
         returned = f"a Product of {_shapes(values)}"
     else:
         returned = type(product).__name__

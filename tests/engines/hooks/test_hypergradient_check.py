@@ -18,10 +18,13 @@ from metaweight import (
     EngineConfig,
     FiniteDifference,
     GraphError,
+    Hypergradient,
     HypergradientCheck,
     HypergradientReport,
     Neumann,
+    Product,
     Reweighting,
+    Status,
     Unroll,
 )
 
@@ -60,6 +63,19 @@ def test_a_reweighting_without_the_learning_rate_differs_by_it_alone() -> None:
     assert report.unrolled is not None
     assert report.unrolled.cosine > 0.999
     assert report.unrolled.norm_ratio == pytest.approx(1e4, rel=1e-2)
+
+
+class Spoiled(Hypergradient):
+    """A method of one's own that divides zero by zero."""
+
+    def vjp(self, lower: Any, vector: Any, upper_parameters: Any) -> Product:
+        return Product([t / 0.0 for t in upper_parameters], Status("Spoiled"))
+
+
+def test_numbers_that_are_not_finite_are_to_blame() -> None:
+    report = checked(config=Config(type=Spoiled()))
+    assert not report.trustworthy
+    assert any("returned numbers that are not finite" in sentence for sentence in report.advice)
 
 
 def test_a_detach_is_to_blame() -> None:

@@ -146,7 +146,7 @@ ONE = torch.ones(2)
         (
             lambda: hessian_vector_product(lambda p: p[0].sum(), ONE, [ONE]),
             TypeError,
-            r"hessian_vector_product: params must be a list of tensors but is a Tensor; give "
+            r"hessian_vector_product: params must be a list of tensors but is of type Tensor; give "
             r"\[params\] for a single tensor",
         ),
         (
@@ -162,7 +162,7 @@ ONE = torch.ones(2)
         (
             lambda: hessian_vector_product(lambda p: 1.0, [ONE], [ONE]),
             TypeError,
-            r"loss must return a 0-dim tensor but returned a float; return the loss itself",
+            r"loss must return a 0-dim tensor but returned type float; return the loss itself",
         ),
         (
             lambda: hessian_vector_product(lambda p: p[0].sum(), [], []),
@@ -177,7 +177,7 @@ ONE = torch.ones(2)
         (
             lambda: mixed_vector_product(lambda p, u: p[0].sum(), [ONE], ["theta"], [ONE]),
             TypeError,
-            "mixed_vector_product: upper must be a list of tensors but holds a str at place 0",
+            r"mixed_vector_product: upper must .* but holds an entry of type str at place 0",
         ),
         (
             lambda: mixed_vector_product(

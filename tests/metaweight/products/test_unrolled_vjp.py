@@ -150,7 +150,7 @@ W = torch.ones(2)
         (
             lambda: unrolled_vjp(lambda s: s, W, [W]),
             TypeError,
-            r"unrolled_vjp: state must be a list of tensors but is a Tensor",
+            r"unrolled_vjp: state must be a list of tensors but is of type Tensor",
         ),
         (
             lambda: unrolled_vjp(lambda s: s, [W], [W, W]),
@@ -165,7 +165,7 @@ W = torch.ones(2)
         (
             lambda: unrolled_vjp(lambda s: s[0], [W], [W]),
             TypeError,
-            "what step returned must be a list of tensors but is a Tensor",
+            "what step returned must be a list of tensors but is of type Tensor",
         ),
         (
             lambda: unrolled_vjp(lambda s: [s[0].sum()], [W], [W]),

@@ -51,5 +51,5 @@ def test_odd_tensors_are_described_too() -> None:
 
 
 def test_a_batch_without_tensors() -> None:
-    assert batch_digest("words") == "a str without tensors"
+    assert batch_digest("words") == "type str without tensors"
     assert not_finite_in(None) == 0

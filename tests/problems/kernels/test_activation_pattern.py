@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from metaweight.problems.kernels.activation_pattern import ActivationPattern
+from metaweight.problems.kernels import activation_pattern
+from metaweight.problems.kernels.activation_pattern import ActivationPattern, passed_where
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -150,3 +151,14 @@ def test_transforms_compute_as_ever() -> None:
     with pattern.held():
         output = torch.vmap(F.relu)(x)
     assert torch.equal(output, x.relu())
+
+
+def test_a_torch_without_the_fused_operation_gives_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = drawn(4, 5)
+    on = drawn(4, 5, seed=1) > 0
+    fused = passed_where(on, x)
+    monkeypatch.setattr(activation_pattern, "has_operations", lambda *names: False)
+    torch.testing.assert_close(passed_where(on, x), fused, rtol=0, atol=0)
+    torch.testing.assert_close(fused, torch.where(on, x, 0.0), rtol=0, atol=0)

@@ -41,3 +41,15 @@ def test_another_product_is_refused_by_the_name_of_its_class(case: str) -> None:
     with pytest.raises(HypergradientError, match=f"Returning of problem 'inner' .*{returned}"):
         engine.run()
     assert torch.equal(engine.outer.module.w, before)
+
+
+def test_a_product_with_a_graph_leaves_none_in_gradients() -> None:
+    """Kept in ``.grad``, it would hold the memory of every step."""
+    engine = bilevel(
+        inner_config=Config(type=Returning(lambda t: Product([p * 2 for p in t], Status("Own"))))
+    )
+    graphs: list[bool] = []
+    engine.outer.grad_callback = lambda: graphs.append(engine.outer.module.w.grad.requires_grad)
+    engine.run()
+    assert graphs
+    assert not any(graphs)
