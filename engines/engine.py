@@ -26,7 +26,7 @@ from .arguments import (
 )
 from .assembly import make_schedule, prepare_problems, wire
 from .checkpoint.hook import CheckpointHook, load_engine, save_engine
-from .checkpoint.state import put_streams
+from .checkpoint.state import set_streams
 from .distributed.placement import choose_device
 from .distributed.process_group import join_processes
 from .execution import Execution
@@ -148,20 +148,20 @@ class Engine:
             try:
                 self.hooks.run_start(self)
                 if streams is not None:
-                    put_streams(streams)
+                    set_streams(streams)
                 while not (self._is_asked_to_end(request) or self._is_over()):
-                    if not self._owes_validation():
+                    if not self._validation_is_due():
                         with self._execution:
                             self.train_step()
                         self.run_state.iteration += 1
                         self.hooks.iteration_end(self)
-                    if self._owes_validation() and not self._is_asked_to_end(request):
+                    if self._validation_is_due() and not self._is_asked_to_end(request):
                         self._validate()
                     if self.checkpoint_hook.folder is not None and not self._is_asked_to_end(
                         request
                     ):
-                        self.checkpoint_hook.iteration_over(self)
-                self.checkpoint_hook.run_over(self)
+                        self.checkpoint_hook.save_if_due(self)
+                self.checkpoint_hook.save_at_end(self)
             finally:
                 self.hooks.run_end(self)
                 self.logger.close()
@@ -314,9 +314,9 @@ class Engine:
         if self.run_state.stopped is not None:
             self.logger.info(self.run_state.stopped)
             return True
-        return self.run_state.iteration >= self.train_iters and not self._owes_validation()
+        return self.run_state.iteration >= self.train_iters and not self._validation_is_due()
 
-    def _owes_validation(self) -> bool:
+    def _validation_is_due(self) -> bool:
         """Whether a validation is due that has not taken place."""
         iteration = self.run_state.iteration
         due = iteration > 0 and iteration % self.valid_step == 0

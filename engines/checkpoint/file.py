@@ -153,14 +153,14 @@ def read_checkpoint(
         digest = hashlib.sha256()
         while chunk := file.read(CHUNK):
             digest.update(chunk)
-        if _sealed(manifest, digest.hexdigest()) != expected:
+        if _checksum(manifest, digest.hexdigest()) != expected:
             raise DamagedCheckpointError(
                 f"{path} is damaged: its checksum does not fit its content, so that it was cut off "
                 "or changed after it was written; use another checkpoint."
             )
         file.seek(HEADER)
         try:
-            behind = cast(IO[bytes], _Behind(file, HEADER))
+            behind = cast(IO[bytes], _AfterHeader(file, HEADER))
             state = torch.load(behind, map_location="cpu", weights_only=True)
         # Of every kind: the zip reader, the unpickler and the tensors it fills each have their own.
         except Exception as error:
@@ -185,13 +185,13 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _header(manifest: Manifest, content: str) -> bytes:
-    facts = asdict(manifest) | {"sha256": _sealed(manifest, content)}
+    facts = asdict(manifest) | {"sha256": _checksum(manifest, content)}
     text = MAGIC + json.dumps(facts, sort_keys=True, allow_nan=False).encode()
     assert len(text) < HEADER
     return text.ljust(HEADER - 1) + b"\n"
 
 
-def _sealed(manifest: Manifest, content: str) -> str:
+def _checksum(manifest: Manifest, content: str) -> str:
     facts = json.dumps(asdict(manifest), sort_keys=True, allow_nan=False)
     return hashlib.sha256(f"{facts} {content}".encode()).hexdigest()
 
@@ -250,7 +250,7 @@ class _Hashing:
         return self._sum.hexdigest()
 
 
-class _Behind:
+class _AfterHeader:
     """A file as seen from behind its first bytes."""
 
     def __init__(self, file: BinaryIO, start: int) -> None:

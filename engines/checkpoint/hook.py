@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from metaweight.problems import CheckpointError, ConfigurationError
 from metaweight.problems.base.settings import shown
-from metaweight.problems.data.loader_position import keeps_its_place
+from metaweight.problems.data.loader_position import is_stateful
 
 from ..hooks.base import Hook
 from ..loggers import flatten_stats
@@ -150,7 +150,7 @@ class CheckpointHook(Hook):
         streams = streams_to_dict(engine) if engine.run_state.resumed else None
         engine.run_state.begin()
         if self.log is not None:
-            engine.logger.go_on_from(self.log)
+            engine.logger.resume_from(self.log)
             self.log = None
         self._value = None
         return streams
@@ -168,7 +168,7 @@ class CheckpointHook(Hook):
             )
         self._value = found[self.folder.metric]
 
-    def iteration_over(self, engine: Engine) -> None:
+    def save_if_due(self, engine: Engine) -> None:
         """Save if it is time to, or the validation was among the best."""
         if self.folder is None:
             return
@@ -178,7 +178,7 @@ class CheckpointHook(Hook):
             self._save(engine, self.folder)
         self._value = None
 
-    def run_over(self, engine: Engine) -> None:
+    def save_at_end(self, engine: Engine) -> None:
         """Save where the run ends, unless that has been done."""
         if self.folder is None:
             return
@@ -253,7 +253,7 @@ def require_resumable(engine: Engine) -> None:
     for problem in engine.problems:
         loaders = [] if problem.step_state.source is None else problem.source.loaders
         for index, loader in enumerate(loaders):
-            if id(loader) in seen and keeps_its_place(loader):
+            if id(loader) in seen and is_stateful(loader):
                 raise ConfigurationError(
                     f"Loader {index} of problem {problem.name!r} is the {type(loader).__name__} "
                     f"that {seen[id(loader)]} reads too. It keeps one place for both, so that a "

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 OWN = ("gradients", "batch", "trajectory", "loaders")
 
 
-def with_all_shares(processes: Processes, plain: dict[str, Any]) -> dict[str, Any]:
+def gather_state(processes: Processes, plain: dict[str, Any]) -> dict[str, Any]:
     """Return the state of process 0 with what is different in the others."""
     if processes.world == 1:
         return plain
@@ -30,7 +30,7 @@ def with_all_shares(processes: Processes, plain: dict[str, Any]) -> dict[str, An
     return {**plain, "other processes": processes.gather(own)[1:]}
 
 
-def own_share(engine: Engine, state: Mapping[str, Any]) -> dict[str, Any]:
+def state_of_process(engine: Engine, state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the state of this process from one that was saved by all.
 
     With another number of processes than there were, epochs are read from their start, and random

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..distributed.processes import Processes
 from .file import sync_folder
-from .shards_folder import require_names, sum_of
+from .shards_folder import checksum_of, require_names
 
 LABEL = "metaweight shards"
 
@@ -40,7 +40,7 @@ def without_shards(state: Any, place: str = "") -> tuple[Any, dict[str, Tensor]]
         found[at] = value.detach()
         return {LABEL: at}
 
-    return _walked(state, name, place), found
+    return _mapped(state, name, place), found
 
 
 def write_shards(processes: Processes, path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def write_shards(processes: Processes, path: Path, tensors: Mapping[str, Tensor]
         _save(folder, tensors)
         own = f"shard-{processes.rank + 1:05d}-*.safetensors"
         names = [each for own in processes.gather(_names(folder, own)) for each in own]
-        sums = processes.from_first(lambda: {each: sum_of(folder / each) for each in names})
+        sums = processes.from_first(lambda: {each: checksum_of(folder / each) for each in names})
         processes.from_first(partial(sync_folder, folder))
         processes.from_first(partial(sync_folder, folder.parent))
     except (OSError, RuntimeError) as error:
@@ -89,7 +89,7 @@ def with_shards(processes: Processes, path: Path, state: Mapping[str, Any]) -> M
         }
         _load(path.with_name(described["folder"]), tensors)
         filled = {key: value for key, value in state.items() if key != "shards"}
-        found: Mapping[str, Any] = _walked(filled, lambda value, at: _named(value, tensors), "")
+        found: Mapping[str, Any] = _mapped(filled, lambda value, at: _named(value, tensors), "")
     # What is described may be anything, and torch's reader raises errors of every kind.
     except Exception as error:
         raise CheckpointError(
@@ -105,17 +105,17 @@ def _named(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return value
 
 
-def _walked(value: Any, change: Any, at: str) -> Any:
+def _mapped(value: Any, change: Any, at: str) -> Any:
     """Return plain data with ``change(value, name of its place)`` for every value that changes."""
     new = change(value, at)
     if new is not value:
         return new
     if type(value) in (list, tuple):
-        return type(value)(_walked(v, change, f"{at}.{i}") for i, v in enumerate(value))
+        return type(value)(_mapped(v, change, f"{at}.{i}") for i, v in enumerate(value))
     if not isinstance(value, Mapping):
         return value
     kind: Any = type(value)
-    found = kind({k: _walked(v, change, f"{at}.{k}" if at else str(k)) for k, v in value.items()})
+    found = kind({k: _mapped(v, change, f"{at}.{k}" if at else str(k)) for k, v in value.items()})
     if hasattr(value, "_metadata"):
         found._metadata = value._metadata
     return found

@@ -29,7 +29,7 @@ def require_shards(path: Path, state: Mapping[str, Any]) -> None:
     require_names(path, described)
     folder = path.with_name(described["folder"])
     for name, digest in described["files"].items():
-        if not (folder / name).is_file() or sum_of(folder / name) != digest:
+        if not (folder / name).is_file() or checksum_of(folder / name) != digest:
             raise DamagedCheckpointError(
                 f"{folder / name} is missing or damaged, which belongs to the checkpoint beside "
                 "it; use another checkpoint, and move a checkpoint together with its folder."
@@ -69,7 +69,7 @@ def remove_abandoned(folder: Path) -> None:
             shutil.rmtree(shards, ignore_errors=True)
 
 
-def sum_of(file: Path) -> str:
+def checksum_of(file: Path) -> str:
     """Return a checksum of a file."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:

@@ -18,7 +18,7 @@ from metaweight.problems import CheckpointError, Problem
 from metaweight.problems.persistence.names import Names
 from metaweight.problems.persistence.problem_state import (
     load_problem,
-    load_surroundings,
+    load_step_data,
     problem_to_plain,
     require_same_form,
     require_same_lengths,
@@ -29,7 +29,7 @@ from metaweight.problems.state.random_streams import RandomState
 from torch import Tensor
 
 from ..hooks.base import Hook
-from .process_state import own_share, with_all_shares
+from .process_state import gather_state, state_of_process
 from .shards import without_shards
 from .snapshots import snapshot_from_dict, snapshot_to_dict
 
@@ -49,7 +49,7 @@ def engine_to_plain(engine: Engine) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     _require_between_steps(engine)
     state, shards = without_shards(_take(engine, copy=False))
-    return with_all_shares(engine.processes, state), shards
+    return gather_state(engine.processes, state), shards
 
 
 def _require_between_steps(engine: Engine) -> None:
@@ -105,12 +105,12 @@ def engine_from_plain(engine: Engine, state: Mapping[str, Any], where: str) -> N
     """
     try:
         _require_same_program(engine, state)
-        state = own_share(engine, state)
+        state = state_of_process(engine, state)
     except MISFITS as error:
         raise _refused(where, error) from error
     before = _take(engine, copy=True)
     with ExitStack() as undo:
-        undo.callback(_put_back, engine, before)
+        undo.callback(_restore, engine, before)
         for problem in engine.problems:
             if problem.step_state.source is not None:
                 undo.callback(problem.source.undo())
@@ -133,7 +133,7 @@ def streams_to_dict(engine: Engine) -> dict[str, Any]:
     return found
 
 
-def put_streams(state: Mapping[str, Any]) -> None:
+def set_streams(state: Mapping[str, Any]) -> None:
     """Set the random streams; those of devices that are not here are left out."""
     for name, value in state["devices"].items():
         device = torch.device(name)
@@ -205,13 +205,13 @@ def _load(engine: Engine, state: Mapping[str, Any]) -> None:
     engine.hooks.state_loaded(engine)
     for problem, saved in problems.items():
         require_same_lengths(problem, saved)
-        load_surroundings(problem, saved, names)
+        load_step_data(problem, saved, names)
     _set_snapshots(engine, snapshots)
     if state["streams"] is not None:
-        put_streams(from_plain(state["streams"]))
+        set_streams(from_plain(state["streams"]))
 
 
-def _put_back(engine: Engine, before: Mapping[str, Any]) -> None:
+def _restore(engine: Engine, before: Mapping[str, Any]) -> None:
     """Load an earlier state of the same engine; places of loaders and records come after."""
     for problem in engine.problems:
         load_problem(problem, before["problems"][problem.name])
@@ -222,7 +222,7 @@ def _put_back(engine: Engine, before: Mapping[str, Any]) -> None:
     engine.schedule.load_state_dict(before["schedule"])
     engine.run_state.load_state_dict(before["run"])
     engine.global_step = before["run"]["global_step"]
-    put_streams(from_plain(before["streams"]))
+    set_streams(from_plain(before["streams"]))
 
 
 def _load_hooks(engine: Engine, saved: Sequence[Mapping[str, Any]]) -> None:

@@ -47,8 +47,8 @@ class FullyShardingProcesses(SeveralProcesses):
         if any(problem is known for known in self._problems):
             self.shard(self._problems)
 
-    def share(self, tensors: Sequence[Tensor], source: int = 0) -> None:
-        super().share([t for t in tensors if not is_sharded(t)], source)
+    def broadcast(self, tensors: Sequence[Tensor], source: int = 0) -> None:
+        super().broadcast([t for t in tensors if not is_sharded(t)], source)
 
     def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         # Gradients by sharded parameters are means already.

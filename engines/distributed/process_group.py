@@ -14,7 +14,7 @@ from ..program.config import EngineConfig
 from .processes import Processes, SeveralProcesses
 from .zero import ShardingProcesses
 
-TOGETHER = ("distributed", "zero", "fsdp", "accelerate")
+MULTI_PROCESS = ("distributed", "zero", "fsdp", "accelerate")
 FROM_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -45,7 +45,7 @@ def join_processes(config: EngineConfig, device: torch.device) -> Processes:
         ConfigurationError: When a strategy of several processes was not started as such.
     """
     alone = config.strategy == "accelerate" and not (dist.is_available() and dist.is_initialized())
-    if config.strategy not in TOGETHER or alone:
+    if config.strategy not in MULTI_PROCESS or alone:
         # An Accelerator has made the group, where it has found several processes.
         return Processes()
     if not dist.is_available():

@@ -21,7 +21,7 @@ class Processes(Reduction):
     Every process must ask for the same things in the same order.
     """
 
-    def share(self, tensors: Sequence[Tensor], source: int = 0) -> None:
+    def broadcast(self, tensors: Sequence[Tensor], source: int = 0) -> None:
         """Give tensors the values they have in process ``source``, in place."""
 
     def from_first(self, make: Callable[[], T]) -> T:
@@ -89,7 +89,7 @@ class SeveralProcesses(Processes):
             flat.div_(self.world)
             pieces = flat.split([found[i].numel() for i in places])  # type: ignore[no-untyped-call]
             for i, piece in zip(places, pieces, strict=True):
-                found[i] = _laid_out_like(found[i], piece.view(found[i].shape))
+                found[i] = _with_strides_of(found[i], piece.view(found[i].shape))
         return found
 
     @torch.no_grad()
@@ -121,7 +121,7 @@ class SeveralProcesses(Processes):
         _overwrite(statistics, self.mean(statistics))
 
     @torch.no_grad()
-    def share(self, tensors: Sequence[Tensor], source: int = 0) -> None:
+    def broadcast(self, tensors: Sequence[Tensor], source: int = 0) -> None:
         given = [t.detach() for t in tensors]
         for places in by_kind(given):
             flat = torch.cat([given[i].reshape(-1) for i in places])
@@ -208,7 +208,7 @@ def by_kind(tensors: Sequence[Tensor]) -> list[list[int]]:
     return list(kinds.values())
 
 
-def _laid_out_like(reference: Tensor, value: Tensor) -> Tensor:
+def _with_strides_of(reference: Tensor, value: Tensor) -> Tensor:
     if reference.is_contiguous():
         return value
     return torch.empty_like(reference).copy_(value)

@@ -10,7 +10,7 @@ import torch
 from metaweight.problems import ConfigurationError, Problem
 from metaweight.problems.base.shards import as_sharded_as, is_sharded
 from metaweight.problems.step.lower_view import lower_view
-from metaweight.problems.unrolling import owns_settings, owns_start, twin_of
+from metaweight.problems.unrolling import optimizer_copy, owns_settings, owns_start
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -164,7 +164,7 @@ def _why_not_sharded(optimizer: torch.optim.Optimizer, mesh: DeviceMesh) -> str:
         small = torch.ones((mesh.size(), *[2] * (dim - 1)), device=mesh.device_type)
         parameter = nn.Parameter(distribute_tensor(small, mesh, [Shard(0)]))
         parameter.grad = distribute_tensor(small, mesh, [Shard(0)])
-        twin = twin_of(optimizer)
+        twin = optimizer_copy(optimizer)
         twin.param_groups = [{**group, "params": [parameter]}]
         twin.state = type(optimizer.state)(dict)
         if owner in optimizer.state:
@@ -198,10 +198,10 @@ def shard_problem(problem: Problem, modules: Sequence[nn.Module], mesh: DeviceMe
     after = dict(problem.module.named_parameters(remove_duplicate=False))
     shards = {before[name]: parameter for name, parameter in after.items()}
     if problem.optimizer is not None:
-        _hand_over(problem.optimizer, shards)
+        _replace_parameters(problem.optimizer, shards)
 
 
-def _hand_over(optimizer: torch.optim.Optimizer, shards: Mapping[Tensor, Tensor]) -> None:
+def _replace_parameters(optimizer: torch.optim.Optimizer, shards: Mapping[Tensor, Tensor]) -> None:
     """Let an optimizer go on with other parameters in the place of those it has."""
     for group in optimizer.param_groups:
         group["params"][:] = [shards[p] for p in group["params"]]

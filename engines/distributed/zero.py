@@ -81,7 +81,7 @@ class StateShards:
         everything = self._of(lambda owner: True)
         state = self._optimizer.state
         own = {
-            i: {key: _form(value) for key, value in state[p].items()}
+            i: {key: _describe(value) for key, value in state[p].items()}
             for i, p in enumerate(everything)
             if self._owners[p] == self._processes.rank and p in state
         }
@@ -89,10 +89,10 @@ class StateShards:
             if rank != self._processes.rank:
                 for i, entries in forms.items():
                     state[everything[i]] = {
-                        key: _made(form, everything[i]) for key, form in entries.items()
+                        key: _allocate(form, everything[i]) for key, form in entries.items()
                     }
             tensors = [t for i in forms for t in state[everything[i]].values()]
-            self._processes.share([t for t in tensors if isinstance(t, Tensor)], source=rank)
+            self._processes.broadcast([t for t in tensors if isinstance(t, Tensor)], source=rank)
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         del optimizer, args, kwargs
@@ -108,7 +108,7 @@ class StateShards:
         self._aside.clear()
         for rank in range(self._processes.world):
             updated = self._of(lambda owner, rank=rank: owner == rank)  # type: ignore[misc]
-            self._processes.share([p for p in updated if p.grad is not None], source=rank)
+            self._processes.broadcast([p for p in updated if p.grad is not None], source=rank)
 
     def _of(self, chosen: Callable[[int], bool]) -> list[Tensor]:
         """Return the parameters of some owners; new ones go to who has the least so far."""
@@ -123,14 +123,14 @@ class StateShards:
         return [p for p in parameters if chosen(self._owners[p])]
 
 
-def _form(value: Any) -> Any:
+def _describe(value: Any) -> Any:
     """Return what another process can make a place for a value from."""
     if isinstance(value, Tensor):
         return "tensor", tuple(value.shape), value.dtype, value.device.type
     return "value", value
 
 
-def _made(form: Any, parameter: Tensor) -> Any:
+def _allocate(form: Any, parameter: Tensor) -> Any:
     if form[0] == "value":
         return form[1]
     _, shape, dtype, kind = form

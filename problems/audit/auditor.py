@@ -27,7 +27,7 @@ from ..hypergradients.unroll import Unroll
 from ..problem import Problem
 from ..recording.trajectory import Recording
 from .comparison import Comparison, can_unroll
-from .diagnosis import Case, judged
+from .diagnosis import Case, diagnose
 from .report import HypergradientReport
 
 
@@ -58,7 +58,7 @@ class Auditor(Hypergradient):
         own = self._problem.hypergradient.recording(lower)
         if not can_unroll(lower.optimizer_step):
             return own
-        return own.with_also(Unroll().recording(lower))
+        return own.merged_with(Unroll().recording(lower))
 
     def vjp(
         self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
@@ -83,7 +83,7 @@ class Auditor(Hypergradient):
             steps=len(lower.trajectory.updates),
         )
         actual = lower.mean(product.values)
-        self._report(judged(case, actual, references, self._tolerance))
+        self._report(diagnose(case, actual, references, self._tolerance))
         return product
 
     def _is_halved(self) -> bool:

@@ -18,7 +18,7 @@ from ..problem import Problem
 from ..products.recorded_loss import require_recorded
 from ..products.second_order import exact
 from ..unrolling import OptimizerStep, why_not_differentiable
-from .in_double import in_double
+from .double_precision import double_precision
 from .report import Agreement, agreement
 
 Values = Sequence[Tensor]
@@ -33,9 +33,9 @@ class References:
 
     converged: list[Tensor]
     unrolled: list[Tensor] | None
-    same_step: list[Tensor] | None
+    same_alpha: list[Tensor] | None
     """With the method's own displacement, in double precision."""
-    bent: list[Tensor] | None
+    eval_error: list[Tensor] | None
     """What is left of the displacement's error without batch statistics and dropout."""
     detached: Agreement | None
     """Of a finite difference and the derivative that respects what was detached."""
@@ -80,8 +80,8 @@ class Comparison:
             return References(
                 converged=self._values(approximation.with_alpha(CONVERGED)),
                 unrolled=self._unrolled(),
-                same_step=self._values(approximation.with_alpha(approximation.alpha)),
-                bent=self._without_bending_layers(approximation),
+                same_alpha=self._values(approximation.with_alpha(approximation.alpha)),
+                eval_error=self._error_in_eval_mode(approximation),
                 detached=self._effect_of_detach() if approximation.moves_detached else None,
                 repeatable=repeatable,
             )
@@ -104,7 +104,7 @@ class Comparison:
             kept = exact(lower, evaluation, update, self._fitting_vector(), self._wanted)
         return agreement(moved, vectors.scale(lower.mean(kept), -1.0))
 
-    def _without_bending_layers(self, approximation: Approximation) -> list[Tensor] | None:
+    def _error_in_eval_mode(self, approximation: Approximation) -> list[Tensor] | None:
         bending = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
         layers = [
             m for m in self._problem.module.modules() if isinstance(m, bending) and m.training
@@ -140,7 +140,7 @@ def _repeatable(lower: LowerProblem) -> bool:
 def _double_where_possible(problem: Problem, lower: LowerProblem) -> Iterator[None]:
     """Double precision, unless the loss mixes in tensors that stay single."""
     with ExitStack() as stack:
-        stack.enter_context(in_double(problem))
+        stack.enter_context(double_precision(problem))
         try:
             with torch.no_grad(), lower.evaluation(graph=False):
                 lower.loss(lower.trajectory.window[0])

@@ -32,7 +32,7 @@ class Case:
     steps: int
 
 
-def judged(
+def diagnose(
     case: Case, actual: Sequence[Tensor], references: References, tolerance: float
 ) -> HypergradientReport:
     """Judge a product and say what to change.
@@ -68,14 +68,14 @@ def _numerical(
 
 def _blame(case: Case, error: float, references: References, tolerance: float) -> str:
     approximation = case.approximation
-    if approximation is None or references.same_step is None:
+    if approximation is None or references.same_alpha is None:
         return _blame_precision(case, error, 0.0)
-    left = vectors.add(references.same_step, references.converged, alpha=-1.0)
+    left = vectors.add(references.same_alpha, references.converged, alpha=-1.0)
     double = _length(left) / max(_length(references.converged), 1e-300)
     if double <= max(tolerance, 0.3 * error):
         return _blame_precision(case, error, double)
     setting = f"{approximation.setting}={approximation.alpha:g}"
-    if references.bent is not None and _length(references.bent) <= 0.1 * _length(left):
+    if references.eval_error is not None and _length(references.eval_error) <= 0.1 * _length(left):
         return (
             f"Batch norm or dropout bends the loss within the displacement {setting} (relative "
             f"error {error:.2g}, gone with running statistics and without dropout): shorten it."

@@ -123,7 +123,7 @@ class Reinforce(ValueHypergradient):
     def _offset(self, rollouts: Rollouts, value: Callable[[], Tensor]) -> Tensor | float:
         if self.baseline != "start":
             return 0.0
-        rollouts.go_back()
+        rollouts.restore_start()
         return value()
 
     def _redrawn(

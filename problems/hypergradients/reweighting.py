@@ -37,7 +37,7 @@ from ..products.declared_loss import declared_products, directional_derivatives
 from ..products.recorded_loss import SampleLoss, require_recorded
 from ..products.sample_derivatives import Pairs, central_derivatives, one_sided_derivatives
 from ..recording.trajectory import RecordedStep, RecordedUpdate, Recording
-from ..unrolling import go_back_to
+from ..unrolling import restore_start
 from .base import Approximation, Hypergradient, LowerProblem, Product, Status
 
 ALPHA = {"central_difference": 0.01, "one_sided": 3e-4, "forward_mode": 0.01}
@@ -197,9 +197,9 @@ def _one_sided(
         if complete and same_precision:
             base = left
         else:
-            go_back_to(update)
+            restore_start(update)
             base = [sample.losses(step) for step in steps]
-        go_back_to(update)
+        restore_start(update)
         changing = weights if same_precision else ()
         moved = [partial(_moved_losses, sample, step, changing) for step in steps]
         pairs = one_sided_derivatives(base, moved, weights, vector, inverse_eps)

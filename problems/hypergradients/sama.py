@@ -29,7 +29,7 @@ from ..unrolling import (
 )
 from .base import Approximation, Hypergradient, LowerProblem, Product, Status
 from .finite_difference import mixed_difference
-from .own_steps import require_optimizer_steps
+from .optimizer_steps import require_optimizer_steps
 
 PRECONDITIONERS = ("source", "exact")
 

@@ -14,7 +14,7 @@ from ..products.recorded_loss import mean_over_micro_batches
 from ..products.second_derivatives import double_backward
 from ..products.second_order import DIFFERENCES, PRODUCTS
 from ..recording.trajectory import RecordedStep, RecordedUpdate
-from ..unrolling import go_back_to, update_adjoint
+from ..unrolling import restore_start, update_adjoint
 from ..unrolling.sgd_adjoint import Cotangents, StateCotangents
 from .base import LowerProblem
 
@@ -95,7 +95,7 @@ class StepBack:
         lower, evaluation = self._lower, self._evaluation
         if is_kept(update):
             return _times(_kept_products(lower, evaluation, update, along, inputs), factor)
-        go_back_to(update)
+        restore_start(update)
         if not self._is_difference:
             return _times(self._product(lower, evaluation, update, along, inputs, 0.0), factor)
         # Differences are not linear in it. A compiled pass shows no activation pattern.

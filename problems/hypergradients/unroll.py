@@ -42,9 +42,9 @@ from ..unrolling import (
     reads_values,
     why_not_differentiable,
 )
-from ..unrolling.unrolled_vjp import swept_back
+from ..unrolling.unrolled_vjp import reverse_sweep
 from .base import Approximation, Hypergradient, LowerProblem, Product, Status
-from .own_steps import require_optimizer_steps
+from .optimizer_steps import require_optimizer_steps
 from .step_back import StepBack, is_kept
 
 MEMORY = ("flat", "full")
@@ -178,7 +178,7 @@ class Unroll(Hypergradient):
                     to_start=bool(start),
                 )
                 cotangents = dict(zip(evaluation.weights, vector, strict=True))
-                cotangents, total = swept_back(back, len(updates), cotangents)
+                cotangents, total = reverse_sweep(back, len(updates), cotangents)
                 if start:
                     through = _through_start(start, cotangents, upper_parameters)
                     total = vectors.add(total, through)

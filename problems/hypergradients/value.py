@@ -19,10 +19,10 @@ from ..base import vectors
 from ..base.errors import ConfigurationError, HypergradientError
 from ..products.recorded_loss import require_recorded
 from ..recording.trajectory import RecordedUpdate, Recording
-from ..unrolling import go_back_to, replay
+from ..unrolling import replay, restore_start
 from ..unrolling.replay import Observer
 from .base import Hypergradient, LowerProblem, Product
-from .own_steps import require_optimizer_steps
+from .optimizer_steps import require_optimizer_steps
 
 
 class ValueHypergradient(Hypergradient):
@@ -144,14 +144,14 @@ class Rollouts:
         """Take steps again; other problems are afterwards where they are now, not where they were
         at these steps."""
         replay(self._lower, updates, observe)
-        self._put_others_back()
+        self._restore_others()
 
-    def go_back(self) -> None:
+    def restore_start(self) -> None:
         """Put the lower problem where the loop began."""
-        go_back_to(self.updates[0])
-        self._put_others_back()
+        restore_start(self.updates[0])
+        self._restore_others()
 
-    def _put_others_back(self) -> None:
+    def _restore_others(self) -> None:
         for tensor, value in self._others:
             tensor.copy_(value)
 

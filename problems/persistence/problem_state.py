@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..base.errors import CheckpointError
-from ..data.loader_position import keeps_its_place, length_of
+from ..data.loader_position import is_stateful, length_of
 from ..problem import Problem
 from ..state.plain_data import from_plain, to_plain
 from .names import Names
@@ -35,7 +35,7 @@ def problem_to_plain(
     source = problem.step_state.source
     return {
         "form": form_of(problem),
-        "loop": rhythm_of(problem) if loop_open else None,
+        "loop": loop_settings_of(problem) if loop_open else None,
         "state": to_plain(problem.state_dict(), place, copy=copy),
         "count": problem.count,
         "global_step": problem.step_state.global_step,
@@ -77,13 +77,11 @@ def form_of(problem: Problem) -> dict[str, Any]:
         ],
         "scheduler": None if problem.scheduler is None else type(problem.scheduler).__name__,
         "loss scaler": problem.scaler is not None,
-        "loaders": [
-            keeps_its_place(loader) for loader in (() if source is None else source.loaders)
-        ],
+        "loaders": [is_stateful(loader) for loader in (() if source is None else source.loaders)],
     }
 
 
-def rhythm_of(problem: Problem) -> dict[str, Any]:
+def loop_settings_of(problem: Problem) -> dict[str, Any]:
     """Return what must not change while a loop is open."""
     config = problem.config
     return {
@@ -113,7 +111,7 @@ def require_same_form(problem: Problem, saved: Mapping[str, Any]) -> None:
             f"{sum(found['loaders'])} of them with a state_dict, and has {len(form['loaders'])} "
             f"and {sum(form['loaders'])} here; give it the loaders it was saved with."
         )
-    loop, here = saved["loop"], rhythm_of(problem)
+    loop, here = saved["loop"], loop_settings_of(problem)
     if loop is not None and loop != here:
         raise _other(f"the settings of {what}, saved inside a loop,", loop, here)
 
@@ -146,7 +144,7 @@ def load_problem(problem: Problem, saved: Mapping[str, Any]) -> None:
         problem.step_state.open_update()
 
 
-def load_surroundings(problem: Problem, saved: Mapping[str, Any], names: Names) -> None:
+def load_step_data(problem: Problem, saved: Mapping[str, Any], names: Names) -> None:
     """Put back gradients, the batch at hand, recorded steps and the places of loaders."""
     device = problem.device
     for parameter in _tensors(problem):

@@ -39,7 +39,7 @@ def trajectory_to_plain(
         "recording": asdict(trajectory.recording),
         "updates": [_update_to_dict(update, names) for update in updates],
         "open": under_way is not None,
-        "loop": [trajectory.taken, trajectory.left, trajectory.all_skipped],
+        "loop": [trajectory.taken, trajectory.skipped, trajectory.all_skipped],
     }
     plain: dict[str, Any] = to_plain(found, where, copy=copy)
     return plain
@@ -59,7 +59,7 @@ def trajectory_from_plain(
     if plain["open"]:
         trajectory.under_way = updates.pop()
     trajectory.updates.extend(updates)
-    trajectory.taken, trajectory.left, trajectory.all_skipped = plain["loop"]
+    trajectory.taken, trajectory.skipped, trajectory.all_skipped = plain["loop"]
     return trajectory
 
 

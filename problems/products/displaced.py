@@ -28,7 +28,7 @@ def inverse_step(
     return vectors.norm(vector).add_(1e-15).div_(difference_step(alpha, dtype, order))
 
 
-def at_both_ends(
+def measure_both_sides(
     parameters: Sequence[Tensor],
     shift: Sequence[Tensor],
     ahead: Callable[[], Measured],
@@ -55,7 +55,7 @@ def at_both_ends(
     return first, second
 
 
-def at_one_end(
+def measure_one_side(
     parameters: Sequence[Tensor], shift: Sequence[Tensor], measure: Callable[[], Measured]
 ) -> Measured:
     """Measure with the parameters displaced by ``shift``."""

@@ -28,7 +28,7 @@ from ..base import vectors
 from ..kernels.activation_pattern import ActivationPattern
 from ..recording.trajectory import RecordedUpdate
 from .declared_loss import declared_loss, declared_products
-from .displaced import at_both_ends, at_one_end
+from .displaced import measure_both_sides, measure_one_side
 from .evaluation import Evaluation
 from .recorded_loss import RecordedLoss, SampleLoss, gradient_of
 
@@ -56,7 +56,7 @@ def finite_difference(
     inverse_eps = evaluation.inverse_step(vector, alpha)
     shift = vectors.divide(vector, inverse_eps)
     passes = _Passes(lower, evaluation, update, inputs)
-    plus, minus = at_both_ends(evaluation.weights, shift, passes.measure, passes.measure)
+    plus, minus = measure_both_sides(evaluation.weights, shift, passes.measure, passes.measure)
     return passes.difference(plus, minus, inverse_eps / 2)
 
 
@@ -72,8 +72,8 @@ def one_sided(
     inverse_eps = evaluation.inverse_step(vector, alpha, order=1)
     shift = vectors.divide(vector, inverse_eps)
     passes = _Passes(lower, evaluation, update, inputs)
-    base = passes.where_the_step_began()
-    plus = at_one_end(evaluation.weights, shift, passes.measure)
+    base = passes.at_step_start()
+    plus = measure_one_side(evaluation.weights, shift, passes.measure)
     return passes.difference(plus, base, inverse_eps)
 
 
@@ -140,7 +140,7 @@ class _Passes:
         total: list[Tensor] | None = None
         for step, pattern in zip(steps, self._patterns, strict=True):
             with pattern.held():
-                total = _increased(total, self._lower.loss(step), inputs)
+                total = _summed(total, self._lower.loss(step), inputs)
         assert total is not None
         mean = total if len(steps) == 1 else vectors.scale(total, 1.0 / len(steps))
         return _Point(mean[: len(below)], mean[len(below) :], [])
@@ -156,10 +156,10 @@ class _Passes:
                 sample = declared.losses(step)
                 losses.append(sample.detach())
                 if below:
-                    total = _increased(total, (fixed * sample).mean() / len(steps), below)
+                    total = _summed(total, (fixed * sample).mean() / len(steps), below)
         return _Point(total or [], [], losses)
 
-    def where_the_step_began(self) -> _Point:
+    def at_step_start(self) -> _Point:
         """Return what training found there, as far as it computed what the passes here do."""
         base = self._recorded_point()
         if base is None:
@@ -200,7 +200,7 @@ class _Passes:
         return [by_identity[id(t)] for t in self._inputs]
 
 
-def _increased(total: list[Tensor] | None, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+def _summed(total: list[Tensor] | None, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Return the gradient of a loss, on top of others'."""
     gradient = gradient_of(loss, inputs)
     return gradient if total is None else vectors.add(total, gradient)

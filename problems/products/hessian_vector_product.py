@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..base.tensor_lists import checked_floating, checked_vector
-from .loss_products import derived, leaves
+from .loss_products import leaves, product
 
 Loss = Callable[[list[Tensor]], Tensor]
 
@@ -51,4 +51,4 @@ def hessian_vector_product(
     at = leaves(checked_floating(asked, "params", params))
     vector = checked_vector(asked, v, at, "params")
     with torch.enable_grad():
-        return derived(asked, loss, at, at, vector, method, alpha)
+        return product(asked, loss, at, at, vector, method, alpha)

@@ -20,7 +20,7 @@ def leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t if t.requires_grad else t.detach().requires_grad_() for t in tensors]
 
 
-def derived(
+def product(
     asked: str,
     loss: Callable[[list[Tensor]], Tensor],
     params: list[Tensor],

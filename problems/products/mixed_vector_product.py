@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..base.tensor_lists import checked_floating, checked_vector
-from .loss_products import derived, leaves
+from .loss_products import leaves, product
 
 Loss = Callable[[list[Tensor], list[Tensor]], Tensor]
 
@@ -58,4 +58,4 @@ def mixed_vector_product(
     above = leaves(checked_floating(asked, "upper", upper, least=0))
     vector = checked_vector(asked, v, at, "params")
     with torch.enable_grad():
-        return derived(asked, lambda places: loss(places, above), at, above, vector, method, alpha)
+        return product(asked, lambda places: loss(places, above), at, above, vector, method, alpha)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..base import vectors
-from .displaced import at_both_ends, at_one_end
+from .displaced import measure_both_sides, measure_one_side
 from .second_derivatives import quiet_first_use
 
 Pairs = list[tuple[Tensor, Tensor]]
@@ -70,7 +70,7 @@ def central_derivatives(
     """
     shift = vectors.divide(vector, inverse_eps)
     with torch.no_grad():
-        plus, minus = at_both_ends(
+        plus, minus = measure_both_sides(
             params, shift, lambda: [f() for f in ahead], lambda: [f() for f in behind]
         )
         half = inverse_eps / 2
@@ -95,7 +95,7 @@ def one_sided_derivatives(
     """
     shift = vectors.divide(vector, inverse_eps)
     with torch.no_grad():
-        ends = at_one_end(params, shift, lambda: [f() for f in moved])
+        ends = measure_one_side(params, shift, lambda: [f() for f in moved])
         return [(b, (m - b) * inverse_eps) for b, m in zip(base, ends, strict=True)]
 
 

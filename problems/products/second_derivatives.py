@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..base import vectors
-from .displaced import at_both_ends
+from .displaced import measure_both_sides
 
 Gradients = Callable[[], list[Tensor]]
 
@@ -99,7 +99,7 @@ def central_difference(
         stay: Whether the parameters stay at ``w - eps u``.
     """
     shift = vectors.divide(vector, inverse_eps)
-    plus, minus = at_both_ends(params, shift, ahead, behind, stay=stay)
+    plus, minus = measure_both_sides(params, shift, ahead, behind, stay=stay)
     if sign < 0:
         plus, minus = minus, plus
     return vectors.scale(vectors.add(plus, minus, alpha=-1.0), inverse_eps / 2)

@@ -74,7 +74,7 @@ class StepState:
         state.hypergradient_terms = {}
         return state
 
-    def lay_out(self, *, channels_last: bool) -> None:
+    def use_channels_last(self, *, channels_last: bool) -> None:
         """Lay out images and convolution weights channels innermost from now on, or not."""
         self.channels_last = channels_last
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..base.graph_neighbours import moving
+from ..base.graph_neighbours import problems_that_may_step
 from ..kernels.activation_reuse import ReusableActivations
 from ..state.buffers import BufferSlot, buffer_slots
 from ..state.random_streams import RandomState
@@ -45,7 +45,7 @@ class Recording:
     activations: bool = False
     shares: bool = False
 
-    def with_also(self, other: Recording) -> Recording:
+    def merged_with(self, other: Recording) -> Recording:
         """Return what serves both."""
         return Recording(
             updates=max(self.updates, other.updates),
@@ -154,7 +154,7 @@ class Trajectory:
         self.updates: deque[RecordedUpdate] = deque(maxlen=recording.updates)
         self._open: RecordedUpdate | None = None
         self.taken = 0
-        self.left = 0
+        self.skipped = 0
         self.all_skipped = False
 
     def recording_as(self, recording: Recording) -> Trajectory:
@@ -162,7 +162,7 @@ class Trajectory:
         other = Trajectory(recording)
         other.updates.extend(self.updates)
         other._open = self._open
-        other.taken, other.left, other.all_skipped = self.taken, self.left, self.all_skipped
+        other.taken, other.skipped, other.all_skipped = self.taken, self.skipped, self.all_skipped
         return other
 
     @property
@@ -183,7 +183,7 @@ class Trajectory:
         """Begin to record an optimizer step, before its first micro-batch."""
         self._open = RecordedUpdate()
         if self.recording.parameters:
-            others = moving(problem)
+            others = problems_that_may_step(problem)
             parameters = [*problem.trainable_parameters()]
             parameters += [p for other in others for p in other.parameters()]
             slots = [slot for p in (problem, *others) for slot in buffer_slots(p.module)]
@@ -205,7 +205,7 @@ class Trajectory:
     def begin_loop(self) -> None:
         """Note that a loop begins; kept graphs are given up."""
         self.release_graphs()
-        self.taken = self.left = 0
+        self.taken = self.skipped = 0
 
     def complete(self) -> None:
         """Keep the step that was being recorded, now that it has been taken."""
@@ -222,14 +222,14 @@ class Trajectory:
         """
         if self._open is not None:
             self._open = None
-            self.left += 1
+            self.skipped += 1
             while len(self.updates) > self.taken:
                 self.updates.popleft()
             self.all_skipped = not self.updates
 
     def reaches_start(self, updates: Sequence[RecordedUpdate], unroll_steps: int) -> bool:
         """Whether recorded steps go back to where a loop of ``unroll_steps`` began."""
-        return len(updates) + self.left == unroll_steps
+        return len(updates) + self.skipped == unroll_steps
 
     def abandon(self) -> None:
         """Forget the step that was being recorded."""

@@ -63,7 +63,7 @@ def descend(
     except BaseException as error:
         state.trajectory.abandon()
         problem.zero_grad()
-        _tell_where(error, problem, batch)
+        _add_context(error, problem, batch)
         raise
     finally:
         state.forget_terms()
@@ -130,7 +130,7 @@ def _close(problem: Problem, result: StepResult) -> None:
         state.trajectory.complete()
 
 
-def _tell_where(error: BaseException, problem: Problem, batch: Any) -> None:
+def _add_context(error: BaseException, problem: Problem, batch: Any) -> None:
     """Let an error of the user's own code say in which step of which problem it happened."""
     # Before Python 3.11 there are no notes.
     if isinstance(error, MetaweightError) or not hasattr(error, "add_note"):

@@ -52,12 +52,12 @@ def finiteness(problem: Problem, loss: Tensor, own: Tensor | None = None) -> Fin
     """
     terms = problem.step_state.hypergradient_terms
     gradient = finite_gradient(problem, loss)
-    told = [loss.isfinite().all(), gradient, gradient if own is None else own]
-    told += [_finite(part, loss) for part in terms.values()]
+    flags = [loss.isfinite().all(), gradient, gradient if own is None else own]
+    flags += [_finite(part, loss) for part in terms.values()]
     scale = None if problem.scaler is None else problem.scaler._scale
     if scale is not None:
-        told.append((scale > 1).to(loss.device).reshape(()))
-    of_loss, of_gradient, of_own, *rest = torch.stack(told).tolist()
+        flags.append((scale > 1).to(loss.device).reshape(()))
+    of_loss, of_gradient, of_own, *rest = torch.stack(flags).tolist()
     return Finiteness(
         loss=of_loss,
         gradient=of_gradient,

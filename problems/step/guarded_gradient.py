@@ -34,20 +34,20 @@ def guarded_gradient(
             result = gradient()
             problem.grad_callback()
             return result
-        result = _formed(problem, gradient)
+        result = _gradient_or_error(problem, gradient)
         accepted = accepts(problem, result)
         if accepted and result.error is not None:
             raise result.error
     except BaseException:
-        _take_back(problem, buffers)
+        _discard(problem, buffers)
         raise
     if not accepted:
-        _take_back(problem, buffers)
+        _discard(problem, buffers)
         problem.step_state.skip_update()
     return result
 
 
-def _formed(problem: Problem, gradient: Callable[[], StepResult]) -> StepResult:
+def _gradient_or_error(problem: Problem, gradient: Callable[[], StepResult]) -> StepResult:
     try:
         result = gradient()
     except HypergradientError as error:
@@ -56,6 +56,6 @@ def _formed(problem: Problem, gradient: Callable[[], StepResult]) -> StepResult:
     return result
 
 
-def _take_back(problem: Problem, buffers: KeptBuffers) -> None:
+def _discard(problem: Problem, buffers: KeptBuffers) -> None:
     buffers.restore()
     problem.zero_grad()

@@ -98,8 +98,8 @@ class LowerView:
         step.random.restore()
         if instead is None:
             return self._loss_of(step.batch)
-        network = _OfBatch(self._problem.module, self._loss_of)
-        return _computed_with(network, instead, step.batch)
+        network = _BatchFunction(self._problem.module, self._loss_of)
+        return _call_with(network, instead, step.batch)
 
     def evaluate(self, step: RecordedStep) -> tuple[Tensor, Mapping[str, Any]]:
         step.random.restore()
@@ -165,9 +165,9 @@ class SampleLossView:
         problem = self._problem
         if instead is None:
             return problem.checked_losses(step.batch)
-        network = _OfBatch(problem.module, problem.checked_losses)
+        network = _BatchFunction(problem.module, problem.checked_losses)
         constants = {p: p.detach() for p in problem.module.parameters()}
-        return _computed_with(network, {**constants, **instead}, step.batch)
+        return _call_with(network, {**constants, **instead}, step.batch)
 
     def weights(self, losses: Tensor, step: RecordedStep) -> Tensor:
         return self._problem.checked_weights(losses, step.batch)
@@ -246,7 +246,7 @@ class OptimizerStepView:
         self._problem.step_state.processes.average_gradients(self._problem)
 
 
-class _OfBatch(nn.Module):
+class _BatchFunction(nn.Module):
     """A function of a batch with the network it uses, for a functional call."""
 
     def __init__(self, network: nn.Module, function: Any) -> None:
@@ -259,7 +259,7 @@ class _OfBatch(nn.Module):
         return found
 
 
-def _computed_with(network: _OfBatch, instead: Mapping[Tensor, Tensor], batch: Any) -> Tensor:
+def _call_with(network: _BatchFunction, instead: Mapping[Tensor, Tensor], batch: Any) -> Tensor:
     """Compute with other tensors in the place of parameters, and with copies of buffers."""
     names = {id(p): name for name, p in network.named_parameters()}
     tensors = {names[id(p)]: tensor for p, tensor in instead.items()}

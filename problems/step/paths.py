@@ -69,7 +69,7 @@ def _through_paths(
                 )
                 method = lower.step_state.auditor or lower.hypergradient
                 product = method.vjp(lower_view(lower), vector, upper_parameters)
-                vector = _noted(lower, method, product, upper_parameters)
+                vector = _checked_values(lower, method, product, upper_parameters)
         problem.step_state.note_term(" -> ".join(lower.name for lower in path[1:-1]), vector)
         total = [v if t is None else t + v for t, v in zip(total, vector, strict=True)]
     return total
@@ -115,10 +115,10 @@ def _estimate(
     algorithm = lower.hypergradient
     assert isinstance(algorithm, ValueHypergradient) and again is not None
     value: Callable[[], Tensor] = again if direct else again.holding(own)
-    return _noted(lower, algorithm, algorithm.estimate(lower_view(lower), value, own), own)
+    return _checked_values(lower, algorithm, algorithm.estimate(lower_view(lower), value, own), own)
 
 
-def _noted(
+def _checked_values(
     lower: Problem, method: Hypergradient, product: object, upper_parameters: Sequence[Tensor]
 ) -> list[Tensor]:
     """Note how a product was found, and return its values.

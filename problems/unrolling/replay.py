@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..base.shards import shards_of
 from ..recording.trajectory import RecordedStep, RecordedUpdate, Trajectory
 from .optimizer_step import OptimizerStep
-from .torch_rule import twin_of
+from .torch_rule import optimizer_copy
 
 Observer = Callable[[Mapping[str, Any]], None]
 
@@ -37,7 +37,7 @@ class Repeatable(Protocol):
         """Whether a parameter, or a module that holds buffers, is the problem's own."""
 
 
-def go_back_to(update: RecordedUpdate) -> None:
+def restore_start(update: RecordedUpdate) -> None:
     """Put parameters and buffers where they were before a recorded step."""
     present = [(owner._buffers[name], value) for (owner, name), value in update.buffers]
     kept = [(buffer, value) for buffer, value in present if buffer is not None]
@@ -63,31 +63,31 @@ def replay(
     put parameters, buffers and random streams back. ``observe`` is given the mapping each
     ``training_step`` returns, or an empty one, before the loss is differentiated.
     """
-    go_back_to(updates[0])
+    restore_start(updates[0])
     taken = problem.optimizer_step
     if problem.trajectory.reaches_start(updates, taken.per_loop):
-        _put_at_start(taken)
-    twin = twin_of(taken.optimizer)
+        _set_learned_start(taken)
+    twin = optimizer_copy(taken.optimizer)
     first = updates[0].moment
     assert first is not None and first.values
     twin.state = defaultdict(dict, {p: _copies(state) for p, state in first.states.items()})
     trained = [p for p in taken.trained if p.requires_grad]
-    with _gradients_put_back(trained):
+    with _preserved_gradients(trained):
         for number, update in enumerate(updates):
             if number:
-                _put_problems_below(problem, update)
+                _restore_problems_below(problem, update)
             _set_gradients(problem, update, trained, observe)
             twin.param_groups = _groups(taken, update)
             type(taken.optimizer).step(twin)
 
 
-def _put_at_start(step: OptimizerStep) -> None:
+def _set_learned_start(step: OptimizerStep) -> None:
     with torch.no_grad():
         for parameter, value in step.start_of_loop().items():
             parameter.copy_(value)
 
 
-def _put_problems_below(problem: Repeatable, update: RecordedUpdate) -> None:
+def _restore_problems_below(problem: Repeatable, update: RecordedUpdate) -> None:
     for parameter, value in update.start.items():
         if not problem.owns(parameter):
             parameter.data.copy_(value)
@@ -133,7 +133,7 @@ def _groups(step: OptimizerStep, update: RecordedUpdate) -> list[dict[str, Any]]
 
 
 @contextmanager
-def _gradients_put_back(parameters: Sequence[Tensor]) -> Iterator[None]:
+def _preserved_gradients(parameters: Sequence[Tensor]) -> Iterator[None]:
     before = [p.grad for p in parameters]
     try:
         yield

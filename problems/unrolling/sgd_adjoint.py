@@ -136,7 +136,7 @@ def _adjoint(
     if _is(step.momentum, 0):
         of_d = vectors.scale(of_w, -step.extra)
     else:
-        later = _increased(of_buffer, of_w, -step.reach)
+        later = _plus_in_place(of_buffer, of_w, -step.reach)
         of_d = later if _is(step.kept, 1) else vectors.scale(later, step.kept)
         if not _is(step.extra, 0):
             of_d = _plus(of_d, of_w, -step.extra)
@@ -173,7 +173,7 @@ def _plus(left: list[Tensor], right: list[Tensor], factor: Number) -> list[Tenso
     return vectors.add(left, right, alpha=factor)
 
 
-def _increased(left: list[Tensor] | None, right: list[Tensor], factor: Number) -> list[Tensor]:
+def _plus_in_place(left: list[Tensor] | None, right: list[Tensor], factor: Number) -> list[Tensor]:
     """The same in the memory of ``left``, where there is one."""
     if left is None:
         return vectors.scale(right, factor)

@@ -16,7 +16,7 @@ from .rules import Settings, State
 NUDGE = 1e-18
 
 
-def twin_of(optimizer: torch.optim.Optimizer) -> Any:
+def optimizer_copy(optimizer: torch.optim.Optimizer) -> Any:
     """Return a copy to be given groups and state of its own, without schedulers and hooks."""
     twin: Any = copy.copy(optimizer)
     # A scheduler replaces ``step`` on the instance.
@@ -32,7 +32,7 @@ def differentiable_step(
     """Return parameters and state after a step of a copy of ``optimizer``, with their graph."""
     parameter = w.clone()
     parameter.grad = g + NUDGE * (g == 0)
-    twin = twin_of(optimizer)
+    twin = optimizer_copy(optimizer)
     switches = {"differentiable": True, "foreach": False, "capturable": False, "fused": None}
     group = {k: switches.get(k, v) for k, v in settings.items()}
     twin.defaults = {**optimizer.defaults, "differentiable": True}

@@ -80,7 +80,7 @@ def unrolled_vjp(
     cotangent = checked_vector(asked, v, start, "state")
     above = checked_tensors(asked, "upper", upper, require_grad=True)
     steps: list[Step] = [step] if callable(step) else list(step)
-    before = _walked(steps, [t.detach() for t in start])
+    before = _states(steps, [t.detach() for t in start])
     end: list[RandomState] = []
 
     def back(number: int, later: list[Tensor]) -> tuple[list[Tensor], list[list[Tensor]]]:
@@ -92,14 +92,14 @@ def unrolled_vjp(
         return found[: len(at)], [found[len(at) :]]
 
     try:
-        below, total = swept_back(back, len(steps), cotangent)
+        below, total = reverse_sweep(back, len(steps), cotangent)
     finally:
         for streams in end:
             streams.restore()
     return UnrolledProduct(below, total or [torch.zeros_like(t) for t in above])
 
 
-def swept_back(
+def reverse_sweep(
     back: Callable[[int, Cotangent], tuple[Cotangent, Sequence[list[Tensor]]]],
     steps: int,
     cotangent: Cotangent,
@@ -123,7 +123,7 @@ def swept_back(
     return cotangent, total
 
 
-def _walked(steps: Sequence[Step], state: list[Tensor]) -> list[tuple[list[Tensor], RandomState]]:
+def _states(steps: Sequence[Step], state: list[Tensor]) -> list[tuple[list[Tensor], RandomState]]:
     """Return the state before each step, with the random streams there."""
     before = []
     for number, step in enumerate(steps):

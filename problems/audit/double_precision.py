@@ -30,7 +30,7 @@ def as_double(value: Any) -> Any:
 
 
 @contextmanager
-def in_double(problem: Problem) -> Iterator[None]:
+def double_precision(problem: Problem) -> Iterator[None]:
     """Inside, the problem and all its peers have parameters, buffers, optimizer state and recorded
     steps in double precision; afterwards the very tensors they had before.
 
@@ -93,9 +93,9 @@ def _doubled(trajectory: Trajectory) -> Trajectory:
                 share={p: as_double(t) for p, t in update.share.items()},
             )
         )
-    copy.taken, copy.left, copy.all_skipped = (
+    copy.taken, copy.skipped, copy.all_skipped = (
         trajectory.taken,
-        trajectory.left,
+        trajectory.skipped,
         trajectory.all_skipped,
     )
     return copy
