@@ -1,4 +1,4 @@
-"""Algorithms that other packages add by name."""
+"""Hypergradient algorithms that other packages register by name."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from .base import Hypergradient
 
 
 def registered() -> dict[str, EntryPoint]:
-    """Return the algorithms other packages declare, by name.
+    """Return the entry points of the group ``metaweight.hypergradients`` by name.
 
-    A package declares one as an entry point of the group ``metaweight.hypergradients``, which
-    names a class that can be made without arguments.
+    Each names a class that can be made without arguments.
     """
     return {point.name: point for point in entry_points(group="metaweight.hypergradients")}
 
 
 def load_registered(name: str) -> Hypergradient:
-    """Make the algorithm another package declares under ``name``.
+    """Make the algorithm that another package registers as ``name``.
 
     Raises:
-        ConfigurationError: When what it declares makes no Hypergradient.
+        ConfigurationError: When the entry point does not make a Hypergradient.
     """
     point = registered()[name]
     made = point.load()()
