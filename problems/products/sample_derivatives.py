@@ -1,7 +1,6 @@
-"""Directional derivatives ``d_i = <∇_w l_i, v>`` of sample losses, and what weights make of them.
+"""Directional derivatives ``d_i = <∇_w l_i, v>`` of sample losses, and weighted means of them.
 
-Functions take several batches of sample losses, the micro-batches of one step, and return pairs
-``(l, d)``, one for each.
+Functions take the sample losses of several micro-batches and return a pair ``(l, d)`` for each.
 """
 
 from __future__ import annotations
@@ -29,15 +28,13 @@ def forward_mode_derivatives(
     """Return ``(l_i, <∇_w l_i, v>)`` from one pass of dual numbers per batch.
 
     Args:
-        losses: Compute the sample losses with the tensors they are given in the place of
-            ``params``.
+        losses: Compute the sample losses with the given tensors instead of ``params``.
         params: ``w``.
         vector: ``v``.
     """
     pairs = []
     with quiet_first_use(), forward_ad.dual_level():
-        # Nothing requires a gradient, rather than no_grad: what the network itself computes under
-        # that is a constant.
+        # Detached, not under no_grad: what a network computes under no_grad counts as a constant.
         duals = [
             forward_ad.make_dual(p.detach(), v)  # type: ignore[no-untyped-call]
             for p, v in zip(params, vector, strict=True)
@@ -59,12 +56,12 @@ def central_derivatives(
 ) -> Pairs:
     """Return ``(l_i, <∇_w l_i, v>)`` from losses at ``w ± eps v``, without a graph.
 
-    The losses returned are the mean of the two, equal to ``l_i(w)`` up to ``O(eps²)``.
+    The returned losses are the mean of the two, equal to ``l_i(w)`` up to ``O(eps²)``.
 
     Args:
         ahead: Compute the sample losses of each batch at ``w + eps v``.
-        behind: The same at ``w - eps v``.
-        params: ``w``, displaced in place and put back.
+        behind: Compute them at ``w - eps v``.
+        params: ``w``, displaced in place and restored.
         vector: ``v``.
         inverse_eps: ``1 / eps``.
     """
@@ -89,7 +86,7 @@ def one_sided_derivatives(
     Args:
         base: The sample losses of each batch at ``w``.
         moved: Compute them at ``w + eps v``.
-        params: ``w``, displaced in place and put back.
+        params: ``w``, displaced in place and restored.
         vector: ``v``.
         inverse_eps: ``1 / eps``.
     """
@@ -106,7 +103,7 @@ def weighted_gradient(
 
     Args:
         weights: Compute ``V`` of each batch from its sample losses.
-        pairs: Its ``(l, d)``.
+        pairs: ``(l, d)`` of each batch.
         upper: ``θ``.
     """
     total = [torch.zeros_like(t) for t in upper]
