@@ -1,4 +1,4 @@
-"""The adjoint of an optimizer's step, and of many."""
+"""The adjoint of one optimizer step, and of a sequence of steps."""
 
 from .adjoint import UpdateAdjoint, clipped, reads_values, update_adjoint, why_not_differentiable
 from .initial import apply_initial_parameters, moves_at_start, owns_start, start_of_loop
