@@ -1,4 +1,4 @@
-"""Which quantities of a step are finite, found with one read of the host."""
+"""Check which quantities of a step are finite, with one synchronisation."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Finiteness:
     """Which quantities of a step are finite.
 
     Attributes:
-        loss: Whether the loss is.
-        gradient: Whether the gradient, hypergradients included, is.
-        culprits: Lower problems through which the hypergradient is not.
-        overflow: Whether only the gradient is not, and may be so by the loss scale alone, which
-            the loss scaler will shrink.
-        own: Of several processes, whether this one's gradient was before it was averaged.
+        loss: Whether the loss is finite.
+        gradient: Whether the gradient with its hypergradients is.
+        culprits: Hypergradient paths whose terms are not.
+        overflow: Whether only the gradient is not finite, and the loss scale may be the cause;
+            the loss scaler will reduce it.
+        own: Whether this process's gradient was finite before averaging over processes.
     """
 
     loss: bool
@@ -39,16 +39,15 @@ class Finiteness:
 
 
 def finiteness(problem: Problem, loss: Tensor, own: Tensor | None = None) -> Finiteness:
-    """Look at a loss, the gradient in ``.grad`` and the hypergradient's terms.
+    """Check a loss, the gradient in ``.grad`` and the terms of the hypergradient.
 
-    Under loss scaling a gradient that is not finite is an overflow as long as the scale is above
-    1. Reads the host once.
+    With a loss scale above 1, a gradient that is not finite counts as an overflow. Synchronises
+    once.
 
     Args:
         problem: The problem.
         loss: Its loss.
-        own: What :func:`finite_gradient` returned before the gradient was averaged; the gradient
-            is this process's own when left out.
+        own: Result of :func:`finite_gradient` before averaging; ``None`` if not averaged.
     """
     terms = problem.step_state.hypergradient_terms
     gradient = finite_gradient(problem, loss)
