@@ -1,4 +1,4 @@
-"""What is to blame for an error of a hypergradient, found by elimination, and what to change."""
+"""Find the cause of a hypergradient's error by elimination, and advise what to change."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .report import Agreement, HypergradientReport, agreement
 
 @dataclass(frozen=True)
 class Case:
-    """What was checked.
+    """The checked hypergradient.
 
     Attributes:
         problem: Name of the lower problem.
         method: Class name of its hypergradient.
-        approximation: What that takes for a derivative, if it does.
+        approximation: How the method approximates derivatives, if it does.
         is_halved: Whether the problem computes in half precision.
-        steps: How many of its optimizer steps were recorded.
+        steps: Number of recorded optimizer steps.
     """
 
     problem: str
@@ -35,13 +35,13 @@ class Case:
 def diagnose(
     case: Case, actual: Sequence[Tensor], references: References, tolerance: float
 ) -> HypergradientReport:
-    """Judge a product and say what to change.
+    """Return a report on a product, with advice.
 
     Args:
-        case: What was checked.
+        case: The checked hypergradient.
         actual: The product.
-        references: What to compare it with.
-        tolerance: Largest relative error against the converged method that is let pass.
+        references: Its references.
+        tolerance: Largest accepted relative error against the converged method.
     """
     converged = agreement(actual, references.converged)
     unrolled = references.unrolled
