@@ -1,4 +1,4 @@
-"""Where the problems of an engine live."""
+"""The device of an engine's problems."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Every process keeps the optimizer's state of some parameters, and updates these for all.
+"""Shard the optimizer's state: each process updates some parameters for all.
 
-The optimizer stays the one that was given, with its groups and schedulers. Before its step a
-process sets aside the gradients of what others update, which optimizers then leave as it is; after
-it, each gives the others the parameters it has updated. This is stage 1 of ZeRO: Rajbhandari et
-al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", SC 2020
+The optimizer object does not change, with its groups and schedulers. Before its step, a process
+sets ``.grad`` of the parameters of other processes to ``None``, so that the optimizer skips them.
+After the step, each process broadcasts the parameters it has updated. This is stage 1 of ZeRO:
+Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", SC 2020
 (arXiv:1910.02054).
 """
 
@@ -21,7 +21,7 @@ from .processes import SeveralProcesses
 
 
 class ShardingProcesses(SeveralProcesses):
-    """Several processes that share out the states of optimizers."""
+    """Several processes that shard the states of optimizers."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -34,7 +34,7 @@ class ShardingProcesses(SeveralProcesses):
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ConfigurationError(
                 f"Problem {problem.name!r} has the optimizer LBFGS, which keeps one state for all "
-                "parameters, so that EngineConfig(strategy='zero') cannot share it out; use "
+                "parameters, so EngineConfig(strategy='zero') cannot shard it; use "
                 "strategy='distributed', or another optimizer."
             )
         if optimizer not in self._shards:
@@ -55,11 +55,11 @@ class ShardingProcesses(SeveralProcesses):
 
 
 class StateShards:
-    """Who updates which parameter of one optimizer.
+    """Assigns the parameters of one optimizer to processes, which update them.
 
     Args:
         optimizer: The optimizer, built alike in all processes.
-        processes: Who they are.
+        processes: The processes.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, processes: SeveralProcesses) -> None:
@@ -72,12 +72,12 @@ class StateShards:
         optimizer.register_step_post_hook(self._after_step)
 
     def drop_others(self) -> None:
-        """Forget the state of what other processes update."""
+        """Drop the state of parameters that other processes update."""
         for parameter in self._of(lambda owner: owner != self._processes.rank):
             self._optimizer.state.pop(parameter, None)
 
     def fetch_others(self) -> None:
-        """Take in the state of what other processes update."""
+        """Receive the state of parameters that other processes update."""
         everything = self._of(lambda owner: True)
         state = self._optimizer.state
         own = {
@@ -111,7 +111,7 @@ class StateShards:
             self._processes.broadcast([p for p in updated if p.grad is not None], source=rank)
 
     def _of(self, chosen: Callable[[int], bool]) -> list[Tensor]:
-        """Return the parameters of some owners; new ones go to who has the least so far."""
+        """Return the parameters of some owners; assign new ones to the process with the least."""
         parameters: Sequence[Tensor] = [
             p for group in self._optimizer.param_groups for p in group["params"]
         ]
@@ -124,7 +124,7 @@ class StateShards:
 
 
 def _describe(value: Any) -> Any:
-    """Return what another process can make a place for a value from."""
+    """Return a description from which another process can allocate a value."""
     if isinstance(value, Tensor):
         return "tensor", tuple(value.shape), value.dtype, value.device.type
     return "value", value
