@@ -65,7 +65,7 @@ OTHERS: dict[str, tuple[Build, str]] = {
     "other problems": (alone, r"problems are upper; lower below upper, and here they are chase;"),
     "another module": (
         with_module(Other(8)),
-        r"in the module of problem 'lower' it has 1\.weight, 1\.bias, 1\.running_mean that is",
+        r"the module of problem 'lower' it has 1\.weight, 1\.bias, 1\.running_mean that the",
     ),
     "another optimizer": (
         two_levels(optimizer=torch.optim.AdamW),
