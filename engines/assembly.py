@@ -74,7 +74,7 @@ def prepare_problems(engine: Engine, drive: Drive, end_epoch: Callable[[Problem]
 
 def share(processes: Processes, problem: Problem) -> None:
     """Give the problem's parameters and buffers the values they have in process 0."""
-    processes.share([*problem.module.parameters(), *problem.module.buffers()])
+    processes.broadcast([*problem.module.parameters(), *problem.module.buffers()])
 
 
 def make_schedule(

@@ -1,4 +1,4 @@
-"""Runs the problems of a graph in the order their schedule says."""
+"""The engine: runs the problems of a graph in the order of a schedule."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .arguments import (
 )
 from .assembly import make_schedule, prepare_problems, wire
 from .checkpoint.hook import CheckpointHook, load_engine, save_engine
-from .checkpoint.state import put_streams
+from .checkpoint.state import set_streams
 from .distributed.placement import choose_device
 from .distributed.process_group import join_processes
 from .execution import Execution
@@ -47,26 +47,26 @@ Dependencies = Mapping[str, Mapping[Problem, Sequence[Problem]]]
 
 
 class Engine:
-    """A multilevel program: problems, who steps after whom, and the loop that runs them.
+    """A multilevel program: problems, their dependencies, and the training loop.
 
-    Problems are its attributes by their names. Override :meth:`validation` to measure something
-    every ``valid_step`` steps.
+    Problems are attributes of the engine, by their names. Override :meth:`validation` to measure
+    something every ``valid_step`` iterations.
 
     Args:
         problems: All problems, each with its own name.
-        config: Settings; the defaults of :class:`EngineConfig` when left out.
+        config: Settings; by default those of :class:`EngineConfig`.
         dependencies: ``{"u2l": {upper: [lower, …]}, "l2u": {lower: [upper, …]}}``. ``u2l``: the
-            upper problem's parameters enter the lower one's loss, so hypergradients flow to it.
+            upper problem's parameters enter the lower loss, so hypergradients flow to it.
             ``l2u``: the lower problem steps before the upper one.
-        env: What the problems share.
-        hooks: Further hooks, after those the configuration asks for.
+        env: State that the problems share.
+        hooks: Further hooks, called after those of the configuration.
 
     Raises:
         GraphError: When problems and dependencies do not form a valid program.
         ConfigurationError: When a setting does not fit.
         DataError: When a loader is known to be empty.
 
-    After an error the problems are what they were before.
+    After an error the problems are unchanged.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Engine:
             self._schedule = self._make_schedule(graph)
             self.train()
         if not self.is_rank_zero():
-            # Samples of other processes get other dropout, and process 0 draws as if it were alone.
+            # Each process draws different dropout; process 0 draws as a single process would.
             reseed(self.device, self.processes.seed + self.processes.rank)
 
     def __getattr__(self, name: str) -> Any:
@@ -124,22 +124,21 @@ class Engine:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}.")
 
     def run(self, resume: str | os.PathLike[str] | None = None) -> None:
-        """Step all leaf problems ``train_iters`` times, validating every ``valid_step``.
+        """Step all leaf problems ``train_iters`` times; validate every ``valid_step`` iterations.
 
-        Ctrl-C and SIGTERM let the step under way end, save it where there is a ``checkpoint_dir``,
-        and then end the process as they would have; a second one ends it at once.
+        After Ctrl-C or SIGTERM the present step is finished and saved, if there is a
+        ``checkpoint_dir``; then the signal ends the process. A second signal ends it at once.
 
         Args:
-            resume: Go on with a run that was saved, to the same end as if it had never been
-                interrupted: ``"auto"`` with the latest checkpoint in ``checkpoint_dir``, or from
-                the start where there is none; a path with that file. A run that :meth:`load` has
-                put somewhere goes on from there by itself.
+            resume: The checkpoint to resume from, with the same result as an uninterrupted run.
+                ``"auto"``: the last one in ``checkpoint_dir``, or a new run if there is none. A
+                path: that file. After :meth:`load` the run resumes from the loaded state without
+                it.
 
         Raises:
             ConfigurationError: Inside ``torch.no_grad``, or for a ``resume`` that is no path.
-            CheckpointError: When there is a checkpoint that cannot be loaded, when
-                ``checkpoint_dir`` holds another run, or when it fails and
-                ``checkpoint_failure="raise"``.
+            CheckpointError: When a checkpoint cannot be loaded, when ``checkpoint_dir`` holds
+                another run, or when saving fails with ``checkpoint_failure="raise"``.
         """
         require_runnable(self)
         streams = self.checkpoint_hook.begin(self, resume)
@@ -148,45 +147,44 @@ class Engine:
             try:
                 self.hooks.run_start(self)
                 if streams is not None:
-                    put_streams(streams)
+                    set_streams(streams)
                 while not (self._is_asked_to_end(request) or self._is_over()):
-                    if not self._owes_validation():
+                    if not self._validation_is_due():
                         with self._execution:
                             self.train_step()
                         self.run_state.iteration += 1
                         self.hooks.iteration_end(self)
-                    if self._owes_validation() and not self._is_asked_to_end(request):
+                    if self._validation_is_due() and not self._is_asked_to_end(request):
                         self._validate()
                     if self.checkpoint_hook.folder is not None and not self._is_asked_to_end(
                         request
                     ):
-                        self.checkpoint_hook.iteration_over(self)
-                self.checkpoint_hook.run_over(self)
+                        self.checkpoint_hook.save_if_due(self)
+                self.checkpoint_hook.save_at_end(self)
             finally:
                 self.hooks.run_end(self)
                 self.logger.close()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything the program is to a file, from which a program built alike goes on.
+        """Write the whole state of the program to a file; a program built alike can resume from it.
 
-        Of several processes all call it, and the first one writes.
+        With several processes all must call it; process 0 writes.
 
-        That is every problem with its module, optimizer, scheduler and loss scaler, steps recorded
-        for a hypergradient, gradients accumulated so far, hooks, random streams, the places of
-        loaders, and counters. Problems with state of their own add it to ``state_dict``.
+        The state is that of modules, optimizers, schedulers, loss scalers, recorded steps,
+        accumulated gradients, hooks, random streams, loaders and counters. Problems can add their
+        own in ``state_dict``.
 
         Raises:
-            CheckpointError: When the file cannot be written, inside a step, or for state that is
-                more than tensors, numbers, text and containers of these.
+            CheckpointError: When the file cannot be written, inside a step, or for state other
+                than tensors, numbers, text and containers of these.
         """
         save_engine(self, path)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Put the program where the one that was saved stood; the next ``run()`` goes on there.
+        """Load the state of a saved program; the next ``run()`` resumes from it.
 
-        Of several processes all call it, and the first one reads.
-
-        Nothing in the file is executed. When the file does not fit, nothing is changed.
+        With several processes all must call it; process 0 reads. Nothing in the file is executed.
+        If the file does not fit, the program is unchanged.
 
         Raises:
             CheckpointError: When the file cannot be read, is damaged, or is of another program.
@@ -194,20 +192,20 @@ class Engine:
         load_engine(self, path)
 
     def train_step(self) -> None:
-        """Step every leaf problem once, and the problems above as they become due."""
+        """Step every leaf problem once, and the upper problems that become due."""
         for leaf in self.leaves:
             leaf.step(global_step=self.global_step)
 
     def validation(self) -> Mapping[str, Any] | None:
-        """Measure the program; override it and return names and values to log.
+        """Measure the program; override it and return values to log by name.
 
-        Of several processes each measures, on its own share of the data or on all, and numbers
-        and tensors are averaged over them.
+        With several processes, each measures on its own share of the data or on all, and numbers
+        and tensors are averaged over processes.
         """
         return None
 
     def stop(self, reason: str) -> None:
-        """Ask a run to end after the present step."""
+        """End the run after the present step."""
         self.run_state.stopped = reason
 
     def train(self) -> None:
@@ -221,10 +219,10 @@ class Engine:
             problem.eval()
 
     def set_dependency(self, dependencies: Dependencies | None) -> None:
-        """Rewire the graph; step counters go on, and upper problems wait again.
+        """Replace the dependencies; step counters are kept, and upper problems wait again.
 
         Raises:
-            GraphError: When the new dependencies are not valid; the old ones then stay.
+            GraphError: When the new dependencies are not valid; the old ones are kept.
         """
         graph = Graph.build(self.problems, dependencies)
         earlier = self._schedule
@@ -238,16 +236,16 @@ class Engine:
         self.dependencies = dependencies
 
     def check_hypergradient(self, tolerance: float = 1e-2) -> list[HypergradientReport]:
-        """Compare every lower problem's hypergradient with exact ones, on its own next batches.
+        """Compare every lower problem's hypergradient with references, on its next batches.
 
-        Two references in double precision: the method itself with its approximations taken away,
-        and the exact derivative through the last ``unroll_steps`` optimizer steps. The reports say
-        how far apart they are, and in words what is to blame: half precision, a displacement that
-        is too long, batch norm or dropout, a loss that cannot be replayed, something detached.
-        Print them. The training steps this takes are ordinary ones and count as such.
+        The references, in double precision, are the method itself without its approximations, and
+        the exact derivative through the last ``unroll_steps`` optimizer steps. The reports give
+        the errors and, in words, their causes: half precision, a displacement that is too long,
+        batch norm or dropout, a loss that cannot be replayed, something detached. Print them. The
+        check takes ordinary training steps.
 
         Args:
-            tolerance: Largest relative error against the method itself that is let pass.
+            tolerance: Largest accepted relative error against the method itself.
 
         Raises:
             GraphError: When no problem differentiates through another.
@@ -255,7 +253,7 @@ class Engine:
         return check_hypergradients_of(self, tolerance)
 
     def audit(self, lower: Problem, auditor: Hypergradient | None) -> None:
-        """Let ``auditor`` stand in for the hypergradient of a lower problem, or nobody."""
+        """Replace a lower problem's hypergradient by ``auditor``; ``None`` ends the check."""
         if auditor is not None:
             self.processes.require_audit(lower)
         lower.step_state.audit_by(auditor)
@@ -263,10 +261,10 @@ class Engine:
         self._schedule.record(lower.name, lower.step_state.trajectory.recording.updates)
 
     def upper_update_every(self, lower: Problem, loops: int) -> None:
-        """From now on let a lower problem hand over to its upper ones after so many loops.
+        """Let upper problems step after every ``loops`` loops of a lower problem, from now on.
 
-        A loop is ``unroll_steps`` optimizer steps; a hypergradient goes through the last one.
-        Counting begins where the present loop began.
+        A loop has ``unroll_steps`` optimizer steps; a hypergradient goes through the last loop.
+        Counting begins at the start of the present loop.
 
         Raises:
             ValueError: For a number below 1.
@@ -274,17 +272,17 @@ class Engine:
         """
         if not any(lower is problem for problem in self.problems):
             raise GraphError(
-                f"upper_update_every({shown(lower)}) was asked of a problem not among those "
-                f"of the engine ({', '.join(p.name for p in self.problems)}); give one of these."
+                f"upper_update_every({shown(lower)}) received something other than a problem of "
+                f"the engine ({', '.join(p.name for p in self.problems)}); give one of these."
             )
         self._schedule.upper_update_every(lower.name, loops)
 
     def do_validation(self) -> bool:
-        """Whether there is a validation to run."""
+        """Return whether :meth:`validation` is overridden."""
         return type(self).validation is not Engine.validation
 
     def is_rank_zero(self) -> bool:
-        """Whether this process is the one that logs and writes files."""
+        """Return whether this process is the one that logs and writes files."""
         return self.processes.rank == 0
 
     @property
@@ -293,7 +291,7 @@ class Engine:
         return self._schedule
 
     def describe(self) -> str:
-        """Return the graph as text: per problem its uppers, lowers and hypergradient paths."""
+        """Return the graph as text: upper and lower problems and hypergradient paths of each."""
         lines = []
         for problem in self.problems:
             paths = [" -> ".join(p.name for p in path) for path in problem.paths]
@@ -314,10 +312,10 @@ class Engine:
         if self.run_state.stopped is not None:
             self.logger.info(self.run_state.stopped)
             return True
-        return self.run_state.iteration >= self.train_iters and not self._owes_validation()
+        return self.run_state.iteration >= self.train_iters and not self._validation_is_due()
 
-    def _owes_validation(self) -> bool:
-        """Whether a validation is due that has not taken place."""
+    def _validation_is_due(self) -> bool:
+        """Return whether a validation is due and has not been run."""
         iteration = self.run_state.iteration
         due = iteration > 0 and iteration % self.valid_step == 0
         return due and self.run_state.validated_at != self.global_step and self.do_validation()

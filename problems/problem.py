@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .base.errors import ConfigurationError, GraphError, LossError
 from .base.graph_node import GraphNode
 from .base.loss import Evaluated, TrainingOutput, loss_of
-from .base.memory_layout import laid_out
+from .base.memory_layout import with_memory_format
 from .base.overridables import Overridables
 from .base.settings import shown
 from .config import Config
@@ -231,7 +231,7 @@ class Problem(Overridables, GraphNode):
         if any(t.device != self.device for t in (*module.parameters(), *module.buffers())):
             require_movable(self._name, module, self.device)
             module = module.to(self.device)
-        self.module = laid_out(module, self._step_state.channels_last)
+        self.module = with_memory_format(module, self._step_state.channels_last)
         compile_module(self.module, self._config.compile)
 
     def set_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
@@ -312,7 +312,7 @@ class Problem(Overridables, GraphNode):
             DataError: For a loader that cannot be iterated.
         """
         self.device = torch.device(device) if self.device is None else self.device
-        self._step_state.lay_out(channels_last=channels_last)
+        self._step_state.use_channels_last(channels_last=channels_last)
         if self.train_data_loader is None:
             self.train_data_loader = self.configure_train_data_loader()
         loaders, source = self.train_data_loader, self._step_state.source

@@ -122,7 +122,7 @@ FILES: dict[str, Case] = {
     ),
     "other problems": (
         CheckpointError,
-        "its problems are outer; inner below outer, and here chase … build the program",
+        "its problems are outer; inner below outer, and here they are chase … build the program",
         saved,
         lambda: single(problem(), steps=3),
     ),
@@ -252,14 +252,14 @@ RUNS: dict[
     ),
     "auto beyond the end": (
         ConfigurationError,
-        "step-0000000003.ckpt stands at iteration 3, beyond … train_iters=2 … raise",
+        "step-0000000003.ckpt was saved at iteration 3, beyond … train_iters=2 … raise",
         ran,
         in_folder(steps=2),
         "auto",
     ),
     "a file beyond the end": (
         ConfigurationError,
-        "saved.ckpt stands at iteration 3, beyond … train_iters=2 … engine.load()",
+        "saved.ckpt was saved at iteration 3, beyond … train_iters=2 … engine.load()",
         no_folder,
         lambda f: build(steps=2),
         saved,

@@ -1,1 +1,1 @@
-"""A running program on disk, and back."""
+"""The state of a running program, written to disk and read back."""

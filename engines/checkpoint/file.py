@@ -1,11 +1,10 @@
-"""The file of a checkpoint: a line of facts, then plain data as ``torch.save`` writes it.
+"""The file of a checkpoint: a header, then plain data as ``torch.save`` writes it.
 
-The first :data:`HEADER` bytes hold one JSON object: format, versions, step, and a checksum of
-itself and of all that follows, which is compared before anything else is read. The data are read by
-``torch.load(weights_only=True)``, which builds tensors, numbers, text and containers and nothing
-else.
+The header has :data:`HEADER` bytes and holds one JSON object: format, versions, step, and a
+checksum of header and data, which is verified before the data are read. The data are read by
+``torch.load(weights_only=True)``, which builds only tensors, numbers, text and containers.
 
-Writing is atomic and durable: to a file beside, which is brought to the disk and then renamed.
+Writing is atomic and durable: a temporary file is written, synced to disk and then renamed.
 """
 
 from __future__ import annotations
@@ -42,15 +41,15 @@ def _version(package: str) -> str:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint says of itself.
+    """The header of a checkpoint.
 
     Attributes:
         step: ``engine.global_step``.
-        run: Which run it belongs to.
-        metric: Name of the value it was kept for, if any.
-        value: That value; nothing where it was not finite.
+        run: Identifier of the run.
+        metric: Name of the value it is ranked by, if any.
+        value: That value; ``None`` if it was not finite.
         format: Version of the format.
-        versions: Of metaweight, torch and Python.
+        versions: Versions of metaweight, torch and Python.
     """
 
     step: int
@@ -68,10 +67,10 @@ class Manifest:
 
 
 def write_checkpoint(path: Path, manifest: Manifest, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint, so that ``path`` holds either all of it or what it held before.
+    """Write a checkpoint atomically: ``path`` holds either all of it or its previous content.
 
     Raises:
-        CheckpointError: When it cannot be written; nothing is left behind then.
+        CheckpointError: When it cannot be written; no partial file is left.
     """
 
     def write(file: BinaryIO) -> None:
@@ -88,16 +87,16 @@ def write_checkpoint(path: Path, manifest: Manifest, state: Mapping[str, Any]) -
         write_durably(path, write)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"The checkpoint {path} could not be written: {_reason(error)}. What was there before "
-            "is untouched; make room, or give a folder that can be written to."
+            f"The checkpoint {path} could not be written: {_reason(error)}. A previous file is "
+            "unchanged; free disk space, or give a folder that can be written to."
         ) from error
 
 
 def write_durably(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Let ``write`` fill a file beside ``path``, bring it to the disk, and rename it to ``path``.
+    """Call ``write`` with a temporary file beside ``path``, sync it, and rename it to ``path``.
 
     Raises:
-        OSError: When that fails; the file beside is removed then.
+        OSError: When that fails; the temporary file is removed.
     """
     beside = path.with_name(f".{path.name}.partial")
     try:
@@ -114,7 +113,7 @@ def write_durably(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where the system lets one."""
+    """Sync the entries of a folder to disk, except on Windows."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -125,10 +124,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Return what a checkpoint says of itself; the data are not looked at.
+    """Return the header of a checkpoint; the data are not read.
 
     Raises:
-        CheckpointError: When it is not there, not a checkpoint, or of a later format.
+        CheckpointError: When it does not exist, is no checkpoint, or has a newer format.
     """
     with _opened(path) as file:
         return _parsed(path, file.read(HEADER))[0]
@@ -138,35 +137,35 @@ def read_checkpoint(
     path: Path,
     migrations: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = MIGRATIONS,
 ) -> tuple[Manifest, dict[str, Any]]:
-    """Return what a checkpoint says of itself and the state in it, in the present format.
+    """Return the header and the state of a checkpoint, in the present format.
 
     Args:
         path: The file.
-        migrations: How to turn a state of each earlier format into one of the next.
+        migrations: Convert the state of each earlier format into the next one.
 
     Raises:
-        CheckpointError: When it is not there, not a checkpoint, not as it was written, or of a
-            format that cannot be brought up to date.
+        CheckpointError: When it does not exist, is no checkpoint, is damaged, or has a format that
+            cannot be migrated.
     """
     with _opened(path) as file:
         manifest, expected = _parsed(path, file.read(HEADER))
         digest = hashlib.sha256()
         while chunk := file.read(CHUNK):
             digest.update(chunk)
-        if _sealed(manifest, digest.hexdigest()) != expected:
+        if _checksum(manifest, digest.hexdigest()) != expected:
             raise DamagedCheckpointError(
-                f"{path} is damaged: its checksum does not fit its content, so that it was cut off "
-                "or changed after it was written; use another checkpoint."
+                f"{path} is damaged: its checksum does not fit its content, so it was truncated or "
+                "changed after it was written; use another checkpoint."
             )
         file.seek(HEADER)
         try:
-            behind = cast(IO[bytes], _Behind(file, HEADER))
+            behind = cast(IO[bytes], _AfterHeader(file, HEADER))
             state = torch.load(behind, map_location="cpu", weights_only=True)
-        # Of every kind: the zip reader, the unpickler and the tensors it fills each have their own.
+        # The zip reader, the unpickler and the tensors raise errors of many types.
         except Exception as error:
             raise CheckpointError(
-                f"{path} holds something other than plain data and was not read further; it was "
-                f"not written by metaweight ({type(error).__name__})."
+                f"{path} holds something other than plain data, so it was not written by "
+                f"metaweight ({type(error).__name__}); use another checkpoint."
             ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds no state of an engine; use another checkpoint.")
@@ -185,19 +184,19 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _header(manifest: Manifest, content: str) -> bytes:
-    facts = asdict(manifest) | {"sha256": _sealed(manifest, content)}
+    facts = asdict(manifest) | {"sha256": _checksum(manifest, content)}
     text = MAGIC + json.dumps(facts, sort_keys=True, allow_nan=False).encode()
     assert len(text) < HEADER
     return text.ljust(HEADER - 1) + b"\n"
 
 
-def _sealed(manifest: Manifest, content: str) -> str:
+def _checksum(manifest: Manifest, content: str) -> str:
     facts = json.dumps(asdict(manifest), sort_keys=True, allow_nan=False)
     return hashlib.sha256(f"{facts} {content}".encode()).hexdigest()
 
 
 def _parsed(path: Path, header: bytes) -> tuple[Manifest, str]:
-    """Return the facts of a header, which must be the very bytes they would be written as."""
+    """Return the manifest and checksum of a header, which must be exactly as it was written."""
     damaged = DamagedCheckpointError(
         f"{path} is no checkpoint of metaweight, or its first lines are damaged; give a file "
         "that engine.save or a run with a checkpoint_dir has written."
@@ -227,7 +226,7 @@ def _reason(error: Exception) -> str:
 
 
 class _Hashing:
-    """A file to write to that adds up what it is given, and remembers why it failed."""
+    """A writable file that computes a checksum and stores the error of a failed write."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -250,8 +249,8 @@ class _Hashing:
         return self._sum.hexdigest()
 
 
-class _Behind:
-    """A file as seen from behind its first bytes."""
+class _AfterHeader:
+    """A file whose positions are counted from the end of the header."""
 
     def __init__(self, file: BinaryIO, start: int) -> None:
         self._file = file

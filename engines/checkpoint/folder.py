@@ -1,4 +1,4 @@
-"""The checkpoints of one run in a folder, of which the last and the best are kept."""
+"""A folder with the checkpoints of one run: the last ones and the best ones."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class CheckpointFolder:
 
     Args:
         path: The folder.
-        keep_last: How many of the latest steps to keep; all when left out.
-        keep_best: How many of the best to keep beside those.
-        metric: Name of the value that says which are best.
-        mode: ``"min"`` or ``"max"``: which way is better.
+        keep_last: Number of last checkpoints to keep; ``None`` keeps all.
+        keep_best: Number of best checkpoints to keep beside those.
+        metric: Name of the value that ranks checkpoints.
+        mode: ``"min"`` or ``"max"``: whether the smallest or the largest value is best.
     """
 
     path: Path
@@ -37,11 +37,11 @@ class CheckpointFolder:
     mode: str = "min"
 
     def file_of(self, step: int) -> Path:
-        """Return the path of the checkpoint of a step."""
+        """Return the path of a step's checkpoint."""
         return self.path / f"step-{step:010d}.ckpt"
 
     def files(self) -> dict[int, Path]:
-        """Return the paths of all checkpoints by step, the earliest first."""
+        """Return the paths of all checkpoints by step, in ascending order."""
         if not self.path.is_dir():
             return {}
         found = {p: NAME.fullmatch(p.name) for p in self.path.iterdir()}
@@ -49,11 +49,11 @@ class CheckpointFolder:
         return dict(sorted(steps.items()))
 
     def prepare(self, run: str, step: int) -> None:
-        """Make the folder and see that a run at ``step`` can write to it without loss.
+        """Make the folder and check that a run at ``step`` can write to it.
 
         Raises:
             CheckpointError: When it cannot be written to, or holds checkpoints of another run or
-                of later steps, which would be mixed with those to come.
+                of later steps.
         """
         probe = self.path / ".probe.partial"
         try:
@@ -72,23 +72,23 @@ class CheckpointFolder:
             if manifest is None or manifest.run != run:
                 raise CheckpointError(
                     f"EngineConfig(checkpoint_dir={str(self.path)!r}) holds checkpoints of another "
-                    f"run, such as {file.name}; go on with it by run(resume='auto'), or give this "
-                    "run a folder of its own."
+                    f"run, such as {file.name}; resume it by run(resume='auto'), or give this run "
+                    "a folder of its own."
                 )
             if number > step:
                 raise CheckpointError(
                     f"EngineConfig(checkpoint_dir={str(self.path)!r}) holds {file.name}, a later "
-                    f"step of this run than {step}, where it is to go on; move the later files "
-                    "away, or give another folder."
+                    f"step of this run than step {step}, from which it would resume; move the "
+                    "later files away, or give another folder."
                 )
 
     def newest(self, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-        """Return the latest checkpoint that is as it was written, and the state in it.
+        """Return the last checkpoint that is not damaged, and its state; ``None`` if there is none.
 
-        Damaged ones are set aside under another name, with a warning.
+        Damaged checkpoints are renamed, with a warning.
 
         Raises:
-            CheckpointError: When there are some, but all are damaged.
+            CheckpointError: When all checkpoints are damaged.
         """
         files = self.files()
         for file in reversed(list(files.values())):
@@ -97,16 +97,16 @@ class CheckpointFolder:
             except DamagedCheckpointError as error:
                 aside = file.with_name(f"{file.name}.damaged")
                 file.replace(aside)
-                warn(f"{error} It is now {aside.name}, and the one before it is tried.")
+                warn(f"{error} It was renamed to {aside.name}; the one before it is tried.")
         if files:
             raise CheckpointError(
-                f"All checkpoints in {self.path} are damaged, so that run(resume='auto') has "
-                "nothing to go on from; run without resume in another folder."
+                f"All checkpoints in {self.path} are damaged, so run(resume='auto') cannot "
+                "resume; run without resume in another folder."
             )
         return None
 
     def is_among_best(self, run: str, value: float) -> bool:
-        """Whether a checkpoint of this value would be kept for it."""
+        """Return whether a checkpoint with this value would be among the best."""
         if not self.keep_best or not math.isfinite(value):
             return False
         ranked = self._ranked(self._of(run))
@@ -117,7 +117,7 @@ class CheckpointFolder:
         return value < worst if self.mode == "min" else value > worst
 
     def prune(self, run: str) -> None:
-        """Remove what is neither among the last nor among the best of a run."""
+        """Remove checkpoints of a run that are neither among the last nor among the best."""
         if self.keep_last is None:
             return
         files = self._of(run)
@@ -134,7 +134,7 @@ class CheckpointFolder:
         return [(file, m) for file, m in found if m is not None and m.run == run]
 
     def _ranked(self, files: list[tuple[Path, Manifest]]) -> list[tuple[Path, Manifest]]:
-        """Return those with a value of the metric, the best first, of equals the earlier."""
+        """Return those with a value of the metric, best first; of equal ones the earlier first."""
         sign = 1.0 if self.mode == "min" else -1.0
         valued = [
             (sign * manifest.value, file, manifest)

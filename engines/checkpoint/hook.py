@@ -1,4 +1,4 @@
-"""Saving during a run, and going on where one stood."""
+"""Save checkpoints during a run, and resume from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from metaweight.problems import CheckpointError, ConfigurationError
 from metaweight.problems.base.settings import shown
-from metaweight.problems.data.loader_position import keeps_its_place
+from metaweight.problems.data.loader_position import is_stateful
 
 from ..hooks.base import Hook
 from ..loggers import flatten_stats
@@ -35,13 +35,13 @@ def save_engine(
     require_path("save", path)
     manifest = Manifest(engine.global_step, engine.run_state.run, metric, value)
     try:
-        # Logs are the first process's, and where they cannot be written none may wait for it.
+        # Only process 0 writes logs; if it fails, the others must not wait for it.
         engine.processes.from_first(engine.logger.position)
         state, shards = engine_to_plain(engine)
     except OSError as error:
         raise CheckpointError(
-            f"The checkpoint {path} was not written, because the run's logs could not be brought "
-            f"to the disk: {error.strerror or error}; make room."
+            f"The checkpoint {path} was not written, because the run's logs could not be written "
+            f"to disk: {error.strerror or error}; free disk space."
         ) from error
     file, folder = Path(path), None
     if shards:
@@ -58,34 +58,34 @@ def save_engine(
 
 
 def load_engine(engine: Engine, path: Path_) -> None:
-    """Put a program where a file says another one like it stood; see :meth:`Engine.load`."""
+    """Load the state in a file; see :meth:`Engine.load`."""
     require_path("load", path)
     load_state(engine, Path(path), read_state(engine, path))
 
 
 def read_state(engine: Engine, path: Path_) -> Mapping[str, Any]:
-    """Return the state in a file; of several processes the first one reads it."""
+    """Return the state in a file, read by process 0."""
     return engine.processes.from_first(lambda: read_checkpoint(Path(path))[1])
 
 
 def load_state(engine: Engine, path: Path, state: Mapping[str, Any]) -> None:
-    """Put a program where the state read from ``path`` says another one like it stood."""
+    """Load ``state``, which was read from ``path``."""
     engine_from_plain(engine, with_shards(engine.processes, path, state), str(path))
     engine.run_state.resumed, engine.run_state.inside_step = True, False
     engine.checkpoint_hook.log = state["log"]
     absent = missing_devices(state)
     if absent:
         engine.logger.warning(
-            f"{path} was saved with {', '.join(absent)}, which is not here: random numbers drawn "
-            "there start afresh, so that the run goes on, but not bit for bit."
+            f"{path} was saved with {', '.join(absent)}, which is missing here: its random streams "
+            "are not restored, so the run goes on, but not bit for bit."
         )
 
 
 def require_path(asked: str, path: object) -> None:
-    """Refuse what is no path.
+    """Refuse anything but a path.
 
     Raises:
-        ConfigurationError: Naming the method it was given to.
+        ConfigurationError: Naming the called method.
     """
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
         other = ", or resume='auto'" if asked == "run" else ""
@@ -95,15 +95,15 @@ def require_path(asked: str, path: object) -> None:
 
 
 class CheckpointHook(Hook):
-    """Saves a program every so many iterations and where a validation is among the best.
+    """Saves a checkpoint every ``checkpoint_step`` iterations, and after the best validations.
 
     Args:
         config: ``checkpoint_dir``, ``checkpoint_step``, ``keep_last``, ``keep_best``,
             ``checkpoint_metric``, ``checkpoint_mode`` and ``checkpoint_failure`` are read.
 
     Attributes:
-        folder: Where to; nothing when the configuration names none.
-        log: Where the loggers of a loaded run stood, until it goes on.
+        folder: The checkpoint folder; ``None`` without ``checkpoint_dir``.
+        log: Positions of the loggers in a loaded state, until the run resumes.
     """
 
     only_shows = True
@@ -124,16 +124,15 @@ class CheckpointHook(Hook):
         self._value: float | None = None
 
     def begin(self, engine: Engine, resume: Path_ | None) -> Mapping[str, Any] | None:
-        """Load what a run is to go on from, and see that it can be saved.
+        """Load the checkpoint to resume from, and check that the run can be saved.
 
         Returns:
-            The random streams to start with, or nothing for those there are.
+            The random streams to start with; ``None`` to keep the present ones.
 
         Raises:
-            CheckpointError: When there is something to go on from that cannot be loaded, or the
-                folder cannot be used.
+            CheckpointError: When the checkpoint cannot be loaded, or the folder cannot be used.
             ConfigurationError: For ``resume="auto"`` without a folder, and for a state beyond
-                ``train_iters``. The program is then what it was.
+                ``train_iters``. The program is then unchanged.
         """
         found = None if resume is None else self._found(engine, resume)
         run, step = engine.run_state.run, engine.global_step
@@ -146,17 +145,17 @@ class CheckpointHook(Hook):
             engine.processes.from_first(lambda: folder.prepare(run, step))
         if found is not None:
             load_state(engine, *found)
-            engine.logger.info(f"Goes on from {found[0]}, step {engine.global_step}.")
+            engine.logger.info(f"Resumes from {found[0]}, step {engine.global_step}.")
         streams = streams_to_dict(engine) if engine.run_state.resumed else None
         engine.run_state.begin()
         if self.log is not None:
-            engine.logger.go_on_from(self.log)
+            engine.logger.resume_from(self.log)
             self.log = None
         self._value = None
         return streams
 
     def after_validation(self, engine: Engine, stats: Mapping[str, Any]) -> None:
-        """Note the value that says which checkpoints are best."""
+        """Store the value that ranks checkpoints."""
         if self.folder is None or not self.folder.keep_best:
             return
         found = flatten_stats(stats)
@@ -168,8 +167,8 @@ class CheckpointHook(Hook):
             )
         self._value = found[self.folder.metric]
 
-    def iteration_over(self, engine: Engine) -> None:
-        """Save if it is time to, or the validation was among the best."""
+    def save_if_due(self, engine: Engine) -> None:
+        """Save if the iteration is due, or if the validation was among the best."""
         if self.folder is None:
             return
         value = self._value
@@ -178,8 +177,8 @@ class CheckpointHook(Hook):
             self._save(engine, self.folder)
         self._value = None
 
-    def run_over(self, engine: Engine) -> None:
-        """Save where the run ends, unless that has been done."""
+    def save_at_end(self, engine: Engine) -> None:
+        """Save at the end of the run, unless this step has been saved."""
         if self.folder is None:
             return
         file = self.folder.file_of(engine.global_step)
@@ -206,7 +205,7 @@ class CheckpointHook(Hook):
             folder.prune(engine.run_state.run)
 
     def _found(self, engine: Engine, resume: Path_) -> tuple[Path, Mapping[str, Any]] | None:
-        """Return the state to go on from and its file, or nothing where there is none."""
+        """Return the file to resume from and its state; ``None`` if there is none."""
         require_path("run", resume)
         if resume != "auto":
             return Path(resume), read_state(engine, resume)
@@ -220,7 +219,7 @@ class CheckpointHook(Hook):
 
 
 def _require_ahead(engine: Engine, path: Path, state: Mapping[str, Any]) -> None:
-    """Refuse to go on from beyond the end of the run.
+    """Refuse a state beyond the end of the run.
 
     Raises:
         ConfigurationError: Naming the file and both numbers.
@@ -228,9 +227,9 @@ def _require_ahead(engine: Engine, path: Path, state: Mapping[str, Any]) -> None
     done = _iterations(path, state)
     if done > engine.train_iters:
         raise ConfigurationError(
-            f"{path} stands at iteration {done}, beyond EngineConfig(train_iters="
-            f"{engine.train_iters}), where the run was to end; raise train_iters, or use "
-            "engine.load() if nothing is to be trained."
+            f"{path} was saved at iteration {done}, beyond the end of the run, EngineConfig("
+            f"train_iters={engine.train_iters}); raise train_iters, or use engine.load() if "
+            "nothing is to be trained."
         )
 
 
@@ -239,24 +238,24 @@ def _iterations(path: Path, state: Mapping[str, Any]) -> int:
         return int(state["run"]["iteration"])
     except (LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} does not say where its run stood; it was not written by metaweight."
+            f"{path} does not hold the iteration of its run; it was not written by metaweight."
         ) from error
 
 
 def require_resumable(engine: Engine) -> None:
-    """Refuse loaders whose place could not be found again, before training has begun.
+    """Refuse loaders whose position could not be restored, before training begins.
 
     Raises:
-        ConfigurationError: For one that keeps its place itself and is read by two.
+        ConfigurationError: For a loader with ``state_dict`` that two problems read.
     """
     seen: dict[int, str] = {}
     for problem in engine.problems:
         loaders = [] if problem.step_state.source is None else problem.source.loaders
         for index, loader in enumerate(loaders):
-            if id(loader) in seen and keeps_its_place(loader):
+            if id(loader) in seen and is_stateful(loader):
                 raise ConfigurationError(
                     f"Loader {index} of problem {problem.name!r} is the {type(loader).__name__} "
-                    f"that {seen[id(loader)]} reads too. It keeps one place for both, so that a "
-                    "run with a checkpoint_dir could not be resumed; give each its own."
+                    f"that {seen[id(loader)]} reads too. It has one position for both, so a run "
+                    "with a checkpoint_dir could not be resumed; give each its own."
                 )
             seen[id(loader)] = f"problem {problem.name!r}"

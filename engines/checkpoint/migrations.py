@@ -1,4 +1,4 @@
-"""How checkpoints of earlier formats are brought up to date."""
+"""Migrations of checkpoints with earlier formats."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from metaweight.problems import CheckpointError
 
 FORMAT = 2
-"""The format that is written. A change that an earlier reader would misread makes it one more."""
+"""The written format. Increase it by 1 for a change that an earlier reader would misread."""
 
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def _skipped_steps_and_terms(state: dict[str, Any]) -> dict[str, Any]:
-    """Give a skipped step and the terms of ``NormLogger`` the names they have now."""
+    """Rename the fields of skipped steps and of the terms of ``NormLogger``."""
     if state.get("parts") is not None:
         raise ValueError("its parameters are sharded in a folder that is no longer read")
     problems = {}
@@ -33,7 +33,7 @@ def _skipped_steps_and_terms(state: dict[str, Any]) -> dict[str, Any]:
 
 
 MIGRATIONS: Mapping[int, Migration] = MappingProxyType({1: _skipped_steps_and_terms})
-"""Per earlier format ``n`` what turns its state into one of format ``n + 1``."""
+"""For each earlier format ``n`` the function that converts its state to format ``n + 1``."""
 
 
 def migrate(
@@ -45,13 +45,13 @@ def migrate(
     """Return the state of a checkpoint in the present format.
 
     Args:
-        path: Its file, for messages.
+        path: The file, for messages.
         written: The format it was written in.
-        state: What it holds.
+        state: The state in it.
         migrations: As :data:`MIGRATIONS`.
 
     Raises:
-        CheckpointError: When no migration begins at that format, or one fails.
+        CheckpointError: When there is no migration from that format, or one fails.
     """
     for version in range(written, FORMAT):
         if version not in migrations:
@@ -63,7 +63,7 @@ def migrate(
             state = migrations[version](state)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
-                f"{path} says that it is of format {version}, but what it holds is not "
-                f"({type(error).__name__}: {error}); use another checkpoint."
+                f"{path} says that it is of format {version}, but its content does not fit that "
+                f"format ({type(error).__name__}: {error}); use another checkpoint."
             ) from error
     return state

@@ -1,4 +1,4 @@
-"""What differs between processes in the state of a program: taken together, and given back."""
+"""The parts of a program's state that differ between processes: gather and distribute them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..distributed.processes import Processes
 if TYPE_CHECKING:
     from ..engine import Engine
 
-# Of a problem; all else is equal in all processes.
+# Fields of a problem's state that differ between processes.
 OWN = ("gradients", "batch", "trajectory", "loaders")
 
 
-def with_all_shares(processes: Processes, plain: dict[str, Any]) -> dict[str, Any]:
-    """Return the state of process 0 with what is different in the others."""
+def gather_state(processes: Processes, plain: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of process 0 with the differing parts of the other processes."""
     if processes.world == 1:
         return plain
     own = {
@@ -30,14 +30,14 @@ def with_all_shares(processes: Processes, plain: dict[str, Any]) -> dict[str, An
     return {**plain, "other processes": processes.gather(own)[1:]}
 
 
-def own_share(engine: Engine, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state of this process from one that was saved by all.
+def state_of_process(engine: Engine, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of this process from the gathered state.
 
-    With another number of processes than there were, epochs are read from their start, and random
-    streams of new processes start afresh.
+    If the number of processes has changed, epochs restart from their first batch and random
+    streams are not restored.
 
     Raises:
-        CheckpointError: For another number of processes inside a loop or an accumulation.
+        CheckpointError: If the number of processes has changed inside a loop or an accumulation.
     """
     processes, others = engine.processes, state.get("other processes", [])
     merged = {key: value for key, value in state.items() if key != "other processes"}
@@ -60,8 +60,8 @@ def _regrouped(engine: Engine, merged: dict[str, Any], saved_by: int) -> dict[st
         if saved.get("trajectory") is not None or saved.get("gradients"):
             raise CheckpointError(
                 f"The checkpoint was saved by {saved_by} processes inside a loop or accumulation "
-                f"of problem {problem.name!r}, whose batches {world} cannot take over; go on with "
-                f"{saved_by}, or from a checkpoint between two loops."
+                f"of problem {problem.name!r}, whose batches do not fit {world} processes; go on "
+                f"with {saved_by}, or from a checkpoint between two loops."
             )
         loaders = [] if problem.step_state.source is None else problem.source.loaders
         begun = [
@@ -78,7 +78,7 @@ def _regrouped(engine: Engine, merged: dict[str, Any], saved_by: int) -> dict[st
         ]
         problems[problem.name] = {**saved, "loaders": begun}
     engine.logger.warning(
-        f"The checkpoint was saved by {saved_by} processes and goes on in {world}: epochs are read "
-        "from their start."
+        f"The checkpoint was saved by {saved_by} processes and goes on in {world}: epochs restart "
+        "from their first batch."
     )
     return {**merged, "problems": {**merged["problems"], **problems}, "streams": None}

@@ -1,4 +1,4 @@
-"""The folder of shards beside a checkpoint's file: whether it is as it was written, and removed."""
+"""The folder of shards beside a checkpoint's file: verify and remove it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ CHUNK = 1 << 20
 
 
 def require_shards(path: Path, state: Mapping[str, Any]) -> None:
-    """See that the shards beside ``path``, if its state names some, are as they were written.
+    """Verify the checksums of the shards beside ``path``, if its state names any.
 
     Raises:
-        DamagedCheckpointError: When a file is missing or not as it was written.
-        CheckpointError: When names lead elsewhere.
+        DamagedCheckpointError: When a file is missing or damaged.
+        CheckpointError: When a name is not one of this checkpoint.
     """
     described = state.get("shards")
     if described is None:
@@ -29,10 +29,10 @@ def require_shards(path: Path, state: Mapping[str, Any]) -> None:
     require_names(path, described)
     folder = path.with_name(described["folder"])
     for name, digest in described["files"].items():
-        if not (folder / name).is_file() or sum_of(folder / name) != digest:
+        if not (folder / name).is_file() or checksum_of(folder / name) != digest:
             raise DamagedCheckpointError(
-                f"{folder / name} is missing or damaged, which belongs to the checkpoint beside "
-                "it; use another checkpoint, and move a checkpoint together with its folder."
+                f"{folder / name}, a part of the checkpoint {path.name}, is missing or damaged; "
+                "use another checkpoint, and move a checkpoint together with its folder."
             )
 
 
@@ -40,7 +40,7 @@ def require_names(path: Path, described: Any) -> None:
     """Refuse names of a folder or of files that are not this checkpoint's.
 
     Raises:
-        CheckpointError: When they are not.
+        CheckpointError: For such a name.
     """
     try:
         own = re.fullmatch(rf"{re.escape(path.name)}\.shards-{TOKEN}", described["folder"])
@@ -55,21 +55,21 @@ def require_names(path: Path, described: Any) -> None:
 
 
 def remove_shards(path: Path, keep: str | None = None) -> None:
-    """Remove the folders of shards beside ``path``, but one."""
+    """Remove the folders of shards of ``path``, except ``keep``."""
     for folder in _listed(path.parent):
         if folder.name != keep and _file_of(folder) == path.name:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove shards of checkpoints that have never been completed or are no more."""
+    """Remove shards whose checkpoint file does not exist."""
     for shards in _listed(folder):
         file = _file_of(shards)
         if file is not None and not (folder / file).exists():
             shutil.rmtree(shards, ignore_errors=True)
 
 
-def sum_of(file: Path) -> str:
+def checksum_of(file: Path) -> str:
     """Return a checksum of a file."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
@@ -87,6 +87,6 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _file_of(folder: Path) -> str | None:
-    """Return the name of the file that a folder has shards of, or nothing for any other path."""
+    """Return the name of the checkpoint that a folder of shards belongs to, else ``None``."""
     found = re.fullmatch(rf"(.+)\.shards-{TOKEN}", folder.name)
     return None if found is None else found[1]

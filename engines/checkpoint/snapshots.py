@@ -1,7 +1,7 @@
-"""Roll-back snapshots as whole state, where each process has a part of it: taken and put back.
+"""Save and load roll-back snapshots whose optimizer state is sharded over processes.
 
-What a snapshot holds of the optimizer is what that holds between steps, in each process its part.
-The problem itself knows how to make that whole, so it goes back to the snapshot for a moment.
+A snapshot holds this process's part of the optimizer state. Only a problem can gather the whole
+state, so it is set to the snapshot for a moment.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def snapshot_to_dict(engine: Engine, name: str, snapshot: Snapshot) -> dict[str, Any]:
-    """Return the whole state of the snapshot of a problem; all processes call this."""
+    """Return the whole state of a problem's snapshot; all processes call this."""
     processes = engine.processes
     if processes.world == 1:
         return snapshot.state_dict()
@@ -32,10 +32,10 @@ def snapshot_to_dict(engine: Engine, name: str, snapshot: Snapshot) -> dict[str,
 
 
 def snapshot_from_dict(engine: Engine, name: str, state: Mapping[str, Any]) -> Snapshot:
-    """Return the snapshot of a problem from its whole state; the problem is there afterwards.
+    """Return a problem's snapshot from its whole state; may set the problem to the snapshot.
 
     Raises:
-        CheckpointError: When it is of other tensors.
+        CheckpointError: When the tensors do not fit.
     """
     problem = _named(engine, name)
     whole = _snapshot_of(problem)

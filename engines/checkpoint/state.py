@@ -1,8 +1,8 @@
-"""All that a running program is, as plain data: taken, compared with another program, put back.
+"""The state of a running program as plain data: save, compare and load it.
 
 ::
 
-    {"run": where the run stands, "graph": who is above whom, "problems": {name: …},
+    {"run": counters, "graph": upper problems and paths, "problems": {name: …},
      "schedule": …, "snapshots": {name: …}, "hooks": [{"class": …, "state": …}, …],
      "env": …, "streams": …, "log": …}
 """
@@ -18,7 +18,7 @@ from metaweight.problems import CheckpointError, Problem
 from metaweight.problems.persistence.names import Names
 from metaweight.problems.persistence.problem_state import (
     load_problem,
-    load_surroundings,
+    load_step_data,
     problem_to_plain,
     require_same_form,
     require_same_lengths,
@@ -29,35 +29,35 @@ from metaweight.problems.state.random_streams import RandomState
 from torch import Tensor
 
 from ..hooks.base import Hook
-from .process_state import own_share, with_all_shares
+from .process_state import gather_state, state_of_process
 from .shards import without_shards
 from .snapshots import snapshot_from_dict, snapshot_to_dict
 
 if TYPE_CHECKING:
     from ..engine import Engine
 
-# What reading plain data of another shape than expected raises.
+# Errors raised by reading plain data of an unexpected structure.
 MISFITS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError)
 
 
 def engine_to_plain(engine: Engine) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the state of a program between two steps, and its sharded tensors by the names that
-    stand for them there. Both share memory with the program.
+    """Return the state of a program between two steps, and its sharded tensors by name. Both share
+    memory with the program.
 
     Raises:
-        CheckpointError: Amid a step, or for state that is no plain data.
+        CheckpointError: Inside a step, or for state that is not plain data.
     """
     _require_between_steps(engine)
     state, shards = without_shards(_take(engine, copy=False))
-    return with_all_shares(engine.processes, state), shards
+    return gather_state(engine.processes, state), shards
 
 
 def _require_between_steps(engine: Engine) -> None:
     if engine.run_state.inside_step:
         raise CheckpointError(
             "A checkpoint was asked for inside a step, or after one that ended with an exception, "
-            "where the program is between two states; save in iteration_end, in a validation, or "
-            "when run() has returned."
+            "where the state is incomplete; save in iteration_end, in a validation, or when run() "
+            "has returned."
         )
 
 
@@ -98,19 +98,19 @@ def _take(engine: Engine, *, copy: bool) -> dict[str, Any]:
 
 
 def engine_from_plain(engine: Engine, state: Mapping[str, Any], where: str) -> None:
-    """Put a program where another one like it stood; when that fails it stays as it is.
+    """Load a state; if that fails, the program is unchanged.
 
     Raises:
-        CheckpointError: When the state is not of this program.
+        CheckpointError: When the state does not fit this program.
     """
     try:
         _require_same_program(engine, state)
-        state = own_share(engine, state)
+        state = state_of_process(engine, state)
     except MISFITS as error:
         raise _refused(where, error) from error
     before = _take(engine, copy=True)
     with ExitStack() as undo:
-        undo.callback(_put_back, engine, before)
+        undo.callback(_restore, engine, before)
         for problem in engine.problems:
             if problem.step_state.source is not None:
                 undo.callback(problem.source.undo())
@@ -125,7 +125,7 @@ def engine_from_plain(engine: Engine, state: Mapping[str, Any], where: str) -> N
 
 
 def streams_to_dict(engine: Engine) -> dict[str, Any]:
-    """Return the state of the host's random streams, and of every device that has been used."""
+    """Return the states of the random streams of the host and of all devices in use."""
     found = {"host": RandomState(torch.device("cpu")).state_dict(), "devices": {}}
     for device in _devices(engine):
         state = torch.get_device_module(device).get_rng_state(device)
@@ -133,8 +133,8 @@ def streams_to_dict(engine: Engine) -> dict[str, Any]:
     return found
 
 
-def put_streams(state: Mapping[str, Any]) -> None:
-    """Set the random streams; those of devices that are not here are left out."""
+def set_streams(state: Mapping[str, Any]) -> None:
+    """Set the random streams, except those of missing devices."""
     for name, value in state["devices"].items():
         device = torch.device(name)
         if _is_there(device):
@@ -143,12 +143,12 @@ def put_streams(state: Mapping[str, Any]) -> None:
 
 
 def missing_devices(state: Mapping[str, Any]) -> list[str]:
-    """Return the devices of a saved program whose random streams have no place here."""
+    """Return the devices of a saved state that are missing here."""
     return [name for name in state["streams"]["devices"] if not _is_there(torch.device(name))]
 
 
 def saved_hooks(engine: Engine) -> list[Hook]:
-    """Return the hooks that belong to the program; those that only show it are left out."""
+    """Return the hooks whose state is saved: all without ``only_shows``."""
     return [hook for hook in engine.hooks.hooks if not hook.only_shows]
 
 
@@ -167,7 +167,7 @@ def _require_same_program(engine: Engine, state: Mapping[str, Any]) -> None:
     if graph != here:
         raise CheckpointError(
             f"The checkpoint is of another program: its problems are {_sentence(graph)}, and here "
-            f"{_sentence(here)}; build the program it was saved with."
+            f"they are {_sentence(here)}; build the program it was saved with."
         )
     for problem in engine.problems:
         require_same_form(problem, state["problems"][problem.name])
@@ -205,14 +205,14 @@ def _load(engine: Engine, state: Mapping[str, Any]) -> None:
     engine.hooks.state_loaded(engine)
     for problem, saved in problems.items():
         require_same_lengths(problem, saved)
-        load_surroundings(problem, saved, names)
+        load_step_data(problem, saved, names)
     _set_snapshots(engine, snapshots)
     if state["streams"] is not None:
-        put_streams(from_plain(state["streams"]))
+        set_streams(from_plain(state["streams"]))
 
 
-def _put_back(engine: Engine, before: Mapping[str, Any]) -> None:
-    """Load an earlier state of the same engine; places of loaders and records come after."""
+def _restore(engine: Engine, before: Mapping[str, Any]) -> None:
+    """Load an earlier state of the same engine, except loader positions and recorded steps."""
     for problem in engine.problems:
         load_problem(problem, before["problems"][problem.name])
     _restore_gradients(engine.problems, before)
@@ -222,11 +222,11 @@ def _put_back(engine: Engine, before: Mapping[str, Any]) -> None:
     engine.schedule.load_state_dict(before["schedule"])
     engine.run_state.load_state_dict(before["run"])
     engine.global_step = before["run"]["global_step"]
-    put_streams(from_plain(before["streams"]))
+    set_streams(from_plain(before["streams"]))
 
 
 def _load_hooks(engine: Engine, saved: Sequence[Mapping[str, Any]]) -> None:
-    """Give every hook its state; an optional one that was not there before keeps what it has."""
+    """Load the state of every hook; an optional hook without a saved state is unchanged."""
     left = list(saved)
     for hook in saved_hooks(engine):
         found = next((s for s in left if s["class"] == type(hook).__name__), None)
@@ -260,7 +260,7 @@ def _give_state(thing: Any, state: Mapping[str, Any]) -> None:
 
 
 def _devices(engine: Engine) -> list[torch.device]:
-    """Return the devices of the program, and all of torch's accelerator where that is in use."""
+    """Return all devices of the types in use, except the CPU."""
     kinds = {d.type for d in (engine.device, *(p.device for p in engine.problems))} - {"cpu"}
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         kinds.add("cuda")

@@ -1,8 +1,8 @@
-"""Running where Hugging Face's ``accelerate`` says: its device, its processes, its precision.
+"""Use the device, the processes and the precision of Hugging Face's ``accelerate``.
 
-The state of an ``Accelerator`` is one for the whole process, so that one made in the user's script
-is the one found here. What it would do to a model, an optimizer or a loader is done by the engine
-instead, which knows of several levels.
+All ``Accelerator`` objects of a process share one state, so an ``Accelerator`` made in the user's
+script is found here. The engine itself places models and shares out batches, since it handles
+several levels.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import nn
 from ..program.config import EngineConfig
 from .process_group import leave
 
-# In words of ``accelerate``: one process, or several with a whole copy each.
+# Distributed types of ``accelerate`` with a whole copy of the model in each process.
 REPLICATED = ("NO", "MULTI_CPU", "MULTI_GPU")
 PRECISIONS = {"no": None, "bf16": "bf16", "fp16": "fp16"}
-# How its launcher and its plugins announce what splits a model up.
+# Environment variables set by launchers and plugins of ``accelerate`` that split a model.
 PLUGINS = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -33,13 +33,13 @@ PLUGINS = {
 
 
 def accelerator_state(config: EngineConfig) -> Any:
-    """Return the state of the process's ``Accelerator``, which is made unless there is one.
+    """Return the state of the ``Accelerator``; make one if there is none.
 
-    Of several processes all wait here until all have come.
+    With several processes, this waits for all of them.
 
     Raises:
-        ConfigurationError: When ``accelerate`` is not installed, or its Accelerator asks for what
-            an engine does in another way.
+        ConfigurationError: When ``accelerate`` is not installed, or the Accelerator asks for
+            something the engine does not support.
     """
     try:
         from accelerate import Accelerator  # noqa: PLC0415
@@ -57,7 +57,7 @@ def accelerator_state(config: EngineConfig) -> Any:
         if os.environ.get(variable, "false").lower() in ("true", "1"):
             raise _refused(f"{name} ({variable}={os.environ[variable]})", _REPLICATE)
     if not is_initialized():
-        # Without GPUs it sees several processes only where it is told of the CPU.
+        # Without GPUs, Accelerator finds several processes only with cpu=True.
         Accelerator(cpu=config.backend == "gloo" or not torch.cuda.is_available())
         if dist.is_available() and dist.is_initialized():
             atexit.register(leave)
@@ -74,7 +74,7 @@ def accelerator_state(config: EngineConfig) -> Any:
 
 
 def take_accelerators_precision(problem: Problem, config: EngineConfig) -> None:
-    """Let a problem compute in the Accelerator's mixed precision, where that is the strategy.
+    """Set a problem to the Accelerator's mixed precision, with ``strategy="accelerate"``.
 
     Raises:
         ConfigurationError: When the problem's ``Config`` asks for another one.
@@ -87,10 +87,10 @@ def take_accelerators_precision(problem: Problem, config: EngineConfig) -> None:
 
 
 def require_unprepared(problem: Problem, config: EngineConfig) -> None:
-    """Refuse what ``Accelerator.prepare`` has returned, where an Accelerator is the strategy.
+    """Refuse objects returned by ``Accelerator.prepare``, with ``strategy="accelerate"``.
 
     Raises:
-        ConfigurationError: Naming the part.
+        ConfigurationError: Naming the object.
     """
     if config.strategy != "accelerate":
         return
@@ -147,10 +147,9 @@ def _require_everyone(counted: int) -> None:
     world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if world != counted:
         raise ConfigurationError(
-            f"The Accelerator counts {counted} process(es) where torch.distributed has {world}, "
-            "which it does without GPUs unless it is told of the CPU; make it by "
-            "Accelerator(cpu=True) before anything else of accelerate is used, or leave it to "
-            "EngineConfig(strategy='accelerate')."
+            f"The Accelerator counts {counted} process(es), but torch.distributed has {world}. "
+            "Without GPUs it needs cpu=True: make it by Accelerator(cpu=True) before anything else "
+            "of accelerate is used, or leave it to EngineConfig(strategy='accelerate')."
         )
 
 

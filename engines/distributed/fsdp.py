@@ -1,12 +1,13 @@
-"""Every process keeps a shard of the parameters, by torch's ``fully_shard`` (FSDP2).
+"""Shard parameters over processes, by torch's ``fully_shard`` (FSDP2).
 
-Sharded are the problems that no hypergradient is taken for: the networks at the bottom, whose
-upper problems, small in comparison, stay whole in every process. Torch gathers the parameters of a
-module for its passes, and reduces gradients when ``backward()`` is called, so that a derivative by
-sharded parameters is taken from ``.grad``: it is then the mean over processes, sharded like the
-parameters. Vectors along these are such tensors too, and displacements move every process's shard.
+Only problems without hypergradients of their own are sharded: the networks at the bottom. Upper
+problems are small in comparison and stay whole in every process. Torch gathers the parameters of a
+module for its passes and reduces gradients in ``backward()``. A gradient by sharded parameters is
+therefore read from ``.grad``: it is the mean over processes, sharded like the parameters. Vectors
+of the parameters' shape are sharded alike, and a displacement changes the shard of every process.
 
-Nothing here can be differentiated twice: the hooks of FSDP free the parameters behind a graph.
+Sharded problems cannot be differentiated twice: the hooks of FSDP free parameters that a graph
+needs.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ class FullyShardingProcesses(SeveralProcesses):
         self._problems = problems
 
     def own_optimizer(self, problem: Problem) -> None:
-        # A module or an optimizer that has taken the place of another.
+        # The module or the optimizer may have been replaced.
         if any(problem is known for known in self._problems):
             self.shard(self._problems)
 
-    def share(self, tensors: Sequence[Tensor], source: int = 0) -> None:
-        super().share([t for t in tensors if not is_sharded(t)], source)
+    def broadcast(self, tensors: Sequence[Tensor], source: int = 0) -> None:
+        super().broadcast([t for t in tensors if not is_sharded(t)], source)
 
     def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         # Gradients by sharded parameters are means already.
@@ -79,9 +80,9 @@ class FullyShardingProcesses(SeveralProcesses):
     def require_audit(self, lower: Problem) -> None:
         if _is_sharded(lower):
             raise ConfigurationError(
-                f"check_hypergradient() was asked to differentiate problem {lower.name!r} twice, "
-                "which EngineConfig(strategy='fsdp') shards; check the same program in one "
-                "process, with strategy='default'."
+                f"check_hypergradient() must differentiate problem {lower.name!r} twice, but "
+                "EngineConfig(strategy='fsdp') shards it; check the same program in one process, "
+                "with strategy='default'."
             )
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -92,7 +93,7 @@ class FullyShardingProcesses(SeveralProcesses):
 
     @contextmanager
     def _set_aside(self, parameters: Sequence[Tensor]) -> Iterator[None]:
-        """Let ``.grad`` be empty inside and as before afterwards."""
+        """Set ``.grad`` to ``None`` inside, and restore it afterwards."""
         before = [p.grad for p in parameters]
         try:
             for p in parameters:

@@ -1,4 +1,4 @@
-"""Where the problems of an engine live."""
+"""The device of an engine's problems."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from metaweight.problems.data.validation import checked_device
 
 from ..program.config import EngineConfig
 from .accelerate import accelerator_state
-from .process_group import TOGETHER, device_of_process
+from .process_group import MULTI_PROCESS, device_of_process
 
 
 def choose_device(config: EngineConfig) -> torch.device:
@@ -22,7 +22,7 @@ def choose_device(config: EngineConfig) -> torch.device:
     if config.strategy == "accelerate":
         device: torch.device = accelerator_state(config).device
         return device
-    if config.strategy in TOGETHER:
+    if config.strategy in MULTI_PROCESS:
         return device_of_process(config)
     if config.strategy == "cpu":
         return torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Joining the process group that ``torchrun`` or ``accelerate launch`` prepares."""
+"""Join the process group that ``torchrun`` or ``accelerate launch`` prepares."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..program.config import EngineConfig
 from .processes import Processes, SeveralProcesses
 from .zero import ShardingProcesses
 
-TOGETHER = ("distributed", "zero", "fsdp", "accelerate")
+MULTI_PROCESS = ("distributed", "zero", "fsdp", "accelerate")
 FROM_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def device_of_process(config: EngineConfig) -> torch.device:
-    """Return the device of this process: its own GPU where torch sees GPUs, or else the CPU.
+    """Return the device of this process: a GPU of its own if torch sees GPUs, else the CPU.
 
     Raises:
         ConfigurationError: When there are fewer GPUs than processes on this machine.
@@ -37,16 +37,16 @@ def device_of_process(config: EngineConfig) -> torch.device:
 
 
 def join_processes(config: EngineConfig, device: torch.device) -> Processes:
-    """Return the processes the program runs in; waits until all have come.
+    """Return the processes of the program; waits for all of them.
 
-    A process group that has been initialised is used as it is.
+    An initialised process group is used unchanged.
 
     Raises:
-        ConfigurationError: When a strategy of several processes was not started as such.
+        ConfigurationError: When a strategy for several processes was not started by a launcher.
     """
     alone = config.strategy == "accelerate" and not (dist.is_available() and dist.is_initialized())
-    if config.strategy not in TOGETHER or alone:
-        # An Accelerator has made the group, where it has found several processes.
+    if config.strategy not in MULTI_PROCESS or alone:
+        # With several processes, the Accelerator has made the group.
         return Processes()
     if not dist.is_available():
         raise ConfigurationError(
@@ -63,8 +63,8 @@ def join_processes(config: EngineConfig, device: torch.device) -> Processes:
             )
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        # The store of a launcher may outlive its workers: those that are started again must not
-        # read the addresses of those that were killed.
+        # The store of a launcher may outlive its workers: restarted workers must not read the
+        # addresses of killed ones.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store, rank, world = next(rendezvous("env://"))
         dist.init_process_group(
@@ -85,7 +85,7 @@ def join_processes(config: EngineConfig, device: torch.device) -> Processes:
 
 def leave() -> None:
     """Leave the process group, if there is one."""
-    # What still waits for messages when the interpreter ends is ended with an abort, now and then,
-    # and the launcher takes a process that has done its work for one that has failed.
+    # A group that still waits for messages when the interpreter exits sometimes aborts the process,
+    # and the launcher then reports a failure.
     if dist.is_initialized():
         dist.destroy_process_group()

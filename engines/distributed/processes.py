@@ -16,16 +16,16 @@ T = TypeVar("T")
 
 
 class Processes(Reduction):
-    """What an engine asks of all its processes; this one of a single process, which is alone.
+    """Communication between the processes of an engine; this class is for a single process.
 
-    Every process must ask for the same things in the same order.
+    Every process must make the same calls in the same order.
     """
 
-    def share(self, tensors: Sequence[Tensor], source: int = 0) -> None:
-        """Give tensors the values they have in process ``source``, in place."""
+    def broadcast(self, tensors: Sequence[Tensor], source: int = 0) -> None:
+        """Overwrite tensors in place with their values in process ``source``."""
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """Return what ``make`` returns, or raise what it raises, in process 0."""
+        """Call ``make`` in process 0; return its result, or raise its error, in all processes."""
         return make()
 
     def gather(self, value: T) -> list[T]:
@@ -33,18 +33,19 @@ class Processes(Reduction):
         return [value]
 
     def stacked(self, tensor: Tensor) -> Tensor:
-        """Return the tensors of all processes, of one shape, by rank; waits for no device."""
+        """Return the tensors of all processes, equal in shape, stacked by rank; does not
+        synchronise with the device."""
         return tensor.detach()[None]
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return room for a tensor that was saved in shards: on the host, whole."""
+        """Return an empty tensor to load shards into: on the host, whole."""
         return torch.empty(tuple(shape), dtype=dtype)
 
     def require_audit(self, lower: Problem) -> None:
-        """Refuse to compare a lower problem's hypergradient with exact derivatives.
+        """Check that a lower problem's hypergradient can be compared with exact derivatives.
 
         Raises:
-            ConfigurationError: Where these cannot be taken.
+            ConfigurationError: When these cannot be computed.
         """
         del lower
 
@@ -61,11 +62,11 @@ class SeveralProcesses(Processes):
     """Several processes of the default process group.
 
     Args:
-        device: Where this process computes.
+        device: The device of this process.
 
     Attributes:
-        reductions: How many means of tensors were taken.
-        bytes: How many bytes of tensors went into them.
+        reductions: Number of all-reduces for means.
+        bytes: Number of bytes reduced by them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -73,7 +74,7 @@ class SeveralProcesses(Processes):
         self.world = dist.get_world_size()
         self.reductions = 0
         self.bytes = 0
-        # Small messages go over the host where they can, and wait for no device.
+        # Small messages go through the host if possible, which avoids synchronising.
         on_host = "gloo" in dist.get_backend_config() or "mpi" in dist.get_backend_config()
         self._messages = torch.device("cpu") if on_host else device
         self.seed = self.from_first(torch.initial_seed)
@@ -89,7 +90,7 @@ class SeveralProcesses(Processes):
             flat.div_(self.world)
             pieces = flat.split([found[i].numel() for i in places])  # type: ignore[no-untyped-call]
             for i, piece in zip(places, pieces, strict=True):
-                found[i] = _laid_out_like(found[i], piece.view(found[i].shape))
+                found[i] = _with_strides_of(found[i], piece.view(found[i].shape))
         return found
 
     @torch.no_grad()
@@ -107,7 +108,7 @@ class SeveralProcesses(Processes):
             present[missing] = 0.0
         statistics = list(running_statistics(problem.module))
         means = self.mean([present, *gradients, *statistics])
-        # Only where this process lacks a gradient does it have to read whether others have it.
+        # Reading synchronises, so it is only done for gradients that this process lacks.
         lacking = {i for i in missing if float(means[0][i]) == 0.0}
         averaged = means[1 : 1 + len(parameters)]
         for i, (parameter, gradient) in enumerate(zip(parameters, averaged, strict=True)):
@@ -116,12 +117,12 @@ class SeveralProcesses(Processes):
 
     @torch.no_grad()
     def average_statistics(self, module: nn.Module) -> None:
-        """Give the module's batch norms the mean of all processes' running statistics."""
+        """Average the running statistics of the module's batch norms over processes."""
         statistics = list(running_statistics(module))
         _overwrite(statistics, self.mean(statistics))
 
     @torch.no_grad()
-    def share(self, tensors: Sequence[Tensor], source: int = 0) -> None:
+    def broadcast(self, tensors: Sequence[Tensor], source: int = 0) -> None:
         given = [t.detach() for t in tensors]
         for places in by_kind(given):
             flat = torch.cat([given[i].reshape(-1) for i in places])
@@ -152,7 +153,7 @@ class SeveralProcesses(Processes):
 
     @torch.no_grad()
     def stacked(self, tensor: Tensor) -> Tensor:
-        # Each fills a row of its own, so that the sum tells all rows.
+        # Each process fills its own row, so the sum holds all rows.
         rows = tensor.new_zeros((self.world, *tensor.shape))
         rows[self.rank] = tensor
         dist.all_reduce(rows)
@@ -184,31 +185,31 @@ def running_statistics(module: nn.Module) -> Iterator[Tensor]:
 
 def _overwrite(statistics: Sequence[Tensor], means: Sequence[Tensor]) -> None:
     for statistic, mean in zip(statistics, means, strict=True):
-        # As batch norm itself does, without telling autograd.
+        # Batch norm itself does not record this write for autograd either.
         statistic.data.copy_(mean)
 
 
 def _packed(value: Any) -> bytes:
-    # Python's own pickling of some tensors, such as those read from a file, cannot be undone.
+    # Plain pickle cannot restore some tensors, such as those read from a file.
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
 
 
 def _unpacked(packed: bytes) -> Any:
-    # From a process of the same program, which may run any code anyway.
+    # The sender is a process of the same program, so its data are trusted.
     return torch.load(io.BytesIO(packed), map_location="cpu", weights_only=False)
 
 
 def by_kind(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Return the positions of tensors that can lie in one, in an order all processes have."""
+    """Return the positions of tensors that can be concatenated, in the same order everywhere."""
     kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for i, tensor in enumerate(tensors):
         kinds.setdefault((tensor.dtype, tensor.device), []).append(i)
     return list(kinds.values())
 
 
-def _laid_out_like(reference: Tensor, value: Tensor) -> Tensor:
+def _with_strides_of(reference: Tensor, value: Tensor) -> Tensor:
     if reference.is_contiguous():
         return value
     return torch.empty_like(reference).copy_(value)
@@ -219,7 +220,7 @@ def _sendable(value: Any) -> Any:
 
 
 def _mean_of(values: list[Any], own: Any) -> Any:
-    """Return the mean of numbers or tensors, in the kind of this process's own value."""
+    """Return the mean of numbers or tensors, in the type of this process's value."""
     first = values[0] if own is None else own
     if isinstance(first, Tensor):
         wide = [torch.as_tensor(v, dtype=torch.float64) for v in values]

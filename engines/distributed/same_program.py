@@ -1,4 +1,4 @@
-"""Whether all processes have built the same program."""
+"""Check that all processes have built the same program."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ RUN = ("train_iters", "valid_step", "roll_back", "checkpoint_step")
 def require_same_program(
     processes: Processes, problems: Sequence[Problem], config: EngineConfig
 ) -> None:
-    """Refuse a program that differs between processes, in all of them.
+    """Refuse a program that differs between processes; all processes raise.
 
     Raises:
-        GraphError: Naming what differs first.
+        GraphError: Naming the first difference.
     """
     if processes.world == 1:
         return

@@ -1,4 +1,4 @@
-"""Applying ``fully_shard`` to a problem: to which modules, with which optimizers, and when not."""
+"""Apply ``fully_shard`` to a problem: choose modules, check optimizers, refuse what cannot work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from metaweight.problems import ConfigurationError, Problem
 from metaweight.problems.base.shards import as_sharded_as, is_sharded
 from metaweight.problems.step.lower_view import lower_view
-from metaweight.problems.unrolling import owns_settings, owns_start, twin_of
+from metaweight.problems.unrolling import optimizer_copy, owns_settings, owns_start
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -23,10 +23,10 @@ FIRST_ORDER = (
 
 
 def modules_of(problem: Problem) -> list[nn.Module]:
-    """Return the modules to shard, the whole network last; nothing where it is to stay whole."""
+    """Return the modules to shard, the whole network last; empty if it is to stay whole."""
     chosen = problem.shard_modules()
     root: nn.Module = problem.module
-    # What a hypergradient is taken for is differentiated by autograd.grad, which FSDP cannot.
+    # Hypergradients for this problem would need autograd.grad, which FSDP does not support.
     if problem.paths or not any(True for _ in root.parameters()):
         return []
     if chosen is None:
@@ -42,7 +42,7 @@ def modules_of(problem: Problem) -> list[nn.Module]:
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the entries of lists and sequences that have parameters and share none with others."""
+    """Yield the entries of lists and sequentials that have parameters and share none."""
     uses = Counter(id(p) for owner in module.modules() for p in owner._parameters.values())
     yield from _entries(module, uses)
 
@@ -66,7 +66,7 @@ def require_shardable(
     """Refuse a problem that cannot be sharded as it is.
 
     Raises:
-        ConfigurationError: Naming what stands in the way and what to do.
+        ConfigurationError: Naming the reason and what to do.
     """
     name, parameters = problem.name, list(problem.module.named_parameters())
     sharded = any(is_sharded(p) for _, p in parameters)
@@ -74,8 +74,8 @@ def require_shardable(
         if sharded:
             raise _refused(
                 name,
-                "is sharded already, and is now to stay whole, as problems with hypergradients "
-                "of their own do; make a new module and optimizer",
+                "is sharded already but now has hypergradients of its own or an empty "
+                "shard_modules(), so it must be whole; make a new module and optimizer",
             )
         return
     _require_first_order(problem, problems)
@@ -138,7 +138,7 @@ def _require_optimizer(problem: Problem, mesh: DeviceMesh) -> None:
     if optimizer is None:
         return
     kind = type(optimizer).__name__
-    # Some, such as Adagrad, have state before their first step.
+    # Some optimizers, such as Adagrad, have state before their first step.
     if any(float(entries.get("step", 1)) for entries in optimizer.state.values()):
         raise _refused(
             problem.name,
@@ -158,13 +158,13 @@ def _require_optimizer(problem: Problem, mesh: DeviceMesh) -> None:
 
 
 def _why_not_sharded(optimizer: torch.optim.Optimizer, mesh: DeviceMesh) -> str:
-    """Return what goes wrong when the optimizer updates a small sharded parameter, if anything."""
+    """Return the error of a trial step on a small sharded parameter, or an empty text."""
     owners = {p.dim(): (group, p) for group in optimizer.param_groups for p in group["params"]}
     for dim, (group, owner) in owners.items():
         small = torch.ones((mesh.size(), *[2] * (dim - 1)), device=mesh.device_type)
         parameter = nn.Parameter(distribute_tensor(small, mesh, [Shard(0)]))
         parameter.grad = distribute_tensor(small, mesh, [Shard(0)])
-        twin = twin_of(optimizer)
+        twin = optimizer_copy(optimizer)
         twin.param_groups = [{**group, "params": [parameter]}]
         twin.state = type(optimizer.state)(dict)
         if owner in optimizer.state:
@@ -180,7 +180,7 @@ def _why_not_sharded(optimizer: torch.optim.Optimizer, mesh: DeviceMesh) -> str:
 
 
 def shard_problem(problem: Problem, modules: Sequence[nn.Module], mesh: DeviceMesh) -> None:
-    """Shard a problem's network, and let its optimizer go on with the shards.
+    """Shard a problem's network and the parameters and state of its optimizer.
 
     Raises:
         ConfigurationError: When torch refuses the module.
@@ -198,11 +198,11 @@ def shard_problem(problem: Problem, modules: Sequence[nn.Module], mesh: DeviceMe
     after = dict(problem.module.named_parameters(remove_duplicate=False))
     shards = {before[name]: parameter for name, parameter in after.items()}
     if problem.optimizer is not None:
-        _hand_over(problem.optimizer, shards)
+        _replace_parameters(problem.optimizer, shards)
 
 
-def _hand_over(optimizer: torch.optim.Optimizer, shards: Mapping[Tensor, Tensor]) -> None:
-    """Let an optimizer go on with other parameters in the place of those it has."""
+def _replace_parameters(optimizer: torch.optim.Optimizer, shards: Mapping[Tensor, Tensor]) -> None:
+    """Replace an optimizer's parameters by shards, with their state."""
     for group in optimizer.param_groups:
         group["params"][:] = [shards[p] for p in group["params"]]
     for parameter, shard in shards.items():

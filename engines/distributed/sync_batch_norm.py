@@ -1,14 +1,14 @@
-"""Batch norm by the statistics of all processes' batches together.
+"""Batch norm with the statistics of the batches of all processes together.
 
-With ``n_r`` values a channel in process ``r``, their mean ``m_r`` and sum of squared deviations
-``s_r``, one exchange gives ::
+With ``n_r`` values per channel in process ``r``, their mean ``m_r`` and sum of squared deviations
+``s_r``, one all-reduce gives ::
 
     m = Σ n_r m_r / Σ n_r,    var = Σ (s_r + n_r (m_r - m)²) / Σ n_r
 
-The exchange is a sum, whose derivative is the same sum of cotangents. It can be differentiated any
-number of times and forward, on every device, which torch's ``SyncBatchNorm`` cannot. What a process
-differentiates is then the sum of all processes' losses by its own copy of the parameters; the mean
-of that over processes is the derivative of the mean loss.
+The derivative of the all-reduced sum is the same sum of cotangents. Unlike torch's
+``SyncBatchNorm`` it can be differentiated any number of times and in forward mode, on every device.
+Each process computes the derivative of the sum of all losses by its own copy of the parameters; the
+mean over processes is the derivative of the mean loss.
 
 Source of the layer: Ioffe, Szegedy, "Batch Normalization", ICML 2015 (arXiv:1502.03167); of the
 formula: Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 
 def synchronised(module: nn.Module, world: int) -> nn.Module:
-    """Return ``module`` with every batch norm in it synchronised; as it is where it is alone.
+    """Return ``module`` with every batch norm synchronised; unchanged for a single process.
 
     The new layers hold the same parameters and buffers.
     """
@@ -39,10 +39,10 @@ def synchronised(module: nn.Module, world: int) -> nn.Module:
 
 
 class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """A batch norm that takes its statistics from the batches of all processes while it trains.
+    """A batch norm that uses the statistics of all processes' batches in training mode.
 
     Args:
-        layer: Where parameters, buffers and settings come from; they are shared.
+        layer: The batch norm to replace; parameters and buffers are shared with it.
     """
 
     def __init__(self, layer: nn.modules.batchnorm._BatchNorm) -> None:
@@ -89,7 +89,7 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
             share = 1.0 / self.num_batches_tracked
         unbiased = variance * (count / (count - 1).clamp(min=1))
         for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-            # As torch's own layer does, without telling autograd.
+            # torch's own layer does not record this write for autograd either.
             running.data.add_((new.to(running.dtype) - running) * share)
 
 
@@ -101,7 +101,7 @@ def _statistics(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     shape = [1, -1] + [1] * (input.ndim - 2)
     squares = (input - mean.view(shape)).square().sum(rest)
     rank, world = dist.get_rank(), dist.get_world_size()
-    # Each process fills a row of its own, so that the sum tells all rows.
+    # Each process fills its own row, so the sum holds all rows.
     own = nn.functional.pad(
         torch.cat([number, mean, squares])[None], (0, 0, rank, world - rank - 1)
     )

@@ -1,9 +1,9 @@
-"""Every process keeps the optimizer's state of some parameters, and updates these for all.
+"""Shard the optimizer's state: each process updates some parameters for all.
 
-The optimizer stays the one that was given, with its groups and schedulers. Before its step a
-process sets aside the gradients of what others update, which optimizers then leave as it is; after
-it, each gives the others the parameters it has updated. This is stage 1 of ZeRO: Rajbhandari et
-al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", SC 2020
+The optimizer object does not change, with its groups and schedulers. Before its step, a process
+sets ``.grad`` of the parameters of other processes to ``None``, so that the optimizer skips them.
+After the step, each process broadcasts the parameters it has updated. This is stage 1 of ZeRO:
+Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", SC 2020
 (arXiv:1910.02054).
 """
 
@@ -21,7 +21,7 @@ from .processes import SeveralProcesses
 
 
 class ShardingProcesses(SeveralProcesses):
-    """Several processes that share out the states of optimizers."""
+    """Several processes that shard the states of optimizers."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -34,7 +34,7 @@ class ShardingProcesses(SeveralProcesses):
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ConfigurationError(
                 f"Problem {problem.name!r} has the optimizer LBFGS, which keeps one state for all "
-                "parameters, so that EngineConfig(strategy='zero') cannot share it out; use "
+                "parameters, so EngineConfig(strategy='zero') cannot shard it; use "
                 "strategy='distributed', or another optimizer."
             )
         if optimizer not in self._shards:
@@ -55,11 +55,11 @@ class ShardingProcesses(SeveralProcesses):
 
 
 class StateShards:
-    """Who updates which parameter of one optimizer.
+    """Assigns the parameters of one optimizer to processes, which update them.
 
     Args:
         optimizer: The optimizer, built alike in all processes.
-        processes: Who they are.
+        processes: The processes.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, processes: SeveralProcesses) -> None:
@@ -72,16 +72,16 @@ class StateShards:
         optimizer.register_step_post_hook(self._after_step)
 
     def drop_others(self) -> None:
-        """Forget the state of what other processes update."""
+        """Drop the state of parameters that other processes update."""
         for parameter in self._of(lambda owner: owner != self._processes.rank):
             self._optimizer.state.pop(parameter, None)
 
     def fetch_others(self) -> None:
-        """Take in the state of what other processes update."""
+        """Receive the state of parameters that other processes update."""
         everything = self._of(lambda owner: True)
         state = self._optimizer.state
         own = {
-            i: {key: _form(value) for key, value in state[p].items()}
+            i: {key: _describe(value) for key, value in state[p].items()}
             for i, p in enumerate(everything)
             if self._owners[p] == self._processes.rank and p in state
         }
@@ -89,10 +89,10 @@ class StateShards:
             if rank != self._processes.rank:
                 for i, entries in forms.items():
                     state[everything[i]] = {
-                        key: _made(form, everything[i]) for key, form in entries.items()
+                        key: _allocate(form, everything[i]) for key, form in entries.items()
                     }
             tensors = [t for i in forms for t in state[everything[i]].values()]
-            self._processes.share([t for t in tensors if isinstance(t, Tensor)], source=rank)
+            self._processes.broadcast([t for t in tensors if isinstance(t, Tensor)], source=rank)
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         del optimizer, args, kwargs
@@ -108,10 +108,10 @@ class StateShards:
         self._aside.clear()
         for rank in range(self._processes.world):
             updated = self._of(lambda owner, rank=rank: owner == rank)  # type: ignore[misc]
-            self._processes.share([p for p in updated if p.grad is not None], source=rank)
+            self._processes.broadcast([p for p in updated if p.grad is not None], source=rank)
 
     def _of(self, chosen: Callable[[int], bool]) -> list[Tensor]:
-        """Return the parameters of some owners; new ones go to who has the least so far."""
+        """Return the parameters of some owners; assign new ones to the process with the least."""
         parameters: Sequence[Tensor] = [
             p for group in self._optimizer.param_groups for p in group["params"]
         ]
@@ -123,14 +123,14 @@ class StateShards:
         return [p for p in parameters if chosen(self._owners[p])]
 
 
-def _form(value: Any) -> Any:
-    """Return what another process can make a place for a value from."""
+def _describe(value: Any) -> Any:
+    """Return a description from which another process can allocate a value."""
     if isinstance(value, Tensor):
         return "tensor", tuple(value.shape), value.dtype, value.device.type
     return "value", value
 
 
-def _made(form: Any, parameter: Tensor) -> Any:
+def _allocate(form: Any, parameter: Tensor) -> Any:
     if form[0] == "value":
         return form[1]
     _, shape, dtype, kind = form

@@ -138,7 +138,7 @@ class NonFinite(Hook):
         if self._ending is None:
             return
         # Saved before the stop is set, so that the checkpoint can be resumed.
-        engine.checkpoint_hook.run_over(engine)
+        engine.checkpoint_hook.save_at_end(engine)
         engine.stop(self._ending)
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Logger(ABC):
         """Write pending records and return the position of their end, to be saved with a run."""
         return {}
 
-    def go_on_from(self, position: Mapping[str, Any]) -> None:  # noqa: B027 (none to be found)
+    def resume_from(self, position: Mapping[str, Any]) -> None:  # noqa: B027 (none to be found)
         """Remove the records after a position from :meth:`position`, and continue there."""
 
     def close(self) -> None:  # noqa: B027 (a logger may have nothing to write)

@@ -29,7 +29,7 @@ class _FileLogger(Logger):
         os.fsync(self._file.fileno())
         return {"bytes": self._file.tell()}
 
-    def go_on_from(self, position: Mapping[str, Any]) -> None:
+    def resume_from(self, position: Mapping[str, Any]) -> None:
         """Cut the file to a saved length."""
         self.close()
         path = self._folder() / self._name

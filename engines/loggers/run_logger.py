@@ -78,7 +78,7 @@ class RunLogger:
             "loggers": [[type(logger).__name__, logger.position()] for logger in self.loggers],
         }
 
-    def go_on_from(self, position: Mapping[str, Any]) -> None:
+    def resume_from(self, position: Mapping[str, Any]) -> None:
         """Continue in the folder of a saved run, without the records made after it was saved.
 
         A logger that the saved run did not have starts a new record. If the folder is no longer
@@ -95,7 +95,7 @@ class RunLogger:
         saved = dict(position["loggers"])
         for logger in self.loggers:
             if type(logger).__name__ in saved:
-                logger.go_on_from(saved[type(logger).__name__])
+                logger.resume_from(saved[type(logger).__name__])
 
     def close(self) -> None:
         """Write pending records."""

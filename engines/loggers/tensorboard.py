@@ -50,7 +50,7 @@ class TensorBoardLogger(Logger):
             return {"files": {}}
         return {"files": {f.name: f.stat().st_size for f in self._event_files()}}
 
-    def go_on_from(self, position: Mapping[str, Any]) -> None:
+    def resume_from(self, position: Mapping[str, Any]) -> None:
         """Cut event files to their saved lengths, and remove those started later.
 
         Further records go to new files beside them, which TensorBoard reads as one run. Its

@@ -46,7 +46,7 @@ class WandBLogger(Logger):
         """Return the id of the wandb run, if this logger has started it."""
         return {"run": self._earlier}
 
-    def go_on_from(self, position: Mapping[str, Any]) -> None:
+    def resume_from(self, position: Mapping[str, Any]) -> None:
         """Continue that run; its records of later steps remain, since wandb can only append."""
         self._earlier = position["run"]
 

@@ -178,7 +178,7 @@ class EnsembleHook(Hook):
                 "one program, of which each has to score all; give data=... without sharing it out."
             )
         # Rounding must not let one process choose other samples than the next.
-        engine.processes.share([scores])
+        engine.processes.broadcast([scores])
         return scores
 
     def _apply(self, problem: Problem) -> None:

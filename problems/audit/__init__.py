@@ -1,4 +1,4 @@
-"""Whether a hypergradient is what it is meant to be, seen on the user's own program and batch."""
+"""Checks of a hypergradient against exact ones, on the user's own program and batch."""
 
 from .auditor import Auditor
 from .report import Agreement, HypergradientReport

@@ -1,19 +1,18 @@
-"""Is a hypergradient what it is meant to be? A check on the user's own program and batch.
+"""Check of a hypergradient on the user's own program and batch.
 
-Two references, both in double precision, from the very vector the method was given:
+Two references are computed in double precision, from the same vector ``v``:
 
-- *itself, converged*: the same method with its own approximations taken away (a displacement so
-  short that its error is rounding). What differs is numerical: half precision, too long a step, a
-  loss that cannot be replayed.
+- *itself, converged*: the same method without its own approximations (with a very short
+  displacement). Differences are numerical: half precision, too long a displacement, a loss that
+  cannot be replayed.
 - *unrolled*: the exact derivative through the recorded optimizer steps
-  (:class:`~metaweight.problems.hypergradients.Unroll`). What differs besides is what the method
-  leaves out: curvature, earlier steps, the learning rate, what a finite difference cannot know was
-  detached.
+  (:class:`~metaweight.problems.hypergradients.Unroll`). Further differences are what the method
+  ignores: curvature, earlier steps, the learning rate, or a ``detach`` in a finite difference.
 
-Of several processes it is the mean over all that is compared, and all report the same.
+With several processes, the means over processes are compared, and all report the same.
 
-Causes are found by elimination: each suspect is taken away in turn, and the one without which the
-error vanishes is named.
+Causes are found by elimination: each possible cause is removed in turn. The report names the one
+without which the error vanishes.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ from ..hypergradients.unroll import Unroll
 from ..problem import Problem
 from ..recording.trajectory import Recording
 from .comparison import Comparison, can_unroll
-from .diagnosis import Case, judged
+from .diagnosis import Case, diagnose
 from .report import HypergradientReport
 
 
 class Auditor(Hypergradient):
-    """Stands in for a lower problem's hypergradient and checks each of its products.
+    """Replaces a lower problem's hypergradient and checks its products.
 
     Args:
         problem: The lower problem.
-        report: Called with what a check found.
-        tolerance: Largest relative error against the converged method that is let pass.
-        due: Whether to check the next product; all of them when left out.
+        report: Called with the report of each check.
+        tolerance: Largest accepted relative error against the converged method.
+        due: Returns whether to check the next product; by default every product is checked.
     """
 
     def __init__(
@@ -54,22 +53,22 @@ class Auditor(Hypergradient):
         self._due = due
 
     def recording(self, lower: LowerProblem) -> Recording:
-        """Return what the method and the references want of the problem's steps."""
+        """Return the recording that the method and the references need."""
         own = self._problem.hypergradient.recording(lower)
         if not can_unroll(lower.optimizer_step):
             return own
-        return own.with_also(Unroll().recording(lower))
+        return own.merged_with(Unroll().recording(lower))
 
     def vjp(
         self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
-        """Return the method's product, having checked it if that is due and can be done."""
+        """Return the method's product; check it first if a check is due and possible."""
         method = self._problem.hypergradient
         if not self._due() or not self._recorded(lower):
             return method.vjp(lower, vector, upper_parameters)
         comparison = Comparison(self._problem, lower, method, vector, upper_parameters)
-        # References come first, since a method may leave the parameters elsewhere; but they cost
-        # graphs that were kept.
+        # References come first, since a method may change the parameters; unless graphs are kept,
+        # which the references would release.
         keeps = lower.trajectory.recording.graphs
         product = method.vjp(lower, vector, upper_parameters) if keeps else None
         references = comparison.references()
@@ -83,16 +82,16 @@ class Auditor(Hypergradient):
             steps=len(lower.trajectory.updates),
         )
         actual = lower.mean(product.values)
-        self._report(judged(case, actual, references, self._tolerance))
+        self._report(diagnose(case, actual, references, self._tolerance))
         return product
 
     def _is_halved(self) -> bool:
-        """Whether the problem computes in half precision."""
+        """Return whether the problem computes in half precision."""
         parameter = next(self._problem.module.parameters())
         return self._problem.config.precision != "fp32" or parameter.dtype.itemsize < 4
 
     def _recorded(self, lower: LowerProblem) -> bool:
-        """Whether the recording is what was asked for; not so just after a check was begun."""
+        """Return whether the recording is complete; it is not just after a check has started."""
         asked, updates = self.recording(lower), lower.trajectory.updates
         return len(updates) == asked.updates and all(
             (bool(u.start) or not asked.parameters)

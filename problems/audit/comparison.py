@@ -1,4 +1,4 @@
-"""References for a hypergradient, in double precision on the user's own program."""
+"""References for a hypergradient, in double precision on the user's program."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..problem import Problem
 from ..products.recorded_loss import require_recorded
 from ..products.second_order import exact
 from ..unrolling import OptimizerStep, why_not_differentiable
-from .in_double import in_double
+from .double_precision import double_precision
 from .report import Agreement, agreement
 
 Values = Sequence[Tensor]
@@ -29,25 +29,25 @@ CONVERGED = 1e-4
 
 @dataclass(frozen=True)
 class References:
-    """What a product is compared with; of those that do not apply there is none."""
+    """The references of a product; ``None`` for those that do not apply."""
 
     converged: list[Tensor]
     unrolled: list[Tensor] | None
-    same_step: list[Tensor] | None
-    """With the method's own displacement, in double precision."""
-    bent: list[Tensor] | None
-    """What is left of the displacement's error without batch statistics and dropout."""
+    same_alpha: list[Tensor] | None
+    """The product with the method's own displacement, in double precision."""
+    eval_error: list[Tensor] | None
+    """The displacement's error with batch norm and dropout in evaluation mode."""
     detached: Agreement | None
-    """Of a finite difference and the derivative that respects what was detached."""
+    """Agreement of a finite difference with the derivative that respects ``detach``."""
     repeatable: bool
 
 
 class Comparison:
-    """What to compare one product of one method with.
+    """Computes the references of one product.
 
     Args:
         problem: The lower problem.
-        lower: The same, as algorithms see it.
+        lower: Its view for algorithms.
         method: Its hypergradient.
         vector: ``v``.
         upper_parameters: ``θ``.
@@ -69,7 +69,7 @@ class Comparison:
         self._wanted = upper_parameters
 
     def references(self) -> References:
-        """Compute them all, in double precision where the program can."""
+        """Return all references, in double precision if the program supports it."""
         repeatable = _repeatable(self._lower)
         approximation = self._approximation
         with _double_where_possible(self._problem, self._lower):
@@ -80,8 +80,8 @@ class Comparison:
             return References(
                 converged=self._values(approximation.with_alpha(CONVERGED)),
                 unrolled=self._unrolled(),
-                same_step=self._values(approximation.with_alpha(approximation.alpha)),
-                bent=self._without_bending_layers(approximation),
+                same_alpha=self._values(approximation.with_alpha(approximation.alpha)),
+                eval_error=self._error_in_eval_mode(approximation),
                 detached=self._effect_of_detach() if approximation.moves_detached else None,
                 repeatable=repeatable,
             )
@@ -104,7 +104,7 @@ class Comparison:
             kept = exact(lower, evaluation, update, self._fitting_vector(), self._wanted)
         return agreement(moved, vectors.scale(lower.mean(kept), -1.0))
 
-    def _without_bending_layers(self, approximation: Approximation) -> list[Tensor] | None:
+    def _error_in_eval_mode(self, approximation: Approximation) -> list[Tensor] | None:
         bending = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
         layers = [
             m for m in self._problem.module.modules() if isinstance(m, bending) and m.training
@@ -122,13 +122,13 @@ class Comparison:
 
 
 def can_unroll(step: OptimizerStep) -> bool:
-    """Whether the derivative through the recorded steps is known."""
+    """Return whether the optimizer step can be differentiated."""
     own = step.optimizer is not None and not step.is_custom
     return own and why_not_differentiable(step.optimizer) is None
 
 
 def _repeatable(lower: LowerProblem) -> bool:
-    """Whether the loss is the same when it is replayed."""
+    """Return whether a replay gives the same loss."""
     with torch.no_grad(), lower.evaluation(graph=False):
         step = lower.trajectory.window[0]
         first, second = (lower.loss(step) for _ in range(2))
@@ -138,9 +138,9 @@ def _repeatable(lower: LowerProblem) -> bool:
 
 @contextmanager
 def _double_where_possible(problem: Problem, lower: LowerProblem) -> Iterator[None]:
-    """Double precision, unless the loss mixes in tensors that stay single."""
+    """Use double precision inside, unless the loss fails with it."""
     with ExitStack() as stack:
-        stack.enter_context(in_double(problem))
+        stack.enter_context(double_precision(problem))
         try:
             with torch.no_grad(), lower.evaluation(graph=False):
                 lower.loss(lower.trajectory.window[0])

@@ -1,4 +1,4 @@
-"""What is to blame for an error of a hypergradient, found by elimination, and what to change."""
+"""Find the cause of a hypergradient's error by elimination, and advise what to change."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .report import Agreement, HypergradientReport, agreement
 
 @dataclass(frozen=True)
 class Case:
-    """What was checked.
+    """The checked hypergradient.
 
     Attributes:
         problem: Name of the lower problem.
         method: Class name of its hypergradient.
-        approximation: What that takes for a derivative, if it does.
+        approximation: How the method approximates derivatives, if it does.
         is_halved: Whether the problem computes in half precision.
-        steps: How many of its optimizer steps were recorded.
+        steps: Number of recorded optimizer steps.
     """
 
     problem: str
@@ -33,16 +33,16 @@ class Case:
     steps: int
 
 
-def judged(
+def diagnose(
     case: Case, actual: Sequence[Tensor], references: References, tolerance: float
 ) -> HypergradientReport:
-    """Judge a product and say what to change.
+    """Return a report on a product, with advice.
 
     Args:
-        case: What was checked.
+        case: The checked hypergradient.
         actual: The product.
-        references: What to compare it with.
-        tolerance: Largest relative error against the converged method that is let pass.
+        references: Its references.
+        tolerance: Largest accepted relative error against the converged method.
     """
     converged = agreement(actual, references.converged)
     unrolled = references.unrolled
@@ -75,14 +75,14 @@ def _numerical(
 
 def _blame(case: Case, error: float, references: References, tolerance: float) -> str:
     approximation = case.approximation
-    if approximation is None or references.same_step is None:
+    if approximation is None or references.same_alpha is None:
         return _blame_precision(case, error, 0.0)
-    left = vectors.add(references.same_step, references.converged, alpha=-1.0)
+    left = vectors.add(references.same_alpha, references.converged, alpha=-1.0)
     double = _length(left) / max(_length(references.converged), 1e-300)
     if double <= max(tolerance, 0.3 * error):
         return _blame_precision(case, error, double)
     setting = f"{approximation.setting}={approximation.alpha:g}"
-    if references.bent is not None and _length(references.bent) <= 0.1 * _length(left):
+    if references.eval_error is not None and _length(references.eval_error) <= 0.1 * _length(left):
         return (
             f"Batch norm or dropout bends the loss within the displacement {setting} (relative "
             f"error {error:.2g}, gone with running statistics and without dropout): shorten it."

@@ -1,4 +1,4 @@
-"""What a check of a hypergradient tells."""
+"""The report of a check of a hypergradient."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Agreement:
 
 @dataclass(frozen=True)
 class HypergradientReport:
-    """What a check found for one lower problem and one use of its hypergradient.
+    """The report on one product of a lower problem's hypergradient.
 
     Attributes:
         problem: Name of the lower problem.
         method: Class name of its hypergradient.
-        converged: Against the same method in double precision, its displacement made short.
-        unrolled: Against the exact derivative through the recorded steps, where there is one.
-        advice: What is to blame and what to change, in plain words; empty when nothing is.
+        converged: Agreement with the same method in double precision with a short displacement.
+        unrolled: Agreement with the exact derivative through the recorded steps, if it exists.
+        advice: Causes of errors and what to change, in words; empty if no error was found.
     """
 
     problem: str
@@ -51,7 +51,7 @@ class HypergradientReport:
 
     @property
     def trustworthy(self) -> bool:
-        """Whether nothing was found to blame."""
+        """Whether no error was found."""
         return not self.advice
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ class HypergradientReport:
 
 
 def agreement(actual: Sequence[Tensor], reference: Sequence[Tensor]) -> Agreement:
-    """Compare two hypergradients; reads the host."""
+    """Return the agreement of two hypergradients; synchronises with the device."""
     a, b = (
         torch.cat([t.detach().double().reshape(-1).cpu() for t in v]) for v in (actual, reference)
     )

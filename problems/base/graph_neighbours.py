@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..problem import Problem
 
 
-def moving(problem: Problem) -> Sequence[Problem]:
+def problems_that_may_step(problem: Problem) -> Sequence[Problem]:
     """Return the problems that may step between a step of this one and the replay of that step.
 
     These are all problems below, and those above if there are several: a single upper problem has

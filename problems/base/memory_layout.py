@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 
-def laid_out(module: Any, channels_last: bool) -> Any:
+def with_memory_format(module: Any, channels_last: bool) -> Any:
     """Return the module, with its weights of four dimensions in ``channels_last`` format if asked.
 
     Parameters stay the same objects with the same values.

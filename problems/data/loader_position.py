@@ -116,7 +116,7 @@ class EpochStart:
 DRAWS_NOTHING = EpochStart(None, {}, {}, True)
 
 
-def keeps_its_place(loader: object) -> bool:
+def is_stateful(loader: object) -> bool:
     """Return whether a loader saves and restores its position itself."""
     return all(callable(getattr(loader, name, None)) for name in ("state_dict", "load_state_dict"))
 

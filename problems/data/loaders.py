@@ -16,7 +16,7 @@ from .batches import move_batch
 from .loader_position import (
     EpochStart,
     has_dead_worker,
-    keeps_its_place,
+    is_stateful,
     length_of,
     own_randomness,
     put_randomness,
@@ -91,7 +91,7 @@ class BatchSource:
         """Return the position of a loader, to be saved."""
         loader, start = self.loaders[index], self._starts[index]
         found: dict[str, Any] = {"epochs": self.epochs[index], "length": length_of(loader)}
-        if keeps_its_place(loader):
+        if is_stateful(loader):
             return found | {"own": loader.state_dict()}  # type: ignore[attr-defined]
         generators, numbers = own_randomness(loader)
         return found | {
@@ -129,7 +129,7 @@ class BatchSource:
         own = {
             index: (loader, copy.deepcopy(loader.state_dict()))  # type: ignore[attr-defined]
             for index, loader in enumerate(self.loaders)
-            if keeps_its_place(loader)
+            if is_stateful(loader)
         }
 
         def put_back() -> None:
@@ -154,7 +154,7 @@ class BatchSource:
         else:
             if self._reduction.world > 1:
                 tell_epoch(loader, self.epochs[index])
-            if type(loader) is list or not keeps_its_place(loader):
+            if type(loader) is list or not is_stateful(loader):
                 self._starts[index] = EpochStart.of(loader, device)
             self._delivered[index] = 0
             iterator = iter(loader)
@@ -190,7 +190,7 @@ class BatchSource:
     def _require_more(self, index: int) -> None:
         """Refuse a loader that is known to give no batch in another epoch."""
         loader = self.loaders[index]
-        gave_nothing = not self._delivered[index] and not keeps_its_place(loader)
+        gave_nothing = not self._delivered[index] and not is_stateful(loader)
         if gave_nothing or is_exhausted(loader):
             raise self._nothing(index) from None
 

@@ -1,4 +1,4 @@
-"""Ways of differentiating through a lower problem, one algorithm a file."""
+"""Algorithms that differentiate through a lower problem, one per file."""
 
 from .base import Hypergradient, LowerProblem, Product, Status, last_loss
 from .conjugate_gradient import ConjugateGradient

@@ -1,11 +1,11 @@
-"""What every hypergradient algorithm offers.
+"""Interface of hypergradient algorithms.
 
 For a problem with solution ``w*(θ)`` and an upper loss ``F(θ, w)``::
 
     dF/dθ = ∂F/∂θ + (dw*/dθ)ᵀ ∂F/∂w
 
-An algorithm forms the second term for one edge of the graph: given ``v = ∂F/∂w`` it returns its
-approximation of ``(dw*/dθ)ᵀ v``, and says how it came about.
+An algorithm forms the second term for one edge of the graph: given ``v = ∂F/∂w``, it returns an
+approximation of ``(dw*/dθ)ᵀ v`` and a status.
 """
 
 from __future__ import annotations
@@ -26,31 +26,30 @@ from ..unrolling.replay import Repeatable
 
 
 class LowerProblem(RecordedLoss, Repeatable, Protocol):
-    """What an algorithm sees of the problem it differentiates through.
+    """The lower problem, as an algorithm sees it.
 
-    From :class:`~metaweight.problems.products.recorded_loss.RecordedLoss` it has a ``name`` for
+    :class:`~metaweight.problems.products.recorded_loss.RecordedLoss` gives it a ``name`` for
     messages, the parameters ``weights``, the recorded ``trajectory``, the ``loss`` of a recorded
-    step, the ``sample_loss`` it may declare, the ``evaluation`` to compute these in, and the
-    ``mean`` over processes. From :class:`~metaweight.problems.unrolling.replay.Repeatable` come its
-    ``optimizer_step``, and ``evaluate`` and ``owns`` for taking steps again. What follows here
-    tells where it stands.
+    step, the ``sample_loss`` it may declare, the ``evaluation`` context, and the ``mean`` over
+    processes. :class:`~metaweight.problems.unrolling.replay.Repeatable` gives it an
+    ``optimizer_step``, and ``evaluate`` and ``owns`` for the replay of steps.
 
-    Anything that has these members can be differentiated through; a
-    :class:`~metaweight.problems.Problem` is shown to algorithms as one by
-    :func:`~metaweight.problems.step.lower_view.lower_view`.
+    Any object with these members can be differentiated through.
+    :func:`~metaweight.problems.step.lower_view.lower_view` makes one from a
+    :class:`~metaweight.problems.Problem`.
     """
 
     @property
     def count(self) -> int:
-        """Steps it has taken, for seeds that differ from one to the next."""
+        """Steps it has taken; makes seeds differ from step to step."""
 
     @property
     def number_of_processes(self) -> int:
-        """How many processes train it together."""
+        """Number of processes that train it together."""
 
     @property
     def has_chosen_weights(self) -> bool:
-        """Whether its configuration chooses the parameters hypergradients go through."""
+        """Whether ``Config(hypergradient_parameters=...)`` is set."""
 
     @property
     def has_problems_below(self) -> bool:
@@ -58,25 +57,25 @@ class LowerProblem(RecordedLoss, Repeatable, Protocol):
 
     @property
     def paths(self) -> Sequence[tuple[str, ...]]:
-        """The paths of hypergradients that go through it: names of problems, from the upper one
-        down and up again."""
+        """Hypergradient paths through it: names of problems, from the upper problem down and back
+        up to it."""
 
     def reusable(
         self, step: RecordedStep, also: Sequence[Tensor] = ()
     ) -> ReusableActivations | None:
-        """Return what notes a pass over a micro-batch, to repeat of it what displaced weights
-        change; nothing where that would be all of it.
+        """Return a store of activations that do not depend on the weights, for a second pass at
+        displaced weights; ``None`` if every activation depends on them.
 
         Args:
             step: The micro-batch.
-            also: What else changes, or is differentiated by.
+            also: Further tensors that change, or that the loss is differentiated by.
         """
 
 
 def last_loss(lower: LowerProblem) -> Callable[..., Tensor]:
     """Return the mean loss of the last recorded optimizer step as a function for products.
 
-    It is computed at the parameters' present values, so that it leaves its arguments aside: ::
+    The function ignores its arguments: it uses the present values of the parameters. ::
 
         with lower.evaluation(second_order=True):
             mixed_vector_product(last_loss(lower), lower.weights, upper_parameters, vector)
@@ -95,13 +94,13 @@ def last_loss(lower: LowerProblem) -> Callable[..., Tensor]:
 
 @dataclass(frozen=True)
 class Status:
-    """How a product was found. Tensors stay on their device; reading one waits for it.
+    """How a product was computed. Tensors stay on their device; reading one synchronises with it.
 
     Attributes:
-        method: Name of the algorithm's class.
-        iterations: Iterations of its solver or optimizer steps it went back through, 0 if neither.
+        method: Class name of the algorithm.
+        iterations: Solver iterations, or optimizer steps differentiated through; 0 if neither.
         residual: ``||(H + damping) x - v|| / ||v||`` of a linear solve, a 0-dim tensor.
-        values: Whatever else is worth knowing, 0-dim tensors or numbers by name.
+        values: Further 0-dim tensors or numbers, by name.
     """
 
     method: str
@@ -110,7 +109,7 @@ class Status:
     values: Mapping[str, Tensor | float] = field(default_factory=dict)
 
     def describe(self) -> str:
-        """Return the status as one line of text; reads the host."""
+        """Return the status as one line of text; synchronises with the device."""
         pieces = [self.method]
         if self.iterations:
             pieces.append(f"iterations {self.iterations}")
@@ -122,12 +121,12 @@ class Status:
 
 @dataclass(frozen=True)
 class Approximation:
-    """What a method takes for a derivative; told to the check of hypergradients.
+    """How a method approximates derivatives; read by ``engine.check_hypergradient()``.
 
     Attributes:
         alpha: Length of its displacement.
-        setting: What users call that length.
-        with_alpha: The method with another length, and without lasting effects.
+        setting: Name of that length in the settings.
+        with_alpha: Returns the method with another length and without side effects.
         moves_detached: Whether it differentiates what the loss detaches.
     """
 
@@ -138,16 +137,16 @@ class Approximation:
 
 
 class Product(NamedTuple):
-    """``(dw*/dθ)ᵀ v``, one tensor per parameter asked for, and how it was found."""
+    """``(dw*/dθ)ᵀ v``, one tensor per upper parameter, and the status of its computation."""
 
     values: list[Tensor]
     status: Status
 
 
 class Hypergradient(ABC):
-    """One way of differentiating through a lower problem.
+    """An algorithm that differentiates through a lower problem.
 
-    Subclass it to add an algorithm, such as one that takes the inverse Hessian for the identity: ::
+    Subclass it to add one. This one replaces the inverse Hessian by the identity: ::
 
         class Identity(Hypergradient):
             def vjp(self, lower, vector, upper_parameters):
@@ -157,9 +156,9 @@ class Hypergradient(ABC):
                     )
                 return Product([-t for t in mixed], Status("Identity"))
 
-    Pass an instance as ``Config(type=...)`` of the lower problem. To give it a name that
-    ``Config(type="name")`` understands, declare the class as an entry point of the group
-    ``metaweight.hypergradients`` in your package. Instances hold settings only, never state.
+    Pass an instance as ``Config(type=...)`` of the lower problem. For ``Config(type="name")``,
+    declare the class as an entry point of the group ``metaweight.hypergradients`` in your package.
+    Instances hold settings only, never state.
 
     Attributes:
         zeroth_order: Whether it measures the upper loss instead of taking its gradient.
@@ -171,47 +170,46 @@ class Hypergradient(ABC):
     def vjp(
         self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
-        """Return ``(dw*/dθ)ᵀ v`` and how it was found.
+        """Return ``(dw*/dθ)ᵀ v`` and a status.
 
         Args:
-            lower: The lower problem, after the optimizer step(s) that are differentiated. Its
-                ``trajectory`` holds what :meth:`recording` asked for: at least the batches and
+            lower: The lower problem, after the optimizer steps to differentiate. Its
+                ``trajectory`` holds what :meth:`recording` asked for, at least the batches and
                 random states of the last step.
-            vector: ``v``, one tensor per entry of ``lower.weights``; of several processes the same
-                in all.
-            upper_parameters: ``θ``, parameters of the problem above it on the path.
+            vector: ``v``, one tensor per entry of ``lower.weights``; the same in all processes.
+            upper_parameters: ``θ``, parameters of the next problem on the path.
 
         Returns:
             One tensor per entry of ``upper_parameters``, zeros where the lower loss does not
-            depend on it, and a status. Of several processes each returns the product of its own
-            lower loss, and they are averaged afterwards; what has to be averaged on the way goes
-            through ``lower.mean``.
+            depend on it, and a status. With several processes, each returns the product of its own
+            lower loss, and the engine averages the products. Use ``lower.mean`` for quantities
+            that must be averaged earlier.
 
         Raises:
-            HypergradientError: When the result cannot be formed, for instance by a diverged solve.
-                Of several processes in all or in none, so it must be decided by what is the same
-                in all, such as means.
+            HypergradientError: When the result cannot be formed, for instance because a solve
+                diverged. All processes or none must raise, so decide by values that are equal in
+                all, such as means.
         """
 
     def recording(self, lower: LowerProblem) -> Recording:
-        """Return what is to be kept of the problem's steps; by default the last one's batches."""
+        """Return what to record of the problem's steps; by default the batches of the last one."""
         del lower
         return Recording()
 
     def takes_first_derivatives(self, lower: LowerProblem) -> bool:
-        """Whether it gets by with losses and ``lower.gradients``, differentiating nothing twice and
-        nothing forward. It can then serve a problem whose parameters are sharded over processes;
-        vectors along these are sharded alike. By default it does not."""
+        """Return whether the method needs only losses and ``lower.gradients``: no second
+        derivatives and no forward mode. It then supports parameters sharded over processes, with
+        vectors sharded alike. ``False`` by default."""
         del lower
         return False
 
     def approximation(self, lower: LowerProblem) -> Approximation | None:
-        """Return how the method approximates derivatives; nothing when it takes them exactly."""
+        """Return how the method approximates derivatives; ``None`` if it computes them exactly."""
         del lower
         return None
 
     def check(self, lower: LowerProblem) -> None:
-        """Refuse a problem the algorithm cannot serve, when the engine is built.
+        """Refuse a problem the algorithm does not support; called when the engine is built.
 
         Raises:
             ConfigurationError: Naming the problem and what to choose instead.
@@ -220,7 +218,7 @@ class Hypergradient(ABC):
 
 
 def require_finite(values: Sequence[Tensor], lower: RecordedLoss, method: str, remedy: str) -> None:
-    """Refuse a result that is not finite, in all processes or in none. Reads the host once.
+    """Refuse a result that is not finite, in all processes or in none. Synchronises once.
 
     Raises:
         HypergradientError: Naming the problem, the method and what to change.

@@ -2,9 +2,9 @@
 
 At a stationary point of the lower loss, ``(dw*/dθ)ᵀ v = -(∂²L/∂θ∂w) x`` with
 ``(H + damping I) x = v``. The ``k``-th iterate minimises ``½ xᵀ(H + damping I)x - vᵀx`` over the
-span of ``v, Hv, …, H^{k-1}v``, so the solution is exact after as many iterations as ``H`` has
-distinct eigenvalues; rounding asks for more of them when ``H`` is badly conditioned. All of this
-needs ``H + damping I`` to be positive definite.
+span of ``v, Hv, …, H^{k-1}v``. In exact arithmetic it takes as many iterations as ``H`` has
+distinct eigenvalues; rounding adds more when ``H`` is badly conditioned. ``H + damping I`` must be
+positive definite.
 
 Sources: Pedregosa, "Hyperparameter optimization with approximate gradient", ICML 2016
 (arXiv:1602.02355); Rajeswaran et al., "Meta-Learning with Implicit Gradients", NeurIPS 2019
@@ -30,26 +30,26 @@ from .base import Hypergradient, LowerProblem, Product, Status, require_finite
 Operator = Callable[[Sequence[Tensor]], list[Tensor]]
 
 FLAT = 10.0
-"""Curvature below this many machine epsilons of the largest one met counts as none."""
+"""Curvature below this many machine epsilons times the largest curvature so far counts as zero."""
 
 
 @dataclass(frozen=True)
 class ConjugateGradient(Hypergradient):
     """``-(∂²L/∂θ∂w) x`` with ``x`` from conjugate-gradient steps on ``(H + damping I) x = v``.
 
-    The host waits for the device once, at the end, to see that all went well; with a ``tolerance``
-    before every iteration. The status holds the residual of the ``x`` that was used.
+    The host waits for the device once, at the end; with a ``tolerance``, before every iteration.
+    The status holds the residual of the ``x`` that was used.
 
     Args:
-        iterations: Most steps to take, each one Hessian-vector product. With 0 the product is zero.
-        damping: Added to every eigenvalue of ``H``, which makes it positive definite if it is large
-            enough and the solution smaller.
-        tolerance: Stop once ``||r|| <= tolerance ||v||`` for the residual ``r`` the iteration
-            carries along.
+        iterations: Maximal number of iterations, each one Hessian-vector product. With 0 the
+            product is zero.
+        damping: Added to every eigenvalue of ``H``. If large enough, it makes the system positive
+            definite; it makes the solution smaller.
+        tolerance: Stop once ``||r|| <= tolerance ||v||`` for the residual ``r`` of the recursion.
 
     Raises:
-        HypergradientError: From :meth:`vjp`, when the iteration meets a direction in which
-            ``H + damping I`` does not curve upwards, or numbers that are not finite.
+        HypergradientError: From :meth:`vjp`, for a direction without positive curvature, or for
+            numbers that are not finite.
     """
 
     iterations: int = 1
@@ -95,14 +95,14 @@ class ConjugateGradient(Hypergradient):
 
 
 class Solve(NamedTuple):
-    """Where conjugate gradients came to.
+    """Result of conjugate gradients.
 
     Attributes:
-        solution: The last iterate; the one before the direction without curvature if there was one.
-        iterations: Products taken.
-        flat: Whether a direction without positive curvature was met, a 0-dim tensor.
+        solution: The last iterate; if a direction had no positive curvature, the one before it.
+        iterations: Number of products with ``A``.
+        flat: Whether there was a direction without positive curvature, a 0-dim tensor.
         curvature: ``pᵀAp / pᵀp`` of that direction.
-        squared: ``||r||²`` of the residual carried along.
+        squared: ``||r||²`` of the residual of the recursion.
     """
 
     solution: list[Tensor]
@@ -124,10 +124,9 @@ def solved(
 ) -> Solve:
     """Solve ``A x = b`` for symmetric positive definite ``A`` given as a product.
 
-    The iterate stays where it is, decided on the device, once the residual is within ``tolerance``
-    or rounding, or a direction ``p`` has no positive curvature ``pᵀAp``. Such a direction is
-    reported unless the residual has come below ``sqrt(eps) ||b||`` by then: what is left of it is
-    full of rounding, whose directions mean nothing.
+    The iterate stops changing, decided on the device, once the residual is within ``tolerance`` or
+    rounding, or a direction ``p`` has no positive curvature ``pᵀAp``. Such a direction is reported
+    unless the residual is below ``sqrt(eps) ||b||``, where rounding determines the direction.
     """
     x = [torch.zeros_like(t) for t in right]
     residual, direction = list(right), list(right)

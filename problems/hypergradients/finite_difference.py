@@ -1,13 +1,13 @@
 """Central-difference hypergradient of DARTS.
 
-With the inverse Hessian taken as the identity the best-response product is the mixed derivative,
-which a difference of two gradients approximates::
+The inverse Hessian is replaced by the identity. The product is then the mixed derivative, which a
+difference of two gradients approximates::
 
     (dw*/dθ)ᵀ v  ≈  -∂²L/∂θ∂w · v  ≈  -(∇_θ L(w + eps v) - ∇_θ L(w - eps v)) / (2 eps)
 
-with ``eps = alpha / ||v||``. There is no factor for the inner learning rate. A change of ``w``
-moves *every* quantity computed from it, so what the loss detaches is differentiated all the same:
-on ``mean_i V(sg(l_i)) l_i`` this is the gradient of ``mean_i V(l_i) l_i``. For the gradient that
+with ``eps = alpha / ||v||``. There is no factor for the lower learning rate. A displacement of
+``w`` changes *every* quantity computed from it, so detached quantities are differentiated too: on
+``mean_i V(sg(l_i)) l_i`` this is the gradient of ``mean_i V(l_i) l_i``. For the gradient that
 respects ``detach`` see :mod:`.reweighting`.
 
 Source: Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search", ICLR 2019
@@ -35,19 +35,19 @@ from .base import Approximation, Hypergradient, LowerProblem, Product, Status
 
 @dataclass(frozen=True)
 class FiniteDifference(Hypergradient):
-    """The hypergradient Betty calls ``"darts"``: ``-∂²L/∂θ∂w · v`` by a central difference.
+    """``-∂²L/∂θ∂w · v`` by a central difference, which Betty calls ``"darts"``.
 
-    Cost: two forward passes of the lower loss, without a graph through its own network, and two
-    backward passes through whatever depends on ``θ``. The passes draw the random numbers of the
-    step they differentiate and leave nothing behind.
+    Cost: two forward passes of the lower loss, without a graph through the lower network, and two
+    backward passes through what depends on ``θ``. The passes draw the random numbers of the
+    differentiated step and have no side effects.
 
     Args:
         alpha: Length of the displacement, ``||eps v||``. Exact for a loss quadratic in ``w``;
-            otherwise the error grows with its square. Widened for 16-bit parameters
+            otherwise the error grows with its square. Increased for 16-bit parameters
             (:func:`~metaweight.problems.kernels.precision.difference_step`).
         multitask: Leave the parameters at ``w - eps v``, a step on the upper loss (SAMA for SGD).
         full_precision: Compute the two passes without autocast. With ``False`` they run in the
-            problem's own precision, with a step as for 16-bit parameters.
+            problem's precision, with the displacement of 16-bit parameters.
     """
 
     alpha: float = 0.01
@@ -114,10 +114,10 @@ def mixed_difference(
 
 
 def _passes(lower: LowerProblem, upper_parameters: Sequence[Tensor]) -> tuple[Losses, Losses]:
-    """Return how the two passes compute the loss of a micro-batch.
+    """Return the functions by which the two passes compute the loss of a micro-batch.
 
-    Where some parameters are displaced, the second repeats what depends on them and on
-    ``upper_parameters``.
+    If only some parameters are displaced, the second pass recomputes only what depends on them or
+    on ``upper_parameters``.
     """
     noted: dict[int, ReusableActivations] = {}
 

@@ -5,8 +5,8 @@ At a stationary point of the lower loss, ``(dw*/dθ)ᵀ v = -(∂²L/∂θ∂w) 
 
     A⁻¹ v = α Σ_{k=0}^{∞} (I - αA)^k v,    truncated after k = iterations
 
-What is left out is ``A⁻¹ (I - αA)^{iterations+1} v``: each term shrinks the error by the largest
-``|1 - αλ|`` among the eigenvalues ``λ`` of ``A``.
+The truncation error is ``A⁻¹ (I - αA)^{iterations+1} v``: each term multiplies it by at most the
+largest ``|1 - αλ|`` over the eigenvalues ``λ`` of ``A``.
 
 Source: Lorraine, Vicol, Duvenaud, "Optimizing Millions of Hyperparameters by Implicit
 Differentiation", AISTATS 2020 (arXiv:1911.02590).
@@ -27,16 +27,16 @@ from ..products.linear_system import LinearSystem
 from .base import Hypergradient, LowerProblem, Product, Status, require_finite
 
 GROWTH = 10.0
-"""The series counts as diverging once its next term is this many times as long as its first."""
+"""The series counts as diverging when the norm of its next term is this many times the first's."""
 
 
 @dataclass(frozen=True)
 class Neumann(Hypergradient):
     """``-(∂²L/∂θ∂w) α Σ_{k=0}^{iterations} (I - α(H + damping I))^k v``.
 
-    The residual in the status is that of this sum, which is the length of the first term left out,
-    ``||(I - αA)^{iterations+1} v|| / ||v||``; it comes with the mixed product. The host waits for
-    the device once, at the end, to look at it.
+    The residual in the status is the relative norm of the first omitted term,
+    ``||(I - αA)^{iterations+1} v|| / ||v||``; it needs no further product. The host waits for the
+    device once, at the end.
 
     Args:
         iterations: Terms beyond the first; each is one Hessian-vector product.
@@ -45,7 +45,7 @@ class Neumann(Hypergradient):
 
     Raises:
         HypergradientError: From :meth:`vjp`, when the terms have grown 10 times or more, or are not
-            finite. They never grow in a series that converges.
+            finite. The terms of a convergent series never grow.
     """
 
     iterations: int = 1
@@ -85,7 +85,7 @@ class Neumann(Hypergradient):
     def _diverged(
         self, lower: LowerProblem, last: list[Tensor], following: list[Tensor], growth: float
     ) -> HypergradientError:
-        """``following = (I - αA) last`` tells the curvature along the last term."""
+        """Return the error; ``following = (I - αA) last`` gives the curvature along ``last``."""
         stretch = vectors.dot(last, following) / vectors.dot(last, last)
         curvature = float(1.0 - stretch) / self.alpha
         if curvature > 0:

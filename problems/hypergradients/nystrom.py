@@ -6,13 +6,13 @@ With ``Y = HΩ`` for an orthonormal ``Ω`` of ``rank`` random columns, ::
 
 ``Ĥ`` equals ``H`` when ``rank`` is the number of parameters, and when ``H`` is positive
 semi-definite of rank at most ``rank``. Outside the span of ``Y`` the inverse is ``1 / damping``, so
-``damping`` should not be below the eigenvalues that are left out.
+``damping`` should not be below the omitted eigenvalues.
 
-Neither ``ΩᵀY`` nor the Woodbury matrix is inverted, which would lose the small eigenvalues to
-rounding: the eigenvalues of ``Ĥ`` come from singular values, and ``H + sI`` is approximated and
-``s`` taken off them again. ``s`` is rounding for a positive semi-definite ``H``. When ``ΩᵀY`` has a
-negative eigenvalue ``-μ``, the formula above can have ones far below any of ``H``; with ``s = 2μ``
-none is below ``-μ``.
+Inverting ``ΩᵀY`` or the Woodbury matrix would lose small eigenvalues to rounding. Instead,
+``H + sI`` is approximated, its eigenvalues come from singular values, and ``s`` is subtracted from
+them. ``s`` is of the size of rounding for a positive semi-definite ``H``. When ``ΩᵀY`` has a
+negative eigenvalue ``-μ``, the formula above can have eigenvalues far below those of ``H``; with
+``s = 2μ`` none is below ``-μ``.
 
 Sources: Hataya, Yamada, "Nyström Method for Accurate and Scalable Implicit Differentiation",
 AISTATS 2023 (arXiv:2302.09726), which takes ``Ω`` from columns of the identity; a dense random
@@ -41,18 +41,18 @@ from .base import Hypergradient, LowerProblem, Product, Status, require_finite
 class Nystrom(Hypergradient):
     """``-(∂²L/∂θ∂w) (Ĥ + damping I)⁻¹ v`` with the Nyström approximation ``Ĥ`` of ``H``.
 
-    Cost: ``rank`` Hessian-vector products, and three matrices of ``rank`` columns as long as all
-    parameters together. The random columns are drawn on the CPU, so that every device sees the same
-    ones, from a generator of its own that depends on ``seed`` and the problem's ``count``. The host
-    waits for the device in the decompositions.
+    Cost: ``rank`` Hessian-vector products, and three matrices with a row per parameter and
+    ``rank`` columns. The random columns are drawn on the CPU, so that they are equal on every
+    device, by a generator seeded with ``seed`` and the problem's ``count``. The host waits for the
+    device in the decompositions.
 
-    The status holds the residual of the solution in the true system, which tells how much of ``H``
-    the approximation misses.
+    The status holds the residual in the true system, which shows how much of ``H`` the
+    approximation misses.
 
     Args:
-        rank: Columns of the sketch; more than there are parameters are not taken.
+        rank: Columns of the sketch, at most the number of parameters.
         damping: Added to every eigenvalue of ``H``.
-        seed: Of the random columns.
+        seed: Seed of the random columns.
 
     Raises:
         HypergradientError: From :meth:`vjp`, when ``Ĥ + damping I`` is not positive definite, or
@@ -103,9 +103,9 @@ class LowRank(NamedTuple):
 
     Attributes:
         eigenvalues: One per column.
-        vectors: As long as all parameters together.
-        lowest: A bound from above on the least eigenvalue of what is approximated, not above the
-            least of ``eigenvalues``.
+        vectors: One row per parameter.
+        lowest: An upper bound on the least eigenvalue of ``H``; at most the least of
+            ``eigenvalues``.
     """
 
     eigenvalues: Tensor
@@ -116,11 +116,11 @@ class LowRank(NamedTuple):
 def sketch(like: Tensor, rank: int, seed: int, count: int) -> Tensor:
     """Return orthonormal random columns, ``(dimension, min(rank, dimension))``."""
     dimension = like.numel()
-    # torch's CPU generator uses 32 bits of its seed, so both numbers are hashed into as many.
+    # torch's CPU generator uses only 32 bits of its seed.
     mixed = random.Random(f"{seed} {count}").getrandbits(32)
     generator = torch.Generator().manual_seed(mixed)
     shape = (dimension, min(rank, dimension))
-    # Uniform entries span every direction just as Gaussian ones do, in a third of the time.
+    # Uniform entries serve as well as Gaussian ones, in a third of the time.
     entries = torch.rand(shape, generator=generator, dtype=like.dtype).mul_(2.0).sub_(1.0)
     orthonormal: Tensor = torch.linalg.qr(entries.to(like.device)).Q
     return orthonormal
@@ -141,7 +141,7 @@ def low_rank(basis: Tensor, image: Tensor, damping: float) -> LowRank:
 
 
 def inverse_product(low: LowRank, damping: float, right: Tensor) -> Tensor:
-    """Return ``(Ĥ + damping I)⁻¹ v``, the span of ``Ĥ`` and what is outside of it apart."""
+    """Return ``(Ĥ + damping I)⁻¹ v``, with the span of ``Ĥ`` and its complement apart."""
     inside = low.vectors.T @ right
     solution: Tensor = low.vectors @ (inside / (low.eigenvalues + damping))
     if low.vectors.shape[0] > low.vectors.shape[1]:

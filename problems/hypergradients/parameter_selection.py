@@ -1,17 +1,15 @@
-"""Which parameters of a lower problem hypergradients go through.
+"""Selection of the lower parameters that hypergradients go through.
 
-With the parameters split into ``w = (s, r)`` the hypergradient through ``s`` alone holds ``r``
+With the parameters split into ``w = (s, r)``, the hypergradient through ``s`` alone holds ``r``
 fixed::
 
     dF/dθ ≈ ∂F/∂θ + (ds*/dθ)ᵀ ∂F/∂s
 
-The upper problem's backward pass then ends at the first layer of ``s``, and every product with
-second derivatives is one of the block of ``s``. Layers may be named, the last ones, or drawn at
-random.
+The upper problem's backward pass then ends at the first layer of ``s``, and products with second
+derivatives use the block of ``s`` only.
 
 Source: Xu, Zhu, Jiang, Yang, "Faster Meta Update Strategy for Noise-Robust Deep Learning" (FaMUS),
-CVPR 2021 (arXiv:2104.15092), which takes some layers at each step; there which ones is learned,
-here they are drawn uniformly.
+CVPR 2021 (arXiv:2104.15092), which learns the layers of each step; here they are drawn uniformly.
 """
 
 from __future__ import annotations
@@ -27,10 +25,10 @@ from ..base.errors import ConfigurationError
 
 
 class ParameterSelection(ABC):
-    """A choice among a lower problem's parameters.
+    """A selection among a lower problem's parameters.
 
-    Subclass it for a choice of your own. It must be a function of its settings and the arguments
-    alone, since it is made several times for one hypergradient.
+    Subclass it for your own. The result must depend on settings and arguments alone, since one
+    hypergradient asks for it several times.
     """
 
     @abstractmethod
@@ -43,7 +41,8 @@ class ParameterSelection(ABC):
             count: Steps the problem has taken.
 
         Raises:
-            ConfigurationError: Saying what the module lacks, to follow "Problem … asks for …, but".
+            ConfigurationError: Saying what the module lacks, as the end of a sentence that begins
+                with "Problem … asks for …, but".
         """
 
 
@@ -54,7 +53,7 @@ class NamedModules(ParameterSelection):
     ``Config(hypergradient_parameters=("fc", "layer3"))`` is short for it.
 
     Args:
-        names: Names of modules, which stand for all that is in them, or of single parameters.
+        names: Names of modules, with all modules inside, or of single parameters.
     """
 
     names: tuple[str, ...]
@@ -90,10 +89,10 @@ class NamedModules(ParameterSelection):
 
 @dataclass(frozen=True)
 class LastLayers(ParameterSelection):
-    """The last modules that own trainable parameters directly, in the order they were registered.
+    """The last modules that own trainable parameters directly, in the order of registration.
 
     Args:
-        number: How many. A batch norm counts as one, as a convolution does.
+        number: Number of modules. A batch norm counts as one, as a convolution does.
     """
 
     number: int
@@ -109,14 +108,14 @@ class LastLayers(ParameterSelection):
 
 @dataclass(frozen=True)
 class SampledLayers(ParameterSelection):
-    """Modules that own trainable parameters directly, drawn afresh for each hypergradient.
+    """Modules that own trainable parameters directly, drawn again for each hypergradient.
 
-    They are drawn uniformly without replacement, by a generator of their own whose state is the
-    seed and the steps the problem has taken: nothing is left to save, and a resumed run draws the
-    same layers. The hypergradient is not scaled up for the layers left out.
+    They are drawn uniformly without replacement. The draw depends only on the seed and the number
+    of steps the problem has taken, so a resumed run draws the same layers. The hypergradient is not
+    rescaled for the layers left out.
 
     Args:
-        number: How many.
+        number: Number of modules.
         seed: Seed of the draws.
     """
 
@@ -138,10 +137,10 @@ Choice = ParameterSelection | tuple[str, ...] | None
 
 
 def checked_choice(value: object) -> Choice:
-    """Return ``value`` as a configuration keeps it.
+    """Return ``value`` in the form a configuration stores.
 
     Raises:
-        ConfigurationError: When it is no choice of parameters.
+        ConfigurationError: When it does not select parameters.
     """
     if value is None or isinstance(value, ParameterSelection):
         return value
@@ -156,17 +155,17 @@ def checked_choice(value: object) -> Choice:
 def chosen_parameters(
     choice: Choice, module: nn.Module, trainable: Sequence[Tensor], count: int, name: str
 ) -> list[Tensor]:
-    """Return the trainable parameters that a choice selects, in order.
+    """Return the selected trainable parameters, in the order of ``trainable``.
 
     Args:
         choice: ``Config(hypergradient_parameters=...)``.
         module: The problem's module.
         trainable: The parameters the problem trains.
         count: Steps the problem has taken.
-        name: What to call the problem in a message.
+        name: The problem's name, for messages.
 
     Raises:
-        ConfigurationError: When its module does not have them, or none of them is trainable.
+        ConfigurationError: When the module lacks them, or none of them is trainable.
     """
     if choice is None:
         return list(trainable)
@@ -186,7 +185,7 @@ def chosen_parameters(
 
 
 def _layers(module: nn.Module, trainable: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Return, per module that owns some directly, its trainable parameters."""
+    """Return the trainable parameters of each module that owns some directly."""
     known = set(trainable)
     layers: list[list[Tensor]] = [
         [p for p in owner.parameters(recurse=False) if p in known] for owner in module.modules()
@@ -207,7 +206,7 @@ def _enough(layers: list[list[Tensor]], number: int) -> list[list[Tensor]]:
     if len(layers) < number:
         raise ConfigurationError(
             f"its module has {len(layers)} layers with trainable parameters; ask for at most "
-            "so many."
+            "that many."
         )
     return layers
 

@@ -38,40 +38,37 @@ FORMS = ("f2sa", "bome")
 class Penalty(Hypergradient):
     """``ρ (∇_θ L(y) - ∇_θ L(z))`` from first derivatives alone.
 
-    ``L`` is the loss of the last optimizer step's micro-batches with the random numbers they drew,
-    without the optimizer's weight decay. Gradients respect what a
-    :class:`~metaweight.problems.ReweightedProblem` detaches: its sample weights are held while
-    ``w`` moves. In another problem what the loss detaches moves with ``w`` in the difference.
+    ``L`` is the loss of the last optimizer step's micro-batches with their random numbers, without
+    the optimizer's weight decay. The sample weights of a
+    :class:`~metaweight.problems.ReweightedProblem` are held fixed while ``w`` moves, as their
+    stop-gradient says. In other problems, what the loss detaches changes with ``w``.
 
-    - ``"f2sa"``: ``z`` and ``y`` both by ``steps`` gradient steps from the present ``w``. For
+    - ``"f2sa"``: ``z`` and ``y`` by ``steps`` gradient steps each from the present ``w``. For
       quadratic ``L`` without momentum this is the Neumann series
-      ``lr Σ_{k<steps} (I - lr H)^k v`` for ``H⁻¹ v``, whatever the strength; otherwise the error in
-      the strength is ``O(1/ρ)``. ``2 steps + 2`` forward and backward passes.
+      ``lr Σ_{k<steps} (I - lr H)^k v`` for ``H⁻¹ v``, for any strength; otherwise the error is
+      ``O(1/ρ)``. ``2 steps + 2`` forward and backward passes.
     - ``"bome"``: ``z`` by ``steps`` gradient steps from ``w``, and ``y = z - v / ρ`` by one step on
-      the upper loss. The factor in front of the difference is not ``ρ`` but BOME's weight of the
-      value-function gap ``q(y) = L(y) - L(z)``, ``λ = max(-<v, ∇q> / ||∇q||², 0)``, at which a step
-      along ``v + λ ∇q`` leaves the gap as it is. The product then tends to ``-(∂²L/∂θ∂w) c v`` with
-      ``c = <v, Hv> / ||Hv||²``: of all multiples of ``v`` the one that solves ``H x = v`` best; it
-      is 0 where ``L`` curves down along ``v``. ``steps + 2`` passes.
+      the upper loss. The factor of the difference is not ``ρ`` but BOME's weight of the
+      value-function gap ``q(y) = L(y) - L(z)``, ``λ = max(-<v, ∇q> / ||∇q||², 0)``, for which a
+      step along ``v + λ ∇q`` does not change the gap. The product tends to ``-(∂²L/∂θ∂w) c v``
+      with ``c = <v, Hv> / ||Hv||²``, the multiple of ``v`` with the smallest residual of
+      ``H x = v``; 0 where ``L`` has negative curvature along ``v``. ``steps + 2`` passes.
 
-    BOME itself moves ``θ`` and ``w`` together, which is no product with ``(dw*/dθ)ᵀ``. What differs
-    here: ``w`` is not moved; ``∇q`` is its part along ``w``, ``∇_w L(y) - ∇_w L(z)``, in which the
-    gradient left at ``z`` (0 at a minimum) is taken off, so that ``v = 0`` gives 0; and the barrier
-    that would close the gap further is left out, since the lower problem's own steps do that.
+    BOME itself moves ``θ`` and ``w`` together. Here ``w`` is not moved; ``∇q`` is
+    ``∇_w L(y) - ∇_w L(z)``, without the gradient at ``z`` (0 at a minimum), so that ``v = 0`` gives
+    0; and the barrier that closes the gap is omitted, since the lower problem's steps close it.
 
-    The status' residual ``||H x - v|| / ||v||`` comes free; one above 1 says that ``lr`` is too
+    The status holds the residual ``||H x - v|| / ||v||`` at no extra cost; above 1, ``lr`` is too
     large.
 
     Args:
-        strength: ``ρ`` in units that need no tuning: ``1 / strength`` is the length that ``y`` may
-            end apart from ``z`` for convex ``L``, wider in 16 bits. That is
-            ``ρ = strength ||v|| lr steps / (1 - momentum)``, and ``strength ||v||`` for
-            ``"bome"``. The error falls with it, until beyond some thousands in single precision
-            the difference drowns in rounding.
+        strength: ``ρ`` in scaled units: ``1 / strength`` bounds ``||y - z||`` for convex ``L``
+            (larger in 16 bits). That is ``ρ = strength ||v|| lr steps / (1 - momentum)``, and
+            ``strength ||v||`` for ``"bome"``. A larger strength lowers the error, up to some
+            thousands in single precision, where rounding dominates.
         steps: Gradient steps of each solve.
-        lr: Their length. The present learning rates of the lower problem's optimizer when left
-            out.
-        momentum: Of the gradient steps (heavy ball).
+        lr: Learning rate of the gradient steps; by default the present ones of the lower optimizer.
+        momentum: Momentum of the gradient steps (heavy ball).
         form: ``"f2sa"`` or ``"bome"``.
     """
 
@@ -184,8 +181,7 @@ class Penalty(Hypergradient):
 
 @dataclass(frozen=True)
 class _Measurement:
-    """The lower loss at one place: its gradient along ``w``, and what a difference along ``θ`` is
-    made of."""
+    """The lower loss at one point: its gradient by ``w``, and terms for the difference by ``θ``."""
 
     gradient: list[Tensor]
     rest: list[Tensor]
@@ -230,8 +226,7 @@ class _PlainLoss(_LowerLoss):
 
 
 class _DeclaredLoss(_LowerLoss):
-    """``mean_i V_i l_i(w)`` with the sample weights held where ``w`` was, as their stop-gradient
-    says."""
+    """``mean_i V_i l_i(w)`` with the sample weights fixed at the initial ``w``."""
 
     def __init__(self, lower: LowerProblem, sample: SampleLoss, weights: Sequence[Tensor]) -> None:
         super().__init__(lower, weights)
@@ -279,7 +274,7 @@ def _lower_loss(lower: LowerProblem, weights: Sequence[Tensor]) -> _LowerLoss:
 
 
 def _barrier_weight(vector: Sequence[Tensor], bend: Sequence[Tensor]) -> Tensor:
-    """Return ``max(-<v, ∇q> / ||∇q||², 0)``, and 0 where there is no gap."""
+    """Return ``max(-<v, ∇q> / ||∇q||², 0)``; 0 if ``∇q`` is 0."""
     square = vectors.dot(bend, bend)
     weight = -vectors.dot(vector, bend) / torch.where(square > 0, square, 1.0)
     return weight.clamp(min=0.0)

@@ -1,4 +1,4 @@
-"""Algorithms that other packages add by name."""
+"""Hypergradient algorithms that other packages register by name."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from .base import Hypergradient
 
 
 def registered() -> dict[str, EntryPoint]:
-    """Return the algorithms that other packages declare, by name.
+    """Return the entry points of the group ``metaweight.hypergradients`` by name.
 
-    A package declares one as an entry point of the group ``metaweight.hypergradients``, which
-    names a class that can be made without arguments. A built-in name is not replaced.
+    Each names a class that can be made without arguments. A built-in name is not replaced.
     """
     return {point.name: point for point in entry_points(group="metaweight.hypergradients")}
 
 
 def load_registered(name: str) -> Hypergradient:
-    """Make the algorithm that another package declares under ``name``.
+    """Make the algorithm that another package registers as ``name``.
 
     Raises:
-        ConfigurationError: When it cannot be imported or made, when what is made is no
-            Hypergradient, or when another package declares the name too.
+        ConfigurationError: When the class cannot be imported or made, is no Hypergradient, or when
+            several packages register the name.
     """
     points = [p for p in entry_points(group="metaweight.hypergradients") if p.name == name]
     declared = (

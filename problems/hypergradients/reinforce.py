@@ -2,12 +2,12 @@
 
 The upper parameters ``θ`` define a distribution ``p_θ`` from which the lower problem draws
 decisions ``a_t`` at every step: which samples to keep, how to augment them, what to label them. The
-solution ``w_T(a)`` need not be differentiable in the decisions; what is differentiated is how
-probable they were::
+solution ``w_T(a)`` need not be differentiable in the decisions; their log-probability is
+differentiated instead::
 
     d/dθ E[F(w_T(a))] = E[(F(w_T(a)) - b) Σ_t ∇_θ log p_θ(a_t)]
 
-for any baseline ``b`` that does not depend on the decisions, which takes variance away. The
+for any baseline ``b`` that does not depend on the decisions. ``b`` reduces the variance. The
 estimate is the mean over ``n`` runs of the loop.
 
 Sources: Williams, "Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement
@@ -39,10 +39,10 @@ BASELINES = ("none", "start", "leave_one_out")
 class Reinforce(ValueHypergradient):
     """``1/n Σ_k (F_k - b_k) Σ_t ∇_θ log p_θ(a_t)`` over ``n`` runs of the loop.
 
-    The lower problem's ``training_step`` returns a mapping with ``"log_prob"``, the log-probability
-    of the decisions it has drawn for the batch (a number, or one per decision), computed with the
-    upper problem, besides ``"loss"``. It draws from the global random streams, and ``θ`` enters the
-    loss through the decisions alone: whatever else depends on it is not seen. ::
+    The lower problem's ``training_step`` returns a mapping with ``"loss"`` and ``"log_prob"``, the
+    log-probability of the decisions it drew for the batch (one number, or one per decision),
+    computed with the upper problem. It must draw from the global random streams. ``θ`` may enter
+    the loss through the decisions only: any other dependence is not differentiated. ::
 
         def training_step(self, batch):
             inputs, labels = batch
@@ -51,21 +51,21 @@ class Reinforce(ValueHypergradient):
             losses = F.cross_entropy(self.module(inputs), labels, reduction="none")
             return {"loss": (kept * losses).mean(), "log_prob": keep.log_prob(kept)}
 
-    The first run repeats the loop just taken, on its batches and with its random numbers, hence
-    with the same decisions. Each further one draws new decisions, from where the loop began
-    and on the same batches, and costs as much as the loop. The direct gradient ``∂F/∂θ`` is
-    autograd's, and zero where the upper loss has no graph.
+    The first run replays the last loop with its batches and random numbers, hence the same
+    decisions. Each further run draws new decisions from the same start and on the same batches,
+    and costs as much as the loop. Autograd gives the direct gradient ``∂F/∂θ``; it is zero where
+    the upper loss has no graph.
 
-    The status says ``"standard error"``, as for
+    The status holds ``"standard error"``, as for
     :class:`~metaweight.problems.hypergradients.ZeroOrder`.
 
     Args:
-        baseline: ``b``. ``"leave_one_out"``: the mean ``F`` of the other runs, which takes both the
-            batch's difficulty and the usual progress of a loop away. ``"start"``: ``F`` where the
-            loop began, for a single run; the usual progress stays. ``"none"``: 0. None of them
-            keeps anything between steps.
+        baseline: ``b``. ``"leave_one_out"``: the mean ``F`` of the other runs, which removes the
+            variance due to the batch and to the usual progress of a loop. ``"start"``: ``F`` at
+            the start of the loop, for a single run; removes only that due to the batch.
+            ``"none"``: 0.
         samples: ``n``, the number of runs.
-        seed: Of the further runs' random numbers; the global random streams are not touched.
+        seed: Seed of the further runs; the global random streams are preserved.
     """
 
     baseline: str = "leave_one_out"
@@ -87,7 +87,7 @@ class Reinforce(ValueHypergradient):
         if lower.number_of_processes > 1:
             raise ConfigurationError(
                 f"Problem {lower.name!r} asks for Reinforce in {lower.number_of_processes} "
-                "processes, each of which would decide for itself, so that no score is that of "
+                "processes, which draw different decisions, so that no process has the score of "
                 "all; use one process, or type='zero_order'."
             )
 
@@ -123,13 +123,13 @@ class Reinforce(ValueHypergradient):
     def _offset(self, rollouts: Rollouts, value: Callable[[], Tensor]) -> Tensor | float:
         if self.baseline != "start":
             return 0.0
-        rollouts.go_back()
+        rollouts.restore_start()
         return value()
 
     def _redrawn(
         self, lower: LowerProblem, updates: Sequence[RecordedUpdate], number: int
     ) -> list[RecordedUpdate]:
-        """Return the steps with other random numbers."""
+        """Return the steps with new random numbers."""
         device = lower.weights[0].device
         found = []
         for place, update in enumerate(updates):
@@ -150,7 +150,7 @@ class _Score:
         self._wanted = upper_parameters
 
     def add(self, output: Mapping[str, Any]) -> None:
-        """Take in what ``training_step`` returned."""
+        """Add the score of one micro-batch, given what ``training_step`` returned."""
         log_prob = output.get("log_prob")
         if not isinstance(log_prob, Tensor) or not log_prob.requires_grad:
             received = (
@@ -171,6 +171,6 @@ class _Score:
 
 
 def _fresh_streams(seed: int, device: torch.device) -> RandomState:
-    """Return random streams that begin at a seed; the present ones are left there."""
+    """Return random streams that begin at a seed; also sets the global ones to it."""
     reseed(device, seed)
     return RandomState(device)

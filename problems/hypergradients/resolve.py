@@ -1,4 +1,4 @@
-"""From a configuration to the algorithm it names."""
+"""Find the algorithm that a configuration names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BY_NAME: Mapping[str, Callable[[Config], Hypergradient]] = {
 
 
 def resolve(config: Config) -> Hypergradient:
-    """Return the algorithm ``config.type`` stands for, with the settings of the flat fields."""
+    """Return the algorithm of ``config.type``, with the settings of the other fields."""
     if isinstance(config.type, Hypergradient):
         return config.type
     make = BY_NAME.get(config.type)

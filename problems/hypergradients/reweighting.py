@@ -1,20 +1,19 @@
-"""Native hypergradient of learned sample weights.
+"""Hypergradient of learned sample weights without a second-order graph.
 
-For a lower loss ``L(w, θ) = mean_i V_i(sg(l(w)); θ) l_i(w)``, where ``sg`` stops the gradient, the
-mixed derivative needs no second-order graph::
+The lower loss is ``L(w, θ) = mean_i V_i(sg(l(w)); θ) l_i(w)``, where ``sg`` stops the gradient. Its
+mixed derivative is::
 
     (∂²L/∂θ∂w) v = ∇_θ mean_i V_i(sg(l); θ) sg(d_i),      d_i = <∇_w l_i, v>
 
-The ``d_i`` of a whole batch are directional derivatives of its losses along ``v``: one forward-mode
-pass (exact), or two forward passes without any graph (central difference), or one, where the
-losses at one end are those the training step computed (one-sided difference). With the inverse
-Hessian taken as the identity the hypergradient is minus that. ``V`` may look at the whole batch, so
-weights normalised over it are covered.
+The ``d_i`` of a batch are directional derivatives of its losses along ``v``. They take one
+forward-mode pass (exact), two forward passes without a graph (central difference), or one such pass
+and the losses of the training step (one-sided difference). With the inverse Hessian replaced by the
+identity, the hypergradient is minus this product. ``V`` may use the whole batch, for instance to
+normalise weights.
 
-Unlike a finite difference of the weighted loss this respects the stop-gradient, and so it is the
-one-step gradient of Meta-Weight-Net as published, without its factor of the inner learning rate:
-taken at the parameters after the step by the first two, at those before it, as published, by the
-last.
+Unlike a finite difference of the weighted loss, this respects the stop-gradient. It is the one-step
+gradient of Meta-Weight-Net without the factor of the lower learning rate. The one-sided difference
+takes it at the parameters before the step, as published, the other two at those after it.
 
 Sources: Shu et al., "Meta-Weight-Net", NeurIPS 2019 (arXiv:1902.07379), eq. 7-8;
 Ren et al., "Learning to Reweight Examples", ICML 2018 (arXiv:1803.09050).
@@ -37,7 +36,7 @@ from ..products.declared_loss import declared_products, directional_derivatives
 from ..products.recorded_loss import SampleLoss, require_recorded
 from ..products.sample_derivatives import Pairs, central_derivatives, one_sided_derivatives
 from ..recording.trajectory import RecordedStep, RecordedUpdate, Recording
-from ..unrolling import go_back_to
+from ..unrolling import restore_start
 from .base import Approximation, Hypergradient, LowerProblem, Product, Status
 
 ALPHA = {"central_difference": 0.01, "one_sided": 3e-4, "forward_mode": 0.01}
@@ -48,24 +47,24 @@ class Reweighting(Hypergradient):
     """``-∇_θ mean_i V_i(sg(l); θ) sg(<∇_w l_i, v>)`` for a :class:`ReweightedProblem`.
 
     Args:
-        derivative: How the ``d_i`` are found.
+        derivative: How to compute the ``d_i``.
 
-            - ``"central_difference"``: two forward passes of the sample losses without any graph,
-              about the parameters after the step; error of order ``alpha²``.
-            - ``"one_sided"``: one such pass; the other losses are those of the training step, so
-              the derivative is taken at the parameters before it. Error of order ``alpha``. Keeps
-              a copy of parameters and buffers. Takes two passes where the step's losses cannot be
-              used: after a ``training_step`` of its own, or one in 16 bits.
-            - ``"forward_mode"``: one pass of dual numbers, exact to rounding, about 1.5 times the
-              time of the two, after the step. Needs forward-mode formulas for every operation of
-              the network, which fused attention kernels lack.
+            - ``"central_difference"``: two forward passes of the sample losses without a graph,
+              at the parameters after the step; error of order ``alpha²``.
+            - ``"one_sided"``: one such pass, and the losses of the training step, so the
+              derivative is taken at the parameters before the step. Error of order ``alpha``.
+              Keeps a copy of parameters and buffers. Takes two passes if the losses of the step
+              cannot be used: with an overridden ``training_step``, or one in 16 bits.
+            - ``"forward_mode"``: one pass of dual numbers at the parameters after the step, exact
+              to rounding, about 1.5 times the time of the two passes. Needs forward-mode formulas
+              for every operation of the network, which fused attention kernels lack.
 
-        alpha: Length of the displacement of a difference, ``eps = alpha / ||v||``; when left out,
-            0.01 for the central and 3e-4 for the one-sided one. With these the relative error of
-            the hypergradient of a ResNet-32 in single precision, against forward mode in float64,
-            was 4e-4 to 8e-3 (central) and 2e-4 to 6e-3 (one-sided), that of the ``d_i`` 1e-3 to
-            2e-2 and 1e-3 to 4e-3 (batches of 100 random images or digits, after 15 to 200 steps).
-            There, one-sided errors grow in proportion above 1e-3; below 1e-4 rounding takes over.
+        alpha: Length of the displacement of a difference, ``eps = alpha / ||v||``; by default 0.01
+            for the central and 3e-4 for the one-sided one. With these, for a ResNet-32 in single
+            precision against forward mode in float64, the relative error of the hypergradient was
+            4e-4 to 8e-3 (central) and 2e-4 to 6e-3 (one-sided), that of the ``d_i`` 1e-3 to 2e-2
+            and 1e-3 to 4e-3 (batches of 100 random images or digits, after 15 to 200 steps).
+            One-sided errors grow in proportion above 1e-3; below 1e-4 rounding dominates.
         full_precision: Compute the passes without autocast.
     """
 
@@ -108,7 +107,7 @@ class Reweighting(Hypergradient):
 
     @property
     def length(self) -> float:
-        """Length of the displacement: ``alpha``, or the usual one for the derivative."""
+        """Length of the displacement: ``alpha``, or the default of the derivative."""
         return ALPHA[self.derivative] if self.alpha is None else self.alpha
 
     def vjp(
@@ -135,7 +134,7 @@ class Reweighting(Hypergradient):
 
 
 def require_declared(lower: LowerProblem) -> SampleLoss:
-    """Return the sample losses and weights the problem declares.
+    """Return the declared sample losses and weights of the problem.
 
     Raises:
         ConfigurationError: When it declares none.
@@ -158,7 +157,7 @@ def _central(
     vector: Sequence[Tensor],
     inverse_eps: Tensor,
 ) -> Pairs:
-    """Return ``(l_i, <∇_w l_i, v>)`` per micro-batch; the second passes repeat the first ones."""
+    """Return ``(l_i, <∇_w l_i, v>)`` per micro-batch; second passes reuse activations of first."""
     noted = [lower.reusable(step) for step in steps]
     passes = [_losses(sample, step) for step in steps]
     pairs = list(zip(noted, passes, strict=True))
@@ -176,10 +175,10 @@ def _one_sided(
     inverse_eps: Tensor,
     same_precision: bool,
 ) -> Pairs:
-    """Return ``(l_i, <∇_w l_i, v>)`` per micro-batch at ``w_0``, where the recorded step started.
+    """Return ``(l_i, <∇_w l_i, v>)`` per micro-batch at ``w_0``, the start of the recorded step.
 
-    From one pass without a graph when the step left its losses, computed as they are computed here
-    (``same_precision``), and else from two.
+    Takes one pass without a graph if the losses of the step are recorded and in the precision of
+    the pass (``same_precision``), else two.
 
     Raises:
         HypergradientError: When the recording lacks the parameters.
@@ -197,9 +196,9 @@ def _one_sided(
         if complete and same_precision:
             base = left
         else:
-            go_back_to(update)
+            restore_start(update)
             base = [sample.losses(step) for step in steps]
-        go_back_to(update)
+        restore_start(update)
         changing = weights if same_precision else ()
         moved = [partial(_moved_losses, sample, step, changing) for step in steps]
         pairs = one_sided_derivatives(base, moved, weights, vector, inverse_eps)
@@ -213,7 +212,7 @@ def _losses(sample: SampleLoss, step: RecordedStep) -> Callable[[], Tensor]:
 
 
 def _moved_losses(sample: SampleLoss, step: RecordedStep, changing: Sequence[Tensor]) -> Tensor:
-    """Return the sample losses where ``changing`` are now, with what the step left of others."""
+    """Return the sample losses at the present ``changing``, reusing activations of the step."""
     reuse: ReusableActivations | None = step.activations
     if reuse is None or not reuse.serves(changing):
         return sample.losses(step)

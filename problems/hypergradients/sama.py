@@ -1,7 +1,7 @@
-"""SAMA: the central difference of DARTS, preconditioned by the optimizer's own Jacobian.
+"""SAMA: the central difference of DARTS, preconditioned by the Jacobian of the optimizer.
 
-An optimizer moves ``w`` by ``-u(g)`` rather than by ``-g``, so the response of ``w`` to a change of
-``θ`` carries the factor ``∂u/∂g``: the product is ``-∂²L/∂θ∂w (∂u/∂g)ᵀ v``.
+An optimizer changes ``w`` by ``-u(g)`` and not by ``-g``, so the derivative of ``w`` by ``θ`` has
+the factor ``∂u/∂g``: the product is ``-∂²L/∂θ∂w (∂u/∂g)ᵀ v``.
 
 Source: Choe et al., "Making Scalable Meta Learning Practical", NeurIPS 2023 (arXiv:2310.05674).
 """
@@ -29,7 +29,7 @@ from ..unrolling import (
 )
 from .base import Approximation, Hypergradient, LowerProblem, Product, Status
 from .finite_difference import mixed_difference
-from .own_steps import require_optimizer_steps
+from .optimizer_steps import require_optimizer_steps
 
 PRECONDITIONERS = ("source", "exact")
 
@@ -38,22 +38,22 @@ PRECONDITIONERS = ("source", "exact")
 class SAMA(Hypergradient):
     """``-∂²L/∂θ∂w (∂u/∂g)ᵀ v`` by a central difference of length ``alpha``.
 
-    With ``U(w, g) = w - u(g)`` the optimizer step just taken, state and settings as they were, the
-    two preconditioners are:
+    ``U(w, g) = w - u(g)`` is the last optimizer step, with its state and settings. The two
+    preconditioners are:
 
     - ``"source"``: the paper's. 1 for SGD: no learning rate, no momentum, no clipping. For Adam and
-      AdamW the diagonal of :func:`adam_jacobian`, which carries the learning rate and leaves out
-      bias correction. Other optimizers, AMSGrad among them, take the exact one.
-    - ``"exact"``: ``∂u/∂g = -∂U/∂g``, learning rate, momentum, bias correction, weight decay and
-      gradient clipping included, for every optimizer that
-      :class:`~metaweight.problems.hypergradients.Unroll` can differentiate. The product is then
-      ``∂²L/∂θ∂w (∂U/∂g)ᵀ v``, that of one unrolled step, except that the mixed derivative is taken
-      where the step ended rather than where it began. Where an upper problem owns settings of the
-      optimizer, its ``(∂U/∂θ)ᵀ v`` is added.
+      AdamW the diagonal of :func:`adam_jacobian`, with the learning rate and without bias
+      correction. Other optimizers, AMSGrad among them, use the exact one.
+    - ``"exact"``: ``∂u/∂g = -∂U/∂g`` with learning rate, momentum, bias correction, weight decay
+      and gradient clipping, for every optimizer that
+      :class:`~metaweight.problems.hypergradients.Unroll` can differentiate. The product is
+      ``∂²L/∂θ∂w (∂U/∂g)ᵀ v``, that of one unrolled step, but with the mixed derivative at the end
+      of the step instead of its start. If an upper problem learns optimizer settings,
+      ``(∂U/∂θ)ᵀ v`` is added.
 
     Args:
         alpha: Length of the displacement.
-        multitask: Leave the parameters at ``w - eps v``, ``v`` preconditioned.
+        multitask: Leave the parameters at ``w - eps v`` with the preconditioned ``v``.
         preconditioner: ``"source"`` or ``"exact"``.
     """
 
@@ -123,7 +123,7 @@ class SAMA(Hypergradient):
 
 
 def in_source(optimizer: torch.optim.Optimizer | None) -> bool:
-    """Whether the paper has a preconditioner for ``optimizer``."""
+    """Return whether the paper has a preconditioner for ``optimizer``."""
     if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
         return not any(group["amsgrad"] for group in optimizer.param_groups)
     return isinstance(optimizer, torch.optim.SGD)
@@ -132,21 +132,21 @@ def in_source(optimizer: torch.optim.Optimizer | None) -> bool:
 def step_adjoint(
     lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
 ) -> UpdateAdjoint:
-    """Return the adjoint of the step just taken, ``v`` being the cotangent of the parameters."""
+    """Return the adjoint of the last step for ``v``, the cotangent of the parameters."""
     cotangents = dict(zip(lower.weights, vector, strict=True))
     update = require_recorded(lower)
     return update_adjoint(lower.optimizer_step, update, cotangents, {}, upper_parameters)
 
 
 def exact_preconditioned(lower: LowerProblem, adjoint: UpdateAdjoint) -> list[Tensor]:
-    """Return ``(∂u/∂g)ᵀ v = -(∂U/∂g)ᵀ v``, 0 where the step had no gradient."""
+    """Return ``(∂u/∂g)ᵀ v = -(∂U/∂g)ᵀ v``, 0 for parameters without a gradient."""
     found = adjoint.gradients
     parameters = lower.weights
     return vectors.scale(vectors.fill_none([found.get(p) for p in parameters], parameters), -1.0)
 
 
 def adam_preconditioned(lower: LowerProblem, vector: Sequence[Tensor]) -> list[Tensor]:
-    """Return ``∂u/∂g ⊙ v`` with the paper's diagonal, 0 where the step had no gradient."""
+    """Return ``∂u/∂g ⊙ v`` with the paper's diagonal, 0 for parameters without a gradient."""
     moment = require_recorded(lower).moment
     if moment is None:
         raise HypergradientError(
@@ -172,8 +172,8 @@ def adam_jacobian(
 
         lr ((1 - β1) β2 v' - β1 (1 - β2) g m') / (sqrt(v) + eps)³
 
-    with ``m'``, ``v'`` the moments before the step and ``v`` after it; bias correction is left out,
-    as in the source.
+    where ``m'``, ``v'`` are the moments before the step and ``v`` is the second moment after it.
+    Bias correction is omitted, as in the source.
     """
     beta1, beta2 = group["betas"]
     first, second = state["exp_avg"], state["exp_avg_sq"]

@@ -1,4 +1,4 @@
-"""One step back of an unrolled hypergradient, from the recording of an optimizer step."""
+"""Backward pass of an unrolled hypergradient through one recorded optimizer step."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ..products.recorded_loss import mean_over_micro_batches
 from ..products.second_derivatives import double_backward
 from ..products.second_order import DIFFERENCES, PRODUCTS
 from ..recording.trajectory import RecordedStep, RecordedUpdate
-from ..unrolling import go_back_to, update_adjoint
+from ..unrolling import restore_start, update_adjoint
 from ..unrolling.sgd_adjoint import Cotangents, StateCotangents
 from .base import LowerProblem
 
 
 class StepBack:
-    """Goes back over one recorded step after another, the last one first.
+    """Differentiates backwards through recorded steps, the last one first.
 
     Args:
-        product: How products with second derivatives are computed, a name among ``PRODUCTS``.
-        length: Of the displacement of a difference.
-        lower: Whose steps they were.
-        evaluation: What losses are evaluated in.
+        product: How products with second derivatives are computed, a name in ``PRODUCTS``.
+        length: Length of the displacement of a difference.
+        lower: The lower problem.
+        evaluation: The context in which losses are evaluated.
         updates: The recorded steps.
         upper_parameters: ``θ``.
-        to_start: Whether the cotangent of where the loop began is read.
+        to_start: Whether the cotangent of the start of the loop is needed.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class StepBack:
     def __call__(
         self, number: int, cotangents: Cotangents
     ) -> tuple[Cotangents, list[list[Tensor]]]:
-        """Return the cotangents of the weights before a step, and what it adds to ``dF/dθ``."""
+        """Return the cotangents of the weights before a step, and its terms of ``dF/dθ``."""
         update, weights = self._updates[number], self._evaluation.weights
-        # The parameters the loop began with are mostly nobody's function.
+        # The start of a loop is a constant unless an upper problem learns it.
         goes_on = number > 0 or self._to_start
         adjoint = update_adjoint(
             self._step,
@@ -76,7 +76,7 @@ class StepBack:
         if goes_on:
             own = self._lower.mean(products[: len(weights)])
             moved = [adjoint.parameters[p] for p in weights]
-            # At first these may be the caller's.
+            # The first cotangents may belong to the caller.
             in_place = number < len(self._updates) - 1
             below = _sum(moved, own, in_place=in_place)
             cotangents = dict(zip(weights, below, strict=True))
@@ -95,17 +95,17 @@ class StepBack:
         lower, evaluation = self._lower, self._evaluation
         if is_kept(update):
             return _times(_kept_products(lower, evaluation, update, along, inputs), factor)
-        go_back_to(update)
+        restore_start(update)
         if not self._is_difference:
             return _times(self._product(lower, evaluation, update, along, inputs, 0.0), factor)
-        # Differences are not linear in it. A compiled pass shows no activation pattern.
+        # Differences are not linear in ``along``. A compiled pass shows no activation pattern.
         u = _times(along, factor)
         with uncompiled():
             return self._product(lower, evaluation, update, u, inputs, self._length)
 
 
 def is_kept(update: RecordedUpdate) -> bool:
-    """Whether the graphs of a step's gradients were kept and can still be used."""
+    """Return whether the graphs of a step's gradients were kept and can still be used."""
     return all(step.graph is not None and step.graph.is_intact for step in update.steps)
 
 

@@ -1,18 +1,18 @@
-"""The exact derivative through the last optimizer steps, at constant memory.
+"""The exact derivative through the last optimizer steps, with the graph of one step at a time.
 
 The lower problem takes steps ``(w_t, s_t) = U(w_{t-1}, g_t, s_{t-1})`` with
-``g_t = ∇_w L_t(w_{t-1}, θ)``, where ``U`` is its optimizer with clipping, weight decay and whatever
-settings a scheduler or an upper problem gave it. From ``λ_T = ∂F/∂w``, ``μ_T = 0`` the adjoint goes
-back over the recorded steps::
+``g_t = ∇_w L_t(w_{t-1}, θ)``, where ``U`` is its optimizer with clipping, weight decay and the
+settings a scheduler or an upper problem gave it. The adjoint starts from ``λ_T = ∂F/∂w``,
+``μ_T = 0`` and goes back over the recorded steps::
 
     u_t             = (∂U/∂g)ᵀ (λ_t, μ_t)
     (λ_{t-1}, μ_{t-1}) = (∂U/∂(w, s))ᵀ (λ_t, μ_t) + (∂²L_t/∂w∂w u_t, 0)
     dF/dθ          += ∂²L_t/∂θ∂w u_t + (∂U/∂θ)ᵀ (λ_t, μ_t)
 
-One step's graph exists at a time. ``w_0``, where the loop began, counts as a constant unless the
-problem says what it is (``initial_parameters``); then ``(∂w_0/∂θ)ᵀ λ_0`` is added. Unlike the
-implicit methods the result carries the scale of the learning rate, and follows its schedule. Of a
-problem that itself differentiates through others, those are held where each step found them.
+``w_0``, the start of the loop, counts as a constant unless the problem defines it in
+``initial_parameters``; then ``(∂w_0/∂θ)ᵀ λ_0`` is added. Unlike the implicit methods, the result
+has the scale of the learning rate and follows its schedule. If the problem itself differentiates
+through others, their parameters are constants, with the values they had in each step.
 
 Sources: Maclaurin, Duvenaud, Adams, "Gradient-based Hyperparameter Optimization through Reversible
 Learning", ICML 2015 (arXiv:1502.03492); Franceschi et al., "Forward and Reverse Gradient-Based
@@ -42,37 +42,36 @@ from ..unrolling import (
     reads_values,
     why_not_differentiable,
 )
-from ..unrolling.unrolled_vjp import swept_back
+from ..unrolling.unrolled_vjp import reverse_sweep
 from .base import Approximation, Hypergradient, LowerProblem, Product, Status
-from .own_steps import require_optimizer_steps
+from .optimizer_steps import require_optimizer_steps
 from .step_back import StepBack, is_kept
 
 MEMORY = ("flat", "full")
 
-# Length of the displacement; a one-sided difference has an error in proportion to it.
+# Lengths of the displacement. The error of a one-sided difference is proportional to its length.
 ALPHA = {"finite_difference": 3e-3, "one_sided": 3e-4}
 
 
 @dataclass(frozen=True)
 class Unroll(Hypergradient):
-    """``(dw_T/dθ)ᵀ v`` through the real optimizer steps that led to ``w_T``.
+    """``(dw_T/dθ)ᵀ v`` through the recorded optimizer steps that led to ``w_T``.
 
     Memory beyond that of a training step: per recorded step a copy of parameters, gradients and
     optimizer state. Time: per step one forward and backward pass and a second-order product.
 
     Args:
-        steps: How many of the loop's last ``unroll_steps`` optimizer steps to go back through;
-            all of them when left out.
+        steps: Number of last optimizer steps to differentiate through, at most ``unroll_steps``;
+            by default all of the loop.
         product: ``"exact"``: second-order products by double backward. ``"forward_over_reverse"``:
-            the same numbers by a backward pass with tangents. ``"finite_difference"``: from two
-            ordinary gradients, for networks or kernels that cannot be differentiated twice.
-            ``"one_sided"``: from one, and that of the training step.
-        alpha: Length of the displacement of these two; 0.003 and 3e-4 when left out.
+            the same values by a backward pass with tangents. ``"finite_difference"``: from two
+            gradients, for networks or kernels that cannot be differentiated twice.
+            ``"one_sided"``: from one gradient, and that of the training step.
+        alpha: Length of the displacement of the last two; 0.003 and 3e-4 by default.
         memory: ``"flat"``: rebuild each step's graph. ``"full"``: keep the graphs of the training
-            steps, which saves a forward and backward pass per step and holds all activations;
-            needs ``product="exact"``, and takes the products in the precision of training. Of
-            several upper problems the first finds the graph, which its own step spoils; the others
-            rebuild.
+            steps. This saves a forward and backward pass per step and keeps all activations; needs
+            ``product="exact"``, and computes products in the precision of training. With several
+            upper problems only the first uses the graph, since its step invalidates it.
     """
 
     steps: int | None = None
@@ -101,7 +100,7 @@ class Unroll(Hypergradient):
 
     @property
     def length(self) -> float:
-        """Length of the displacement: ``alpha``, or the usual one for the product."""
+        """Length of the displacement: ``alpha``, or the default of the product."""
         return ALPHA.get(self.product, 3e-3) if self.alpha is None else self.alpha
 
     def recording(self, lower: LowerProblem) -> Recording:
@@ -127,7 +126,7 @@ class Unroll(Hypergradient):
         if self.memory == "full" and lower.has_problems_below:
             raise ConfigurationError(
                 f"Problem {lower.name!r} asks for Unroll(memory='full') but differentiates "
-                "through problems below it, which no kept graph reaches; use memory='flat'."
+                "through problems below it, which kept graphs do not contain; use memory='flat'."
             )
         reason = why_not_differentiable(step.optimizer)
         if reason is not None:
@@ -178,7 +177,7 @@ class Unroll(Hypergradient):
                     to_start=bool(start),
                 )
                 cotangents = dict(zip(evaluation.weights, vector, strict=True))
-                cotangents, total = swept_back(back, len(updates), cotangents)
+                cotangents, total = reverse_sweep(back, len(updates), cotangents)
                 if start:
                     through = _through_start(start, cotangents, upper_parameters)
                     total = vectors.add(total, through)
@@ -188,7 +187,7 @@ class Unroll(Hypergradient):
 def _start_of_loop(
     step: OptimizerStep, trajectory: Trajectory, updates: Sequence[RecordedUpdate]
 ) -> Mapping[Tensor, Tensor]:
-    """Return where the loop began, if an upper problem says so and the steps reach back there."""
+    """Return the learned start of the loop, if there is one and the steps reach back to it."""
     whole = trajectory.reaches_start(updates, step.per_loop)
     return step.start_of_loop() if whole and step.has_learned_start else {}
 

@@ -1,8 +1,8 @@
-"""What algorithms share that need the value of the upper loss, and not its gradient.
+"""Base of algorithms that need the value of the upper loss, and not its gradient.
 
-The lower problem's solution ``w_T(θ)`` is where its recorded optimizer steps end; they can be taken
-again with other upper parameters or other random numbers. The upper loss ``F(θ, w_T)`` is then a
-number that is measured, so neither it nor the lower loss has to be differentiable in ``θ``.
+The recorded optimizer steps of the lower problem end at ``w_T(θ)``. They can be replayed with other
+upper parameters or other random numbers. The upper loss ``F(θ, w_T)`` is then only evaluated, so
+neither it nor the lower loss has to be differentiable in ``θ``.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from ..base import vectors
 from ..base.errors import ConfigurationError, HypergradientError
 from ..products.recorded_loss import require_recorded
 from ..recording.trajectory import RecordedUpdate, Recording
-from ..unrolling import go_back_to, replay
+from ..unrolling import replay, restore_start
 from ..unrolling.replay import Observer
 from .base import Hypergradient, LowerProblem, Product
-from .own_steps import require_optimizer_steps
+from .optimizer_steps import require_optimizer_steps
 
 
 class ValueHypergradient(Hypergradient):
     """An algorithm that estimates ``d/dθ F(θ, w_T(θ))`` from values of ``F``.
 
-    It serves paths ``θ → w → θ`` only: there is no vector that a further problem could turn.
+    It supports paths ``θ → w → θ`` only: there is no vector to pass to a further problem.
     """
 
     zeroth_order = True
@@ -37,21 +37,20 @@ class ValueHypergradient(Hypergradient):
     def estimate(
         self, lower: LowerProblem, value: Callable[[], Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
-        """Return what ``F`` changes by through the lower problem, and how it was found.
+        """Return the derivative of ``F`` through the lower problem, and a status.
 
         Args:
-            lower: The lower problem, after the loop whose steps it recorded.
-            value: Measures the upper loss at the lower problem's present parameters, on the upper
-                problem's present batch and with the random numbers it has drawn: a 0-dim tensor
-                without a graph. When autograd has the direct gradient ``∂F/∂θ``, the upper
-                parameters are for this put back where they were.
+            lower: The lower problem, after the recorded loop.
+            value: Returns the upper loss at the lower problem's present parameters, on the upper
+                problem's batch and with its random numbers, as a 0-dim tensor without a graph. If
+                autograd computes the direct gradient ``∂F/∂θ``, ``value`` uses the original ``θ``.
             upper_parameters: ``θ``.
         """
 
     def vjp(
         self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
-        """There is none.
+        """Refuse, since values give no vector-Jacobian product.
 
         Raises:
             HypergradientError: Always.
@@ -64,18 +63,18 @@ class ValueHypergradient(Hypergradient):
         )
 
     def recording(self, lower: LowerProblem) -> Recording:
-        """Ask for the whole loop."""
+        """Return a recording of the whole loop."""
         return Recording(updates=lower.optimizer_step.per_loop, parameters=True, optimizer=True)
 
     def check(self, lower: LowerProblem) -> None:
-        """Refuse a problem whose steps cannot be taken again, or that is not next to its upper."""
+        """Refuse a problem whose steps cannot be replayed, or on a path through others."""
         name = type(self).__name__
         step = lower.optimizer_step
         require_optimizer_steps(step, name, "choose an implicit method such as type='cg'")
         if step.is_scaled:
             raise ConfigurationError(
                 f"Problem {lower.name!r} asks for {name} with precision='fp16', whose loss "
-                "scaling leaves steps out that cannot be told from others; use 'bf16' or 'fp32'."
+                "scaling skips steps, which a replay does not notice; use 'bf16' or 'fp32'."
             )
         if lower.has_chosen_weights:
             raise ConfigurationError(
@@ -92,14 +91,14 @@ class ValueHypergradient(Hypergradient):
         for path in lower.paths:
             if len(path) > 3:
                 raise ConfigurationError(
-                    f"Problem {lower.name!r} asks for {name}, which has no vector to hand on, but "
-                    f"it lies on the path {' -> '.join(path)}; choose a method that works from a "
-                    "gradient, such as type='unroll'."
+                    f"Problem {lower.name!r} asks for {name}, which gives no vector for a next "
+                    f"problem, but it lies on the path {' -> '.join(path)}; choose a method that "
+                    "works from a gradient, such as type='unroll'."
                 )
 
 
 class Rollouts:
-    """Takes the steps of a lower problem's last loop again; leaves no trace. ::
+    """Replays the steps of a lower problem's last loop; has no side effects. ::
 
         with Rollouts(lower, upper_parameters) as rollouts:
             rollouts.run(rollouts.updates)
@@ -107,7 +106,7 @@ class Rollouts:
 
     Args:
         lower: The lower problem.
-        upper_parameters: ``θ``, which stays where the caller puts it.
+        upper_parameters: ``θ``, which is not restored to the recorded values.
 
     Attributes:
         updates: The recorded steps.
@@ -141,23 +140,22 @@ class Rollouts:
         self._stack.close()
 
     def run(self, updates: Sequence[RecordedUpdate], observe: Observer | None = None) -> None:
-        """Take steps again; other problems are afterwards where they are now, not where they were
-        at these steps."""
+        """Replay steps, then restore the parameters and buffers of other problems."""
         replay(self._lower, updates, observe)
-        self._put_others_back()
+        self._restore_others()
 
-    def go_back(self) -> None:
-        """Put the lower problem where the loop began."""
-        go_back_to(self.updates[0])
-        self._put_others_back()
+    def restore_start(self) -> None:
+        """Set the lower problem to the start of the loop."""
+        restore_start(self.updates[0])
+        self._restore_others()
 
-    def _put_others_back(self) -> None:
+    def _restore_others(self) -> None:
         for tensor, value in self._others:
             tensor.copy_(value)
 
 
 def seed_of(*keys: object) -> int:
-    """Return a seed that differs wherever one of the keys does."""
+    """Return a seed that differs if one of the keys differs."""
     return random.Random("/".join(map(str, keys))).getrandbits(63)
 
 
@@ -166,8 +164,8 @@ def standard_error(squares: Tensor, mean: Sequence[Tensor], samples: int) -> Ten
 
     Args:
         squares: Sum of the squared norms of the samples.
-        mean: Their mean.
-        samples: Their number, at least 2.
+        mean: Mean of the samples.
+        samples: Number of samples, at least 2.
     """
     spread = (squares - samples * vectors.norm(mean) ** 2).clamp(min=0.0)
     return (spread / (samples * (samples - 1))).sqrt()

@@ -1,13 +1,13 @@
 """Zeroth-order hypergradient: antithetic evolution strategies over upper parameters.
 
-The recorded steps of the lower problem's loop are taken again with displaced upper parameters, so
-that ``w_T(θ)`` is a function that can be evaluated. With ``Φ(θ) = F(θ, w_T(θ))`` ::
+A replay of the lower problem's loop with displaced upper parameters evaluates ``w_T(θ)``. With
+``Φ(θ) = F(θ, w_T(θ))`` ::
 
     dΦ/dθ  ≈  1/n Σ_{i=1}^{n} (Φ(θ + s e_i) - Φ(θ - s e_i)) / (2 s) · e_i,      e_i ~ N(0, I)
 
-which is unbiased for the gradient of ``Φ`` smoothed by a Gaussian of width ``s``. It exists where
-``Φ`` has no derivative (the upper loss an error rate, the lower loss a step function of ``θ``), and
-its variance grows with the number of upper parameters.
+is an unbiased estimate of the gradient of ``Φ`` smoothed by a Gaussian of width ``s``. ``Φ`` need
+not have a derivative: the upper loss may be an error rate, the lower loss a step function of ``θ``.
+The variance grows with the number of upper parameters.
 
 Sources: Nesterov, Spokoiny, "Random Gradient-Free Minimization of Convex Functions", Foundations of
 Computational Mathematics 2017; Salimans et al., "Evolution Strategies as a Scalable Alternative to
@@ -33,23 +33,23 @@ from .value import Rollouts, ValueHypergradient, seed_of, standard_error
 class ZeroOrder(ValueHypergradient):
     """``1/n Σ (Φ(θ + s e_i) - Φ(θ - s e_i)) / (2s) e_i`` for ``Φ(θ) = F(θ, w_T(θ))``.
 
-    Each sample takes the loop's ``unroll_steps`` optimizer steps again twice, on their batches and
-    with their random numbers, from where the loop began, and evaluates the upper loss on its batch.
-    Like an unrolled hypergradient it carries the scale of the learning rate; unlike it, it follows
-    what the lower loss detaches, which moves with ``θ`` from the second step on.
+    Each sample replays the ``unroll_steps`` optimizer steps of the loop twice, with their batches
+    and random numbers, and evaluates the upper loss on its batch. The result has the scale of the
+    learning rate, as an unrolled hypergradient has. It also follows what the lower loss detaches,
+    which changes with ``θ`` from the second step on.
 
-    Where the upper loss has a graph, its direct gradient comes from autograd and ``θ`` is displaced
-    in the lower problem's steps alone; where it has none, in the upper loss too. Directions are
-    drawn afresh at every step of the lower problem; the global random streams are not touched.
+    If the upper loss has a graph, autograd gives its direct gradient, and ``θ`` is displaced in the
+    lower problem's steps only; otherwise in the upper loss too. New directions are drawn at every
+    step of the lower problem; the global random streams are preserved.
 
-    The status says ``"standard error"``: the norm of the estimate's standard error, which is to be
-    compared with the norm of the hypergradient. It falls with the square root of ``samples``.
+    The status holds ``"standard error"``, the norm of the estimate's standard error, to compare
+    with the norm of the hypergradient. It falls with the square root of ``samples``.
 
     Args:
         samples: ``n``, the number of directions.
-        radius: ``s``. Small for a smooth ``Φ``, whose bias grows with its square; for an error rate
-            large enough to change some predictions.
-        seed: Of the directions.
+        radius: ``s``. Small for a smooth ``Φ``, since the bias grows with its square; for an error
+            rate large enough to change some predictions.
+        seed: Seed of the directions.
     """
 
     samples: int = 8

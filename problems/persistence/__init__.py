@@ -1,1 +1,1 @@
-"""A problem as plain data, and back."""
+"""The state of a problem as plain data, and back."""

@@ -1,4 +1,4 @@
-"""Names for the tensors of a program, under which a checkpoint can speak of them."""
+"""Names of a program's tensors, by which a checkpoint refers to them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Names:
-    """The parameters and buffers of several problems by name, and their names.
+    """Maps names to the parameters and buffers of several problems, and back.
 
-    A parameter is ``problem.its.path``; one that only an optimizer knows,
-    ``problem/group/position``. Of several names the first counts.
+    A parameter's name is ``problem.path.in.module``, or ``problem/group/position`` if only an
+    optimizer has it. If a tensor has several names, the first is used.
 
     Args:
         problems: The problems, in an order that is the same each time the program is built.
@@ -41,7 +41,7 @@ class Names:
                     self._add_slot(f"{problem.name}.{prefix}.{name}", (owner, name))
 
     def keyed(self, values: Mapping[Tensor, Any]) -> dict[str, Any]:
-        """Return ``values`` keyed by name, in their order.
+        """Return ``values`` keyed by name, in the same order.
 
         Raises:
             CheckpointError: For a tensor without a name.
@@ -50,8 +50,8 @@ class Names:
         if unknown:
             raise CheckpointError(
                 f"A parameter of shape {tuple(unknown[0].shape)} was recorded that belongs neither "
-                "to a module nor to an optimizer of a problem, so that it could not be found again "
-                "when resuming; make it part of the problem's module."
+                "to a module nor to an optimizer of a problem, so it could not be found when "
+                "resuming; make it part of the problem's module."
             )
         return {self._of_parameter[t]: value for t, value in values.items()}
 
@@ -59,7 +59,7 @@ class Names:
         """Return the name of a buffer.
 
         Raises:
-            CheckpointError: When it has none.
+            CheckpointError: For a buffer without a name.
         """
         name = self._of_slot.get((id(slot[0]), slot[1]))
         if name is None:

@@ -1,4 +1,4 @@
-"""Everything one problem is at a moment, as plain data: taken, compared with, and put back."""
+"""The state of a problem as plain data: save, compare and load it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..base.errors import CheckpointError
-from ..data.loader_position import keeps_its_place, length_of
+from ..data.loader_position import is_stateful, length_of
 from ..problem import Problem
 from ..state.plain_data import from_plain, to_plain
 from .names import Names
@@ -18,24 +18,23 @@ from .trajectory_state import trajectory_from_plain, trajectory_to_plain
 def problem_to_plain(
     problem: Problem, names: Names, *, loop_open: bool, copy: bool = False
 ) -> dict[str, Any]:
-    """Return all that ``problem`` needs to go on.
+    """Return the state that ``problem`` needs to resume.
 
     Args:
         problem: The problem.
         names: Names of all parameters and buffers of its program.
-        loop_open: Whether recorded steps and gradients may be read again before new ones take
-            their place.
-        copy: Whether the result must share no memory with the problem.
+        loop_open: Whether a loop is open, so that recorded steps may still be read.
+        copy: Copy tensors, so that the result shares no memory with the problem.
 
     Raises:
-        CheckpointError: For state that is no plain data.
+        CheckpointError: For state that is not plain data.
     """
     place = f"The state of problem {problem.name!r}"
     gradients = {t: t.grad for t in _tensors(problem) if t.grad is not None}
     source = problem.step_state.source
     return {
         "form": form_of(problem),
-        "loop": rhythm_of(problem) if loop_open else None,
+        "loop": loop_settings_of(problem) if loop_open else None,
         "state": to_plain(problem.state_dict(), place, copy=copy),
         "count": problem.count,
         "global_step": problem.step_state.global_step,
@@ -62,7 +61,7 @@ def problem_to_plain(
 
 
 def form_of(problem: Problem) -> dict[str, Any]:
-    """Return what a checkpoint and the problem that loads it must have in common."""
+    """Return the properties that must be equal in a checkpoint and in the loading problem."""
     optimizer, source = problem.optimizer, problem.step_state.source
     return {
         "module": {
@@ -77,14 +76,12 @@ def form_of(problem: Problem) -> dict[str, Any]:
         ],
         "scheduler": None if problem.scheduler is None else type(problem.scheduler).__name__,
         "loss scaler": problem.scaler is not None,
-        "loaders": [
-            keeps_its_place(loader) for loader in (() if source is None else source.loaders)
-        ],
+        "loaders": [is_stateful(loader) for loader in (() if source is None else source.loaders)],
     }
 
 
-def rhythm_of(problem: Problem) -> dict[str, Any]:
-    """Return what must not change while a loop is open."""
+def loop_settings_of(problem: Problem) -> dict[str, Any]:
+    """Return the settings that must not change while a loop is open."""
     config = problem.config
     return {
         "unroll_steps": config.unroll_steps,
@@ -110,16 +107,17 @@ def require_same_form(problem: Problem, saved: Mapping[str, Any]) -> None:
     if found["loaders"] != form["loaders"]:
         raise CheckpointError(
             f"The checkpoint is of another program: {what} had {len(found['loaders'])} loaders, "
-            f"{sum(found['loaders'])} of them with a state_dict, and has {len(form['loaders'])} "
-            f"and {sum(form['loaders'])} here; give it the loaders it was saved with."
+            f"{sum(found['loaders'])} of them with a state_dict, and here has "
+            f"{len(form['loaders'])}, {sum(form['loaders'])} with one; give it the loaders it was "
+            "saved with."
         )
-    loop, here = saved["loop"], rhythm_of(problem)
+    loop, here = saved["loop"], loop_settings_of(problem)
     if loop is not None and loop != here:
         raise _other(f"the settings of {what}, saved inside a loop,", loop, here)
 
 
 def require_same_lengths(problem: Problem, saved: Mapping[str, Any]) -> None:
-    """Refuse positions in loaders of another length.
+    """Refuse positions of loaders with another length.
 
     Raises:
         CheckpointError: Naming the problem.
@@ -137,7 +135,7 @@ def require_same_lengths(problem: Problem, saved: Mapping[str, Any]) -> None:
 
 
 def load_problem(problem: Problem, saved: Mapping[str, Any]) -> None:
-    """Put back module, optimizer, scheduler, loss scaler, and counters."""
+    """Load module, optimizer, scheduler, loss scaler, and counters."""
     problem.load_state_dict(from_plain(saved["state"]))
     problem.step_state.begin_step(saved["count"], saved["global_step"])
     if saved["skipped"]:
@@ -146,8 +144,8 @@ def load_problem(problem: Problem, saved: Mapping[str, Any]) -> None:
         problem.step_state.open_update()
 
 
-def load_surroundings(problem: Problem, saved: Mapping[str, Any], names: Names) -> None:
-    """Put back gradients, the batch at hand, recorded steps and the places of loaders."""
+def load_step_data(problem: Problem, saved: Mapping[str, Any], names: Names) -> None:
+    """Load gradients, the present batch, recorded steps and loader positions."""
     device = problem.device
     for parameter in _tensors(problem):
         parameter.grad = None
@@ -164,9 +162,9 @@ def load_surroundings(problem: Problem, saved: Mapping[str, Any], names: Names) 
 
 def _batch_to_plain(problem: Problem, copy: bool) -> Any:
     try:
-        return to_plain(problem.cur_batch, "The batch at hand", copy=copy)
+        return to_plain(problem.cur_batch, "The present batch", copy=copy)
     except CheckpointError:
-        # Only a program that reads another problem's present batch would miss it.
+        # Few programs read another problem's present batch, so it is optional.
         return None
 
 
@@ -181,9 +179,9 @@ def _require_same_module(what: str, found: Mapping[str, str], here: Mapping[str,
     added = [name for name in here if name not in found]
     if missing or added:
         raise CheckpointError(
-            f"The checkpoint is of another program: in the module of {what} it has "
-            f"{', '.join(missing[:3]) or 'nothing'} that is not here, and lacks "
-            f"{', '.join(added[:3]) or 'nothing'}; build the module it was saved with."
+            f"The checkpoint is of another program: for the module of {what} it has "
+            f"{', '.join(missing[:3]) or 'nothing'} that the module lacks, and lacks "
+            f"{', '.join(added[:3]) or 'nothing'} that it has; build the module it was saved with."
         )
     for name, shape in found.items():
         if here[name] != shape:

@@ -1,7 +1,6 @@
 """The recorded steps of a problem as plain data, and back.
 
-Kept graphs are left out: no file can hold them, and a hypergradient rebuilds what it does not
-find.
+Kept graphs are not saved; a hypergradient rebuilds missing graphs.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from .names import Names
 def trajectory_to_plain(
     trajectory: Trajectory, names: Names, where: str, *, copy: bool = False
 ) -> dict[str, Any]:
-    """Return what ``trajectory`` holds, without graphs.
+    """Return the contents of ``trajectory`` without graphs.
 
     Raises:
-        CheckpointError: For batches that are no plain data.
+        CheckpointError: For batches that are not plain data.
     """
     under_way = trajectory.under_way
     updates = [*trajectory.updates, *([] if under_way is None else [under_way])]
@@ -39,7 +38,7 @@ def trajectory_to_plain(
         "recording": asdict(trajectory.recording),
         "updates": [_update_to_dict(update, names) for update in updates],
         "open": under_way is not None,
-        "loop": [trajectory.taken, trajectory.left, trajectory.all_skipped],
+        "loop": [trajectory.taken, trajectory.skipped, trajectory.all_skipped],
     }
     plain: dict[str, Any] = to_plain(found, where, copy=copy)
     return plain
@@ -48,18 +47,18 @@ def trajectory_to_plain(
 def trajectory_from_plain(
     plain: Mapping[str, Any], names: Names, device: torch.device
 ) -> Trajectory:
-    """Return the trajectory that :func:`trajectory_to_plain` was given, for a problem on a device.
+    """Return the trajectory saved by :func:`trajectory_to_plain`, on a device.
 
     Raises:
-        CheckpointError: For batches of a class the program lacks.
-        LookupError: For names the program lacks.
+        CheckpointError: For batches of a class that the program lacks.
+        LookupError: For names that the program lacks.
     """
     trajectory = Trajectory(Recording(**plain["recording"]))
     updates = [_update_from_dict(u, names, device) for u in from_plain(plain["updates"], device)]
     if plain["open"]:
         trajectory.under_way = updates.pop()
     trajectory.updates.extend(updates)
-    trajectory.taken, trajectory.left, trajectory.all_skipped = plain["loop"]
+    trajectory.taken, trajectory.skipped, trajectory.all_skipped = plain["loop"]
     return trajectory
 
 
@@ -96,7 +95,7 @@ def _update_from_dict(
 
 
 def _moment_to_dict(moment: OptimizerMoment, names: Names) -> dict[str, Any]:
-    # Parameters of one group share their settings, by which algorithms tell the groups apart.
+    # Algorithms group parameters by the identity of their settings, so sharing must be saved.
     shared = {id(settings): settings for settings in moment.settings.values()}
     numbers = {identity: number for number, identity in enumerate(shared)}
     return {

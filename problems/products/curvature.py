@@ -1,4 +1,4 @@
-"""Products with second derivatives of the lower loss, from recorded graphs of its gradient."""
+"""Products with second derivatives of the lower loss, from graphs of its gradient."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .second_derivatives import double_backward
 
 
 class Curvature:
-    """Products with second derivatives of ``L`` from recorded graphs of its gradient.
+    """Products with second derivatives of ``L`` from graphs of its gradient.
 
-    There is a graph for every micro-batch, and a product goes through one after another: what it
-    needs on the way is that of one micro-batch. Of several processes each has the graphs of its own
-    micro-batches; products along ``w`` are means over all, those along ``θ`` this one's share.
+    There is one graph per micro-batch. A product goes through one graph at a time, so that its
+    extra memory is that of one micro-batch. With several processes, each has the graphs of its own
+    micro-batches; products by ``w`` are means over processes, those by ``θ`` are not averaged.
 
     Args:
-        losses: The loss of each micro-batch, computed as it is asked for.
-        evaluation: What they are computed in.
+        losses: The loss of each micro-batch, computed on demand.
+        evaluation: The context of the losses.
         mean: Averages over processes.
     """
 
@@ -48,7 +48,7 @@ class Curvature:
     def both(
         self, vector: Sequence[Tensor], wanted: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return ``∂²L/∂w∂w · v`` and ``∂²L/∂θ∂w · v`` for the price of the first."""
+        """Return ``∂²L/∂w∂w · v`` and ``∂²L/∂θ∂w · v`` at the cost of the first."""
         products = self._products(vector, [*self.weights, *wanted])
         hessian = self._mean(products[: len(self.weights)])
         return hessian, products[len(self.weights) :]
@@ -63,7 +63,7 @@ class Curvature:
 
 
 def _gradient_graph(loss: Tensor, evaluation: Evaluation) -> Sequence[Tensor | None]:
-    """Return ``∇_w loss`` with its graph; nothing where it has none."""
+    """Return ``∇_w loss`` with its graph; empty if the loss has none."""
     return evaluation.gradient_graph(loss) if loss.requires_grad else ()
 
 
@@ -71,7 +71,7 @@ def _gradient_graph(loss: Tensor, evaluation: Evaluation) -> Sequence[Tensor | N
 def curvature(lower: RecordedLoss) -> Iterator[Curvature]:
     """Yield second-derivative products of the lower loss at its present parameters.
 
-    The graphs of the last step's micro-batches are held while inside.
+    Inside, the graphs of all micro-batches of the last step stay in memory.
     """
     steps = require_recorded(lower).steps
     with lower.evaluation(graph=True, in_full_precision=True, second_order=True) as evaluation:

@@ -1,4 +1,4 @@
-"""Derivatives of a recorded step's loss that is declared as a weighted mean of sample losses."""
+"""Derivatives of a recorded loss that is declared as a weighted mean of sample losses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .sample_derivatives import Pairs, forward_mode_derivatives, weighted_gradie
 
 
 def declared_loss(lower: RecordedLoss) -> SampleLoss | None:
-    """Return the declared sample losses if the loss is their weighted mean."""
+    """Return the declared sample losses if the loss is their weighted mean, else ``None``."""
     sample = lower.sample_loss
     return sample if sample is not None and sample.is_the_loss else None
 
@@ -42,7 +42,7 @@ def declared_products(
     Args:
         sample: The declared sample weights.
         steps: The micro-batches.
-        pairs: For each of them ``l`` and ``d``, both of shape (B,).
+        pairs: ``l`` and ``d`` of each, both of shape (B,).
         upper_parameters: ``θ``.
     """
 

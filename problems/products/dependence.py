@@ -1,4 +1,4 @@
-"""Whether a loss depends on parameters."""
+"""Check whether a loss depends on parameters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def reaches(loss: Tensor, parameters: Iterable[Tensor]) -> bool:
-    """Whether the graph of ``loss`` ends in one of ``parameters``."""
+    """Return whether the graph of ``loss`` contains one of ``parameters``."""
     upper_parameters = set(parameters)
     if loss in upper_parameters:
         return True

@@ -1,4 +1,4 @@
-"""Measuring at displaced parameters, which are afterwards bit-equal to what they were."""
+"""Measurements at displaced parameters, which are restored bit for bit."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Measured = TypeVar("Measured")
 def inverse_step(
     vector: Sequence[Tensor], alpha: float, dtype: torch.dtype, order: int = 2
 ) -> Tensor:
-    """Return ``1 / eps`` for a displacement ``eps v`` of length ``alpha``, wider in 16 bits.
+    """Return ``1 / eps`` for a displacement ``eps v`` of length ``alpha``, longer in 16 bits.
 
     Args:
         vector: ``v``.
-        alpha: The length, for numbers of single precision or better.
-        dtype: The type of number that the loss is computed in.
-        order: That of the difference's error in ``eps``.
+        alpha: The length in single precision or better.
+        dtype: The type in which the loss is computed.
+        order: Order of the difference's error in ``eps``.
     """
     return vectors.norm(vector).add_(1e-15).div_(difference_step(alpha, dtype, order))
 
 
-def at_both_ends(
+def measure_both_sides(
     parameters: Sequence[Tensor],
     shift: Sequence[Tensor],
     ahead: Callable[[], Measured],
@@ -39,11 +39,11 @@ def at_both_ends(
     """Measure with the parameters displaced by ``shift``, then by ``-shift``.
 
     Args:
-        parameters: What to displace, in place.
-        shift: By how much.
-        ahead: Measures at the first place.
-        behind: Measures at the second.
-        stay: Whether the parameters stay at the second place.
+        parameters: Displaced in place.
+        shift: The displacement, one tensor per parameter.
+        ahead: Measures at ``+shift``.
+        behind: Measures at ``-shift``.
+        stay: Leave the parameters at ``-shift``.
     """
     with vectors.Displacement(parameters) as place:
         place.move(shift)
@@ -55,7 +55,7 @@ def at_both_ends(
     return first, second
 
 
-def at_one_end(
+def measure_one_side(
     parameters: Sequence[Tensor], shift: Sequence[Tensor], measure: Callable[[], Measured]
 ) -> Measured:
     """Measure with the parameters displaced by ``shift``."""

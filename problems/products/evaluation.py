@@ -1,4 +1,4 @@
-"""Evaluations of a lower loss that leave no trace."""
+"""A context that evaluates a lower loss without side effects."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from .displaced import inverse_step
 
 
 class Evaluation:
-    """Lets losses be evaluated inside and leaves no trace, also after an exception.
+    """A context in which losses are evaluated without side effects, also after an exception.
 
-    On leaving, random streams, buffers and ``requires_grad`` are as they were; ``.grad`` is never
+    At the end, random streams, buffers and ``requires_grad`` are restored; ``.grad`` is never
     written. Lower problems make one: ``with lower.evaluation(graph=False) as evaluation: ...``.
 
     Args:
         weights: The parameters a hypergradient goes through.
         frozen: Parameters that require no gradient inside.
-        buffers: Where the buffers are that the losses may write to.
-        device: Whose random stream the losses draw from, and where they are computed.
-        precision: That of training: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
+        buffers: The buffers that the losses may write to.
+        device: The device of the losses and of their random stream.
+        precision: The precision of training: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
         in_full_precision: Compute without autocast.
-        second_order: Choose kernels for being differentiated twice and forward.
-        on_exit: Called on leaving.
+        second_order: Use kernels that can be differentiated twice and in forward mode.
+        on_exit: Called at the end.
 
     Attributes:
         weights: As given.
-        has_kinks: Whether a pass may meet operations with kinks; ``False`` once one met none.
+        has_kinks: ``False`` once a pass has had no operation with kinks.
     """
 
     def __init__(
@@ -88,9 +88,9 @@ class Evaluation:
         return self._precision == "fp32" or not self._in_full_precision
 
     def gradient_graph(self, loss: Tensor) -> tuple[Tensor | None, ...]:
-        """Return ``∇_w loss`` with its graph, to be differentiated, not read.
+        """Return ``∇_w loss`` with its graph, to be differentiated only.
 
-        Parts of it are zeros where computing values can be avoided.
+        Its values are not valid: kernels fill in zeros where that saves work.
         """
         with ExitStack() as stack:
             if self._kernels is not None:
@@ -98,9 +98,9 @@ class Evaluation:
             return torch.autograd.grad(loss, self.weights, create_graph=True, allow_unused=True)
 
     def inverse_step(self, vector: Sequence[Tensor], alpha: float, order: int = 2) -> Tensor:
-        """Return ``1 / eps`` for a displacement ``eps v`` of length ``alpha``, wider in 16 bits.
+        """Return ``1 / eps`` for a displacement ``eps v`` of length ``alpha``, longer in 16 bits.
 
-        ``order`` is that of the difference's error in ``eps``.
+        ``order`` is the order of the difference's error in ``eps``.
         """
         dtype = self.weights[0].dtype if self.weights else torch.float32
         if not self._in_full_precision and self._precision != "fp32":

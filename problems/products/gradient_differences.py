@@ -1,18 +1,17 @@
-"""Second derivatives of the lower loss times a vector, from differences of ordinary gradients.
+"""Second derivatives of the lower loss times a vector, from differences of gradients.
 
 With ``||eps u|| = alpha``, for ``x`` among the lower parameters ``w`` and upper ones ``θ``::
 
     central:    (∇_x L(w + eps u) - ∇_x L(w - eps u)) / (2 eps)     error O(alpha²), two gradients
     one-sided:  (∇_x L(w + eps u) - ∇_x L(w)) / eps                 error O(alpha), one gradient
 
-the one-sided form because the training step has left its own gradient. Nothing is differentiated
-twice. The displaced passes keep the activation pattern found at ``w``
-(:mod:`metaweight.problems.kernels.activation_pattern`), for which a pass without a graph is made
-there; a network without kinks makes one in all. What the loss detaches moves with ``w``, unless
-the problem declares its sample losses and weights
-(:class:`~metaweight.problems.ReweightedProblem`): then the weights are held where they were, and
-the directional derivatives of the sample losses, which the same passes give, make up the
-derivative by ``θ``.
+The one-sided form takes ``∇_x L(w)`` from the training step. Nothing is differentiated twice. The
+displaced passes use the activation pattern at ``w``
+(:mod:`metaweight.problems.kernels.activation_pattern`), which a pass without a graph records; for a
+network without kinks only once. What the loss detaches changes with ``w``, unless the problem
+declares its sample losses and weights (:class:`~metaweight.problems.ReweightedProblem`): then the
+weights are constant, and the derivative by ``θ`` uses the directional derivatives of the sample
+losses, from the same passes.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ from ..base import vectors
 from ..kernels.activation_pattern import ActivationPattern
 from ..recording.trajectory import RecordedUpdate
 from .declared_loss import declared_loss, declared_products
-from .displaced import at_both_ends, at_one_end
+from .displaced import measure_both_sides, measure_one_side
 from .evaluation import Evaluation
 from .recorded_loss import RecordedLoss, SampleLoss, gradient_of
 
 
 class _Point(NamedTuple):
-    """What one position of the parameters gives."""
+    """Measurements at one value of the parameters."""
 
     below: list[Tensor]
     """The gradient by lower parameters."""
     above: list[Tensor]
-    """The gradient by upper parameters; of a declared loss nothing."""
+    """The gradient by upper parameters; empty for a declared loss."""
     losses: list[Tensor]
     """The sample losses of a declared loss, per micro-batch."""
 
@@ -56,7 +55,7 @@ def finite_difference(
     inverse_eps = evaluation.inverse_step(vector, alpha)
     shift = vectors.divide(vector, inverse_eps)
     passes = _Passes(lower, evaluation, update, inputs)
-    plus, minus = at_both_ends(evaluation.weights, shift, passes.measure, passes.measure)
+    plus, minus = measure_both_sides(evaluation.weights, shift, passes.measure, passes.measure)
     return passes.difference(plus, minus, inverse_eps / 2)
 
 
@@ -68,26 +67,26 @@ def one_sided(
     inputs: Sequence[Tensor],
     alpha: float,
 ) -> list[Tensor]:
-    """Return the products by a one-sided difference, with what the training step left."""
+    """Return the products by a one-sided difference, with the gradient of the training step."""
     inverse_eps = evaluation.inverse_step(vector, alpha, order=1)
     shift = vectors.divide(vector, inverse_eps)
     passes = _Passes(lower, evaluation, update, inputs)
-    base = passes.where_the_step_began()
-    plus = at_one_end(evaluation.weights, shift, passes.measure)
+    base = passes.at_step_start()
+    plus = measure_one_side(evaluation.weights, shift, passes.measure)
     return passes.difference(plus, base, inverse_eps)
 
 
 class _Passes:
-    """Passes over one recorded step, at parameters displaced from where it began.
+    """Passes over one recorded step at displaced parameters.
 
-    To be made where the step began: activation patterns are noted there, and of a declared loss
-    the sample losses that its weights are held at.
+    Create it at the parameters before the step: it records activation patterns and, for a declared
+    loss, the sample losses that determine the constant weights.
 
     Args:
-        lower: Whose step it was.
-        evaluation: What the passes run in.
+        lower: The lower problem.
+        evaluation: The context of the passes.
         update: The step.
-        inputs: What to differentiate by.
+        inputs: The tensors to differentiate by.
     """
 
     def __init__(
@@ -109,7 +108,7 @@ class _Passes:
         self._held = self._note()
 
     def _note(self) -> list[Tensor]:
-        """Note activation patterns per micro-batch; return, of a declared loss, the losses."""
+        """Record activation patterns per micro-batch; return the losses of a declared loss."""
         steps, declared = self._update.steps, self._declared
         recorded = [step.losses for step in steps if step.losses is not None]
         known = declared is None or len(recorded) == len(steps)
@@ -125,7 +124,7 @@ class _Passes:
         return recorded if known else found
 
     def measure(self) -> _Point:
-        """Measure at the parameters' present position."""
+        """Measure at the present parameters."""
         return self._measured(self._below)
 
     def _measured(self, below: list[Tensor]) -> _Point:
@@ -140,7 +139,7 @@ class _Passes:
         total: list[Tensor] | None = None
         for step, pattern in zip(steps, self._patterns, strict=True):
             with pattern.held():
-                total = _increased(total, self._lower.loss(step), inputs)
+                total = _summed(total, self._lower.loss(step), inputs)
         assert total is not None
         mean = total if len(steps) == 1 else vectors.scale(total, 1.0 / len(steps))
         return _Point(mean[: len(below)], mean[len(below) :], [])
@@ -156,27 +155,26 @@ class _Passes:
                 sample = declared.losses(step)
                 losses.append(sample.detach())
                 if below:
-                    total = _increased(total, (fixed * sample).mean() / len(steps), below)
+                    total = _summed(total, (fixed * sample).mean() / len(steps), below)
         return _Point(total or [], [], losses)
 
-    def where_the_step_began(self) -> _Point:
-        """Return what training found there, as far as it computed what the passes here do."""
+    def at_step_start(self) -> _Point:
+        """Return the measurements before the step, from the recording where it has them."""
         base = self._recorded_point()
         if base is None:
             return self.measure()
         if self._above and self._declared is None:
-            # The gradient by upper parameters is the one thing a training step does not compute.
+            # A training step does not compute the gradient by upper parameters.
             return base._replace(above=self._measured([]).above)
         return base
 
     def _recorded_point(self) -> _Point | None:
         moment = self._update.moment
-        # What a callback changed, or flowed in through problems below, is no part of this loss's
-        # own gradient.
+        # Callbacks and hypergradients through problems below change the recorded gradient.
         as_here = self._lower.has_plain_gradients and self._evaluation.computes_as_training
         if moment is None or not moment.values or not as_here:
             return None
-        # A difference of this process's gradient from the mean of all would drown in rounding.
+        # Against the mean over processes, rounding would dominate the difference.
         own = self._update.share or moment.gradients
         gradients = [own.get(p, torch.zeros_like(p)) for p in self._below]
         above = [torch.zeros_like(t) for t in self._above]
@@ -200,8 +198,8 @@ class _Passes:
         return [by_identity[id(t)] for t in self._inputs]
 
 
-def _increased(total: list[Tensor] | None, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Return the gradient of a loss, on top of others'."""
+def _summed(total: list[Tensor] | None, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradient of a loss plus ``total``."""
     gradient = gradient_of(loss, inputs)
     return gradient if total is None else vectors.add(total, gradient)
 
@@ -216,7 +214,7 @@ def _scaled_difference(
 
 @contextmanager
 def _without_graph(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Let no graph run through the parameters."""
+    """Disable ``requires_grad`` of the parameters inside."""
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:

@@ -1,4 +1,4 @@
-"""The Hessian of a loss times a vector."""
+"""The product of the Hessian of a loss with a vector."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..base.tensor_lists import checked_floating, checked_vector
-from .loss_products import derived, leaves
+from .loss_products import leaves, product
 
 Loss = Callable[[list[Tensor]], Tensor]
 
@@ -29,26 +29,26 @@ def hessian_vector_product(
 
     Args:
         loss: ``L``: returns a 0-dim tensor for a list of tensors like ``params``. Tensors that
-            require a gradient are handed to it as they are, so that a loss of a module that holds
-            them may ignore its argument: ``lambda params: F.mse_loss(module(x), y)``.
+            require a gradient are passed unchanged, so a loss of a module that holds them may
+            ignore its argument: ``lambda params: F.mse_loss(module(x), y)``.
         params: ``w``, floating-point tensors of any shapes.
         v: One tensor per entry of ``params``, of the same shape.
-        method: ``"exact"``: double backward. ``"forward_over_reverse"``: the same numbers by a
-            backward pass with tangents; the loss must then compute with its argument.
-            ``"finite_difference"``: ``(∇L(w + eps v) - ∇L(w - eps v)) / (2 eps)``, two ordinary
-            gradients, with ``params`` displaced in place and put back bit for bit.
-        alpha: Length ``||eps v||`` of that displacement.
+        method: ``"exact"``: double backward. ``"forward_over_reverse"``: the same values by a
+            backward pass with tangents; the loss must then use its argument.
+            ``"finite_difference"``: ``(∇L(w + eps v) - ∇L(w - eps v)) / (2 eps)``, two gradients,
+            with ``params`` displaced in place and restored bit for bit.
+        alpha: Length ``||eps v||`` of the displacement.
 
     Returns:
         One tensor per entry of ``params``, of its shape and type, without a graph; zeros where the
         gradient does not depend on it.
 
     Raises:
-        TypeError: When ``params`` or ``v`` are no sequences of tensors, or the loss is no tensor.
+        TypeError: When ``params`` or ``v`` is no sequence of tensors, or the loss is no tensor.
         ValueError: When shapes do not match, the loss is not one number, or the method is unknown.
     """
     asked = "hessian_vector_product"
     at = leaves(checked_floating(asked, "params", params))
     vector = checked_vector(asked, v, at, "params")
     with torch.enable_grad():
-        return derived(asked, loss, at, at, vector, method, alpha)
+        return product(asked, loss, at, at, vector, method, alpha)

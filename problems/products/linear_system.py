@@ -1,7 +1,7 @@
-"""The linear system behind every implicit hypergradient, and what is common to its solvers.
+"""The linear system of implicit hypergradients.
 
 At a stationary point of the lower loss, ``(dw*/dθ)ᵀ v = -(∂²L/∂θ∂w) x`` with
-``(H + damping I) x = v``. The solvers differ in how they come by ``x``.
+``(H + damping I) x = v``. The solvers differ in how they compute ``x``.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from .curvature import Curvature
 
 
 class Answer(NamedTuple):
-    """What follows from an approximate solution ``x``.
+    """Results for an approximate solution ``x``.
 
     Attributes:
         values: ``-(∂²L/∂θ∂w) x``.
-        remainder: ``r = v - (H + damping I) x``, from a product with ``x`` itself, in the units of
+        remainder: ``r = v - (H + damping I) x``, computed from ``x`` and scaled like
             :attr:`LinearSystem.right`.
-        residual: ``||r|| / ||v||``, 0 where ``v`` is.
+        residual: ``||r|| / ||v||``; 0 if ``v`` is 0.
     """
 
     values: list[Tensor]
@@ -32,14 +32,13 @@ class Answer(NamedTuple):
 
 
 class LinearSystem:
-    """``(H + damping I) x = v``, with ``v`` brought to a length near 1.
+    """``(H + damping I) x = v``, with ``v`` scaled to a norm near 1.
 
-    The length is divided by a power of two and multiplied back, which rounds nothing and keeps
-    squares of very small or large vectors within range. Vectors are held in single precision at
-    least.
+    The scale is a power of two, which causes no rounding and keeps squares of very small or large
+    vectors within range. Vectors have at least single precision.
 
     Attributes:
-        right: ``v`` in these units.
+        right: The scaled ``v``.
         eps: The machine epsilon of ``right``.
     """
 
@@ -60,7 +59,7 @@ class LinearSystem:
         return self._damped(self.hessian(x), x)
 
     def answer(self, x: Sequence[Tensor], upper_parameters: Sequence[Tensor]) -> Answer:
-        """Return what follows from ``x``; one product gives values and residual."""
+        """Return the results for ``x``, from a single product."""
         hessian, mixed = self._second.both(self._like_weights(x), upper_parameters)
         image = self._damped([_at_least_single(t) for t in hessian], x)
         remainder = vectors.add(self.right, image, alpha=-1.0)

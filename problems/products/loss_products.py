@@ -1,4 +1,4 @@
-"""What products with derivatives of a loss have in common, given the loss as a function."""
+"""Products with second derivatives of a loss that is given as a function."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ METHODS = ("exact", "forward_over_reverse", "finite_difference")
 
 
 def leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return tensors that require a gradient: those given, or else others of the same storage."""
+    """Return tensors that require a gradient: the given ones, or views of their storage."""
     return [t if t.requires_grad else t.detach().requires_grad_() for t in tensors]
 
 
-def derived(
+def product(
     asked: str,
     loss: Callable[[list[Tensor]], Tensor],
     params: list[Tensor],
@@ -32,7 +32,7 @@ def derived(
     """Return ``∂/∂x <∇_w L, v>`` for ``x`` among ``w`` or other tensors ``L`` depends on.
 
     Args:
-        asked: The function that was called, for messages.
+        asked: Name of the called function, for messages.
         loss: ``L``.
         params: ``w``.
         inputs: ``x``.
@@ -88,26 +88,26 @@ def one_number(asked: str, loss: object) -> Tensor:
 
 
 def require_tangent(asked: str, name: str, value: Tensor) -> Tensor:
-    """Refuse what was computed from dual numbers and carries no tangent.
+    """Refuse a value computed from dual numbers that has no tangent.
 
     Raises:
-        ValueError: Saying that the function left its argument aside.
+        ValueError: Saying that the function ignored its argument.
     """
     tensor = isinstance(value, Tensor)
     if tensor and forward_ad.unpack_dual(value).tangent is None:  # type: ignore[no-untyped-call]
         raise ValueError(
-            f"{asked}: {name} does not depend on the tensors it was given, which forward mode puts "
-            "in the place of params; compute it with its argument, for instance by "
+            f"{asked}: {name} does not depend on the tensors it was given, which replace params in "
+            "forward mode; compute it with its argument, for instance by "
             "torch.func.functional_call, or choose another method."
         )
     return value
 
 
 def require_known(asked: str, name: str, given: object, known: Sequence[str]) -> None:
-    """Refuse a choice that there is not.
+    """Refuse an unknown choice.
 
     Raises:
-        ValueError: Naming those there are.
+        ValueError: Naming the known choices.
     """
     if given not in known:
         raise ValueError(f"{asked}: {name}={given!r} is not known; choose from {', '.join(known)}.")

@@ -1,4 +1,4 @@
-"""The mixed second derivative of a loss times a vector."""
+"""The product of the mixed second derivative of a loss with a vector."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..base.tensor_lists import checked_floating, checked_vector
-from .loss_products import derived, leaves
+from .loss_products import leaves, product
 
 Loss = Callable[[list[Tensor], list[Tensor]], Tensor]
 
@@ -32,25 +32,25 @@ def mixed_vector_product(
 
     Args:
         loss: ``L``: returns a 0-dim tensor for a list of tensors like ``params`` and one like
-            ``upper``. Tensors that require a gradient are handed to it as they are, so that a loss
-            of modules that hold them may ignore its arguments.
+            ``upper``. Tensors that require a gradient are passed unchanged, so a loss of modules
+            that hold them may ignore its arguments.
         params: ``w``, floating-point tensors of any shapes.
-        upper: ``θ``, the same.
+        upper: ``θ``, floating-point tensors of any shapes.
         v: One tensor per entry of ``params``, of the same shape.
-        method: ``"exact"``: double backward. ``"forward_over_reverse"``: the same numbers by a
-            backward pass with tangents; the loss must then compute with ``params``.
+        method: ``"exact"``: double backward. ``"forward_over_reverse"``: the same values by a
+            backward pass with tangents; the loss must then use ``params``.
             ``"finite_difference"``: ``(∇_θ L(w + eps v) - ∇_θ L(w - eps v)) / (2 eps)``, two
-            ordinary gradients, with ``params`` displaced in place and put back bit for bit; what
-            the loss detaches moves with them.
-        alpha: Length ``||eps v||`` of that displacement.
+            gradients, with ``params`` displaced in place and restored bit for bit; what the loss
+            detaches changes with them.
+        alpha: Length ``||eps v||`` of the displacement.
 
     Returns:
         One tensor per entry of ``upper``, of its shape and type, without a graph; zeros where
         ``∇_w L`` does not depend on it.
 
     Raises:
-        TypeError: When ``params``, ``upper`` or ``v`` are no sequences of tensors, or the loss is
-            no tensor.
+        TypeError: When ``params``, ``upper`` or ``v`` is no sequence of tensors, or the loss is no
+            tensor.
         ValueError: When shapes do not match, the loss is not one number, or the method is unknown.
     """
     asked = "mixed_vector_product"
@@ -58,4 +58,4 @@ def mixed_vector_product(
     above = leaves(checked_floating(asked, "upper", upper, least=0))
     vector = checked_vector(asked, v, at, "params")
     with torch.enable_grad():
-        return derived(asked, lambda places: loss(places, above), at, above, vector, method, alpha)
+        return product(asked, lambda places: loss(places, above), at, above, vector, method, alpha)

@@ -1,4 +1,4 @@
-"""The loss of recorded steps, as far as products with its derivatives see a lower problem."""
+"""Interface of a lower problem's recorded loss, and gradients of it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class SampleLoss(Protocol):
 
     @property
     def is_the_loss(self) -> bool:
-        """Whether the loss is ``mean_i V_i(sg(l); θ) l_i``, and not something else besides."""
+        """Whether the loss is ``mean_i V_i(sg(l); θ) l_i``, without further terms."""
 
     def losses(self, step: RecordedStep, instead: Mapping[Tensor, Tensor] | None = None) -> Tensor:
-        """Return ``l`` of a recorded micro-batch, shape (B,), with the random numbers it drew.
+        """Return ``l`` of a recorded micro-batch, shape (B,), with its recorded random numbers.
 
         Args:
             step: The micro-batch.
-            instead: Tensors to compute with in the place of parameters; those of the network that
-                are not replaced are then constants, and its buffers stay as they are.
+            instead: Tensors that replace parameters; the other parameters of the network are then
+                constants, and its buffers do not change.
         """
 
     def weights(self, losses: Tensor, step: RecordedStep) -> Tensor:
@@ -35,11 +35,11 @@ class SampleLoss(Protocol):
 
 
 class RecordedLoss(Protocol):
-    """The loss of the steps a lower problem has recorded."""
+    """The loss of the recorded steps of a lower problem."""
 
     @property
     def name(self) -> str:
-        """What to call the problem in a message."""
+        """The problem's name, for messages."""
 
     @property
     def weights(self) -> list[Tensor]:
@@ -47,54 +47,53 @@ class RecordedLoss(Protocol):
 
     @property
     def trajectory(self) -> Trajectory:
-        """The last optimizer steps, as far as they were asked to be recorded."""
+        """The recorded optimizer steps."""
 
     @property
     def sample_loss(self) -> SampleLoss | None:
-        """The sample losses and weights the problem declares, if it does."""
+        """The declared sample losses and weights, if any."""
 
     @property
     def has_plain_gradients(self) -> bool:
-        """Whether a step's gradient is that of its loss alone: changed by no callback, and with no
-        hypergradient through problems further below."""
+        """Whether a step's gradient is that of its loss alone: no callback changes it, and it has
+        no hypergradient through problems below."""
 
     def loss(self, step: RecordedStep, instead: Mapping[Tensor, Tensor] | None = None) -> Tensor:
-        """Return the loss of a recorded micro-batch at the present parameters, as a 0-dim tensor.
+        """Return the loss of a recorded micro-batch at the present parameters, a 0-dim tensor.
 
-        It draws the random numbers that the step drew.
+        It draws the random numbers of the step.
 
         Args:
             step: The micro-batch.
-            instead: Tensors to compute with in the place of parameters; buffers then stay as they
-                are.
+            instead: Tensors that replace parameters; buffers then do not change.
         """
 
     def evaluation(
         self, *, graph: bool = True, in_full_precision: bool = True, second_order: bool = False
     ) -> Evaluation:
-        """Return a context in which losses are evaluated, and which leaves no trace.
+        """Return a context in which losses are evaluated without side effects.
 
         Args:
-            graph: Whether a graph runs through the problem's parameters.
+            graph: Whether the problem's parameters require a gradient.
             in_full_precision: Compute without autocast.
-            second_order: Choose kernels for being differentiated twice and forward.
+            second_order: Use kernels that can be differentiated twice and in forward mode.
         """
 
     def gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Return the gradient of a loss, zeros where it does not depend on an input.
 
-        Of several processes each finds its own, but by sharded parameters their mean.
+        With several processes it is that of this process; for sharded parameters the mean.
         """
 
     def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the mean of each tensor over processes; all of them ask for the same in turn."""
+        """Return the mean of each tensor over processes; all call it in the same order."""
 
 
 def require_recorded(lower: RecordedLoss) -> RecordedUpdate:
     """Return the last recorded optimizer step.
 
     Raises:
-        HypergradientError: When there is none yet.
+        HypergradientError: When none is recorded yet.
     """
     updates = lower.trajectory.updates
     if not updates:
@@ -114,9 +113,9 @@ def window_gradient(
     """Return the gradient of the last step's mean loss, one micro-batch's graph at a time.
 
     Args:
-        lower: Whose loss it is.
-        inputs: What to differentiate by.
-        losses: How the loss of a micro-batch is computed, if not by ``lower.loss``.
+        lower: The lower problem.
+        inputs: The tensors to differentiate by.
+        losses: Computes the loss of a micro-batch; ``lower.loss`` by default.
     """
     compute = losses or lower.loss
     steps = require_recorded(lower).steps
@@ -133,7 +132,7 @@ def gradient_of(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
 def mean_over_micro_batches(
     steps: Sequence[RecordedStep], one: Callable[[RecordedStep], list[Tensor]]
 ) -> list[Tensor]:
-    """Return the mean of what ``one`` finds for each."""
+    """Return the mean of ``one(step)`` over ``steps``."""
     total: list[Tensor] | None = None
     for step in steps:
         found = one(step)

@@ -1,4 +1,4 @@
-"""The mixed second derivative of a weighted mean of sample losses times a vector."""
+"""The product of the mixed second derivative of a weighted mean of sample losses with a vector."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def reweighting_product(
 ) -> list[Tensor]:
     """Return ``∇_θ mean_i V_i(sg(l); θ) sg(<∇_w l_i, v>)``, where ``sg`` stops the gradient.
 
-    That is ``∂²L/∂θ∂w · v`` of the weighted loss ``L = mean_i V_i(sg(l(w)); θ) l_i(w)``, without a
-    second-order graph: the directional derivatives ``<∇_w l_i, v>`` of all samples come from one or
-    two forward passes. Its negative is the hypergradient of Meta-Weight-Net (Shu et al., NeurIPS
-    2019, arXiv:1902.07379) without the inner learning rate. ::
+    This is ``∂²L/∂θ∂w · v`` of the weighted loss ``L = mean_i V_i(sg(l(w)); θ) l_i(w)``, without a
+    second-order graph: one or two forward passes give the directional derivatives ``<∇_w l_i, v>``
+    of all samples. Its negative is the hypergradient of Meta-Weight-Net (Shu et al., NeurIPS 2019,
+    arXiv:1902.07379) without the lower learning rate. ::
 
         >>> theta = torch.tensor(2.0, requires_grad=True)
         >>> def losses(params):
@@ -53,26 +53,26 @@ def reweighting_product(
 
     Args:
         losses: ``l``: returns sample losses, shape (B,), for a list of tensors like ``params``. It
-            may ignore its argument where ``params`` are what a module holds, except with
-            ``"forward_mode"``, which hands it dual numbers.
+            may ignore its argument if a module holds ``params``, except with ``"forward_mode"``,
+            which passes dual numbers.
         weights: ``V``: returns sample weights, shape (B,), for sample losses of shape (B,) without
             a graph: a function of ``θ``, or a module that holds it.
         params: ``w``, floating-point tensors of any shapes.
         v: One tensor per entry of ``params``, of the same shape.
-        upper: ``θ``, tensors that require a gradient; when left out, the parameters of ``weights``
+        upper: ``θ``, tensors that require a gradient; by default the parameters of ``weights``
             that do.
         derivative: ``"central_difference"``: two forward passes at ``w ± eps v``, without a graph,
             error of order ``alpha²``. ``"one_sided"``: passes at ``w`` and ``w + eps v``, error of
             order ``alpha``. ``"forward_mode"``: one pass of dual numbers, exact to rounding. The
-            first two displace ``params`` in place and put them back bit for bit.
-        alpha: Length ``||eps v||`` of the displacement; 0.01 for the central and 3e-4 for the
-            one-sided difference when left out.
+            first two displace ``params`` in place and restore them bit for bit.
+        alpha: Length ``||eps v||`` of the displacement; by default 0.01 for the central and 3e-4
+            for the one-sided difference.
 
     Returns:
         One tensor per entry of ``upper``, zeros where the weights do not depend on it.
 
     Raises:
-        TypeError: When ``params``, ``v`` or ``upper`` are no sequences of tensors, or losses or
+        TypeError: When ``params``, ``v`` or ``upper`` is no sequence of tensors, or losses or
             weights are no tensors.
         ValueError: When shapes do not match, or the derivative is unknown.
     """
@@ -99,7 +99,7 @@ def _pairs(
     derivative: str,
     alpha: float,
 ) -> Pairs:
-    """Return the sample losses and their derivatives along the vector."""
+    """Return the sample losses and their directional derivatives."""
     if derivative == "forward_mode":
         dual = [lambda places: require_tangent(ASKED, "losses", losses(places))]
         return forward_mode_derivatives(dual, params, vector)
@@ -118,8 +118,8 @@ def _upper(weights: object, upper: Sequence[Tensor] | None) -> list[Tensor]:
     if isinstance(weights, nn.Module):
         return [p for p in weights.parameters() if p.requires_grad]
     raise TypeError(
-        f"{ASKED}: weights is of type {type(weights).__name__}, which does not tell its "
-        "parameters; give them as upper=[...], or give a module as weights."
+        f"{ASKED}: weights is of type {type(weights).__name__}, whose parameters are not known; "
+        "give them as upper=[...], or give a module as weights."
     )
 
 

@@ -1,7 +1,6 @@
-"""Directional derivatives ``d_i = <∇_w l_i, v>`` of sample losses, and what weights make of them.
+"""Directional derivatives ``d_i = <∇_w l_i, v>`` of sample losses, and weighted means of them.
 
-Functions take several batches of sample losses, the micro-batches of one step, and return pairs
-``(l, d)``, one for each.
+Functions take the sample losses of several micro-batches and return a pair ``(l, d)`` for each.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..base import vectors
-from .displaced import at_both_ends, at_one_end
+from .displaced import measure_both_sides, measure_one_side
 from .second_derivatives import quiet_first_use
 
 Pairs = list[tuple[Tensor, Tensor]]
@@ -29,15 +28,13 @@ def forward_mode_derivatives(
     """Return ``(l_i, <∇_w l_i, v>)`` from one pass of dual numbers per batch.
 
     Args:
-        losses: Compute the sample losses with the tensors they are given in the place of
-            ``params``.
+        losses: Compute the sample losses with the given tensors instead of ``params``.
         params: ``w``.
         vector: ``v``.
     """
     pairs = []
     with quiet_first_use(), forward_ad.dual_level():
-        # Nothing requires a gradient, rather than no_grad: what the network itself computes under
-        # that is a constant.
+        # Detached, not under no_grad: what a network computes under no_grad counts as a constant.
         duals = [
             forward_ad.make_dual(p.detach(), v)  # type: ignore[no-untyped-call]
             for p, v in zip(params, vector, strict=True)
@@ -59,18 +56,18 @@ def central_derivatives(
 ) -> Pairs:
     """Return ``(l_i, <∇_w l_i, v>)`` from losses at ``w ± eps v``, without a graph.
 
-    The losses returned are the mean of the two, equal to ``l_i(w)`` up to ``O(eps²)``.
+    The returned losses are the mean of the two, equal to ``l_i(w)`` up to ``O(eps²)``.
 
     Args:
         ahead: Compute the sample losses of each batch at ``w + eps v``.
-        behind: The same at ``w - eps v``.
-        params: ``w``, displaced in place and put back.
+        behind: Compute them at ``w - eps v``.
+        params: ``w``, displaced in place and restored.
         vector: ``v``.
         inverse_eps: ``1 / eps``.
     """
     shift = vectors.divide(vector, inverse_eps)
     with torch.no_grad():
-        plus, minus = at_both_ends(
+        plus, minus = measure_both_sides(
             params, shift, lambda: [f() for f in ahead], lambda: [f() for f in behind]
         )
         half = inverse_eps / 2
@@ -89,13 +86,13 @@ def one_sided_derivatives(
     Args:
         base: The sample losses of each batch at ``w``.
         moved: Compute them at ``w + eps v``.
-        params: ``w``, displaced in place and put back.
+        params: ``w``, displaced in place and restored.
         vector: ``v``.
         inverse_eps: ``1 / eps``.
     """
     shift = vectors.divide(vector, inverse_eps)
     with torch.no_grad():
-        ends = at_one_end(params, shift, lambda: [f() for f in moved])
+        ends = measure_one_side(params, shift, lambda: [f() for f in moved])
         return [(b, (m - b) * inverse_eps) for b, m in zip(base, ends, strict=True)]
 
 
@@ -106,7 +103,7 @@ def weighted_gradient(
 
     Args:
         weights: Compute ``V`` of each batch from its sample losses.
-        pairs: Its ``(l, d)``.
+        pairs: ``(l, d)`` of each batch.
         upper: ``θ``.
     """
     total = [torch.zeros_like(t) for t in upper]

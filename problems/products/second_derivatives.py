@@ -1,14 +1,14 @@
-"""Second derivatives of a function of tensors times a vector, three ways.
+"""Products of second derivatives of a function of tensors with a vector, by three methods.
 
-For a loss ``L(w)`` and a vector ``u`` along ``w``, each returns ``∂/∂x <∇_w L, u>`` for tensors
-``x``, which may be among ``w`` or others that ``L`` depends on:
+For a loss ``L(w)`` and a vector ``u`` of the shape of ``w``, each returns ``∂/∂x <∇_w L, u>`` for
+tensors ``x``, which may be in ``w`` or other tensors that ``L`` depends on:
 
-- :func:`double_backward` differentiates the gradient's own graph;
-- :func:`forward_over_reverse` carries ``u`` as a tangent through a forward and a backward pass, the
-  same numbers without a graph of the backward pass (Pearlmutter, "Fast Exact Multiplication by the
-  Hessian", Neural Computation 1994; in meta-learning: Kemaev et al., "MixFlow-MG", ICML 2025,
-  arXiv:2505.00793);
-- :func:`central_difference` takes two ordinary gradients.
+- :func:`double_backward` differentiates the graph of the gradient;
+- :func:`forward_over_reverse` propagates ``u`` as a tangent through a forward and a backward pass,
+  which gives the same values without a graph of the backward pass (Pearlmutter, "Fast Exact
+  Multiplication by the Hessian", Neural Computation 1994; in meta-learning: Kemaev et al.,
+  "MixFlow-MG", ICML 2025, arXiv:2505.00793);
+- :func:`central_difference` takes two gradients.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..base import vectors
-from .displaced import at_both_ends
+from .displaced import measure_both_sides
 
 Gradients = Callable[[], list[Tensor]]
 
@@ -40,7 +40,7 @@ def double_backward(
         gradient: ``g``; entries without a graph count as constants.
         vector: ``u``.
         inputs: ``x``.
-        keep: Whether the graph is to be used again.
+        keep: Keep the graph for a further call.
     """
     used = [(g, u) for g, u in zip(gradient, vector, strict=True) if g is not None]
     used = [(g, u) for g, u in used if g.requires_grad]
@@ -61,7 +61,7 @@ def forward_over_reverse(
     """Return ``∂/∂x <∇_w L, u>`` by a backward pass with tangents.
 
     Args:
-        loss: Computes ``L`` with the tensors it is given in the place of ``params``.
+        loss: Computes ``L`` with the given tensors instead of ``params``.
         params: ``w``.
         vector: ``u``.
         inputs: ``x``.
@@ -89,21 +89,21 @@ def central_difference(
     """Return ``(g(w + eps u) - g(w - eps u)) / (2 eps)``.
 
     Args:
-        ahead: Computes ``g`` where the parameters then are, at the first place.
-        behind: The same at the second.
-        params: ``w``, displaced in place and put back.
+        ahead: Computes ``g`` at the present parameters, then ``w + eps u``.
+        behind: The same at ``w - eps u``.
+        params: ``w``, displaced in place and restored.
         vector: ``u``.
         inverse_eps: ``1 / eps``.
-        stay: Whether the parameters stay at ``w - eps u``.
+        stay: Leave the parameters at ``w - eps u``.
     """
     shift = vectors.divide(vector, inverse_eps)
-    plus, minus = at_both_ends(params, shift, ahead, behind, stay=stay)
+    plus, minus = measure_both_sides(params, shift, ahead, behind, stay=stay)
     return vectors.scale(vectors.add(plus, minus, alpha=-1.0), inverse_eps / 2)
 
 
 @contextmanager
 def quiet_first_use() -> Iterator[None]:
-    """Silence a deprecation that torch's own forward-mode formulas raise when first used."""
+    """Silence a deprecation warning of torch on the first use of its forward-mode formulas."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".*torch\.jit\.script", FutureWarning)
         yield

@@ -1,9 +1,9 @@
-"""Second derivatives of a recorded step's loss times a vector, four ways.
+"""Products of second derivatives of a recorded step's loss with a vector, by four methods.
 
-For the loss ``L`` of one recorded optimizer step (the mean over its micro-batches, at the present
-parameters ``w``) and a vector ``u`` along ``w``, each returns ``∂/∂x <∇_w L, u>`` for ``x`` among
-``w`` and upper parameters ``θ``: the first two by :mod:`.second_derivatives`, the others from
-ordinary gradients (:mod:`.gradient_differences`).
+``L`` is the loss of one recorded optimizer step, the mean over its micro-batches, at the present
+parameters ``w``. For a vector ``u`` of the shape of ``w``, each method returns ``∂/∂x <∇_w L, u>``
+for ``x`` in ``w`` or the upper parameters ``θ``: the first two by :mod:`.second_derivatives`, the
+others from gradients (:mod:`.gradient_differences`).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def exact(
 ) -> list[Tensor]:
     """Differentiate the gradient's graph, one micro-batch at a time.
 
-    For upper parameters of declared sample weights alone one pass of dual numbers does, where the
-    network's operations have their formulas.
+    For declared sample weights and upper parameters only, one pass of dual numbers is enough, if
+    the network's operations have forward-mode formulas.
     """
     del alpha
     own = {id(p) for p in evaluation.weights}
@@ -64,7 +64,7 @@ def forward_over_reverse(
     inputs: Sequence[Tensor],
     alpha: float = 0.0,
 ) -> list[Tensor]:
-    """Carry the tangent ``u`` through a forward and a backward pass."""
+    """Propagate the tangent ``u`` through a forward and a backward pass."""
     del alpha
     weights = evaluation.weights
 
@@ -87,4 +87,4 @@ PRODUCTS: Mapping[str, Products] = {
 }
 
 DIFFERENCES = ("finite_difference", "one_sided")
-"""Those that displace the parameters, by a length that is asked for."""
+"""The methods that displace the parameters, by ``alpha``."""

@@ -1,1 +1,1 @@
-"""What a step was: its batch, random numbers, parameters and optimizer state."""
+"""Recorded steps: their batches, random numbers, parameters and optimizer state."""

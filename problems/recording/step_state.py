@@ -1,4 +1,4 @@
-"""What a run keeps about one problem, beside what its user gave it."""
+"""The state that a run keeps for one problem."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ if TYPE_CHECKING:
 
 
 class StepState:
-    """What a run keeps about one problem. The engine owns it, and only its own methods write it.
+    """The state that a run keeps for one problem. Only its own methods write it.
 
     Attributes:
         count: Steps the problem has taken.
-        global_step: The engine's step during the latest of them; none for a step taken alone.
+        global_step: The engine's step during the last of them; ``None`` if it stepped alone.
         trajectory: The recorded optimizer steps.
         processes: Averages over the processes that train the program.
-        batch: The batch of the latest step.
-        scaler: The loss scaler of half precision; none in other precisions.
-        channels_last: Whether images and convolution weights lie channels innermost.
-        source: The loaders in use; none for a problem that overrides ``get_batch``.
-        driver: What ``problem.step()`` calls; none before an engine has the problem.
-        skipped: Whether the optimizer step being prepared will be skipped.
-        held: The trainable parameters, while they must not follow ``requires_grad``.
-        keeps_hypergradient_terms: Whether somebody reads ``hypergradient_terms``.
-        hypergradient_terms: The latest gradient's term through each lower problem, by path.
-        undetected_dependencies: Upper problems whose parameters no recorded loss has reached yet.
-        auditor: What stands in for the problem's hypergradient while that is checked.
-        hypergradient_status: How the latest product through the problem was found.
+        batch: The batch of the last step.
+        scaler: The loss scaler of ``"fp16"``; ``None`` in other precisions.
+        channels_last: Whether images and convolution weights are in channels-last format.
+        source: The loaders in use; ``None`` for a problem that overrides ``get_batch``.
+        driver: Called by ``problem.step()``; ``None`` without an engine.
+        skipped: Whether the present optimizer step will be skipped.
+        held: The trainable parameters while changes of ``requires_grad`` are ignored, else
+            ``None``.
+        keeps_hypergradient_terms: Whether ``hypergradient_terms`` are stored.
+        hypergradient_terms: The terms of the last gradient by hypergradient path.
+        undetected_dependencies: Upper problems whose parameters the next recorded loss must reach.
+        auditor: Replaces the problem's hypergradient while that is checked, else ``None``.
+        hypergradient_status: The status of the last product through the problem.
     """
 
     def __init__(self) -> None:
@@ -66,7 +67,7 @@ class StepState:
     def for_run(
         self, processes: Reduction, driver: Driver, *, keeps_hypergradient_terms: bool
     ) -> StepState:
-        """Return the state an engine goes on with; the counters and recorded steps stay."""
+        """Return a copy for an engine's run; counters and recorded steps stay."""
         state = StepState()
         vars(state).update(vars(self))
         state.processes, state.driver = processes, driver
@@ -74,12 +75,12 @@ class StepState:
         state.hypergradient_terms = {}
         return state
 
-    def lay_out(self, *, channels_last: bool) -> None:
-        """Lay out images and convolution weights channels innermost from now on, or not."""
+    def use_channels_last(self, *, channels_last: bool) -> None:
+        """Set whether images and convolution weights are in channels-last format."""
         self.channels_last = channels_last
 
     def scale_losses_by(self, scaler: Any) -> None:
-        """Scale the losses of half precision from now on."""
+        """Set the loss scaler."""
         self.scaler = scaler
 
     def note_batch(self, batch: Any) -> Any:
@@ -88,26 +89,26 @@ class StepState:
         return batch
 
     def read_from(self, source: BatchSource) -> None:
-        """Draw batches from these loaders from now on."""
+        """Set the loaders that batches are drawn from."""
         self.source = source
 
     def begin_step(self, count: int, global_step: int | None) -> None:
-        """Note that step ``count`` begins."""
+        """Begin step number ``count``."""
         self.count, self.global_step = count, global_step
 
     def open_update(self) -> None:
-        """Note that the first micro-batch of an optimizer step comes."""
+        """Begin an optimizer step, before its first micro-batch."""
         self.skipped = False
 
     def skip_update(self) -> None:
-        """Note that the optimizer step being prepared will be skipped."""
+        """Mark the present optimizer step as skipped."""
         self.skipped = True
 
     def hold(self, trainable: Iterable[Tensor]) -> list[Tensor] | None:
-        """Hold the trainable parameters, whatever ``requires_grad`` becomes.
+        """Keep the list of trainable parameters fixed while ``requires_grad`` changes.
 
         Returns:
-            What to hand to :meth:`release` afterwards.
+            The argument for :meth:`release`.
         """
         before = self.held
         if before is None:
@@ -115,29 +116,29 @@ class StepState:
         return before
 
     def release(self, before: list[Tensor] | None) -> None:
-        """End what :meth:`hold` began."""
+        """Undo :meth:`hold`."""
         self.held = before
 
     def record_as(self, recording: Recording) -> None:
-        """Record what a hypergradient asks for, from the next step on."""
+        """Set what to record, from the next step on."""
         if self.trajectory.recording != recording:
             self.trajectory = self.trajectory.recording_as(recording)
 
     def replace_trajectory(self, trajectory: Trajectory) -> Trajectory:
-        """Use other recorded steps, and return the present ones."""
+        """Set the recorded steps, and return the previous ones."""
         before, self.trajectory = self.trajectory, trajectory
         return before
 
     def audit_by(self, auditor: Hypergradient | None) -> None:
-        """Let ``auditor`` stand in for the problem's hypergradient, or nobody."""
+        """Replace the problem's hypergradient by ``auditor``; ``None`` ends the check."""
         self.auditor = auditor
 
     def note_status(self, status: Status) -> None:
-        """Note how a product through the problem was found."""
+        """Store the status of a product through the problem."""
         self.hypergradient_status = status
 
     def note_term(self, path: str, values: Sequence[Tensor]) -> None:
-        """Note the hypergradient's term along a path, where somebody reads it."""
+        """Store the hypergradient's term along a path, if terms are kept."""
         if self.keeps_hypergradient_terms:
             self.hypergradient_terms[path] = list(values)
 
@@ -146,13 +147,13 @@ class StepState:
         self.hypergradient_terms.clear()
 
     def expect_dependence_on(self, uppers: Iterable[Problem]) -> None:
-        """Note the upper problems whose parameters the next recorded loss must reach."""
+        """Store the upper problems whose parameters the next recorded loss must reach."""
         self.undetected_dependencies = list(uppers)
 
     def optimized(self, module: nn.Module, groups: Sequence[Mapping[str, Any]]) -> list[Tensor]:
         """Return the module's parameters that belong to the optimizer, in the module's order.
 
-        Walking a module takes longer than looking whether the optimizer holds what it did.
+        The result is cached while the optimizer has the same parameters.
         """
         before, owned, kept = self._optimized
         now = groups[0]["params"] if len(groups) == 1 else [p for g in groups for p in g["params"]]
@@ -163,7 +164,7 @@ class StepState:
         return kept
 
     def kept_buffers(self, module: nn.Module) -> KeptBuffers:
-        """Copy the module's buffers, and return what puts them back."""
+        """Return a copy of the module's buffers that can restore them."""
         if self._kept is None or self._kept.module is not module:
             self._kept = KeptBuffers(module)
         self._kept.keep()

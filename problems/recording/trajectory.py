@@ -1,4 +1,4 @@
-"""What a hypergradient replays: the last optimizer steps of a problem, as they happened."""
+"""The recorded last optimizer steps of a problem, which hypergradients replay."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..base.graph_neighbours import moving
+from ..base.graph_neighbours import problems_that_may_step
 from ..kernels.activation_reuse import ReusableActivations
 from ..state.buffers import BufferSlot, buffer_slots
 from ..state.random_streams import RandomState
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recording:
-    """What an algorithm wants to find of the steps it differentiates through.
+    """What to record of the optimizer steps that a method differentiates through.
 
     Args:
-        updates: How many optimizer steps before each hand-over.
-        parameters: Keep what each of them started from: parameters and buffers, also of the other
-            problems that may step before it is replayed.
-        optimizer: Keep each one's gradients, optimizer state and optimizer settings.
-        values: Whether the numbers in the first two of these are read, not only what there is.
+        updates: Number of last optimizer steps to keep.
+        parameters: Keep parameters and buffers before each step, also of other problems that may
+            step before the replay.
+        optimizer: Keep gradients, optimizer state and optimizer settings of each step.
+        values: Keep the values of gradients and state, not only their keys.
         losses: Keep the sample losses of a reweighted problem.
         graphs: Keep the graph of each micro-batch's gradient.
-        activations: Keep of a reweighted problem's sample losses what does not depend on the
+        activations: Keep the activations of a reweighted problem that do not depend on the
             parameters a hypergradient goes through.
-        shares: Of several processes, keep this one's own gradient of each step beside the mean.
+        shares: With several processes, keep this process's gradient beside the mean.
     """
 
     updates: int = 1
@@ -45,8 +45,8 @@ class Recording:
     activations: bool = False
     shares: bool = False
 
-    def with_also(self, other: Recording) -> Recording:
-        """Return what serves both."""
+    def merged_with(self, other: Recording) -> Recording:
+        """Return a recording that includes both."""
         return Recording(
             updates=max(self.updates, other.updates),
             parameters=self.parameters or other.parameters,
@@ -61,12 +61,12 @@ class Recording:
 
 @dataclass(frozen=True)
 class GradientGraph:
-    """The gradient of a micro-batch with its own graph, at copies of the parameters.
+    """The gradient of a micro-batch with its graph, at copies of the parameters.
 
     Attributes:
-        parameters: Per parameter the copy the graph ends in.
-        gradients: Per parameter the derivative of the loss by its copy.
-        versions: How often each tensor it may hold besides those had been written to.
+        parameters: The copy of each parameter, which the graph contains.
+        gradients: The derivative of the loss by each parameter's copy.
+        versions: Version counters of the other tensors that the graph may contain.
     """
 
     parameters: dict[Tensor, Tensor]
@@ -75,20 +75,20 @@ class GradientGraph:
 
     @property
     def is_intact(self) -> bool:
-        """Whether what the graph holds is as it was."""
+        """Whether no tensor of the graph has been written to since."""
         return all(p._version == version for p, version in self.versions.items())
 
 
 @dataclass
 class RecordedStep:
-    """A micro-batch, the random numbers its loss drew, and what else was asked for.
+    """A recorded micro-batch.
 
     Attributes:
         batch: The micro-batch.
-        random: The random streams before its loss was computed.
-        losses: The sample losses of a reweighted problem.
-        graph: Its gradient's graph.
-        activations: How its sample losses were computed.
+        random: The random streams before the loss was computed.
+        losses: The sample losses of a reweighted problem, if recorded.
+        graph: The gradient with its graph, if recorded.
+        activations: The activations to reuse, if recorded.
     """
 
     batch: Any
@@ -104,9 +104,9 @@ class OptimizerMoment:
 
     Attributes:
         gradients: The accumulated gradient, unscaled, before clipping.
-        states: Its entries of the optimizer's state; tensors are copies.
+        states: The parameter's entries of the optimizer's state; tensors are copies.
         settings: The settings of its group: learning rate, momentum, …
-        values: Whether gradients and states hold their numbers, or only say that there are some.
+        values: Whether gradients and states have their values, or only placeholders.
     """
 
     gradients: dict[Tensor, Tensor]
@@ -117,15 +117,15 @@ class OptimizerMoment:
 
 @dataclass
 class RecordedUpdate:
-    """One optimizer step: its micro-batches and, where asked for, what it started from.
+    """A recorded optimizer step: its micro-batches and the state before it, if recorded.
 
     Attributes:
-        steps: Its micro-batches.
-        start: Parameters and their values before it, of this problem and of others that may have
-            moved since.
-        buffers: The same for buffers.
-        moment: The optimizer before it.
-        share: This process's own gradient, where it was averaged with others'.
+        steps: The micro-batches.
+        start: Parameters and their values before the step, of this problem and of others that may
+            have stepped since.
+        buffers: Buffers and their values before the step, of the same problems.
+        moment: The optimizer before the step.
+        share: This process's gradient before averaging over processes.
     """
 
     steps: list[RecordedStep] = field(default_factory=list)
@@ -136,17 +136,17 @@ class RecordedUpdate:
 
 
 PRESENT = torch.zeros(())
-"""Stands for a tensor whose numbers nobody reads."""
+"""Placeholder for a tensor whose values are not read."""
 
 
 class Trajectory:
-    """The last optimizer steps of one problem, as many as its hypergradient looks back.
+    """The recorded last optimizer steps of one problem.
 
     Attributes:
-        updates: Those recorded, oldest first.
-        taken: Recorded optimizer steps taken since the loop began.
-        left: Recorded ones left out since then.
-        all_skipped: Whether nothing is left to differentiate through, all having been left out.
+        updates: The recorded steps, oldest first.
+        taken: Number of steps taken since the loop began.
+        skipped: Number of steps skipped since the loop began.
+        all_skipped: Whether no step is left to differentiate through, since all were skipped.
     """
 
     def __init__(self, recording: Recording) -> None:
@@ -154,25 +154,25 @@ class Trajectory:
         self.updates: deque[RecordedUpdate] = deque(maxlen=recording.updates)
         self._open: RecordedUpdate | None = None
         self.taken = 0
-        self.left = 0
+        self.skipped = 0
         self.all_skipped = False
 
     def recording_as(self, recording: Recording) -> Trajectory:
-        """Return a trajectory that records otherwise and goes on where this one is."""
+        """Return a trajectory with other recording settings and the same steps."""
         other = Trajectory(recording)
         other.updates.extend(self.updates)
         other._open = self._open
-        other.taken, other.left, other.all_skipped = self.taken, self.left, self.all_skipped
+        other.taken, other.skipped, other.all_skipped = self.taken, self.skipped, self.all_skipped
         return other
 
     @property
     def window(self) -> list[RecordedStep]:
-        """Micro-batches of the latest recorded optimizer step."""
+        """Micro-batches of the last recorded optimizer step."""
         return self.updates[-1].steps if self.updates else []
 
     @property
     def under_way(self) -> RecordedUpdate | None:
-        """The optimizer step being recorded, whose micro-batches are not complete yet."""
+        """The incomplete optimizer step that is being recorded, or ``None``."""
         return self._open
 
     @under_way.setter
@@ -180,10 +180,10 @@ class Trajectory:
         self._open = update
 
     def open(self, problem: Problem) -> None:
-        """Begin to record an optimizer step, before its first micro-batch."""
+        """Start to record an optimizer step, before its first micro-batch."""
         self._open = RecordedUpdate()
         if self.recording.parameters:
-            others = moving(problem)
+            others = problems_that_may_step(problem)
             parameters = [*problem.trainable_parameters()]
             parameters += [p for other in others for p in other.parameters()]
             slots = [slot for p in (problem, *others) for slot in buffer_slots(p.module)]
@@ -192,23 +192,23 @@ class Trajectory:
             self._open.buffers = [(s, b.detach().clone()) for s, b in buffers if b is not None]
 
     def add(self, step: RecordedStep) -> None:
-        """Note a micro-batch of the step being recorded."""
+        """Add a micro-batch to the step being recorded."""
         if self._open is not None:
             self._open.steps.append(step)
 
     def release_graphs(self) -> None:
-        """Give up kept graphs; what needs them rebuilds them."""
+        """Release kept graphs; a hypergradient rebuilds them."""
         for update in self.updates:
             for step in update.steps:
                 step.graph = None
 
     def begin_loop(self) -> None:
-        """Note that a loop begins; kept graphs are given up."""
+        """Begin a loop; release kept graphs."""
         self.release_graphs()
-        self.taken = self.left = 0
+        self.taken = self.skipped = 0
 
     def complete(self) -> None:
-        """Keep the step that was being recorded, now that it has been taken."""
+        """Add the step being recorded, after it has been taken."""
         if self._open is not None:
             self.updates.append(self._open)
             self._open = None
@@ -216,51 +216,51 @@ class Trajectory:
             self.all_skipped = False
 
     def skip_step(self) -> None:
-        """Forget the step that was being recorded, since it was not taken.
+        """Drop the step being recorded, since it was skipped.
 
-        Steps of earlier loops are forgotten too, which new ones would have replaced.
+        Steps of earlier loops are dropped too, as if the skipped step had replaced them.
         """
         if self._open is not None:
             self._open = None
-            self.left += 1
+            self.skipped += 1
             while len(self.updates) > self.taken:
                 self.updates.popleft()
             self.all_skipped = not self.updates
 
     def reaches_start(self, updates: Sequence[RecordedUpdate], unroll_steps: int) -> bool:
-        """Whether recorded steps go back to where a loop of ``unroll_steps`` began."""
-        return len(updates) + self.left == unroll_steps
+        """Return whether recorded steps reach back to the start of a loop of ``unroll_steps``."""
+        return len(updates) + self.skipped == unroll_steps
 
     def abandon(self) -> None:
-        """Forget the step that was being recorded."""
+        """Drop the step being recorded."""
         self._open = None
 
     def keep_losses(self, losses: Tensor) -> None:
-        """Note the sample losses of the micro-batch under way, if they are asked for."""
+        """Record the sample losses of the present micro-batch, if asked for."""
         if self._open is not None and self.recording.losses and self._open.steps:
             self._open.steps[-1].losses = losses.detach()
 
     def keep_activations(
         self, make: Callable[[], ReusableActivations | None]
     ) -> ReusableActivations | None:
-        """Return what is to note how the sample losses of the micro-batch under way are computed,
-        if that is asked for and ``make`` makes it."""
+        """Return ``make()`` to record the activations of the present micro-batch; ``None`` if they
+        are not asked for."""
         if self._open is None or not self.recording.activations or not self._open.steps:
             return None
         self._open.steps[-1].activations = made = make()
         return made
 
     def wants_graph(self) -> bool:
-        """Whether the micro-batch under way is to be differentiated with its graph kept."""
+        """Return whether to keep the gradient's graph of the present micro-batch."""
         return self._open is not None and self.recording.graphs
 
     def keep_graph(self, graph: GradientGraph) -> None:
-        """Note the gradient's graph of the micro-batch under way."""
+        """Record the gradient's graph of the present micro-batch."""
         if self._open is not None:
             self._open.steps[-1].graph = graph
 
     def keep_share(self, problem: Problem) -> None:
-        """Note this process's gradients, if they are asked for and will be averaged."""
+        """Record this process's gradients, if asked for and with several processes."""
         if (
             self._open is not None
             and self.recording.shares
@@ -270,7 +270,7 @@ class Trajectory:
             self._open.share = {p: p.grad for p in given if p.grad is not None}
 
     def keep_optimizer(self, problem: Problem) -> None:
-        """Note gradients, state and settings, if they are asked for; call before clipping."""
+        """Record gradients, state and settings, if asked for; call before clipping."""
         if self._open is not None and self.recording.optimizer:
             values = self.recording.values
             with problem.step_state.processes.whole_optimizer(problem):
@@ -278,7 +278,7 @@ class Trajectory:
 
 
 def optimizer_moment(optimizer: torch.optim.Optimizer, *, values: bool = True) -> OptimizerMoment:
-    """Copy what the next step of ``optimizer`` depends on; without ``values``, that it is there."""
+    """Return what the next step of ``optimizer`` depends on; placeholders without ``values``."""
     gradients: dict[Tensor, Tensor] = {}
     states: dict[Tensor, dict[str, Any]] = {}
     settings: dict[Tensor, Mapping[str, Any]] = {}

@@ -1,1 +1,1 @@
-"""Makes a problem ready to run, or says what it lacks."""
+"""Preparation of a problem for a run, and the checks before it."""

@@ -1,4 +1,4 @@
-"""Which problem trains which parameter."""
+"""Check which problem trains which parameter."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from ..problem import Problem
 
 
 def require_own_parameters(problems: Sequence[Problem]) -> None:
-    """Refuse parameters that two problems would move against each other.
+    """Refuse parameters whose updates by two problems would conflict.
 
-    That is one trained by two problems of a hypergradient path, so that it is at once what is
-    differentiated by and what answers to it; and one in the optimizer of a problem that does not
-    train it, where the other problem's gradients would be applied. Problems without a path between
-    them may train the same module, if neither accumulates gradients.
+    These are a parameter trained by two problems of one hypergradient path, and a parameter in the
+    optimizer of a problem that does not train it. Problems without a path between them may train
+    the same module, if neither accumulates gradients.
 
     Raises:
         GraphError: Naming the parameter and both problems.
@@ -71,6 +70,6 @@ def _require_disjoint(lower: Problem, other: Problem, trained: dict[Problem, lis
 
 
 def _name_of(shared: set[Tensor], problem: Problem) -> str:
-    """Return the name of the first of several parameters, as the problem's module has it."""
+    """Return the name of one of the parameters in the problem's module."""
     names = [name for name, p in problem.module.named_parameters() if p in shared]
     return repr(names[0]) if names else f"a parameter of shape {tuple(next(iter(shared)).shape)}"

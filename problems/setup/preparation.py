@@ -1,4 +1,4 @@
-"""Bringing a problem to life: module, optimizer, scheduler, data and device, checked once."""
+"""Preparation of a problem: module, optimizer, scheduler, data and device, checked once."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def prepare(
     *,
     channels_last: bool = False,
 ) -> None:
-    """Build what the problem configures, move it to its device and check that it can be stepped.
+    """Build what the problem configures, move it to its device and check that it can step.
 
-    What the user made is used as it is: the module's parameters stay the same objects, optimizer
-    and scheduler are never rebuilt, loaders are not touched before the first batch.
+    The user's objects are used unchanged: the module's parameters stay the same objects, optimizer
+    and scheduler are never rebuilt, and loaders are not read before the first batch.
 
     Args:
         problem: The problem, in its graph and with its engine's state.
-        device: Where to put it, unless it names a device itself.
+        device: The device, unless the problem sets one itself.
         on_epoch_end: Called with the problem when its first loader has ended.
-        channels_last: Lay out convolution weights and image batches with channels innermost.
+        channels_last: Use the channels-last memory format for convolution weights and images.
 
     Raises:
-        GraphError: When it has no module, no loss, no data, or nothing to update it with.
-        ConfigurationError: When its hypergradient does not fit it, or it configures something of
-            another kind than was asked for.
+        GraphError: When it has no module, no loss, no data, or no optimizer.
+        ConfigurationError: When its settings do not fit, or a ``configure_*`` method returns an
+            object of the wrong type.
         DataError: When a loader cannot be iterated or is known to be empty.
     """
     require_known_references(problem)
@@ -70,8 +70,8 @@ def _open_loaders(problem: Problem, on_epoch_end: Callable[[Problem], None]) -> 
 
 
 def check_hypergradients(problem: Problem) -> None:
-    """Refuse hypergradient settings the problem cannot serve, and prepare the lower problems for
-    what will be asked of them; needs every problem prepared.
+    """Refuse hypergradient settings that the problem does not support, and set up the recording of
+    lower problems. All problems must be prepared first.
 
     Raises:
         ConfigurationError: Naming the problem and what to choose instead.
@@ -84,7 +84,7 @@ def check_hypergradients(problem: Problem) -> None:
 
 
 def prepare_recording(problem: Problem) -> None:
-    """Let the problem record what its hypergradient, or a check of it, asks for."""
+    """Set the problem to record what its hypergradient, or a check of it, needs."""
     method = problem.step_state.auditor or problem.hypergradient
     problem.step_state.record_as(method.recording(lower_view(problem)))
 
@@ -98,7 +98,7 @@ def _require_choice(problem: Problem) -> None:
     if overridden or "meta_trainable_parameters" in vars(problem):
         raise ConfigurationError(
             f"Problem {problem.name!r} defines meta_trainable_parameters and has "
-            f"Config(hypergradient_parameters={choice!r}), which say the same thing twice; "
+            f"Config(hypergradient_parameters={choice!r}), which both select the parameters; "
             "keep one of them."
         )
     trained = list(problem.trainable_parameters())
@@ -127,14 +127,14 @@ def _require_complete(problem: Problem) -> None:
 
 
 def _require_first_order(problem: Problem) -> None:
-    """Refuse ``first_order=False``, which asks for graphs implicit problems do not keep."""
+    """Refuse ``first_order=False`` for implicit lower problems, which keep no graphs."""
     lowers = [lower for path in problem.paths for lower in path[1:-1]]
     if not problem.config.first_order and not all(_unrolled(lower) for lower in lowers):
         raise ConfigurationError(
             f"Problem {problem.name!r} has Config(first_order=False): it asks to differentiate "
-            "through the graph of unrolled lower problems, which implicit problems do not keep, "
-            "so nothing would reach it. Derive the lower problems from IterativeProblem, or use "
-            "first_order=True and choose their type."
+            "through the graph of unrolled lower problems, which implicit problems do not keep. "
+            "Derive the lower problems from IterativeProblem, or use first_order=True and choose "
+            "their type."
         )
 
 

@@ -1,4 +1,4 @@
-"""One step of a problem: a batch, its gradient, and the optimizer step it completes."""
+"""One step of a problem: a micro-batch, its gradient, and perhaps an optimizer step."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def descend(
     after_gradient: Callable[[Problem], None],
     accepts: Accepts | None = None,
 ) -> StepResult:
-    """Draw a batch, add its gradient, and take the optimizer step if it completes one.
+    """Draw a micro-batch, add its gradient, and take the optimizer step after the last one.
 
     Args:
         problem: The problem to step; its ``count`` already includes this step.
-        record: Keep the step, since a hypergradient or a roll-back will replay it.
-        first: Whether the batch is the first micro-batch of an optimizer step.
-        last: Whether it is the last one.
-        after_gradient: Called when the gradient is in ``.grad``, of a batch that is accepted.
-        accepts: Asked whether the batch may take part in an optimizer step. One that may not
-            leaves no trace, and its optimizer step is skipped.
+        record: Record the step for a hypergradient or a roll-back.
+        first: Whether this is the first micro-batch of an optimizer step.
+        last: Whether this is the last one.
+        after_gradient: Called after an accepted micro-batch added its gradient to ``.grad``.
+        accepts: Returns whether to accept the micro-batch. If not, its gradient is discarded and
+            the optimizer step is skipped.
     """
     state = problem.step_state
     held = state.hold(problem.trainable_parameters())
@@ -63,7 +63,7 @@ def descend(
     except BaseException as error:
         state.trajectory.abandon()
         problem.zero_grad()
-        _tell_where(error, problem, batch)
+        _add_context(error, problem, batch)
         raise
     finally:
         state.forget_terms()
@@ -72,7 +72,7 @@ def descend(
 
 
 def skip_step(problem: Problem, *, record: bool, first: bool, last: bool) -> StepResult:
-    """Draw a batch and evaluate its loss, and skip the optimizer step it belongs to."""
+    """Draw a micro-batch, evaluate its loss, and skip its optimizer step."""
     state = problem.step_state
     if first:
         state.open_update()
@@ -92,7 +92,7 @@ def next_batch(problem: Problem) -> Any:
     """Draw the problem's next batch.
 
     Raises:
-        DataError: When it holds no sample.
+        DataError: When it has no samples.
     """
     batch = problem.step_state.note_batch(problem.get_batch())
     if is_empty(batch):
@@ -119,7 +119,7 @@ def _gradient(problem: Problem, batch: Any, *, watched: bool, last: bool) -> Ste
 
 
 def _close(problem: Problem, result: StepResult) -> None:
-    """Drop the gradient, and keep the recorded step if it was taken."""
+    """Drop the gradient, and keep the recorded step unless it was skipped."""
     state = problem.step_state
     result.skipped = state.skipped
     problem.zero_grad()
@@ -130,8 +130,8 @@ def _close(problem: Problem, result: StepResult) -> None:
         state.trajectory.complete()
 
 
-def _tell_where(error: BaseException, problem: Problem, batch: Any) -> None:
-    """Let an error of the user's own code say in which step of which problem it happened."""
+def _add_context(error: BaseException, problem: Problem, batch: Any) -> None:
+    """Add the problem and the step to an error of the user's code."""
     # Before Python 3.11 there are no notes.
     if isinstance(error, MetaweightError) or not hasattr(error, "add_note"):
         return

@@ -1,4 +1,4 @@
-"""Which quantities of a step are finite, found with one read of the host."""
+"""Check which quantities of a step are finite, with one synchronisation."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Finiteness:
     """Which quantities of a step are finite.
 
     Attributes:
-        loss: Whether the loss is.
-        gradient: Whether the gradient, hypergradients included, is.
-        culprits: Lower problems through which the hypergradient is not.
-        overflow: Whether only the gradient is not, and may be so by the loss scale alone, which
-            the loss scaler will shrink.
-        own: Of several processes, whether this one's gradient was before it was averaged.
+        loss: Whether the loss is finite.
+        gradient: Whether the gradient with its hypergradients is.
+        culprits: Hypergradient paths whose terms are not.
+        overflow: Whether only the gradient is not finite, and the loss scale may be the cause;
+            the loss scaler will reduce it.
+        own: Whether this process's gradient was finite before averaging over processes.
     """
 
     loss: bool
@@ -39,25 +39,24 @@ class Finiteness:
 
 
 def finiteness(problem: Problem, loss: Tensor, own: Tensor | None = None) -> Finiteness:
-    """Look at a loss, the gradient in ``.grad`` and the hypergradient's terms.
+    """Check a loss, the gradient in ``.grad`` and the terms of the hypergradient.
 
-    Under loss scaling a gradient that is not finite is an overflow as long as the scale is above
-    1. Reads the host once.
+    With a loss scale above 1, a gradient that is not finite counts as an overflow. Synchronises
+    once.
 
     Args:
         problem: The problem.
         loss: Its loss.
-        own: What :func:`finite_gradient` returned before the gradient was averaged; the gradient
-            is this process's own when left out.
+        own: Result of :func:`finite_gradient` before averaging; ``None`` if not averaged.
     """
     terms = problem.step_state.hypergradient_terms
     gradient = finite_gradient(problem, loss)
-    told = [loss.isfinite().all(), gradient, gradient if own is None else own]
-    told += [_finite(part, loss) for part in terms.values()]
+    flags = [loss.isfinite().all(), gradient, gradient if own is None else own]
+    flags += [_finite(part, loss) for part in terms.values()]
     scale = None if problem.scaler is None else problem.scaler._scale
     if scale is not None:
-        told.append((scale > 1).to(loss.device).reshape(()))
-    of_loss, of_gradient, of_own, *rest = torch.stack(told).tolist()
+        flags.append((scale > 1).to(loss.device).reshape(()))
+    of_loss, of_gradient, of_own, *rest = torch.stack(flags).tolist()
     return Finiteness(
         loss=of_loss,
         gradient=of_gradient,

@@ -25,9 +25,9 @@ from .upper_loss import UpperLoss
 
 
 def average_gradient(problem: Problem, watched: StepResult | None = None) -> None:
-    """Average the accumulated gradient over processes, keeping this one's where it is asked for.
+    """Average the accumulated gradient over processes, and record this process's if asked for.
 
-    Where somebody may refuse the step, ``watched`` notes whether this one's was finite.
+    Sets ``watched.own``: whether this process's gradient was finite.
     """
     if watched is not None and problem.step_state.processes.world > 1:
         watched.own = finite_gradient(problem, watched.loss)
@@ -36,10 +36,10 @@ def average_gradient(problem: Problem, watched: StepResult | None = None) -> Non
 
 
 def accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
-    """Add ``∇ loss(batch) / accumulation`` to ``.grad``, hypergradients along all paths included.
+    """Add ``∇ loss(batch) / accumulation`` to ``.grad``, with hypergradients along all paths.
 
-    Buffers of other problems' modules are as before afterwards: a batch of the upper problem leaves
-    no trace in the lower network's batch-norm statistics.
+    Buffers of other problems' modules are restored: a batch of the upper problem does not change
+    the lower network's batch-norm statistics.
     """
     slots = buffers_of_others(problem)
     if not slots:
@@ -77,14 +77,15 @@ def _accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
 
 
 def _scaled(problem: Problem, loss: Tensor) -> Tensor:
-    """Return the loss as it is differentiated: scaled for half precision, averaged."""
+    """Return the loss times the loss scale, divided by the number of micro-batches."""
     scaled: Tensor = loss if problem.scaler is None else problem.scaler.scale(loss)
     accumulation = problem.config.gradient_accumulation
     return scaled / accumulation if accumulation > 1 else scaled
 
 
 def _with_graph(problem: Problem, batch: Any) -> StepResult:
-    """The same, at copies of the parameters, so that the graph outlives the optimizer step."""
+    """Add the gradient, computed at copies of the parameters, whose graph stays valid after the
+    optimizer step."""
     own = [p for p in problem.trainable_parameters() if p.requires_grad]
     copies = {p: p.detach().clone().requires_grad_() for p in own}
     names = {
@@ -129,10 +130,10 @@ def _add_gradients(parameters: list[Tensor], gradients: list[Tensor | None]) -> 
 
 
 def _own(gradient: Tensor, parameter: Tensor, taken: set[int]) -> Tensor:
-    """Return a gradient laid out like its parameter, in memory that no other one of them has.
+    """Return a gradient with the strides of its parameter, in memory not shared with others.
 
-    ``autograd.grad`` promises neither: ``a + b`` gives both the same tensor, which clipping in
-    place would scale twice, and torch's fused optimizers read a transposed one in the wrong order.
+    ``autograd.grad`` guarantees neither: ``a + b`` gives both the same tensor, which in-place
+    clipping would scale twice, and torch's fused optimizers misread other strides.
     """
     if gradient.layout is not torch.strided:
         return gradient

@@ -1,4 +1,4 @@
-"""Buffers of the modules of a program, which evaluations put back."""
+"""Buffers of a program's modules, which evaluations restore."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ..state.buffers import BufferSlot, buffer_slots
 
 
 def buffers_of_others(problem: Problem) -> list[BufferSlot]:
-    """Return the buffers of the other problems' modules, which a step must not change."""
+    """Return the buffers of other problems' modules, which a step must not change."""
     others = [peer.module for peer in problem.position.peers.values()]
     return problem.step_state.other_buffer_slots(problem.module, others)
 

@@ -1,4 +1,4 @@
-"""The gradient of a batch, which leaves no trace when it cannot be formed or is refused."""
+"""The gradient of a batch, discarded without side effects if it fails or is refused."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ def guarded_gradient(
     accepts: Accepts | None,
     gradient: Callable[[], StepResult],
 ) -> StepResult:
-    """Let ``gradient`` add to ``.grad``, and ask ``accepts`` whether that may stay.
+    """Call ``gradient``, which adds to ``.grad``, and ask ``accepts`` whether to keep the result.
 
-    If not, or when anything raises, gradients are dropped and the problem's buffers are as before;
-    the optimizer step is then skipped. Without ``accepts`` every gradient that can be formed
-    stays.
+    If ``accepts`` refuses, gradients are dropped, the problem's buffers are restored, and the
+    optimizer step is skipped. After an exception gradients and buffers are restored too.
 
     Raises:
-        HypergradientError: When one could not be formed, and ``accepts`` does not refuse it.
+        HypergradientError: When a hypergradient fails and ``accepts`` does not refuse the step.
     """
     buffers = problem.step_state.kept_buffers(problem.module)
     try:
@@ -34,20 +33,20 @@ def guarded_gradient(
             result = gradient()
             problem.grad_callback()
             return result
-        result = _formed(problem, gradient)
+        result = _gradient_or_error(problem, gradient)
         accepted = accepts(problem, result)
         if accepted and result.error is not None:
             raise result.error
     except BaseException:
-        _take_back(problem, buffers)
+        _discard(problem, buffers)
         raise
     if not accepted:
-        _take_back(problem, buffers)
+        _discard(problem, buffers)
         problem.step_state.skip_update()
     return result
 
 
-def _formed(problem: Problem, gradient: Callable[[], StepResult]) -> StepResult:
+def _gradient_or_error(problem: Problem, gradient: Callable[[], StepResult]) -> StepResult:
     try:
         result = gradient()
     except HypergradientError as error:
@@ -56,6 +55,6 @@ def _formed(problem: Problem, gradient: Callable[[], StepResult]) -> StepResult:
     return result
 
 
-def _take_back(problem: Problem, buffers: KeptBuffers) -> None:
+def _discard(problem: Problem, buffers: KeptBuffers) -> None:
     buffers.restore()
     problem.zero_grad()

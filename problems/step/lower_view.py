@@ -1,4 +1,4 @@
-"""A problem as the algorithms that differentiate through it see it."""
+"""The view of a problem that hypergradient algorithms see."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ from .graph_buffers import buffers_of_all
 
 
 def lower_view(problem: Problem) -> LowerProblem:
-    """Return what hypergradient algorithms see of ``problem``: ``method.vjp(lower_view(p), …)``."""
+    """Return the view of ``problem`` for algorithms: ``method.vjp(lower_view(p), …)``."""
     return LowerView(problem)
 
 
 class LowerView:
-    """The :class:`~metaweight.problems.hypergradients.base.LowerProblem` that a problem is.
+    """A :class:`~metaweight.problems.hypergradients.base.LowerProblem` for a problem.
 
-    It holds nothing but the problem, so that making one costs next to nothing, and what it says is
-    always up to date.
+    It stores only the problem, so it is cheap to make and always up to date.
     """
 
     __slots__ = ("_own", "_problem")
@@ -98,8 +97,8 @@ class LowerView:
         step.random.restore()
         if instead is None:
             return self._loss_of(step.batch)
-        network = _OfBatch(self._problem.module, self._loss_of)
-        return _computed_with(network, instead, step.batch)
+        network = _BatchFunction(self._problem.module, self._loss_of)
+        return _call_with(network, instead, step.batch)
 
     def evaluate(self, step: RecordedStep) -> tuple[Tensor, Mapping[str, Any]]:
         step.random.restore()
@@ -149,7 +148,7 @@ class LowerView:
 
 
 class SampleLossView:
-    """The sample losses and weights that a problem declares."""
+    """The declared sample losses and weights of a problem."""
 
     __slots__ = ("_problem",)
 
@@ -165,16 +164,16 @@ class SampleLossView:
         problem = self._problem
         if instead is None:
             return problem.checked_losses(step.batch)
-        network = _OfBatch(problem.module, problem.checked_losses)
+        network = _BatchFunction(problem.module, problem.checked_losses)
         constants = {p: p.detach() for p in problem.module.parameters()}
-        return _computed_with(network, {**constants, **instead}, step.batch)
+        return _call_with(network, {**constants, **instead}, step.batch)
 
     def weights(self, losses: Tensor, step: RecordedStep) -> Tensor:
         return self._problem.checked_weights(losses, step.batch)
 
 
 class OptimizerStepView:
-    """How a problem takes its steps."""
+    """The optimizer step of a problem."""
 
     __slots__ = ("_problem",)
 
@@ -246,8 +245,8 @@ class OptimizerStepView:
         self._problem.step_state.processes.average_gradients(self._problem)
 
 
-class _OfBatch(nn.Module):
-    """A function of a batch with the network it uses, for a functional call."""
+class _BatchFunction(nn.Module):
+    """A function of a batch and the network it uses, as a module for ``functional_call``."""
 
     def __init__(self, network: nn.Module, function: Any) -> None:
         super().__init__()
@@ -259,8 +258,8 @@ class _OfBatch(nn.Module):
         return found
 
 
-def _computed_with(network: _OfBatch, instead: Mapping[Tensor, Tensor], batch: Any) -> Tensor:
-    """Compute with other tensors in the place of parameters, and with copies of buffers."""
+def _call_with(network: _BatchFunction, instead: Mapping[Tensor, Tensor], batch: Any) -> Tensor:
+    """Call with other tensors instead of parameters, and with copies of buffers."""
     names = {id(p): name for name, p in network.named_parameters()}
     tensors = {names[id(p)]: tensor for p, tensor in instead.items()}
     tensors |= {name: b.clone() for name, b in network.named_buffers()}

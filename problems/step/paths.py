@@ -1,4 +1,4 @@
-"""The derivative of an upper loss: direct, and along all paths through lower problems."""
+"""The gradient of an upper loss: direct, and along all paths through lower problems."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def hypergradient(
 ) -> list[Tensor | None]:
     """Return ``∂F/∂θ + Σ_paths (dw*/dθ)ᵀ ∂F/∂w`` for the loss ``F`` of ``problem``.
 
-    One backward pass gives the direct part and the vectors ``v`` of all paths; then, along a path
-    ``θ → w_1 → … → w_k → θ``, each problem turns the vector into one for the next. A path whose
-    lower problem works from values needs no vector but ``again``, which measures the loss.
+    One backward pass gives the direct gradient and the vectors ``v`` of all paths. Along a path
+    ``θ → w_1 → … → w_k → θ``, each problem maps the vector to one for the next problem. A path
+    whose lower problem uses a zeroth-order method needs ``again``, which evaluates the loss.
 
-    Of several processes each returns its own share: products of its own lower losses with vectors
-    averaged over all. The mean of the shares is the hypergradient.
+    With several processes, each returns the products of its own lower losses with vectors averaged
+    over processes. Their mean over processes is the hypergradient.
     """
     paths = problem.position.paths
     states = [(lower.step_state, lower.trainable_parameters()) for lower in problem.position.lowers]
@@ -56,7 +56,7 @@ def _through_paths(
     starts = _averaged(problem.step_state.processes, starts)
     for path in paths:
         if path[1] in valued:
-            # The direct part is counted once: by autograd, or else with the first such path.
+            # The direct gradient counts once: by autograd, or else with the first such path.
             direct = not loss.requires_grad and path[1] is valued[0]
             vector: Sequence[Tensor] = _estimate(path[1], own, again, direct=direct)
         else:
@@ -69,7 +69,7 @@ def _through_paths(
                 )
                 method = lower.step_state.auditor or lower.hypergradient
                 product = method.vjp(lower_view(lower), vector, upper_parameters)
-                vector = _noted(lower, method, product, upper_parameters)
+                vector = _checked_values(lower, method, product, upper_parameters)
         problem.step_state.note_term(" -> ".join(lower.name for lower in path[1:-1]), vector)
         total = [v if t is None else t + v for t, v in zip(total, vector, strict=True)]
     return total
@@ -91,7 +91,7 @@ def _direct(
         if all(g is None for g in gradients[position:end]):
             warnings.warn(
                 f"The loss of problem {problem.name!r} does not depend on the parameters of "
-                f"{lower.name!r} below it, so that no hypergradient passes through that. Use "
+                f"{lower.name!r} below it, so that no hypergradient passes through it. Use "
                 f"self.{lower.name} in its training_step, without detaching its output.",
                 stacklevel=2,
             )
@@ -103,7 +103,7 @@ def _direct(
 def _averaged(
     reduction: Reduction, starts: dict[Problem, list[Tensor]]
 ) -> dict[Problem, list[Tensor]]:
-    """Return the means over processes of the vectors of all paths, found together."""
+    """Return the means over processes of the vectors of all paths, in one reduction."""
     means = iter(reduction.mean([t for vector in starts.values() for t in vector]))
     return {lower: [next(means) for _ in vector] for lower, vector in starts.items()}
 
@@ -111,21 +111,21 @@ def _averaged(
 def _estimate(
     lower: Problem, own: list[Tensor], again: UpperLoss | None, *, direct: bool
 ) -> list[Tensor]:
-    """Return what an algorithm that works from values finds, with the direct part or without."""
+    """Return the result of a zeroth-order method, with the direct gradient or without."""
     algorithm = lower.hypergradient
     assert isinstance(algorithm, ValueHypergradient) and again is not None
     value: Callable[[], Tensor] = again if direct else again.holding(own)
-    return _noted(lower, algorithm, algorithm.estimate(lower_view(lower), value, own), own)
+    return _checked_values(lower, algorithm, algorithm.estimate(lower_view(lower), value, own), own)
 
 
-def _noted(
+def _checked_values(
     lower: Problem, method: Hypergradient, product: object, upper_parameters: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Note how a product was found, and return its values.
+    """Store the status of a product, and return its values.
 
     Raises:
-        HypergradientError: For anything but a product with one tensor for each upper parameter, of
-            its shape.
+        HypergradientError: For anything but a product with a tensor of the shape of each upper
+            parameter.
     """
     if isinstance(product, Product):
         values = list(product.values)
@@ -148,14 +148,14 @@ def _fits(value: object, parameter: Tensor) -> bool:
 
 
 def _shapes(values: Sequence[object]) -> str:
-    """Return the shapes of tensors, and the kinds of what are none, in words."""
+    """Return the shapes of tensors and the types of other objects as text."""
     known = [str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in values]
     return f"shapes {', '.join(known)}" if known else "nothing"
 
 
 def require_used(problem: Problem, gradients: Sequence[Tensor | None]) -> None:
-    """Refuse a loss that none of the trainable parameters enters; where the problem asks for it,
-    also one that some do not enter.
+    """Refuse a loss that depends on no trainable parameter; with ``allow_unused=False``, one that
+    does not depend on all of them.
 
     Raises:
         LossError: Naming the problem.

@@ -1,4 +1,4 @@
-"""The last optimizer step taken again, once upper problems have stepped."""
+"""Repetition of the last optimizer step after upper problems have stepped."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .guarded_gradient import Accepts, guarded_gradient
 
 
 def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
-    """Repeat the last optimizer step, on its own batches and random numbers.
+    """Repeat the last optimizer step with its batches and random numbers.
 
     Returns:
-        Whether it was taken; ``accepts`` may have refused.
+        Whether it was taken; ``False`` if ``accepts`` refused.
     """
     state = problem.step_state
     state.open_update()
@@ -37,7 +37,7 @@ def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
 
 
 def redo_or_keep(problem: Problem, start: Snapshot, accepts: Accepts) -> bool:
-    """Repeat the last optimizer step from ``start``, or change nothing if that is refused.
+    """Repeat the last optimizer step from ``start``; change nothing if ``accepts`` refuses.
 
     Returns:
         Whether it was taken.

@@ -1,4 +1,4 @@
-"""When a problem's learning-rate scheduler steps."""
+"""Steps of a problem's learning-rate scheduler."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..problem import Problem
 
 
 def step_scheduler(problem: Problem) -> None:
-    """Advance the scheduler by one step; one that waits for a metric is left to the engine."""
+    """Advance the scheduler by one step, unless it waits for a metric."""
     scheduler = problem.scheduler
     if scheduler is None or waits_for_metric(scheduler):
         return
     if not getattr(problem.optimizer, "_opt_called", False):
         with warnings.catch_warnings():
-            # The first optimizer step, or the first one after a checkpoint was loaded, is still to
-            # come, which torch takes for a wrong order.
+            # Before the first optimizer step, or the first one after loading a checkpoint, torch
+            # warns of a wrong order.
             warnings.filterwarnings("ignore", ".*lr_scheduler.step", UserWarning)
             scheduler.step()
     else:
@@ -26,5 +26,5 @@ def step_scheduler(problem: Problem) -> None:
 
 
 def waits_for_metric(scheduler: Any) -> bool:
-    """Whether the scheduler steps on a measured value rather than on time."""
+    """Return whether the scheduler steps on a measured value instead of a count."""
     return isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)

@@ -1,4 +1,4 @@
-"""Upper problems that a lower loss should depend on, and does not."""
+"""Warnings of lower losses that do not depend on an upper problem."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..unrolling import owns_settings, owns_start
 
 
 def expect_dependence(problems: Iterable[Problem]) -> None:
-    """Note which upper parameters each lower loss must depend on, to be looked for once.
+    """Store which upper parameters each lower loss must depend on, to be checked once.
 
-    Nothing is expected of a zeroth-order method, nor where an upper problem acts through the
-    optimizer's settings or the start of a loop.
+    Zeroth-order methods, learned optimizer settings and learned starts of loops need no such
+    dependence.
     """
     everyone = list(problems)
     expected: dict[Problem, dict[Problem, None]] = {problem: {} for problem in everyone}
@@ -32,7 +32,7 @@ def expect_dependence(problems: Iterable[Problem]) -> None:
 
 
 def look_for_dependence(problem: Problem, loss: Tensor) -> None:
-    """Warn, once, where a recorded step's loss does not depend on a problem above it."""
+    """Warn once if a recorded step's loss does not depend on an upper problem."""
     state = problem.step_state
     if not state.undetected_dependencies or state.trajectory.under_way is None:
         return

@@ -1,4 +1,4 @@
-"""The upper loss, measured for algorithms that work from its values."""
+"""The value of the upper loss, for zeroth-order methods."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .graph_buffers import buffers_of_all
 
 
 class UpperLoss:
-    """The upper loss, measured again as often as asked; leaves no trace.
+    """Evaluates the upper loss any number of times without side effects.
 
-    To be made just before the loss is evaluated for training, so as to draw what that draws.
+    Create it just before training evaluates the loss, so that both draw the same random numbers.
 
     Args:
         problem: The upper problem.
@@ -32,7 +32,7 @@ class UpperLoss:
     def __call__(self) -> Tensor:
         """Return the loss at all problems' present parameters."""
         problem = self._problem
-        # What the upper problem records of its own step is the first evaluation's.
+        # The recording of the upper problem's own step keeps the first evaluation only.
         trajectory = problem.step_state.trajectory
         under_way = trajectory._open
         trajectory._open = None
@@ -50,7 +50,7 @@ class UpperLoss:
         return problem.step_state.processes.mean([wide])[0]
 
     def holding(self, parameters: Sequence[Tensor]) -> Callable[[], Tensor]:
-        """Return a function that puts ``parameters`` where they are now while it measures."""
+        """Return a function that evaluates the loss at the present values of ``parameters``."""
         places = [p.data for p in parameters]
         home = [place.clone() for place in places]
 

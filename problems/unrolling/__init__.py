@@ -1,11 +1,11 @@
-"""The adjoint of an optimizer's step, and of many."""
+"""The adjoint of one optimizer step, and of a sequence of steps."""
 
 from .adjoint import UpdateAdjoint, clipped, reads_values, update_adjoint, why_not_differentiable
 from .initial import apply_initial_parameters, moves_at_start, owns_start, start_of_loop
 from .learned import apply_learned_settings, owns_settings, settings_per_group
 from .optimizer_step import OptimizerStep
-from .replay import go_back_to, replay
-from .torch_rule import twin_of
+from .replay import replay, restore_start
+from .torch_rule import optimizer_copy
 
 __all__ = [
     "OptimizerStep",
@@ -13,15 +13,15 @@ __all__ = [
     "apply_initial_parameters",
     "apply_learned_settings",
     "clipped",
-    "go_back_to",
     "moves_at_start",
+    "optimizer_copy",
     "owns_settings",
     "owns_start",
     "reads_values",
     "replay",
+    "restore_start",
     "settings_per_group",
     "start_of_loop",
-    "twin_of",
     "update_adjoint",
     "why_not_differentiable",
 ]

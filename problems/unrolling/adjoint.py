@@ -1,9 +1,9 @@
 """The adjoint of one optimizer step, clipping included.
 
-With ``(w', s') = U(w, g, s; h)``, the step of an optimizer of state ``s`` and settings ``h``, and
-cotangents ``λ`` of ``w'`` and ``μ`` of ``s'``, this is ``(λ, μ)ᵀ ∂U/∂(w, g, s, θ)``, where ``θ``
-enters through settings an upper problem owns. The loss is not touched: second derivatives are
-multiplied with ``λᵀ ∂U/∂g`` elsewhere.
+``(w', s') = U(w, g, s; h)`` is the step of an optimizer with state ``s`` and settings ``h``. With
+cotangents ``λ`` of ``w'`` and ``μ`` of ``s'``, the adjoint is ``(λ, μ)ᵀ ∂U/∂(w, g, s, θ)``, where
+``θ`` enters through settings that an upper problem learns. The derivative of ``g`` by ``w`` and
+``θ`` is not part of it.
 """
 
 from __future__ import annotations
@@ -26,15 +26,14 @@ from .torch_rule import differentiable_step
 
 @dataclass(frozen=True)
 class UpdateAdjoint:
-    """Cotangents of what an optimizer step started from, keyed by parameter.
+    """Cotangents of the inputs of an optimizer step, keyed by parameter.
 
     Attributes:
-        parameters: Of the parameters, through the optimizer alone.
-        gradients: Of the gradient given to the optimizer, before clipping.
-        states: Of the optimizer's state before the step.
-        upper_parameters: Of the upper problem's parameters, through learned settings; nothing
-            where none are.
-        factor: What ``gradients`` are still to be multiplied by.
+        parameters: Cotangents of the parameters, through the optimizer alone.
+        gradients: Those of the gradients before clipping.
+        states: Those of the optimizer's state before the step.
+        upper_parameters: Those of the upper parameters, through learned settings; empty without.
+        factor: Factor still to apply to ``gradients``.
     """
 
     parameters: Cotangents
@@ -45,7 +44,7 @@ class UpdateAdjoint:
 
 
 def why_not_differentiable(optimizer: torch.optim.Optimizer) -> str | None:
-    """Return why the steps of ``optimizer`` cannot be differentiated, or nothing if they can."""
+    """Return why the steps of ``optimizer`` cannot be differentiated; ``None`` if they can."""
     if type(optimizer) in RULES:
         return None
     if all("differentiable" in group for group in optimizer.param_groups):
@@ -58,9 +57,9 @@ def why_not_differentiable(optimizer: torch.optim.Optimizer) -> str | None:
 
 
 def reads_values(step: OptimizerStep) -> bool:
-    """Whether the adjoint of a step depends on its gradients and state, not on settings alone.
+    """Return whether the adjoint of a step depends on its gradients and state.
 
-    SGD is linear in both.
+    That of SGD does not: its step is linear in both.
     """
     linear = type(step.optimizer) is torch.optim.SGD
     altered = step.clipping > 0 or step.is_scaled or step.has_learned_settings
@@ -80,15 +79,14 @@ def update_adjoint(
     """Return the adjoint of a recorded optimizer step.
 
     Args:
-        step: How the problem takes its steps.
-        update: The step in question, recorded with parameters and optimizer.
+        step: The optimizer step of the problem.
+        update: The recorded step, with parameters and optimizer.
         cotangents: ``λ``, per parameter the hypergradient goes through.
         states: ``μ``, per parameter and entry of the optimizer's state; absent entries are zero.
             May be overwritten.
         upper_parameters: Parameters that learned settings may depend on.
-        gradients_only: Whether the cotangents of parameters and states will not be read, and
-            ``factor`` will.
-        spare: ``states`` of the step that was taken after this one, which may be overwritten too.
+        gradients_only: The caller reads ``gradients`` and ``factor`` only.
+        spare: Unused cotangents of states, whose memory may be overwritten.
     """
     moment = update.moment
     if moment is None:
@@ -110,7 +108,7 @@ def _by_autograd(
     states: StateCotangents,
     upper_parameters: Sequence[Tensor],
 ) -> UpdateAdjoint:
-    """Return the adjoint of a step of any optimizer, with clipping and learned settings."""
+    """Return the adjoint of any optimizer's step, with clipping and learned settings."""
     moved = [p for p in cotangents if p in moment.gradients]
     with torch.enable_grad():
         w = {p: update.start[p].detach().requires_grad_() for p in moved}
@@ -153,7 +151,7 @@ def _by_autograd(
 def _unless_skipped(
     taken: UpdateAdjoint, moment: OptimizerMoment, cotangents: Cotangents, states: StateCotangents
 ) -> UpdateAdjoint:
-    """Let the cotangents pass where the loss scaler left the step out; decided on the device."""
+    """Pass the cotangents through if the loss scaler skipped the step; decided on the device."""
     finite = torch.stack([torch.isfinite(g).all() for g in moment.gradients.values()]).all()
 
     def choose(new: Tensor, old: Tensor) -> Tensor:
@@ -179,7 +177,7 @@ def _rule(optimizer: torch.optim.Optimizer) -> Rule:
 
 
 def clipped(step: OptimizerStep, moment: OptimizerMoment, g: Cotangents) -> Cotangents:
-    """Return recorded gradients as clipping left them, differentiably in those of ``g``."""
+    """Return the gradients ``g`` after clipping, differentiable in ``g``."""
     limit = step.clipping
     if limit <= 0:
         return g
@@ -189,7 +187,7 @@ def clipped(step: OptimizerStep, moment: OptimizerMoment, g: Cotangents) -> Cota
 
 
 def _learned(step: OptimizerStep) -> dict[Tensor, Mapping[str, Any]]:
-    """Return the settings an upper problem owns, per parameter, with their graph."""
+    """Return the learned settings per parameter, with their graph."""
     if not step.has_learned_settings:
         return {}
     groups = step.optimizer.param_groups
@@ -201,7 +199,7 @@ def _learned(step: OptimizerStep) -> dict[Tensor, Mapping[str, Any]]:
 
 
 def _floating_state(p: Tensor, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the entries that are vectors like the parameter, ready to be differentiated."""
+    """Return the entries of the parameter's shape, detached and requiring a gradient."""
     return {
         key: value.detach().requires_grad_()
         for key, value in state.items()
@@ -226,9 +224,9 @@ def _flat(tensors: Mapping[Tensor, Tensor], bucket: Sequence[Tensor]) -> Tensor:
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the numbers of all in single precision or better.
+    """Return all entries in single precision or better, in one vector.
 
-    In 16 bits ``1 - β₂``, the first correction of Adam's bias, is 0.
+    In 16 bits ``1 - β₂``, the first bias correction of Adam, would be 0.
     """
     flat = torch.cat([t.reshape(-1) for t in tensors])
     return flat.float() if flat.dtype.itemsize < 4 else flat

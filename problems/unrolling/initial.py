@@ -1,4 +1,4 @@
-"""Where inner loops start, when an upper problem owns it."""
+"""Initial parameters of inner loops that an upper problem learns."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..base.overridables import overrides
 
 
 class LearnsStart(Protocol):
-    """What takes its steps in loops, and perhaps starts them where an upper problem says."""
+    """A problem whose loops may start at learned initial parameters."""
 
     module: Any
 
     @property
     def name(self) -> str:
-        """What to call it in a message."""
+        """The problem's name, for messages."""
 
     def initial_parameters(self) -> Mapping[str, Tensor]:
         """Return the start of a loop; see :meth:`Overridables.initial_parameters`."""
@@ -29,20 +29,20 @@ class LearnsStart(Protocol):
 
 
 def owns_start(problem: LearnsStart) -> bool:
-    """Whether the problem's class defines initial parameters."""
+    """Return whether the problem's class overrides ``initial_parameters``."""
     return overrides(problem, "initial_parameters")
 
 
 def moves_at_start(problem: LearnsStart) -> bool:
-    """Whether the start of a loop may change the problem's parameters."""
+    """Return whether the start of a loop may change the problem's parameters."""
     return overrides(problem, "on_inner_loop_start") or owns_start(problem)
 
 
 def start_of_loop(problem: LearnsStart) -> dict[Tensor, Tensor]:
-    """Return what ``initial_parameters()`` gives, keyed by the parameter it is for.
+    """Return ``initial_parameters()`` keyed by parameter instead of name.
 
     Raises:
-        ConfigurationError: For an unknown name or another shape.
+        ConfigurationError: For an unknown name or a wrong shape.
     """
     if not owns_start(problem):
         return {}
@@ -63,7 +63,7 @@ def start_of_loop(problem: LearnsStart) -> dict[Tensor, Tensor]:
 
 
 def apply_initial_parameters(problem: LearnsStart) -> None:
-    """Put the parameters where the loop starts."""
+    """Set the parameters to the start of the loop."""
     if not owns_start(problem):
         return
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Optimizer settings that an upper problem owns."""
+"""Optimizer settings that an upper problem learns."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ..base.overridables import overrides
 
 
 class LearnsSettings(Protocol):
-    """What has an optimizer, and perhaps settings of it that an upper problem owns."""
+    """A problem whose optimizer may have learned settings."""
 
     optimizer: Any
 
     @property
     def name(self) -> str:
-        """What to call it in a message."""
+        """The problem's name, for messages."""
 
     def learned_settings(self) -> Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]:
         """Return the settings; see :meth:`Overridables.learned_settings`."""
 
 
 def settings_per_group(problem: LearnsSettings) -> list[Mapping[str, Tensor]]:
-    """Return what ``learned_settings()`` owns, one mapping per parameter group.
+    """Return ``learned_settings()`` as one mapping per parameter group.
 
     Raises:
         ConfigurationError: For an unknown setting, a value that is not one number, or a wrong
@@ -59,12 +59,12 @@ def settings_per_group(problem: LearnsSettings) -> list[Mapping[str, Tensor]]:
 
 
 def owns_settings(problem: LearnsSettings) -> bool:
-    """Whether the problem's class defines learned settings."""
+    """Return whether the problem's class overrides ``learned_settings``."""
     return overrides(problem, "learned_settings")
 
 
 def apply_learned_settings(problem: LearnsSettings) -> None:
-    """Give the optimizer the present values; each is read by the host, as torch's steps do."""
+    """Set the optimizer's settings to the learned values; synchronises once per value."""
     if not owns_settings(problem):
         return
     with torch.no_grad():

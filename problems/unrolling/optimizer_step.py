@@ -1,4 +1,4 @@
-"""An optimizer's step, as far as its adjoint and its repetition see it."""
+"""Interface of an optimizer step, for its adjoint and its replay."""
 
 from __future__ import annotations
 
@@ -10,60 +10,59 @@ from torch import Tensor
 
 
 class OptimizerStep(Protocol):
-    """How a problem turns gradients into a step of its parameters."""
+    """The optimizer step of a problem."""
 
     @property
     def name(self) -> str:
-        """What to call the problem in a message."""
+        """The problem's name, for messages."""
 
     @property
     def optimizer(self) -> Any:
-        """Its optimizer; nothing where its steps are its own."""
+        """The torch optimizer; ``None`` if there is none."""
 
     @property
     def is_custom(self) -> bool:
-        """Whether the problem takes steps of its own, rather than its optimizer's."""
+        """Whether the problem overrides ``custom_optimizer_step``."""
 
     @property
     def callbacks(self) -> Sequence[str]:
-        """The names of methods that change gradients before a step or parameters after it."""
+        """Names of overridden callbacks, which may change gradients or parameters."""
 
     @property
     def trained(self) -> list[Tensor]:
-        """The parameters it moves."""
+        """The trainable parameters."""
 
     @property
     def clipping(self) -> float:
-        """The largest norm of a gradient; 0 where it may have any."""
+        """The maximal norm of the gradient; 0 for no clipping."""
 
     @property
     def is_scaled(self) -> bool:
-        """Whether a loss scaler may leave steps out."""
+        """Whether a loss scaler may skip steps."""
 
     @property
     def per_loop(self) -> int:
-        """How many steps there are from one start of a loop to the next."""
+        """Number of steps in a loop."""
 
     @property
     def has_learned_settings(self) -> bool:
-        """Whether an upper problem owns some of its settings."""
+        """Whether an upper problem learns some of its settings."""
 
     def learned_settings(self) -> Sequence[Mapping[str, Tensor]]:
-        """Return the settings an upper problem owns, with their graph, one mapping per parameter
-        group."""
+        """Return the learned settings with their graph, one mapping per parameter group."""
 
     @property
     def has_learned_start(self) -> bool:
-        """Whether an upper problem owns where a loop starts."""
+        """Whether an upper problem learns the start of a loop."""
 
     def start_of_loop(self) -> Mapping[Tensor, Tensor]:
-        """Return where a loop starts, with its graph, per parameter that an upper problem owns."""
+        """Return the learned start of a loop with its graph, per parameter."""
 
     def whole_state(self) -> AbstractContextManager[Mapping[Tensor, Mapping[str, Tensor]]]:
-        """Yield the optimizer's state per parameter, gathered where processes share it out."""
+        """Yield the optimizer's state per parameter, gathered from all processes."""
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a loss to ``.grad`` of the parameters it moves."""
+        """Add the gradient of a loss to ``.grad`` of the trainable parameters."""
 
     def average_gradients(self) -> None:
-        """Put the mean over processes into ``.grad``."""
+        """Average ``.grad`` over processes."""

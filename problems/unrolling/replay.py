@@ -1,4 +1,4 @@
-"""The recorded optimizer steps of a problem, taken again."""
+"""Replay of a problem's recorded optimizer steps."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from ..base.shards import shards_of
 from ..recording.trajectory import RecordedStep, RecordedUpdate, Trajectory
 from .optimizer_step import OptimizerStep
-from .torch_rule import twin_of
+from .torch_rule import optimizer_copy
 
 Observer = Callable[[Mapping[str, Any]], None]
 
 
 class Repeatable(Protocol):
-    """A problem whose recorded optimizer steps can be taken again."""
+    """A problem whose recorded optimizer steps can be replayed."""
 
     @property
     def trajectory(self) -> Trajectory:
@@ -27,18 +27,18 @@ class Repeatable(Protocol):
 
     @property
     def optimizer_step(self) -> OptimizerStep:
-        """How it takes its steps."""
+        """Its optimizer step."""
 
     def evaluate(self, step: RecordedStep) -> tuple[Tensor, Mapping[str, Any]]:
-        """Return the loss of a recorded micro-batch as training computes it, with the random
-        numbers it drew, and the mapping ``training_step`` returned, or an empty one."""
+        """Return the loss of a recorded micro-batch as in training, with the same random numbers,
+        and the mapping that ``training_step`` returned, or an empty one."""
 
     def owns(self, holder: Tensor | nn.Module) -> bool:
-        """Whether a parameter, or a module that holds buffers, is the problem's own."""
+        """Return whether a parameter or a submodule belongs to the problem."""
 
 
-def go_back_to(update: RecordedUpdate) -> None:
-    """Put parameters and buffers where they were before a recorded step."""
+def restore_start(update: RecordedUpdate) -> None:
+    """Set parameters and buffers to their values before a recorded step."""
     present = [(owner._buffers[name], value) for (owner, name), value in update.buffers]
     kept = [(buffer, value) for buffer, value in present if buffer is not None]
     pairs = [*update.start.items(), *kept]
@@ -52,42 +52,40 @@ def replay(
     updates: Sequence[RecordedUpdate],
     observe: Observer | None = None,
 ) -> None:
-    """Take recorded optimizer steps again, from where the first one started.
+    """Replay recorded optimizer steps from the start of the first one, at present upper parameters.
 
-    Batches, random numbers, optimizer state and settings are those of the recording; upper
-    parameters are what they are now, so that the problem's parameters end where they would have
-    ended with these. Needs a recording with parameters and optimizer. The optimizer itself and
-    ``.grad`` are not touched. Call it inside an
-    :class:`~metaweight.problems.products.evaluation.Evaluation` with a
+    Batches, random numbers, optimizer state and settings are those of the recording, which must
+    include parameters and optimizer. The optimizer itself and ``.grad`` do not change. Call it
+    inside an :class:`~metaweight.problems.products.evaluation.Evaluation` with a
     :class:`~metaweight.problems.base.vectors.Displacement` of all of ``updates[0].start``, which
-    put parameters, buffers and random streams back. ``observe`` is given the mapping each
-    ``training_step`` returns, or an empty one, before the loss is differentiated.
+    restore parameters, buffers and random streams. ``observe`` receives the mapping that each
+    ``training_step`` returns, or an empty one, before the backward pass.
     """
-    go_back_to(updates[0])
+    restore_start(updates[0])
     taken = problem.optimizer_step
     if problem.trajectory.reaches_start(updates, taken.per_loop):
-        _put_at_start(taken)
-    twin = twin_of(taken.optimizer)
+        _set_learned_start(taken)
+    twin = optimizer_copy(taken.optimizer)
     first = updates[0].moment
     assert first is not None and first.values
     twin.state = defaultdict(dict, {p: _copies(state) for p, state in first.states.items()})
     trained = [p for p in taken.trained if p.requires_grad]
-    with _gradients_put_back(trained):
+    with _preserved_gradients(trained):
         for number, update in enumerate(updates):
             if number:
-                _put_problems_below(problem, update)
+                _restore_problems_below(problem, update)
             _set_gradients(problem, update, trained, observe)
             twin.param_groups = _groups(taken, update)
             type(taken.optimizer).step(twin)
 
 
-def _put_at_start(step: OptimizerStep) -> None:
+def _set_learned_start(step: OptimizerStep) -> None:
     with torch.no_grad():
         for parameter, value in step.start_of_loop().items():
             parameter.copy_(value)
 
 
-def _put_problems_below(problem: Repeatable, update: RecordedUpdate) -> None:
+def _restore_problems_below(problem: Repeatable, update: RecordedUpdate) -> None:
     for parameter, value in update.start.items():
         if not problem.owns(parameter):
             parameter.data.copy_(value)
@@ -103,7 +101,7 @@ def _set_gradients(
     for p in trained:
         p.grad = None
     for step in update.steps:
-        # An autocast further out would go on with casts of weights from before they moved.
+        # An outer autocast caches casts of the weights before the last step.
         torch.clear_autocast_cache()
         with torch.enable_grad():
             loss, output = problem.evaluate(step)
@@ -133,7 +131,7 @@ def _groups(step: OptimizerStep, update: RecordedUpdate) -> list[dict[str, Any]]
 
 
 @contextmanager
-def _gradients_put_back(parameters: Sequence[Tensor]) -> Iterator[None]:
+def _preserved_gradients(parameters: Sequence[Tensor]) -> Iterator[None]:
     before = [p.grad for p in parameters]
     try:
         yield

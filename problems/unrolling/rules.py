@@ -1,10 +1,10 @@
-"""What torch's optimizers compute, as differentiable functions.
+"""The update rules of torch's optimizers, as differentiable functions.
 
 A rule maps parameters ``w``, their gradient ``g`` (both flat), the optimizer's state and its
-settings to the new parameters and state. Settings may be tensors that carry a graph. torch's own
+settings to the new parameters and state. Settings may be tensors with a graph. torch's
 ``differentiable=True`` is not used for these five: it detaches the gradient of the first step with
-momentum, has infinite derivatives where a second moment is zero, and knows of few settings that
-are tensors.
+momentum, has infinite derivatives where a second moment is zero, and accepts few settings as
+tensors.
 
 Sources: Kingma, Ba, "Adam", ICLR 2015 (arXiv:1412.6980); Reddi et al., "On the Convergence of Adam
 and Beyond" (AMSGrad), ICLR 2018; Loshchilov, Hutter, "Decoupled Weight Decay Regularization"
@@ -26,22 +26,22 @@ Rule = Callable[[Tensor, Tensor, State, Settings], tuple[Tensor, dict[str, Tenso
 
 
 def root(squares: Tensor) -> Tensor:
-    """``sqrt``, with derivative 0 instead of infinity at 0.
+    """Return ``sqrt(squares)``, with derivative 0 instead of infinity at 0.
 
-    A second moment is exactly 0 only where every gradient so far was, and there the derivative of
-    the moment itself vanishes.
+    A second moment is exactly 0 only if every gradient so far was, and then the derivative of the
+    moment is 0 too.
     """
     zero = squares == 0
     return torch.where(zero, torch.zeros_like(squares), torch.where(zero, 1.0, squares).sqrt())
 
 
 def signed(g: Tensor, settings: Settings) -> Tensor:
-    """Return the gradient of what is minimised."""
+    """Return the gradient of the minimised loss."""
     return -g if settings["maximize"] else g
 
 
 def decayed(w: Tensor, g: Tensor, settings: Settings) -> Tensor:
-    """Return the gradient with the L2 penalty's own."""
+    """Return the gradient plus that of the L2 penalty."""
     penalised: Tensor = g + settings["weight_decay"] * w
     return penalised
 
@@ -84,7 +84,7 @@ def adam(
 def rmsprop(
     w: Tensor, g: Tensor, state: State, settings: Settings
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """``s' = αs + (1-α)g²``, ``w' = w - η g / (sqrt(s') + ε)``; centred and with momentum too."""
+    """``s' = αs + (1-α)g²``, ``w' = w - η g / (sqrt(s') + ε)``; also centred, and with momentum."""
     g = decayed(w, signed(g, settings), settings)
     alpha, momentum = settings["alpha"], settings["momentum"]
     square = alpha * _moment(state, "square_avg", w) + (1 - alpha) * g * g

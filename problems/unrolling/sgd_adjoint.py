@@ -4,13 +4,13 @@ A step computes, with the recorded buffer ``b`` (or none before the first), ::
 
     d = ±g + κ w        b' = μ b + (1 - δ) d,  at first b' = d        w' = w - η b'
 
-with ``w' = w - η (d + μ b')`` under Nesterov, and ``w' = w - η d`` without momentum, where ``b`` is
-left as it is. It is linear in ``(w, g, b)``, so that from cotangents ``λ`` of ``w'`` and ``ν`` of
-``b'`` those before it follow by a few sums, whatever the numbers in ``w``, ``g`` and ``b``::
+with ``w' = w - η (d + μ b')`` for Nesterov, and ``w' = w - η d`` without momentum, where ``b`` does
+not change. The step is linear in ``(w, g, b)``, so the cotangents before it are linear in ``λ`` of
+``w'`` and ``ν`` of ``b'`` and do not depend on the values of ``w``, ``g`` and ``b``::
 
-    of b':  ν - η λ,  Nesterov: ν - η μ λ
-    of d:   (1 - δ) times that,  at first: that;  Nesterov: - η λ more
-    of w:   λ + κ (of d)        of g:  ±(of d)        of b:  μ (of b')
+    of b':  c = ν - η λ,  Nesterov: c = ν - η μ λ
+    of d:   e = (1 - δ) c,  at first e = c;  Nesterov: minus η λ
+    of w:   λ + κ e        of g:  ±e        of b:  μ c
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ StateCotangents = dict[Tensor, dict[str, Tensor]]
 
 
 class SgdAdjoint(NamedTuple):
-    """Cotangents before a step; see :class:`~.adjoint.UpdateAdjoint`."""
+    """Cotangents of the inputs of a step; see :class:`~.adjoint.UpdateAdjoint`."""
 
     parameters: Cotangents
     gradients: Cotangents
@@ -41,7 +41,7 @@ class SgdAdjoint(NamedTuple):
 
 
 class _Cotangents(NamedTuple):
-    """Of what some parameters' steps started from; the buffers' where there were any."""
+    """Cotangents of the inputs of a step, for parameters of one bucket."""
 
     parameters: Sequence[Tensor]
     gradients: Sequence[Tensor]
@@ -59,13 +59,13 @@ def sgd_adjoint(
     """Return the cotangents of parameters, gradients and optimizer state before a step.
 
     Args:
-        moment: The optimizer before it; only shapes of gradients and states matter.
+        moment: The optimizer before the step; values of gradients and states are not read.
         cotangents: ``λ``, per parameter.
-        states: ``ν``, per parameter; absent entries are zero. Overwritten, since fresh memory
-            takes longer than the arithmetic.
-        gradients_only: Leave out what goes on to the step before: parameters and state. Gradients
-            may then lack a factor.
-        spare: Like ``states``; memory for those before the step.
+        states: ``ν``, per parameter; absent entries are zero. Overwritten, since new memory takes
+            longer than the arithmetic.
+        gradients_only: Leave out the cotangents of parameters and state. Those of gradients may
+            lack ``factor``.
+        spare: Memory for the cotangents of the state before the step.
     """
     buckets = _buckets(moment, cotangents, states)
     if gradients_only and len(buckets) == 1 and not any(states.values()):
@@ -93,7 +93,7 @@ def sgd_adjoint(
 
 
 class _Step(NamedTuple):
-    """The numbers of a step: ``b' = μ b + kept d``, ``w' = w - reach b' - extra d``."""
+    """Coefficients of a step: ``b' = μ b + kept d``, ``w' = w - reach b' - extra d``."""
 
     momentum: Number
     kept: Number
@@ -104,7 +104,7 @@ class _Step(NamedTuple):
 
     @property
     def multiple(self) -> Number:
-        """What the cotangent of ``g`` is times ``λ``, where ``ν`` is zero."""
+        """The factor of ``λ`` in the cotangent of ``g``, if ``ν`` is zero."""
         return -self.sign * (self.kept * self.reach + self.extra)
 
 
@@ -131,12 +131,12 @@ def _adjoint(
     is_first: bool,
     gradients_only: bool,
 ) -> _Cotangents:
-    """Return the adjoint for parameters of the same settings and the same state."""
+    """Return the adjoint for parameters with the same settings and state entries."""
     before = of_buffer
     if _is(step.momentum, 0):
         of_d = vectors.scale(of_w, -step.extra)
     else:
-        later = _increased(of_buffer, of_w, -step.reach)
+        later = _plus_in_place(of_buffer, of_w, -step.reach)
         of_d = later if _is(step.kept, 1) else vectors.scale(later, step.kept)
         if not _is(step.extra, 0):
             of_d = _plus(of_d, of_w, -step.extra)
@@ -149,7 +149,7 @@ def _adjoint(
 def _buckets(
     moment: OptimizerMoment, cotangents: Cotangents, states: StateCotangents
 ) -> list[list[Tensor]]:
-    """Group the parameters that moved by what their adjoints have in common."""
+    """Group parameters that have a gradient by settings and state entries."""
     buckets: dict[Any, list[Tensor]] = {}
     for p in cotangents:
         if p in moment.gradients:
@@ -160,7 +160,7 @@ def _buckets(
 
 
 def _number(setting: Any) -> Number:
-    """Return a setting as a number where that waits for no device, or else with no dimensions."""
+    """Return a setting as a float, or as a 0-dim tensor if it is on another device."""
     if isinstance(setting, Tensor) and setting.device.type != "cpu":
         return setting.reshape(())
     return float(setting)
@@ -173,8 +173,8 @@ def _plus(left: list[Tensor], right: list[Tensor], factor: Number) -> list[Tenso
     return vectors.add(left, right, alpha=factor)
 
 
-def _increased(left: list[Tensor] | None, right: list[Tensor], factor: Number) -> list[Tensor]:
-    """The same in the memory of ``left``, where there is one."""
+def _plus_in_place(left: list[Tensor] | None, right: list[Tensor], factor: Number) -> list[Tensor]:
+    """Return ``left + factor * right``, computed in ``left`` unless that is ``None``."""
     if left is None:
         return vectors.scale(right, factor)
     if isinstance(factor, Tensor):
@@ -187,12 +187,12 @@ def _increased(left: list[Tensor] | None, right: list[Tensor], factor: Number) -
 def _scaled_into(
     memory: Sequence[Tensor | None], vector: list[Tensor], factor: Number
 ) -> list[Tensor]:
-    """Return ``factor * vector``, in ``memory`` where there is some apart from the vector's own."""
+    """Return ``factor * vector``, in ``memory`` if that is given and not the vector's own."""
     if any(t is None or t is v for t, v in zip(memory, vector, strict=True)):
         return vectors.scale(vector, factor)
     return [torch.mul(v, factor, out=t) for v, t in zip(vector, memory, strict=True)]
 
 
 def _is(setting: Number, number: float) -> bool:
-    """Whether a setting is that number, as far as can be said without waiting for a device."""
+    """Return whether a setting equals a number; ``False`` for tensors, to avoid synchronising."""
     return not isinstance(setting, Tensor) and setting == number

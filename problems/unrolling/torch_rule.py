@@ -1,4 +1,4 @@
-"""A differentiable step of any torch optimizer that offers ``differentiable=True``."""
+"""A differentiable step of any torch optimizer that supports ``differentiable=True``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from .rules import Settings, State
 
-# Moves a zero gradient off the point where adaptive optimizers have an infinite derivative; its
-# square is still a normal number in single precision.
+# Adaptive optimizers have an infinite derivative at a zero gradient. The square of this number is
+# still normal in single precision.
 NUDGE = 1e-18
 
 
-def twin_of(optimizer: torch.optim.Optimizer) -> Any:
-    """Return a copy to be given groups and state of its own, without schedulers and hooks."""
+def optimizer_copy(optimizer: torch.optim.Optimizer) -> Any:
+    """Return a copy without schedulers and hooks, to which groups and state can be assigned."""
     twin: Any = copy.copy(optimizer)
     # A scheduler replaces ``step`` on the instance.
     twin.__dict__.pop("step", None)
@@ -32,7 +32,7 @@ def differentiable_step(
     """Return parameters and state after a step of a copy of ``optimizer``, with their graph."""
     parameter = w.clone()
     parameter.grad = g + NUDGE * (g == 0)
-    twin = twin_of(optimizer)
+    twin = optimizer_copy(optimizer)
     switches = {"differentiable": True, "foreach": False, "capturable": False, "fused": None}
     group = {k: switches.get(k, v) for k, v in settings.items()}
     twin.defaults = {**optimizer.defaults, "differentiable": True}

@@ -1,11 +1,11 @@
-"""Reverse-mode differentiation through steps, holding the graph of one step at a time.
+"""Reverse-mode differentiation through steps, with the graph of one step at a time.
 
 For states ``s_t = U_t(s_{t-1}, θ)`` and a cotangent ``λ_T`` of the last one, ::
 
     λ_{t-1} = (∂U_t/∂s)ᵀ λ_t,        (ds_T/dθ)ᵀ λ_T = Σ_t (∂U_t/∂θ)ᵀ λ_t
 
 Source: Maclaurin, Duvenaud, Adams, "Gradient-based Hyperparameter Optimization through Reversible
-Learning", ICML 2015 (arXiv:1502.03492), with recorded states in the place of reversed ones.
+Learning", ICML 2015 (arXiv:1502.03492), with recorded states instead of reversed ones.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Step = Callable[[list[Tensor]], Sequence[Tensor]]
 
 
 class UnrolledProduct(NamedTuple):
-    """The cotangents that :func:`unrolled_vjp` comes to.
+    """The cotangents that :func:`unrolled_vjp` returns.
 
     Attributes:
-        state: Of the first state, one tensor per entry.
-        upper: Of the upper parameters, ``(ds_T/dθ)ᵀ λ_T``.
+        state: ``(ds_T/ds_0)ᵀ v``, one tensor per entry of the state.
+        upper: ``(ds_T/dθ)ᵀ v``, one tensor per upper parameter.
     """
 
     state: list[Tensor]
@@ -42,11 +42,11 @@ def unrolled_vjp(
     v: Sequence[Tensor],
     upper: Sequence[Tensor] = (),
 ) -> UnrolledProduct:
-    """Return ``(ds_T/ds_0)ᵀ v`` and ``(ds_T/dθ)ᵀ v`` for ``s_T`` reached from ``s_0`` by steps.
+    """Return ``(ds_T/ds_0)ᵀ v`` and ``(ds_T/dθ)ᵀ v`` for ``T`` steps from ``s_0`` to ``s_T``.
 
-    Kept are the states in between and the graph of one step. Every step but the last is taken
-    twice, the second time with the random numbers of the first; torch's, NumPy's and Python's
-    global random streams go on afterwards as if the steps had been taken once. ::
+    Memory holds all states and the graph of one step. Every step but the last is computed twice,
+    with the same random numbers. The global random streams of torch, NumPy and Python end as if
+    each step had been computed once. ::
 
         >>> rate = torch.tensor(0.1, requires_grad=True)
         >>> def descend(state):  # gradient descent on w² / 2
@@ -59,61 +59,61 @@ def unrolled_vjp(
         [tensor(-4.8600)]
 
     Args:
-        step: ``U``: returns the next state for the present one, both of the same number of
-            tensors, and may use ``upper``; or several, one after another.
-        state: ``s_0``: parameters and whatever an optimizer keeps; tensors of any shapes, those of
-            whole numbers being constants. It is left as it is.
+        step: ``U``: returns the next state, with the same shapes as the present one, and may use
+            ``upper``; or a sequence of such functions, one per step.
+        state: ``s_0``: parameters and optimizer state, tensors of any shapes; integer tensors are
+            constants. It is not modified.
         v: The cotangent ``λ_T`` of the last state; one tensor of the same shape per entry.
         upper: ``θ``, tensors that require a gradient.
 
     Returns:
-        One tensor per entry of ``state`` and one per entry of ``upper``, zeros where nothing
-        depends on it.
+        One tensor per entry of ``state`` and one per entry of ``upper``, zeros where ``s_T`` does
+        not depend on it.
 
     Raises:
         TypeError: For anything but sequences of tensors, or a step that returns none.
         ValueError: For numbers or shapes of tensors that do not match, and for upper parameters
-            that require no gradient.
+            that do not require a gradient.
     """
     asked = "unrolled_vjp"
     start = checked_tensors(asked, "state", state)
     cotangent = checked_vector(asked, v, start, "state")
     above = checked_tensors(asked, "upper", upper, require_grad=True)
     steps: list[Step] = [step] if callable(step) else list(step)
-    before = _walked(steps, [t.detach() for t in start])
+    before = _states(steps, [t.detach() for t in start])
     end: list[RandomState] = []
 
     def back(number: int, later: list[Tensor]) -> tuple[list[Tensor], list[list[Tensor]]]:
         at, streams = before[number]
         streams.restore()
         found = _step_vjp(steps[number], at, later, above)
-        # The last step is taken here for the first time.
+        # The last step is computed only once, here.
         end[:] = end or [RandomState(_device(at))]
         return found[: len(at)], [found[len(at) :]]
 
     try:
-        below, total = swept_back(back, len(steps), cotangent)
+        below, total = reverse_sweep(back, len(steps), cotangent)
     finally:
         for streams in end:
             streams.restore()
     return UnrolledProduct(below, total or [torch.zeros_like(t) for t in above])
 
 
-def swept_back(
+def reverse_sweep(
     back: Callable[[int, Cotangent], tuple[Cotangent, Sequence[list[Tensor]]]],
     steps: int,
     cotangent: Cotangent,
 ) -> tuple[Cotangent, list[Tensor]]:
-    """Go back over steps, from the last to the first.
+    """Propagate a cotangent backwards through steps, from the last to the first.
 
     Args:
         back: Given the number of a step and the cotangent after it, returns the cotangent before
             it, and terms of the gradient by upper parameters.
-        steps: How many there are.
-        cotangent: That after the last.
+        steps: Number of steps.
+        cotangent: The cotangent after the last step.
 
     Returns:
-        The cotangent before the first, and the sum of all terms.
+        The cotangent before the first step, and the sum of all terms.
     """
     total: list[Tensor] = []
     for number in range(steps - 1, -1, -1):
@@ -123,8 +123,8 @@ def swept_back(
     return cotangent, total
 
 
-def _walked(steps: Sequence[Step], state: list[Tensor]) -> list[tuple[list[Tensor], RandomState]]:
-    """Return the state before each step, with the random streams there."""
+def _states(steps: Sequence[Step], state: list[Tensor]) -> list[tuple[list[Tensor], RandomState]]:
+    """Return the state and the random streams before each step."""
     before = []
     for number, step in enumerate(steps):
         before.append((state, RandomState(_device(state))))

@@ -151,7 +151,7 @@ def test_an_older_format_is_brought_up_to_date_step_by_step(tmp_path: Path) -> N
     }
     assert migrations.FORMAT == 2
     assert not difference({"weights": torch.tensor([1.0, 2.0])}, read_checkpoint(file, ways)[1])
-    with pytest.raises(CheckpointError, match=r"of format 0, but what it holds is not.*KeyError"):
+    with pytest.raises(CheckpointError, match=r"of format 0, but its content does.*KeyError"):
         read_checkpoint(file, ways | {0: lambda state: {"weights": state["v"]}})
 
 

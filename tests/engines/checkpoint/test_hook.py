@@ -145,7 +145,7 @@ def test_a_damaged_file_is_set_aside_and_the_one_before_it_taken(tmp_path: Path)
     last.write_bytes(last.read_bytes()[:-5])
     with listening() as said:
         again = run(tmp_path, 5, checkpoint_step=1, resume="auto")
-    assert "is damaged" in said[0] and "now step-0000000005.ckpt.damaged" in said[0]
+    assert "is damaged" in said[0] and "renamed to step-0000000005.ckpt.damaged" in said[0]
     assert not difference(everything(whole), everything(again))
     assert last.exists()
 

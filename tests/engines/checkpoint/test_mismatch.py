@@ -62,10 +62,10 @@ def alone(**more: Any) -> Engine:
 
 
 OTHERS: dict[str, tuple[Build, str]] = {
-    "other problems": (alone, r"its problems are upper; lower below upper, and here chase;"),
+    "other problems": (alone, r"problems are upper; lower below upper, and here they are chase;"),
     "another module": (
         with_module(Other(8)),
-        r"in the module of problem 'lower' it has 1\.weight, 1\.bias, 1\.running_mean that is",
+        r"the module of problem 'lower' it has 1\.weight, 1\.bias, 1\.running_mean that the",
     ),
     "another optimizer": (
         two_levels(optimizer=torch.optim.AdamW),
@@ -94,7 +94,7 @@ OTHERS: dict[str, tuple[Build, str]] = {
     "an early stop": (two_levels(early_stopping=True), "its hooks are none, and here EarlyStop"),
     "a loader without a state": (
         two_levels(data=lambda: [(torch.zeros(4, FEATURES), torch.zeros(4).long())]),
-        "'lower' had 1 loaders, 1 of them with a state_dict, and has 1 and 0 here",
+        "'lower' had 1 loaders, 1 of them with a state_dict, and here has 1, 0 with one;",
     ),
     "more samples": (
         two_levels(data=lambda: loader(24, 1)),

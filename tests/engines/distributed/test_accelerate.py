@@ -57,7 +57,7 @@ def test_an_accelerator_that_does_not_count_the_processes_is_refused(
 ) -> None:
     """On a machine without GPUs, ``Accelerator()`` says it is alone inside a group of two."""
     for found in together:
-        assert "counts 1 process(es) where torch.distributed has 2" in found["uncounted"]
+        assert "counts 1 process(es), but torch.distributed has 2" in found["uncounted"]
 
 
 def test_a_script_on_its_own_is_one_process() -> None:

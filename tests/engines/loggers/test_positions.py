@@ -29,7 +29,7 @@ def log_to(kind: str, log_dir: Path, position: Any, steps: range) -> Any:
     """Log in a new process, as it were, and return where the records stood after two."""
     logger = make_run_logger([kind], log_dir)
     if position is not None:
-        logger.go_on_from(position)
+        logger.resume_from(position)
     found = None
     for number, step in enumerate(steps):
         logger.log({"loss": float(step)}, step=step)
@@ -60,7 +60,7 @@ def test_rows_after_the_checkpoint_are_not_doubled(kind: str, tmp_path: Path) ->
 def test_a_run_that_has_logged_nothing_yet_has_no_folder_to_go_on_in(tmp_path: Path) -> None:
     position = make_run_logger(["csv"], tmp_path).position()
     assert position == {"folder": None, "loggers": [["CSVLogger", {"bytes": 0}]]}
-    make_run_logger(["csv"], tmp_path).go_on_from(position)
+    make_run_logger(["csv"], tmp_path).resume_from(position)
     assert not folders(tmp_path)
 
 
@@ -70,7 +70,7 @@ def test_a_folder_that_is_gone_is_begun_anew_with_a_warning(
     said: list[str] = []
     logger = make_run_logger(["csv"], tmp_path)
     monkeypatch.setattr(logger, "warning", said.append)
-    logger.go_on_from({"folder": "20240101-000000", "loggers": [["CSVLogger", {"bytes": 5}]]})
+    logger.resume_from({"folder": "20240101-000000", "loggers": [["CSVLogger", {"bytes": 5}]]})
     assert "is not below log_dir" in said[0]
     logger.log({"a": 1.0})
     logger.close()
@@ -85,7 +85,7 @@ def test_a_folder_elsewhere_is_not_touched(name: str, tmp_path: Path) -> None:
     for place in (outside, tmp_path):
         (place / "metrics.csv").write_text("precious")
     logger = make_run_logger(["csv"], tmp_path / "logs")
-    logger.go_on_from({"folder": name, "loggers": [["CSVLogger", {"bytes": 0}]]})
+    logger.resume_from({"folder": name, "loggers": [["CSVLogger", {"bytes": 0}]]})
     logger.log({"a": 1.0})
     logger.close()
     assert (outside / "metrics.csv").read_text() == "precious"
@@ -96,7 +96,7 @@ def test_a_logger_the_saved_run_had_not_begins_in_the_same_folder(tmp_path: Path
     first = make_run_logger(["csv"], tmp_path)
     first.log({"a": 1.0})
     second = make_run_logger(["jsonl", "csv"], tmp_path)
-    second.go_on_from(first.position())
+    second.resume_from(first.position())
     second.log({"a": 2.0})
     for logger in (first, second):
         logger.close()
@@ -117,7 +117,7 @@ def test_wandb_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     first = make_run_logger(["wandb"], tmp_path)
     first.log({"a": 1.0})
     second = make_run_logger(["wandb"], tmp_path)
-    second.go_on_from(first.position())
+    second.resume_from(first.position())
     second.log({"a": 2.0})
     assert "id" not in started[0]
     assert (started[1]["id"], started[1]["resume"]) == ("abc", "allow")

@@ -126,7 +126,7 @@ def call(losses=lambda p: p[0] * 2, weights=None, **settings):
         (
             lambda: call(weights=lambda losses: losses),
             TypeError,
-            r"weights is of type function, which does not tell its parameters; give them as upper=",
+            r"weights is of type function, whose parameters are not known; give them as upper=",
         ),
         (
             lambda: call(upper=[torch.ones(2)]),

@@ -377,7 +377,7 @@ def test_going_back_takes_the_lower_problem_alone() -> None:
     start = torch.tensor([0.3, -0.4], dtype=torch.float64)
     now, end = upper.w.detach().clone(), lower.w.detach().clone()
     with Rollouts(lower_view(engine.lower), [other.w]) as rollouts:
-        rollouts.go_back()
+        rollouts.restore_start()
         assert torch.equal(lower.w, start)
         assert torch.equal(upper.w, now)
     assert torch.equal(lower.w, end)

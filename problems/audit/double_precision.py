@@ -1,4 +1,4 @@
-"""A program in double precision for a while, to judge what it computes in its own."""
+"""A context in which a program computes in double precision, for reference values."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def as_double(value: Any) -> Any:
 
 
 @contextmanager
-def in_double(problem: Problem) -> Iterator[None]:
-    """Inside, the problem and all its peers have parameters, buffers, optimizer state and recorded
-    steps in double precision; afterwards the very tensors they had before.
+def double_precision(problem: Problem) -> Iterator[None]:
+    """Convert parameters, buffers, optimizer state and recorded steps of the problem and all its
+    peers to double precision inside; restore the original tensors afterwards.
 
-    Graphs kept of earlier steps are given up: a parameter that has changed its type for a while is
-    no longer found in them.
+    Kept graphs of earlier steps are released: they no longer contain a parameter whose type has
+    changed.
     """
     everyone = [problem, *problem.position.peers.values()]
     for one in everyone:
@@ -93,9 +93,9 @@ def _doubled(trajectory: Trajectory) -> Trajectory:
                 share={p: as_double(t) for p, t in update.share.items()},
             )
         )
-    copy.taken, copy.left, copy.all_skipped = (
+    copy.taken, copy.skipped, copy.all_skipped = (
         trajectory.taken,
-        trajectory.left,
+        trajectory.skipped,
         trajectory.all_skipped,
     )
     return copy
@@ -113,5 +113,5 @@ def _doubled_moment(moment: OptimizerMoment) -> OptimizerMoment:
 
 
 def has_double(device: torch.device) -> bool:
-    """Whether the device knows double precision."""
+    """Return whether the device supports double precision."""
     return device.type != "mps"

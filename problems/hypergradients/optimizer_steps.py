@@ -1,4 +1,4 @@
-"""Refusing lower problems whose steps are not their optimizer's."""
+"""Check that the steps of a lower problem are those of its optimizer."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from ..unrolling import OptimizerStep
 
 
 def require_optimizer_steps(step: OptimizerStep, asked: str, instead: str) -> None:
-    """Refuse a problem that steps by itself, and warn of callbacks that change its steps.
+    """Refuse a problem with ``custom_optimizer_step``, and warn of callbacks that change steps.
 
     Args:
-        step: How the lower problem takes its steps.
-        asked: What was asked of it.
-        instead: What to choose instead.
+        step: The optimizer step of the lower problem.
+        asked: The requested method, for messages.
+        instead: What to choose instead, for messages.
 
     Raises:
-        ConfigurationError: When its steps are not those of a torch optimizer.
+        ConfigurationError: When the steps are not those of a torch optimizer.
     """
     if step.optimizer is None or step.is_custom:
         raise ConfigurationError(
@@ -26,7 +26,7 @@ def require_optimizer_steps(step: OptimizerStep, asked: str, instead: str) -> No
         )
     for name in step.callbacks:
         warnings.warn(
-            f"{name} changes the steps of problem {step.name!r} in a way {asked} cannot see; it "
-            "goes on as if it did nothing.",
+            f"{name} changes the steps of problem {step.name!r} in a way {asked} cannot see; its "
+            "effect is ignored.",
             stacklevel=2,
         )
