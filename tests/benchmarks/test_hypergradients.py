@@ -56,6 +56,7 @@ def test_small_tasks_are_measured_and_written(run_script, tmp_path):
     check_ridge(ridge)
 
 
+@pytest.mark.slow
 def test_ridge_is_measured_and_a_broken_peer_has_a_row_with_its_error(
     run_script, tmp_path, monkeypatch
 ):

@@ -15,6 +15,7 @@ def summary(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_leaves_summary_table_and_figures(run_script, tmp_path):
     asked = ("--method", "pseudo_label", "--divergence", "js", "--out", "here")
     done = run_script(SCRIPT, *TINY, *asked)

@@ -157,7 +157,7 @@ def test_a_choice_and_an_override_are_refused_together() -> None:
     engine = program(Own)
     assert len(list(engine.classifier.meta_trainable_parameters())) == 2
     with pytest.raises(
-        ConfigurationError, match=r"'classifier' defines meta_trainable_parameters and has .*twice"
+        ConfigurationError, match=r"'classifier' defines meta_trainable_parameters .*both select"
     ):
         program(Own, config=Config(hypergradient_parameters=("4",)))
 

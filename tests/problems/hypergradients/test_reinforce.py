@@ -96,10 +96,10 @@ def exact_gradient():
 
 
 METHODS = {
-    "none": (Reinforce(baseline="none", samples=1), 600),
-    "none, two runs": (Reinforce(baseline="none", samples=2), 400),
-    "start": (Reinforce(baseline="start", samples=1), 600),
-    "leave one out": (Reinforce(samples=4), 200),
+    "none": (Reinforce(baseline="none", samples=1), 400),
+    "none, two runs": (Reinforce(baseline="none", samples=2), 250),
+    "start": (Reinforce(baseline="start", samples=1), 400),
+    "leave one out": (Reinforce(samples=4), 120),
 }
 
 
