@@ -55,6 +55,10 @@ class LowerProblem(RecordedLoss, Repeatable, Protocol):
     def has_problems_below(self) -> bool:
         """Whether it differentiates through other problems itself."""
 
+    def as_given(self) -> LowerProblem:
+        """Return the same problem with its losses as it computes them, also where the optimizer
+        maximises them; for methods that differentiate the optimizer's steps."""
+
     @property
     def paths(self) -> Sequence[tuple[str, ...]]:
         """Hypergradient paths through it: names of problems, from the upper problem down and back
@@ -162,9 +166,12 @@ class Hypergradient(ABC):
 
     Attributes:
         zeroth_order: Whether it measures the upper loss instead of taking its gradient.
+        follows_optimizer: Whether it differentiates or repeats the optimizer's steps, and so
+            allows parameter groups of which some minimise the loss and some maximise it.
     """
 
     zeroth_order: ClassVar[bool] = False
+    follows_optimizer: ClassVar[bool] = False
 
     @abstractmethod
     def vjp(

@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -75,6 +76,8 @@ class Unroll(Hypergradient):
     """
 
     steps: int | None = None
+    follows_optimizer: ClassVar[bool] = True
+
     product: str = "exact"
     alpha: float | None = None
     memory: str = "flat"
@@ -158,6 +161,7 @@ class Unroll(Hypergradient):
     def vjp(
         self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
+        lower = lower.as_given()
         require_recorded(lower)
         updates = list(lower.trajectory.updates)
         with lower.evaluation(

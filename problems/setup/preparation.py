@@ -15,7 +15,7 @@ from ..hypergradients.parameter_selection import chosen_parameters
 from ..hypergradients.unroll import Unroll
 from ..problem import Problem
 from ..references import require_known_references
-from ..step.lower_view import lower_view
+from ..step.lower_view import lower_view, sign_of_loss
 
 
 def prepare(
@@ -80,6 +80,8 @@ def check_hypergradients(problem: Problem) -> None:
     for path in problem.paths:
         for lower in path[1:-1]:
             lower.hypergradient.check(lower_view(lower))
+            if not lower.hypergradient.follows_optimizer:
+                sign_of_loss(lower)
             prepare_recording(lower)
 
 
