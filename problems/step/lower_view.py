@@ -42,8 +42,8 @@ def sign_of_loss(problem: Problem) -> float:
         raise ConfigurationError(
             f"The optimizer of problem {problem.name!r} maximises the loss in some parameter "
             f"groups and minimises it in others; {type(problem.hypergradient).__name__} "
-            "differentiates the solution of one problem. Use Config(type='unroll'), which follows the "
-            "steps of each group, or give all groups the same maximize."
+            "differentiates the solution of one problem. Use Config(type='unroll'), which "
+            "follows the steps of each group, or give all groups the same maximize."
         )
     return -1.0 if True in maximised else 1.0
 
