@@ -203,6 +203,18 @@ class Hypergradient(ABC):
         del lower
         return Recording()
 
+    def sees_settings(self, lower: LowerProblem) -> bool:
+        """Return whether learned optimizer settings of the problem get a hypergradient. ``False``
+        by default."""
+        del lower
+        return False
+
+    def sees_start(self, lower: LowerProblem) -> bool:
+        """Return whether a learned start of the problem's loops gets a hypergradient. ``False`` by
+        default."""
+        del lower
+        return False
+
     def takes_first_derivatives(self, lower: LowerProblem) -> bool:
         """Return whether the method needs only losses and ``lower.gradients``: no second
         derivatives and no forward mode. It then supports parameters sharded over processes, with

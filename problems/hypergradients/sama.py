@@ -88,6 +88,9 @@ class SAMA(Hypergradient):
             parameters=exact, optimizer=exact or not isinstance(step.optimizer, torch.optim.SGD)
         )
 
+    def sees_settings(self, lower: LowerProblem) -> bool:
+        return self._is_exact(lower.optimizer_step)
+
     def takes_first_derivatives(self, lower: LowerProblem) -> bool:
         return not self._is_exact(lower.optimizer_step)
 

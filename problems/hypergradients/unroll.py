@@ -106,6 +106,13 @@ class Unroll(Hypergradient):
         """Length of the displacement: ``alpha``, or the default of the product."""
         return ALPHA.get(self.product, 3e-3) if self.alpha is None else self.alpha
 
+    def sees_settings(self, lower: LowerProblem) -> bool:
+        del lower
+        return True
+
+    def sees_start(self, lower: LowerProblem) -> bool:
+        return self.steps is None or self.steps >= lower.optimizer_step.per_loop
+
     def recording(self, lower: LowerProblem) -> Recording:
         step = lower.optimizer_step
         updates = step.per_loop
