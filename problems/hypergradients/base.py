@@ -55,6 +55,10 @@ class LowerProblem(RecordedLoss, Repeatable, Protocol):
     def has_problems_below(self) -> bool:
         """Whether it differentiates through other problems itself."""
 
+    def as_given(self) -> LowerProblem:
+        """Return the same problem with its losses as it computes them, also where the optimizer
+        maximises them; for methods that differentiate the optimizer's steps."""
+
     @property
     def paths(self) -> Sequence[tuple[str, ...]]:
         """Hypergradient paths through it: names of problems, from the upper problem down and back
@@ -162,9 +166,12 @@ class Hypergradient(ABC):
 
     Attributes:
         zeroth_order: Whether it measures the upper loss instead of taking its gradient.
+        follows_optimizer: Whether it differentiates or repeats the optimizer's steps, and so
+            allows parameter groups of which some minimise the loss and some maximise it.
     """
 
     zeroth_order: ClassVar[bool] = False
+    follows_optimizer: ClassVar[bool] = False
 
     @abstractmethod
     def vjp(
@@ -195,6 +202,18 @@ class Hypergradient(ABC):
         """Return what to record of the problem's steps; by default the batches of the last one."""
         del lower
         return Recording()
+
+    def sees_settings(self, lower: LowerProblem) -> bool:
+        """Return whether learned optimizer settings of the problem get a hypergradient. ``False``
+        by default."""
+        del lower
+        return False
+
+    def sees_start(self, lower: LowerProblem) -> bool:
+        """Return whether a learned start of the problem's loops gets a hypergradient. ``False`` by
+        default."""
+        del lower
+        return False
 
     def takes_first_derivatives(self, lower: LowerProblem) -> bool:
         """Return whether the method needs only losses and ``lower.gradients``: no second

@@ -190,7 +190,8 @@ def _one_sided(
             "through an Engine, which asks the hypergradient what to record."
         )
     steps = update.steps
-    left = [s.losses for s in steps if s.losses is not None and sample.is_the_loss]
+    recorded = [sample.recorded(step) for step in steps] if sample.is_the_loss else []
+    left = [losses for losses in recorded if losses is not None]
     complete = len(left) == len(steps)
     with torch.no_grad(), vectors.Displacement(update.start):
         if complete and same_precision:

@@ -88,6 +88,9 @@ class SAMA(Hypergradient):
             parameters=exact, optimizer=exact or not isinstance(step.optimizer, torch.optim.SGD)
         )
 
+    def sees_settings(self, lower: LowerProblem) -> bool:
+        return self._is_exact(lower.optimizer_step)
+
     def takes_first_derivatives(self, lower: LowerProblem) -> bool:
         return not self._is_exact(lower.optimizer_step)
 
@@ -106,6 +109,8 @@ class SAMA(Hypergradient):
         step = lower.optimizer_step
         through_settings: list[Tensor] | None = None
         if self._is_exact(step):
+            # The adjoint knows the direction of the step.
+            lower = lower.as_given()
             adjoint = step_adjoint(lower, vector, upper_parameters)
             vector = exact_preconditioned(lower, adjoint)
             through_settings = adjoint.upper_parameters if step.has_learned_settings else None
@@ -158,11 +163,16 @@ def adam_preconditioned(lower: LowerProblem, vector: Sequence[Tensor]) -> list[T
     gradients = clipped(step, moment, moment.gradients)
     with step.whole_state() as state:
         return [
-            v * adam_jacobian(groups[p], state[p], gradients[p])
+            v * adam_jacobian(groups[p], state[p], _minimised(groups[p], gradients[p]))
             if p in gradients
             else torch.zeros_like(v)
             for p, v in zip(lower.weights, vector, strict=True)
         ]
+
+
+def _minimised(group: Mapping[str, Any], gradient: Tensor) -> Tensor:
+    """Return the gradient of the loss that a parameter group minimises."""
+    return -gradient if group["maximize"] else gradient
 
 
 def adam_jacobian(

@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -75,6 +76,8 @@ class Unroll(Hypergradient):
     """
 
     steps: int | None = None
+    follows_optimizer: ClassVar[bool] = True
+
     product: str = "exact"
     alpha: float | None = None
     memory: str = "flat"
@@ -102,6 +105,13 @@ class Unroll(Hypergradient):
     def length(self) -> float:
         """Length of the displacement: ``alpha``, or the default of the product."""
         return ALPHA.get(self.product, 3e-3) if self.alpha is None else self.alpha
+
+    def sees_settings(self, lower: LowerProblem) -> bool:
+        del lower
+        return True
+
+    def sees_start(self, lower: LowerProblem) -> bool:
+        return self.steps is None or self.steps >= lower.optimizer_step.per_loop
 
     def recording(self, lower: LowerProblem) -> Recording:
         step = lower.optimizer_step
@@ -158,6 +168,7 @@ class Unroll(Hypergradient):
     def vjp(
         self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
+        lower = lower.as_given()
         require_recorded(lower)
         updates = list(lower.trajectory.updates)
         with lower.evaluation(

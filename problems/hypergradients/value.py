@@ -32,6 +32,7 @@ class ValueHypergradient(Hypergradient):
     """
 
     zeroth_order = True
+    follows_optimizer = True
 
     @abstractmethod
     def estimate(

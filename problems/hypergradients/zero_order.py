@@ -73,6 +73,14 @@ class ZeroOrder(ValueHypergradient):
         del lower
         return True
 
+    def sees_settings(self, lower: LowerProblem) -> bool:
+        del lower
+        return True
+
+    def sees_start(self, lower: LowerProblem) -> bool:
+        del lower
+        return True
+
     def estimate(
         self, lower: LowerProblem, value: Callable[[], Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:

@@ -30,6 +30,9 @@ class SampleLoss(Protocol):
                 constants, and its buffers do not change.
         """
 
+    def recorded(self, step: RecordedStep) -> Tensor | None:
+        """Return ``l`` as the training step computed it; ``None`` if it was not recorded."""
+
     def weights(self, losses: Tensor, step: RecordedStep) -> Tensor:
         """Return ``V(l; θ)``, shape (B,), for sample losses of shape (B,) without a graph."""
 
@@ -61,7 +64,8 @@ class RecordedLoss(Protocol):
     def loss(self, step: RecordedStep, instead: Mapping[Tensor, Tensor] | None = None) -> Tensor:
         """Return the loss of a recorded micro-batch at the present parameters, a 0-dim tensor.
 
-        It draws the random numbers of the step.
+        It is the loss that is minimised, negated where the optimizer maximises. It draws the
+        random numbers of the step.
 
         Args:
             step: The micro-batch.

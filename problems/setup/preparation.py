@@ -8,14 +8,13 @@ import torch
 
 from ..base.errors import ConfigurationError, GraphError
 from ..data.loaders import BatchSource
-from ..data.validation import (
-    require_batches,
-)
+from ..data.validation import require_batches
 from ..hypergradients.parameter_selection import chosen_parameters
 from ..hypergradients.unroll import Unroll
 from ..problem import Problem
 from ..references import require_known_references
-from ..step.lower_view import lower_view
+from ..step.lower_view import lower_view, sign_of_loss
+from ..unrolling import owns_settings, owns_start
 
 
 def prepare(
@@ -80,7 +79,29 @@ def check_hypergradients(problem: Problem) -> None:
     for path in problem.paths:
         for lower in path[1:-1]:
             lower.hypergradient.check(lower_view(lower))
+            if not lower.hypergradient.follows_optimizer:
+                sign_of_loss(lower)
+            _require_seen(lower)
             prepare_recording(lower)
+
+
+def _require_seen(lower: Problem) -> None:
+    """Refuse what an upper problem would learn without ever getting a hypergradient for it."""
+    method, view = lower.hypergradient, lower_view(lower)
+    name = type(method).__name__
+    if owns_settings(lower) and not method.sees_settings(view):
+        raise GraphError(
+            f"Problem {lower.name!r} defines learned_settings, but {name} gives settings of the "
+            "optimizer no hypergradient, so that they would never be learned. Use "
+            "Config(type='unroll'), 't1t2', 'zero_order' or SAMA(preconditioner='exact') for "
+            f"{lower.name!r}, or remove learned_settings."
+        )
+    if owns_start(lower) and not method.sees_start(view):
+        raise GraphError(
+            f"Problem {lower.name!r} defines initial_parameters, but {name} gives the start of a "
+            "loop no hypergradient, so that it would never be learned. Use Config(type='unroll') "
+            f"or 'zero_order' for {lower.name!r}, or remove initial_parameters."
+        )
 
 
 def prepare_recording(problem: Problem) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import vectors
+from ..base.errors import ConfigurationError
 from ..base.loss import loss_of
 from ..hypergradients.base import LowerProblem
 from ..kernels.activation_reuse import ReusableActivations
@@ -28,17 +29,47 @@ def lower_view(problem: Problem) -> LowerProblem:
     return LowerView(problem)
 
 
+def sign_of_loss(problem: Problem) -> float:
+    """Return -1 where the optimizer of ``problem`` maximises its loss, else 1.
+
+    Raises:
+        ConfigurationError: When it maximises in some parameter groups only.
+    """
+    optimizer: Any = problem.optimizer
+    groups = [] if optimizer is None else optimizer.param_groups
+    maximised = {bool(group.get("maximize", False)) for group in groups if group["params"]}
+    if len(maximised) > 1:
+        raise ConfigurationError(
+            f"The optimizer of problem {problem.name!r} maximises the loss in some parameter "
+            f"groups and minimises it in others; {type(problem.hypergradient).__name__} "
+            "differentiates the solution of one problem. Use Config(type='unroll'), which "
+            "follows the steps of each group, or give all groups the same maximize."
+        )
+    return -1.0 if True in maximised else 1.0
+
+
 class LowerView:
     """A :class:`~metaweight.problems.hypergradients.base.LowerProblem` for a problem.
 
     It stores only the problem, so it is cheap to make and always up to date.
     """
 
-    __slots__ = ("_own", "_problem")
+    __slots__ = ("_own", "_problem", "_sign")
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, sign: float | None = None) -> None:
         self._problem = problem
         self._own: set[int] | None = None
+        self._sign = sign
+
+    @property
+    def sign(self) -> float:
+        """What the loss is multiplied by: -1 where the optimizer maximises it, else 1."""
+        if self._sign is None:
+            self._sign = sign_of_loss(self._problem)
+        return self._sign
+
+    def as_given(self) -> LowerProblem:
+        return LowerView(self._problem, 1.0)
 
     @property
     def name(self) -> str:
@@ -59,7 +90,9 @@ class LowerView:
     @property
     def sample_loss(self) -> SampleLossView | None:
         problem = self._problem
-        return SampleLossView(problem) if isinstance(problem, ReweightedProblem) else None
+        if not isinstance(problem, ReweightedProblem):
+            return None
+        return SampleLossView(problem, self.sign)
 
     @property
     def optimizer_step(self) -> OptimizerStepView:
@@ -96,9 +129,9 @@ class LowerView:
     def loss(self, step: RecordedStep, instead: Mapping[Tensor, Tensor] | None = None) -> Tensor:
         step.random.restore()
         if instead is None:
-            return self._loss_of(step.batch)
+            return _signed(self._loss_of(step.batch), self.sign)
         network = _BatchFunction(self._problem.module, self._loss_of)
-        return _call_with(network, instead, step.batch)
+        return _signed(_call_with(network, instead, step.batch), self.sign)
 
     def evaluate(self, step: RecordedStep) -> tuple[Tensor, Mapping[str, Any]]:
         step.random.restore()
@@ -150,10 +183,11 @@ class LowerView:
 class SampleLossView:
     """The declared sample losses and weights of a problem."""
 
-    __slots__ = ("_problem",)
+    __slots__ = ("_problem", "_sign")
 
-    def __init__(self, problem: ReweightedProblem) -> None:
+    def __init__(self, problem: ReweightedProblem, sign: float) -> None:
         self._problem = problem
+        self._sign = sign
 
     @property
     def is_the_loss(self) -> bool:
@@ -163,13 +197,16 @@ class SampleLossView:
         step.random.restore()
         problem = self._problem
         if instead is None:
-            return problem.checked_losses(step.batch)
+            return _signed(problem.checked_losses(step.batch), self._sign)
         network = _BatchFunction(problem.module, problem.checked_losses)
         constants = {p: p.detach() for p in problem.module.parameters()}
-        return _call_with(network, {**constants, **instead}, step.batch)
+        return _signed(_call_with(network, {**constants, **instead}, step.batch), self._sign)
+
+    def recorded(self, step: RecordedStep) -> Tensor | None:
+        return None if step.losses is None else _signed(step.losses, self._sign)
 
     def weights(self, losses: Tensor, step: RecordedStep) -> Tensor:
-        return self._problem.checked_weights(losses, step.batch)
+        return self._problem.checked_weights(_signed(losses, self._sign), step.batch)
 
 
 class OptimizerStepView:
@@ -256,6 +293,10 @@ class _BatchFunction(nn.Module):
     def forward(self, batch: Any) -> Tensor:
         found: Tensor = self._function(batch)
         return found
+
+
+def _signed(loss: Tensor, sign: float) -> Tensor:
+    return loss if sign == 1.0 else -loss
 
 
 def _call_with(network: _BatchFunction, instead: Mapping[Tensor, Tensor], batch: Any) -> Tensor:
