@@ -6,17 +6,17 @@ from operator import is_
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..base.errors import LossError
 from ..base.graph_neighbours import versions_around
-from ..base.loss import Evaluated
 from ..base.step_result import StepResult
 from ..kernels.twice_differentiable import differentiable_twice
 from ..partial_hypergradient import is_partial, others_frozen
 from ..problem import Problem
 from ..recording.trajectory import GradientGraph
 from ..state.buffers import preserved_buffers
+from ..state.swapped_tensors import swapped
 from .finiteness import finite_gradient
 from .graph_buffers import buffers_of_others
 from .paths import hypergradient, require_used
@@ -88,11 +88,10 @@ def _with_graph(problem: Problem, batch: Any) -> StepResult:
     optimizer step."""
     own = [p for p in problem.trainable_parameters() if p.requires_grad]
     copies = {p: p.detach().clone().requires_grad_() for p in own}
-    names = {
-        f"module.{name}": copies[p] for name, p in problem.module.named_parameters() if p in copies
-    }
+    instead = {p: copies[p] for p in problem.module.parameters() if p in copies}
     with differentiable_twice():
-        evaluated = torch.func.functional_call(_Evaluation(problem), names, (batch,))
+        with swapped(problem.module, instead):
+            evaluated = problem.evaluate(batch)
         loss = evaluated.loss
         _require_graph(problem, loss)
         look_for_dependence(problem, loss)
@@ -107,18 +106,6 @@ def _with_graph(problem: Problem, batch: Any) -> StepResult:
         factor = problem.scaler.scale(loss.new_full((), factor))
     _add_gradients(own, [None if g is None else g.detach() * factor for g in gradients])
     return StepResult(*evaluated)
-
-
-class _Evaluation(nn.Module):
-    """A problem's loss as a module, for a functional call."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__()
-        self.module = problem.module
-        self._evaluate = problem.evaluate
-
-    def forward(self, batch: Any) -> Evaluated:
-        return self._evaluate(batch)
 
 
 def _add_gradients(parameters: list[Tensor], gradients: list[Tensor | None]) -> None:

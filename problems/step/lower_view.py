@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..problem import Problem
 from ..products.evaluation import Evaluation
 from ..recording.trajectory import RecordedStep, Trajectory
 from ..reweighted import ReweightedProblem
+from ..state.swapped_tensors import swapped
 from ..unrolling import owns_settings, owns_start, settings_per_group, start_of_loop
 from .graph_buffers import buffers_of_all
 
@@ -130,8 +131,8 @@ class LowerView:
         step.random.restore()
         if instead is None:
             return _signed(self._loss_of(step.batch), self.sign)
-        network = _BatchFunction(self._problem.module, self._loss_of)
-        return _signed(_call_with(network, instead, step.batch), self.sign)
+        with _swapped_with_buffers(self._problem.module, instead):
+            return _signed(self._loss_of(step.batch), self.sign)
 
     def evaluate(self, step: RecordedStep) -> tuple[Tensor, Mapping[str, Any]]:
         step.random.restore()
@@ -198,9 +199,9 @@ class SampleLossView:
         problem = self._problem
         if instead is None:
             return _signed(problem.checked_losses(step.batch), self._sign)
-        network = _BatchFunction(problem.module, problem.checked_losses)
         constants = {p: p.detach() for p in problem.module.parameters()}
-        return _signed(_call_with(network, {**constants, **instead}, step.batch), self._sign)
+        with _swapped_with_buffers(problem.module, {**constants, **instead}):
+            return _signed(problem.checked_losses(step.batch), self._sign)
 
     def recorded(self, step: RecordedStep) -> Tensor | None:
         return None if step.losses is None else _signed(step.losses, self._sign)
@@ -282,27 +283,13 @@ class OptimizerStepView:
         self._problem.step_state.processes.average_gradients(self._problem)
 
 
-class _BatchFunction(nn.Module):
-    """A function of a batch and the network it uses, as a module for ``functional_call``."""
-
-    def __init__(self, network: nn.Module, function: Any) -> None:
-        super().__init__()
-        self.network = network
-        self._function = function
-
-    def forward(self, batch: Any) -> Tensor:
-        found: Tensor = self._function(batch)
-        return found
-
-
 def _signed(loss: Tensor, sign: float) -> Tensor:
     return loss if sign == 1.0 else -loss
 
 
-def _call_with(network: _BatchFunction, instead: Mapping[Tensor, Tensor], batch: Any) -> Tensor:
-    """Call with other tensors instead of parameters, and with copies of buffers."""
-    names = {id(p): name for name, p in network.named_parameters()}
-    tensors = {names[id(p)]: tensor for p, tensor in instead.items()}
-    tensors |= {name: b.clone() for name, b in network.named_buffers()}
-    found: Tensor = torch.func.functional_call(network, tensors, (batch,))
-    return found
+def _swapped_with_buffers(
+    network: nn.Module, instead: Mapping[Tensor, Tensor]
+) -> AbstractContextManager[None]:
+    """Replace parameters by other tensors, and buffers by copies."""
+    copies = {buffer: buffer.clone() for buffer in network.buffers()}
+    return swapped(network, {**copies, **instead})
