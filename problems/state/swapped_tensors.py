@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ def swapped(network: nn.Module, instead: Mapping[Tensor, Tensor]) -> Iterator[No
     Raises:
         ConfigurationError: When the network holds one of them nowhere.
     """
-    slots = [
+    slots: list[tuple[dict[str, Any], str, Tensor]] = [
         (tensors, name, tensor)
         for module in network.modules()
         for tensors in (module._parameters, module._buffers)
