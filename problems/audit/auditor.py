@@ -77,6 +77,8 @@ class Auditor(Hypergradient):
         case = Case(
             problem=lower.name,
             method=type(method).__name__,
+            status=product.status,
+            solve=method.converged_solve(),
             approximation=method.approximation(lower),
             is_halved=self._is_halved(),
             steps=len(lower.trajectory.updates),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import vectors
-from ..base.errors import MetaweightError
+from ..base.errors import HypergradientError, MetaweightError
 from ..hypergradients.base import Approximation, Hypergradient, LowerProblem
 from ..hypergradients.finite_difference import FiniteDifference
 from ..hypergradients.unroll import Unroll
@@ -33,8 +33,10 @@ class References:
 
     converged: list[Tensor]
     unrolled: list[Tensor] | None
-    same_alpha: list[Tensor] | None
-    """The product with the method's own displacement, in double precision."""
+    no_solve: str
+    """Why the method's linear system has no converged solution; else empty."""
+    as_configured: list[Tensor] | None
+    """The product of the method as it is configured, in double precision."""
     eval_error: list[Tensor] | None
     """The displacement's error with batch norm and dropout in evaluation mode."""
     detached: Agreement | None
@@ -74,17 +76,35 @@ class Comparison:
         approximation = self._approximation
         with _double_where_possible(self._problem, self._lower):
             if approximation is None:
-                return References(
-                    self._values(self._method), self._unrolled(), None, None, None, repeatable
-                )
+                return self._solved(repeatable)
             return References(
                 converged=self._values(approximation.with_alpha(CONVERGED)),
                 unrolled=self._unrolled(),
-                same_alpha=self._values(approximation.with_alpha(approximation.alpha)),
+                no_solve="",
+                as_configured=self._values(approximation.with_alpha(approximation.alpha)),
                 eval_error=self._error_in_eval_mode(approximation),
                 detached=self._effect_of_detach() if approximation.moves_detached else None,
                 repeatable=repeatable,
             )
+
+    def _solved(self, repeatable: bool) -> References:
+        """Return the references of a method without a displacement."""
+        own, solve, no_solve = self._values(self._method), self._method.converged_solve(), ""
+        converged = own
+        if solve is not None:
+            try:
+                converged = self._values(solve.method)
+            except HypergradientError as error:
+                no_solve = str(error)
+        return References(
+            converged=converged,
+            unrolled=self._unrolled(),
+            no_solve=no_solve,
+            as_configured=own,
+            eval_error=None,
+            detached=None,
+            repeatable=repeatable,
+        )
 
     def _values(self, method: Hypergradient) -> list[Tensor]:
         found = method.vjp(self._lower, self._fitting_vector(), self._wanted).values

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..base import vectors
-from ..hypergradients.base import Approximation
+from ..hypergradients.base import Approximation, ConvergedSolve, Status
 from .comparison import References
 from .report import Agreement, HypergradientReport, agreement
 
@@ -22,12 +22,16 @@ class Case:
         problem: Name of the lower problem.
         method: Class name of its hypergradient.
         approximation: How the method approximates derivatives, if it does.
+        status: How the product was computed.
+        solve: The method with its linear solve converged, if it solves a system.
         is_halved: Whether the problem computes in half precision.
         steps: Number of recorded optimizer steps.
     """
 
     problem: str
     method: str
+    status: Status
+    solve: ConvergedSolve | None
     approximation: Approximation | None
     is_halved: bool
     steps: int
@@ -51,7 +55,8 @@ def diagnose(
         *_numerical(case, converged, references, tolerance),
         *_structural(case, exact, references, tolerance),
     ]
-    return HypergradientReport(case.problem, case.method, converged, exact, tuple(advice))
+    found = "" if case.solve is None else case.status.describe()
+    return HypergradientReport(case.problem, case.method, converged, exact, tuple(advice), found)
 
 
 def _numerical(
@@ -69,18 +74,25 @@ def _numerical(
             "the same random state: it draws dropout or noise from a generator of its own, or "
             "keeps state. Draw from torch's, NumPy's or Python's global generator."
         )
+    elif references.no_solve:
+        yield (
+            f"The linear system of {case.method} has no converged solution to compare with "
+            f"({_residual(case.status)}): {references.no_solve}"
+        )
     elif converged.relative_error > tolerance:
         yield _blame(case, converged.relative_error, references, tolerance)
 
 
 def _blame(case: Case, error: float, references: References, tolerance: float) -> str:
     approximation = case.approximation
-    if approximation is None or references.same_alpha is None:
+    if references.as_configured is None:
         return _blame_precision(case, error, 0.0)
-    left = vectors.add(references.same_alpha, references.converged, alpha=-1.0)
+    left = vectors.add(references.as_configured, references.converged, alpha=-1.0)
     double = _length(left) / max(_length(references.converged), 1e-300)
     if double <= max(tolerance, 0.3 * error):
         return _blame_precision(case, error, double)
+    if approximation is None:
+        return _blame_solve(case, double)
     setting = f"{approximation.setting}={approximation.alpha:g}"
     if references.eval_error is not None and _length(references.eval_error) <= 0.1 * _length(left):
         return (
@@ -91,6 +103,20 @@ def _blame(case: Case, error: float, references: References, tolerance: float) -
         f"The displacement {setting} is too large for this loss (relative error {double:.2g} "
         "even in double precision): shorten it."
     )
+
+
+def _blame_solve(case: Case, error: float) -> str:
+    remedy = "" if case.solve is None else f": {case.solve.remedy}"
+    return (
+        f"The linear solve of {case.method} has not converged ({_residual(case.status)}; relative "
+        f"error {error:.2g} of the hypergradient){remedy}."
+    )
+
+
+def _residual(status: Status) -> str:
+    if status.residual is None:
+        return f"{status.iterations} iterations"
+    return f"residual {float(status.residual):.2g} after {status.iterations} iterations"
 
 
 def _blame_precision(case: Case, error: float, double: float) -> str:
@@ -120,7 +146,8 @@ def _structural(
             f"{apart.norm_ratio:.3g}): derive the problem from ReweightedProblem, or use "
             "Config(type='unroll')."
         )
-    if unrolled is not None and unrolled.cosine < 0.9:
+    # A method that solves a system differentiates the solution, not the steps towards it.
+    if case.solve is None and unrolled is not None and unrolled.cosine < 0.9:
         yield (
             "Its direction is not that of the exact derivative through the last "
             f"{case.steps} optimizer steps (cosine "

@@ -41,6 +41,7 @@ class HypergradientReport:
         converged: Agreement with the same method in double precision with a short displacement.
         unrolled: Agreement with the exact derivative through the recorded steps, if it exists.
         advice: Causes of errors and what to change, in words; empty if no error was found.
+        found: How a linear solve went, with its residual; empty for other methods.
     """
 
     problem: str
@@ -48,6 +49,7 @@ class HypergradientReport:
     converged: Agreement
     unrolled: Agreement | None
     advice: tuple[str, ...]
+    found: str = ""
 
     @property
     def trustworthy(self) -> bool:
@@ -59,6 +61,8 @@ class HypergradientReport:
             f"Hypergradient of {self.method} through problem {self.problem!r}",
             f"  against itself in double precision, converged: {self.converged}",
         ]
+        if self.found:
+            lines.append(f"  found by {self.found}")
         if self.unrolled is not None:
             lines.append(f"  against the exact unrolled derivative: {self.unrolled}")
         lines += [f"  - {sentence}" for sentence in self.advice] or ["  nothing to blame"]

@@ -147,6 +147,19 @@ class Product(NamedTuple):
     status: Status
 
 
+class ConvergedSolve(NamedTuple):
+    """A method that takes the linear solve of another to convergence; read by
+    ``engine.check_hypergradient()``.
+
+    Attributes:
+        method: The method to compare with.
+        remedy: What to change for a smaller residual.
+    """
+
+    method: Hypergradient
+    remedy: str
+
+
 class Hypergradient(ABC):
     """An algorithm that differentiates through a lower problem.
 
@@ -225,6 +238,10 @@ class Hypergradient(ABC):
     def approximation(self, lower: LowerProblem) -> Approximation | None:
         """Return how the method approximates derivatives; ``None`` if it computes them exactly."""
         del lower
+        return None
+
+    def converged_solve(self) -> ConvergedSolve | None:
+        """Return the method with its linear solve converged; ``None`` if it solves no system."""
         return None
 
     def check(self, lower: LowerProblem) -> None:

@@ -25,7 +25,7 @@ from ..base.errors import HypergradientError
 from ..base.settings import require_count, require_number
 from ..products.curvature import curvature
 from ..products.linear_system import LinearSystem
-from .base import Hypergradient, LowerProblem, Product, Status, require_finite
+from .base import ConvergedSolve, Hypergradient, LowerProblem, Product, Status, require_finite
 
 Operator = Callable[[Sequence[Tensor]], list[Tensor]]
 
@@ -85,6 +85,9 @@ class ConjugateGradient(Hypergradient):
             Status("ConjugateGradient", iterations=solve.iterations, residual=answer.residual),
         )
 
+    def converged_solve(self) -> ConvergedSolve:
+        return solve_to_convergence(self.damping, "raise iterations (Config(cg_iterations=...))")
+
     def _not_positive(self, lower: LowerProblem, found: float) -> HypergradientError:
         return HypergradientError(
             f"{self} met a direction of curvature {found:.3g} in the Hessian of problem "
@@ -92,6 +95,13 @@ class ConjugateGradient(Hypergradient):
             f"upwards everywhere; raise damping above {self.damping + max(-found, 0.0):.3g}, or "
             "take fewer iterations. Parameters are as they were."
         )
+
+
+def solve_to_convergence(damping: float, remedy: str) -> ConvergedSolve:
+    """Return conjugate gradients that stop at a residual of 1e-10, after 500 iterations at most."""
+    return ConvergedSolve(
+        ConjugateGradient(iterations=500, damping=damping, tolerance=1e-10), remedy
+    )
 
 
 class Solve(NamedTuple):

@@ -24,7 +24,8 @@ from ..base.errors import HypergradientError
 from ..base.settings import require_count, require_number
 from ..products.curvature import curvature
 from ..products.linear_system import LinearSystem
-from .base import Hypergradient, LowerProblem, Product, Status, require_finite
+from .base import ConvergedSolve, Hypergradient, LowerProblem, Product, Status, require_finite
+from .conjugate_gradient import solve_to_convergence
 
 GROWTH = 10.0
 """The series counts as diverging when the norm of its next term is this many times the first's."""
@@ -58,6 +59,12 @@ class Neumann(Hypergradient):
         require_number("Neumann", "alpha", self.alpha, positive=True, advice=advice)
         advice = "it is added to the Hessian's eigenvalues"
         require_number("Neumann", "damping", self.damping, advice=advice)
+
+    def converged_solve(self) -> ConvergedSolve:
+        return solve_to_convergence(
+            self.damping,
+            "raise iterations (Config(neumann_iterations=...)), or alpha below its bound",
+        )
 
     def vjp(
         self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]

@@ -34,7 +34,8 @@ from ..base.errors import HypergradientError
 from ..base.settings import require_count, require_number
 from ..products.curvature import curvature
 from ..products.linear_system import LinearSystem
-from .base import Hypergradient, LowerProblem, Product, Status, require_finite
+from .base import ConvergedSolve, Hypergradient, LowerProblem, Product, Status, require_finite
+from .conjugate_gradient import solve_to_convergence
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ class Nystrom(Hypergradient):
         advice = "outside the sketch the inverse is 1 / damping"
         require_number("Nystrom", "damping", self.damping, positive=True, advice=advice)
         require_count("Nystrom", "seed", self.seed, least=0)
+
+    def converged_solve(self) -> ConvergedSolve:
+        return solve_to_convergence(self.damping, "raise rank")
 
     def vjp(
         self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]

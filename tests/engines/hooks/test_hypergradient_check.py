@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from metaweight import (
     HypergradientCheck,
     HypergradientReport,
     Neumann,
+    Nystrom,
     Product,
     Reweighting,
     Status,
@@ -40,8 +42,8 @@ def checked(kind: Any = Declared, **settings: Any) -> HypergradientReport:
         Unroll(),
         Unroll(product="finite_difference", alpha=1e-3),
         Reweighting(derivative="forward_mode"),
-        ConjugateGradient(iterations=3, damping=1.0),
-        Neumann(iterations=3, alpha=0.1),
+        ConjugateGradient(iterations=40, damping=1.0),
+        Neumann(iterations=60, alpha=0.4, damping=1.0),
     ],
     ids=["unroll", "unroll by differences", "reweighting", "cg", "neumann"],
 )
@@ -63,6 +65,40 @@ def test_a_reweighting_without_the_learning_rate_differs_by_it_alone() -> None:
     assert report.unrolled is not None
     assert report.unrolled.cosine > 0.999
     assert report.unrolled.norm_ratio == pytest.approx(1e4, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("method", "remedy"),
+    [
+        (ConjugateGradient(damping=1.0), r"cg_iterations"),
+        (Neumann(alpha=0.1, damping=1.0), r"neumann_iterations"),
+        (Nystrom(rank=1, damping=1.0), "raise rank"),
+    ],
+)
+def test_a_solve_that_has_not_converged_is_to_blame(method: Any, remedy: str) -> None:
+    """Its residual is said, and nobody is sent to another method."""
+    report = checked(config=Config(type=method))
+    (sentence,) = report.advice
+    name = type(method).__name__
+    assert re.search(rf"linear solve of {name} has not converged \(residual .*{remedy}", sentence)
+    assert f"found by {name}" in str(report)
+
+
+def test_the_reference_of_a_solve_is_the_implicit_derivative() -> None:
+    """The residual of one iteration goes with the error that the report tells."""
+    few, many = (
+        checked(config=Config(type=ConjugateGradient(iterations=n, damping=1.0))) for n in (1, 40)
+    )
+    assert few.converged.relative_error > 1e-2
+    assert many.converged.relative_error < 1e-6
+    assert many.trustworthy
+
+
+def test_a_system_without_a_solution_is_to_blame() -> None:
+    report = checked(config=Config(type=Neumann(iterations=3, alpha=0.1)))
+    (sentence,) = report.advice
+    assert "Neumann has no converged solution to compare with (residual" in sentence
+    assert "raise damping" in sentence
 
 
 class Spoiled(Hypergradient):
