@@ -114,9 +114,9 @@ def _blame_solve(case: Case, error: float) -> str:
 
 
 def _residual(status: Status) -> str:
-    if status.residual is None:
-        return f"{status.iterations} iterations"
-    return f"residual {float(status.residual):.2g} after {status.iterations} iterations"
+    after = f" after {status.iterations} iterations" if status.iterations else ""
+    residual = "unknown" if status.residual is None else f"{float(status.residual):.2g}"
+    return f"residual {residual}{after}"
 
 
 def _blame_precision(case: Case, error: float, double: float) -> str:

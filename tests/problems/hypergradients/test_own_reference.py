@@ -3,7 +3,8 @@
 With dropout 0.5 and batch norm: cosine at least 0.999 in single precision, 0.99 under bfloat16
 autocast. Betty 0.2.1 turns the sign of its central difference under dropout and falls to cosines
 of 0.27 to 0.88 under bfloat16. Differences of the loss take a displacement of 1e-3 here: at Betty's
-0.01 batch norm bends the loss of one of these programs so much that the check says so.
+0.01 batch norm bends the loss of one of these programs so much that the check says so. Linear
+solves are compared with converged ones, and go far enough to be near them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ METHODS: dict[str, tuple[Any, Any]] = {
     "sama, exact": (Plain, SAMA(alpha=1e-3, preconditioner="exact")),
     "neumann": (Plain, Neumann(iterations=3, alpha=0.1)),
     "cg": (Plain, ConjugateGradient(iterations=4, damping=1.0)),
-    "nystrom": (Plain, Nystrom(rank=5, damping=1.0)),
+    "nystrom": (Plain, Nystrom(rank=30, damping=10.0)),
     "penalty": (Plain, Penalty(steps=3)),
     "unroll": (Plain, Unroll()),
     "unroll, forward over reverse": (Plain, Unroll(product="forward_over_reverse")),
