@@ -39,7 +39,7 @@ class Processes(Reduction):
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return an empty tensor to load shards into: on the host, whole."""
-        return torch.empty(tuple(shape), dtype=dtype)
+        return torch.empty(tuple(shape), dtype=dtype, device="cpu")
 
     def require_audit(self, lower: Problem) -> None:
         """Check that a lower problem's hypergradient can be compared with exact derivatives.
@@ -223,7 +223,7 @@ def _mean_of(values: list[Any], own: Any) -> Any:
     """Return the mean of numbers or tensors, in the type of this process's value."""
     first = values[0] if own is None else own
     if isinstance(first, Tensor):
-        wide = [torch.as_tensor(v, dtype=torch.float64) for v in values]
+        wide = [torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in values]
         mean = torch.stack(wide).mean(0)
         kept = first.dtype if first.is_floating_point() else torch.get_default_dtype()
         return mean.to(dtype=kept, device=first.device)

@@ -151,7 +151,7 @@ class _DelayedNumber:
         if value.device.type != "cuda":
             self._value = value
             return
-        self._value = torch.empty((), pin_memory=True).copy_(value, non_blocking=True)
+        self._value = torch.empty((), pin_memory=True, device="cpu").copy_(value, non_blocking=True)
         self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._arrived.record()
 

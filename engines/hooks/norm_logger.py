@@ -118,7 +118,7 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return the Euclidean norm of all values together, a 0-dim tensor."""
     values = [t.coalesce()._values() if t.is_sparse else t for t in tensors]
     if not values:
-        return torch.zeros(())
+        return torch.zeros((), device="cpu")
     norms = torch._foreach_norm(shards_of(values))
     together = torch.stack([n.to(norms[0].device) for n in norms])
     return norm_over_shards(torch.linalg.vector_norm(together), values[0])

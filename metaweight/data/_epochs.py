@@ -83,6 +83,6 @@ class Epochs:
         if self._shuffle:
             order = torch.randperm(self._size, generator=self.generator, device=source).cpu()
         else:
-            order = torch.arange(self._size)
+            order = torch.arange(self._size, device="cpu")
         key = torch.randint(2**63 - 1, (), generator=self.generator, device=source)
         return Epoch(order, int(key), drawn_from, 0)

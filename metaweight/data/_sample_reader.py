@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from metaweight._host import as_tensor
 from metaweight.problems import DataError
 
 from ._epochs import Epoch
@@ -108,7 +109,7 @@ class SampleReader(Dataset[Any]):
         if not self.with_indices:
             return batch
         parts = batch if isinstance(batch, (tuple, list)) else (batch,)
-        return (*parts, torch.tensor(request.positions))
+        return (*parts, as_tensor(request.positions))
 
 
 def as_it_is(batch: Any) -> Any:

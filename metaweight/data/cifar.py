@@ -12,6 +12,8 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
+from metaweight._host import as_tensor
+
 from ._unavailable import UNREADABLE, DatasetUnavailableError, download_failure
 from .labelled import LabelledTensors
 
@@ -102,5 +104,7 @@ def _known_warnings_silenced() -> Iterator[None]:
 
 def _as_tensors(dataset: Any, num_classes: int) -> LabelledTensors:
     inputs = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
-    labels = torch.tensor(dataset.targets, dtype=torch.int64)
-    return LabelledTensors(inputs, labels.clone(), labels, torch.arange(len(labels)), num_classes)
+    labels = as_tensor(dataset.targets, torch.int64)
+    return LabelledTensors(
+        inputs, labels.clone(), labels, torch.arange(len(labels), device="cpu"), num_classes
+    )

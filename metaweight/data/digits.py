@@ -6,6 +6,7 @@ import sklearn.datasets
 import torch
 
 from metaweight._generator import generator_of
+from metaweight._host import as_tensor
 from metaweight.problems.base.settings import is_count
 
 from .labelled import LabelledTensors
@@ -33,15 +34,16 @@ def load_digits(test_size: int = 500, seed: int = 0) -> tuple[LabelledTensors, L
         ValueError: When ``test_size`` leaves either part empty.
     """
     source = sklearn.datasets.load_digits()
-    inputs = torch.as_tensor(source.images, dtype=torch.float32).div(_BRIGHTEST).unsqueeze(1)
-    labels = torch.as_tensor(source.target, dtype=torch.int64)
+    inputs = as_tensor(source.images, torch.float32).div(_BRIGHTEST).unsqueeze(1)
+    labels = as_tensor(source.target, torch.int64)
     total = len(labels)
     if not is_count(test_size, least=1) or test_size >= total:
         raise ValueError(
             f"load_digits was asked for {test_size} test samples of {total}; use 1 to {total - 1}."
         )
     everything = LabelledTensors(
-        inputs, labels.clone(), labels.clone(), torch.arange(total), _CLASSES
+        inputs, labels.clone(), labels.clone(), torch.arange(total, device="cpu"), _CLASSES
     )
-    order = torch.randperm(total, generator=generator_of("load_digits", seed))
+    generator = generator_of("load_digits", seed)
+    order = torch.randperm(total, generator=generator, device=generator.device)
     return everything.subset(order[test_size:]), everything.subset(order[:test_size])

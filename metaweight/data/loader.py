@@ -122,7 +122,7 @@ class TensorLoader:
         elif self.shuffle:
             order = torch.randperm(size, generator=self.generator, device=source)
         else:
-            order = torch.arange(size)
+            order = torch.arange(size, device=source)
         return order.to(self.data.device)
 
     def _batches(self, epoch: _Epoch) -> Iterator[tuple[Tensor, ...]]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from metaweight._host import as_tensor
 from metaweight.problems.base.settings import is_count, is_number
 
 from ._selection import random_per_class
@@ -79,6 +80,6 @@ def long_tailed(
             f"{classes - 1} once, largest first."
         )
     by_rank = long_tailed_counts(int(data.class_counts().min()), factor, classes)
-    counts = torch.empty(classes, dtype=torch.int64)
-    counts[torch.tensor(order)] = torch.tensor(by_rank)
+    counts = torch.empty(classes, dtype=torch.int64, device="cpu")
+    counts[as_tensor(order)] = as_tensor(by_rank)
     return data.subset(random_per_class(data.labels, counts.to(data.device), generator))

@@ -160,7 +160,9 @@ class SampleLoader:
         fresh = not self._idle
         requests, loader = self._open() if fresh else self._idle.pop()
         requests.epoch = epoch
-        source = iter(loader)
+        # Torch draws a seed on its default device, where the loader's generator may not be.
+        with torch.device("cpu"):
+            source = iter(loader)
         if fresh:
             # When a loader is collected as part of a reference cycle, such as an engine's, the
             # queues by which it stops its workers could be collected first; it would then wait

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metaweight._generator import checked_generator
+from metaweight._host import as_tensor
 from metaweight.problems.base.settings import is_count, is_number
 
 from ._selection import random_per_class
@@ -206,8 +207,8 @@ def _new_classes(classes: Sequence[int], num_classes: int) -> Tensor:
             f"classes={list(classes)} was given for data of {num_classes} classes; use 0 to "
             f"{num_classes - 1}."
         )
-    table = torch.full((num_classes,), -1)
-    table[torch.tensor(classes)] = torch.arange(len(classes))
+    table = torch.full((num_classes,), -1, device="cpu")
+    table[as_tensor(classes)] = torch.arange(len(classes), device="cpu")
     return table
 
 
@@ -234,7 +235,7 @@ def _pool_counts(
         )
     total = largest if size is None else size
     others = round(share * total)
-    return torch.tensor([total - others, others])
+    return as_tensor([total - others, others])
 
 
 def _of_classes(data: LabelledTensors, table: Tensor) -> LabelledTensors:

@@ -68,4 +68,6 @@ def _as_tensors(dataset: Any) -> LabelledTensors:
     # The loader's array is a transposed view of the file's.
     inputs = torch.from_numpy(dataset.data).contiguous()
     labels = torch.from_numpy(dataset.labels)
-    return LabelledTensors(inputs, labels.clone(), labels, torch.arange(len(labels)), _CLASSES)
+    return LabelledTensors(
+        inputs, labels.clone(), labels, torch.arange(len(labels), device="cpu"), _CLASSES
+    )

@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from metaweight._host import as_tensor
 from metaweight.problems import ConfigurationError, DataError
 from metaweight.problems.base.settings import is_number
 
@@ -135,7 +136,7 @@ def checked_scores(given: Any) -> Tensor:
     Raises:
         DataError: For another shape, for no samples, or for nan scores.
     """
-    scores: Tensor = torch.as_tensor(given).detach()
+    scores: Tensor = as_tensor(given).detach()
     if scores.ndim != 1 or not len(scores):
         raise DataError(
             f"Scores of shape {tuple(scores.shape)} were given; give one number per sample, shape "

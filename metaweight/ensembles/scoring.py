@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from tqdm import tqdm
 
+from metaweight._host import as_tensor
 from metaweight._label_loss import check_shapes, full_precision
 from metaweight.data import LabelledTensors, Resumable, TensorLoader
 from metaweight.problems import DataError, LossError
@@ -167,7 +168,7 @@ def _places(batch: Any, index: int | None, read: int, rows: Tensor) -> Tensor:
             f"index={index} was given, but a batch has {len(batch)} parts; let batches hold "
             "(inputs, labels, indices) and give index=2."
         )
-    places = torch.as_tensor(batch[index])
+    places = as_tensor(batch[index])
     integers = not places.is_floating_point() and places.dtype != torch.bool
     if places.shape != (size,) or not integers:
         raise DataError(

@@ -58,7 +58,9 @@ class LabelIssues:
 
     def mask(self) -> Tensor:
         """Return which of the samples given are issues, (N,), bool."""
-        return torch.zeros(self.size, dtype=torch.bool).index_fill_(0, self.indices, True)
+        return torch.zeros(self.size, dtype=torch.bool, device=self.indices.device).index_fill_(
+            0, self.indices, True
+        )
 
     def write_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write item, given label, suggested label and confidence of every issue, in this order.

@@ -150,7 +150,7 @@ class CrossValidatedConfidence:
             engine = Engine(problems, settings)
             engine.run()
         engine.eval()
-        logits = torch.empty(len(data), data.num_classes, dtype=torch.float64)
+        logits = torch.empty(len(data), data.num_classes, dtype=torch.float64, device="cpu")
         for fold, problem in enumerate(problems):
             held_out = (folds == fold).nonzero().squeeze(1)
             logits[held_out.cpu()] = _predict(problem, data, held_out)
@@ -201,9 +201,10 @@ def stratified_folds(labels: Tensor, folds: int, *, seed: int = 0) -> Tensor:
     size = len(labels)
     if size < folds:
         raise DataError(f"{size} samples were given for {folds} folds; give one for each at least.")
-    order = torch.randperm(size, generator=generator_of("stratified_folds", seed))
+    generator = generator_of("stratified_folds", seed)
+    order = torch.randperm(size, generator=generator, device=generator.device)
     grouped = order[torch.argsort(labels.cpu()[order], stable=True)]
-    return torch.empty(size, dtype=torch.int64).index_copy_(0, grouped, torch.arange(size) % folds)
+    return torch.empty_like(order).index_copy_(0, grouped, torch.arange(size, device="cpu") % folds)
 
 
 @torch.no_grad()

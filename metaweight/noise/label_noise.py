@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metaweight._generator import checked_generator
+from metaweight._host import as_tensor
 from metaweight.problems.base.settings import is_count, is_number
 
 NoiseKind = Literal["uniform", "uniform_exclusive", "flip", "flip_two"]
@@ -154,7 +155,7 @@ def _check_labels(labels: Tensor, num_classes: int) -> None:
 
 
 def _checked_mapping(flip_to: Tensor | Sequence[int], num_classes: int) -> Tensor:
-    mapping = torch.as_tensor(flip_to)
+    mapping = as_tensor(flip_to)
     if mapping.dtype != torch.int64 or mapping.shape != (num_classes,):
         raise ValueError(
             f"flip_to of dtype {mapping.dtype} and shape {tuple(mapping.shape)} was given; give "

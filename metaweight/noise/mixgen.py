@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metaweight._host import as_tensor
 from metaweight.problems import ConfigurationError, DataError
 from metaweight.problems.base.settings import is_count, is_number
 
@@ -99,7 +100,7 @@ def _partners(
             f"mixgen(ratio={ratio}) takes {number} of {size} samples, too few to be partners of "
             "each other; give a larger batch (drop_last=True for the loader) or a larger ratio."
         )
-    order = torch.randperm(number, generator=generator)
+    order = torch.randperm(number, generator=generator, device=generator.device)
     cycle = torch.empty_like(order)
     cycle[order] = order.roll(-1)
     return [int(j) for j in cycle]
@@ -122,7 +123,7 @@ def _blend(own: Sequence[Any], other: Sequence[Any], lam: float) -> list[Any]:
 
 
 def _vector(label: Any, num_classes: int) -> Tensor:
-    given = torch.as_tensor(label)
+    given = as_tensor(label)
     if given.ndim == 1 and len(given) == num_classes:
         return given.to(torch.float32, copy=True)
     if given.ndim or given.is_floating_point() or not 0 <= int(given) < num_classes:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
+from metaweight._host import as_tensor
 from metaweight.problems import ConfigurationError, LossError
 from metaweight.problems.base.settings import require_count
 
@@ -40,7 +41,7 @@ class ClassAwareWeightNet(nn.Module):
 
     def __init__(self, groups: Tensor, hidden_size: int = 100, num_layers: int = 1) -> None:
         super().__init__()
-        groups = torch.as_tensor(groups)
+        groups = as_tensor(groups)
         if (
             groups.ndim != 1
             or groups.is_floating_point()
@@ -94,5 +95,5 @@ def class_size_groups(counts: Tensor, num_groups: int = 3) -> Tensor:
     sizes = counts.double().cpu().reshape(-1, 1)
     wanted = min(num_groups, len(set(sizes.ravel().tolist())))
     means = KMeans(n_clusters=wanted, n_init=10, random_state=0).fit(sizes.numpy())
-    rank = torch.as_tensor(means.cluster_centers_.ravel()).argsort().argsort()
-    return rank[torch.as_tensor(means.labels_, dtype=torch.long)]
+    rank = as_tensor(means.cluster_centers_.ravel()).argsort().argsort()
+    return rank[as_tensor(means.labels_, torch.long)]

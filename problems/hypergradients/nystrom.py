@@ -125,7 +125,11 @@ def sketch(like: Tensor, rank: int, seed: int, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(mixed)
     shape = (dimension, min(rank, dimension))
     # Uniform entries serve as well as Gaussian ones, in a third of the time.
-    entries = torch.rand(shape, generator=generator, dtype=like.dtype).mul_(2.0).sub_(1.0)
+    entries = (
+        torch.rand(shape, generator=generator, dtype=like.dtype, device=generator.device)
+        .mul_(2.0)
+        .sub_(1.0)
+    )
     orthonormal: Tensor = torch.linalg.qr(entries.to(like.device)).Q
     return orthonormal
 

@@ -114,4 +114,6 @@ class ZeroOrder(ValueHypergradient):
 
 def _gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
     """Draw on the host, so that directions are the same on every device."""
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+    return torch.randn(
+        like.shape, generator=generator, dtype=like.dtype, device=generator.device
+    ).to(like.device)
