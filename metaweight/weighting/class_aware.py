@@ -72,8 +72,22 @@ class ClassAwareWeightNet(nn.Module):
                 f"ClassAwareWeightNet received classes of shape {tuple(classes.shape)} and type "
                 f"{classes.dtype} for {column.numel()} losses; give one integer per loss."
             )
-        group = F.one_hot(self.groups[classes.reshape(-1)], self.num_groups).to(column.dtype)
+        group = F.one_hot(self._groups_of(classes), self.num_groups).to(column.dtype)
         return torch.sigmoid(self.layers(torch.cat([column, group], dim=1))).reshape(losses.shape)
+
+    def _groups_of(self, classes: Tensor) -> Tensor:
+        # As an index unsigned bytes would be a mask, and -1 the last class.
+        wide = classes.reshape(-1).long()
+        real = type(wide) is Tensor and wide.device.type == "cpu"
+        if real and wide.numel() and not torch.compiler.is_compiling():
+            low, high = (int(v) for v in torch.aminmax(wide))
+            if low < 0 or high >= len(self.groups):
+                raise LossError(
+                    f"ClassAwareWeightNet received classes from {low} to {high} for "
+                    f"{len(self.groups)} classes; give classes in [0, {len(self.groups)}), and "
+                    "leave out samples without a label."
+                )
+        return self.groups.index_select(0, wide)
 
 
 def class_size_groups(counts: Tensor, num_groups: int = 3) -> Tensor:

@@ -55,6 +55,21 @@ def test_losses_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
         ClassAwareWeightNet(torch.arange(3), 4)(torch.rand(shape), torch.zeros(5).long())
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.bool])
+def test_classes_of_every_integer_type_have_their_own_group(dtype: torch.dtype) -> None:
+    net, losses = ClassAwareWeightNet(torch.arange(3), 4), torch.rand(3)
+    classes = torch.tensor([1, 0, 1])
+    torch.testing.assert_close(net(losses, classes.to(dtype)), net(losses, classes), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("given", [[0, -1, 2], [0, 3, 1], [-100, 0, 0]])
+def test_classes_out_of_range_are_refused(given: list[int]) -> None:
+    net = ClassAwareWeightNet(torch.arange(3), 4)
+    message = rf"classes from {min(given)} to {max(given)} for 3 classes; give classes in \[0, 3\)"
+    with pytest.raises(LossError, match=message):
+        net(torch.rand(3), torch.tensor(given))
+
+
 @pytest.mark.parametrize("settings", [{"hidden_size": 0}, {"num_layers": 0}])
 def test_a_network_without_hidden_units_is_refused(settings: dict[str, int]) -> None:
     with pytest.raises(ConfigurationError, match="has no hidden unit; both must be at least 1"):
