@@ -100,7 +100,7 @@ def _partners(
             f"mixgen(ratio={ratio}) takes {number} of {size} samples, too few to be partners of "
             "each other; give a larger batch (drop_last=True for the loader) or a larger ratio."
         )
-    order = torch.randperm(number, generator=generator, device=generator.device)
+    order = torch.randperm(number, generator=generator, device="cpu")
     cycle = torch.empty_like(order)
     cycle[order] = order.roll(-1)
     return [int(j) for j in cycle]
