@@ -64,7 +64,7 @@ class Comparison:
         upper_parameters: Values,
     ) -> None:
         self._problem = problem
-        self._lower = lower
+        self._lower = lower.as_given() if method.follows_optimizer else lower
         self._method = method
         self._approximation = method.approximation(lower)
         self._vector = list(vector)

@@ -93,7 +93,7 @@ class LowerView:
         problem = self._problem
         if not isinstance(problem, ReweightedProblem):
             return None
-        return SampleLossView(problem, self.sign)
+        return SampleLossView(problem, self)
 
     @property
     def optimizer_step(self) -> OptimizerStepView:
@@ -184,11 +184,12 @@ class LowerView:
 class SampleLossView:
     """The declared sample losses and weights of a problem."""
 
-    __slots__ = ("_problem", "_sign")
+    __slots__ = ("_problem", "_view")
 
-    def __init__(self, problem: ReweightedProblem, sign: float) -> None:
+    def __init__(self, problem: ReweightedProblem, view: LowerView) -> None:
         self._problem = problem
-        self._sign = sign
+        # Not its sign: of groups that disagree there is none, and a method may not need it.
+        self._view = view
 
     @property
     def is_the_loss(self) -> bool:
@@ -198,16 +199,16 @@ class SampleLossView:
         step.random.restore()
         problem = self._problem
         if instead is None:
-            return _signed(problem.checked_losses(step.batch), self._sign)
+            return _signed(problem.checked_losses(step.batch), self._view.sign)
         constants = {p: p.detach() for p in problem.module.parameters()}
         with _swapped_with_buffers(problem.module, {**constants, **instead}):
-            return _signed(problem.checked_losses(step.batch), self._sign)
+            return _signed(problem.checked_losses(step.batch), self._view.sign)
 
     def recorded(self, step: RecordedStep) -> Tensor | None:
-        return None if step.losses is None else _signed(step.losses, self._sign)
+        return None if step.losses is None else _signed(step.losses, self._view.sign)
 
     def weights(self, losses: Tensor, step: RecordedStep) -> Tensor:
-        return self._problem.checked_weights(_signed(losses, self._sign), step.batch)
+        return self._problem.checked_weights(_signed(losses, self._view.sign), step.batch)
 
 
 class OptimizerStepView:
