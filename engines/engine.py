@@ -27,6 +27,7 @@ from .arguments import (
 from .assembly import make_schedule, prepare_problems, wire
 from .checkpoint.hook import CheckpointHook, load_engine, save_engine
 from .checkpoint.state import set_streams
+from .description import describe
 from .distributed.placement import choose_device
 from .distributed.process_group import join_processes
 from .execution import Execution
@@ -291,15 +292,9 @@ class Engine:
         return self._schedule
 
     def describe(self) -> str:
-        """Return the graph as text: upper and lower problems and hypergradient paths of each."""
-        lines = []
-        for problem in self.problems:
-            paths = [" -> ".join(p.name for p in path) for path in problem.paths]
-            lines.append(
-                f"{problem.name}: uppers {[p.name for p in problem.parents]}, "
-                f"lowers {[p.name for p in problem.children]}, paths {paths}"
-            )
-        return "\n".join(lines)
+        """Return the program as text: the graph, its hypergradient paths, and the passes that each
+        step takes, in which precision."""
+        return describe(self.problems)
 
     def _wire(self, graph: Graph[Problem]) -> None:
         self.leaves = list(graph.leaves)

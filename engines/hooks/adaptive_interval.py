@@ -42,6 +42,8 @@ class AdaptiveInterval(Hook):
         ConfigurationError: For values that contradict each other.
     """
 
+    changes_gradients = False
+
     def __init__(
         self,
         upper: str,

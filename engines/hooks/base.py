@@ -28,11 +28,14 @@ class Hook:
         reads_hypergradients: Whether ``problem.step_state.hypergradient_terms`` is filled when a
             gradient is in ``.grad``: for each lower problem its hypergradient term, a list of
             tensors, one per parameter.
+        changes_gradients: Whether ``after_gradient`` may change ``.grad``. An unrolled
+            hypergradient cannot see that, and a warning says so.
     """
 
     only_shows: bool = False
     optional: bool = False
     reads_hypergradients: bool = False
+    changes_gradients: bool = True
 
     def run_start(self, engine: Engine) -> None:
         """Called before the first step of ``engine.run()``."""
@@ -136,6 +139,13 @@ class HookList(Hook):
     def before_step(self, engine: Engine, problem: Problem) -> None:
         for hook in self._before:
             hook.before_step(engine, problem)
+
+    @property
+    def changing(self) -> list[str]:
+        """The names of what may change gradients."""
+        return [
+            f"{type(h).__name__}.after_gradient" for h in self._gradients if h.changes_gradients
+        ]
 
     @property
     def may_refuse(self) -> bool:

@@ -40,6 +40,7 @@ class NormLogger(Hook):
 
     optional = True
     reads_hypergradients = True
+    changes_gradients = False
 
     def __init__(self, every: int = 100) -> None:
         if not is_count(every, least=1):

@@ -25,6 +25,7 @@ from ..hypergradients.base import Hypergradient, LowerProblem, Product
 from ..hypergradients.unroll import Unroll
 from ..problem import Problem
 from ..recording.trajectory import Recording
+from ..step.unseen_changes import unseen_changes
 from .comparison import Comparison, can_unroll
 from .diagnosis import Case, diagnose
 from .report import HypergradientReport
@@ -82,6 +83,7 @@ class Auditor(Hypergradient):
             approximation=method.approximation(lower),
             is_halved=self._is_halved(),
             steps=len(lower.trajectory.updates),
+            unseen=unseen_changes(self._problem, method),
         )
         actual = lower.mean(product.values)
         self._report(diagnose(case, actual, references, self._tolerance))

@@ -26,6 +26,7 @@ class Case:
         solve: The method with its linear solve converged, if it solves a system.
         is_halved: Whether the problem computes in half precision.
         steps: Number of recorded optimizer steps.
+        unseen: Names of what changes the steps in a way neither method nor references see.
     """
 
     problem: str
@@ -35,6 +36,7 @@ class Case:
     approximation: Approximation | None
     is_halved: bool
     steps: int
+    unseen: Sequence[str] = ()
 
 
 def diagnose(
@@ -52,6 +54,11 @@ def diagnose(
     unrolled = references.unrolled
     exact = None if unrolled is None else agreement(actual, unrolled)
     advice = [
+        *[
+            f"{name} changes the steps of problem {case.problem!r}, which neither {case.method} "
+            "nor its references see: they are the derivative of the steps without it."
+            for name in case.unseen
+        ],
         *_numerical(case, converged, references, tolerance),
         *_structural(case, exact, references, tolerance),
     ]

@@ -19,6 +19,8 @@ from ..state.buffers import buffer_slots
 def as_double(value: Any) -> Any:
     """Return floating-point tensors in double precision, also inside tuples, lists and mappings."""
     if isinstance(value, Tensor):
+        if value.is_complex():
+            return value.to(torch.complex128)
         return value.double() if value.is_floating_point() else value
     if type(value) in (tuple, list):
         return type(value)([as_double(item) for item in value])

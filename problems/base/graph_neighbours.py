@@ -37,7 +37,11 @@ def versions_around(problem: Problem, copied: Mapping[Tensor, Tensor]) -> dict[T
     modules = [p.module for p in (problem, *below, *above)]
     tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
     # Integer buffers count batches: they are written to in every pass, and are in no graph.
-    return {t: t._version for t in tensors if t.is_floating_point() and t not in copied}
+    return {
+        t: t._version
+        for t in tensors
+        if (t.is_floating_point() or t.is_complex()) and t not in copied
+    }
 
 
 def _reach(problem: Problem, neighbours: Callable[[Problem], Sequence[Problem]]) -> list[Problem]:

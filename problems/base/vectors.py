@@ -28,9 +28,33 @@ def norm(vector: Sequence[Tensor]) -> Tensor:
     return norm_over_shards(torch.linalg.vector_norm(entries), vector[0])
 
 
+def real(tensor: Tensor) -> Tensor:
+    """Return real and imaginary parts of a complex tensor, as a view; a real tensor as it is."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def flat(vector: Sequence[Tensor]) -> Tensor:
+    """Return the concatenation, of real and imaginary parts where entries are complex."""
+    return torch.cat([real(t).reshape(-1) for t in vector])
+
+
+def split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Undo :func:`flat`: return tensors of the shapes and dtypes of ``like``."""
+    places = [real(t) for t in like]
+    pieces = torch.split(vector, [place.numel() for place in places])
+    # Memory of their own: two numbers are a complex one only from an even place in it.
+    shaped = [
+        p.reshape(t.shape).to(t.dtype, copy=True) for p, t in zip(pieces, places, strict=True)
+    ]
+    return [
+        torch.view_as_complex(p) if t.is_complex() else p for p, t in zip(shaped, like, strict=True)
+    ]
+
+
 def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """Return the inner product of the concatenations."""
-    products = torch._foreach_mul(shards_of(left), shards_of(right))
+    """Return the inner product of the concatenations; of complex tensors its real part."""
+    pairs = [[real(t) for t in shards_of(side)] for side in (left, right)]
+    products = torch._foreach_mul(*pairs)
     return sum_over_shards(torch.stack([t.sum() for t in products]).sum(), left[0])
 
 

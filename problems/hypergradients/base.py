@@ -18,6 +18,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..base import vectors
 from ..base.errors import HypergradientError
 from ..kernels.activation_reuse import ReusableActivations
 from ..products.recorded_loss import RecordedLoss, require_recorded
@@ -181,10 +182,17 @@ class Hypergradient(ABC):
         zeroth_order: Whether it measures the upper loss instead of taking its gradient.
         follows_optimizer: Whether it differentiates or repeats the optimizer's steps, and so
             allows parameter groups of which some minimise the loss and some maximise it.
+        follows_gradient_hooks: Whether it differentiates the hooks of ``Tensor.register_hook``.
     """
 
     zeroth_order: ClassVar[bool] = False
     follows_optimizer: ClassVar[bool] = False
+    follows_gradient_hooks: ClassVar[bool] = False
+
+    @property
+    def in_full_precision(self) -> bool:
+        """Whether its passes compute without autocast, also where training uses it."""
+        return True
 
     @abstractmethod
     def vjp(
@@ -215,6 +223,18 @@ class Hypergradient(ABC):
         """Return what to record of the problem's steps; by default the batches of the last one."""
         del lower
         return Recording()
+
+    def passes(self, lower: LowerProblem) -> str:
+        """Return in words the passes of the lower loss that a product takes, for
+        ``engine.describe()``; empty if they are not known, by default."""
+        del lower
+        return ""
+
+    def repeats_steps(self, lower: LowerProblem) -> bool:
+        """Return whether it differentiates or repeats the problem's steps, so that callbacks and
+        hooks which change them are warned of. ``follows_optimizer`` by default."""
+        del lower
+        return self.follows_optimizer
 
     def sees_settings(self, lower: LowerProblem) -> bool:
         """Return whether learned optimizer settings of the problem get a hypergradient. ``False``
@@ -259,7 +279,7 @@ def require_finite(values: Sequence[Tensor], lower: RecordedLoss, method: str, r
     Raises:
         HypergradientError: Naming the problem, the method and what to change.
     """
-    (sums,) = lower.mean([torch.stack([t.sum().double() for t in values])])
+    (sums,) = lower.mean([torch.stack([vectors.real(t).sum().double() for t in values])])
     if not bool(torch.isfinite(sums).all()):
         raise HypergradientError(
             f"The hypergradient of {method} through problem {lower.name!r} is not finite; "

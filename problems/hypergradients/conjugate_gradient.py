@@ -24,7 +24,7 @@ from ..base import vectors
 from ..base.errors import HypergradientError
 from ..base.settings import require_count, require_number
 from ..products.curvature import curvature
-from ..products.linear_system import LinearSystem
+from ..products.linear_system import LinearSystem, products_of_one_graph
 from .base import ConvergedSolve, Hypergradient, LowerProblem, Product, Status, require_finite
 
 Operator = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -63,6 +63,10 @@ class ConjugateGradient(Hypergradient):
         require_number(name, "damping", self.damping, advice=advice)
         advice = "it is relative to the vector's norm, and 0 takes all iterations"
         require_number(name, "tolerance", self.tolerance, below=1.0, advice=advice)
+
+    def passes(self, lower: LowerProblem) -> str:
+        del lower
+        return products_of_one_graph(self.iterations)
 
     def vjp(
         self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]

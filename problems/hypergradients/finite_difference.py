@@ -32,6 +32,10 @@ from ..products.second_derivatives import central_difference
 from ..recording.trajectory import RecordedStep
 from .base import Approximation, Hypergradient, LowerProblem, Product, Status
 
+DIFFERENCE_PASSES = (
+    "2 forward passes, and 2 backward passes through what depends on the upper parameters"
+)
+
 
 @dataclass(frozen=True)
 class FiniteDifference(Hypergradient):
@@ -75,6 +79,14 @@ class FiniteDifference(Hypergradient):
             full_precision=self.full_precision,
         )
         return Product(values, Status("FiniteDifference"))
+
+    @property
+    def in_full_precision(self) -> bool:
+        return self.full_precision
+
+    def passes(self, lower: LowerProblem) -> str:
+        del lower
+        return DIFFERENCE_PASSES
 
     def takes_first_derivatives(self, lower: LowerProblem) -> bool:
         del lower

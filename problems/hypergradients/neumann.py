@@ -23,7 +23,7 @@ from ..base import vectors
 from ..base.errors import HypergradientError
 from ..base.settings import require_count, require_number
 from ..products.curvature import curvature
-from ..products.linear_system import LinearSystem
+from ..products.linear_system import LinearSystem, products_of_one_graph
 from .base import ConvergedSolve, Hypergradient, LowerProblem, Product, Status, require_finite
 from .conjugate_gradient import solve_to_convergence
 
@@ -65,6 +65,10 @@ class Neumann(Hypergradient):
             self.damping,
             "raise iterations (Config(neumann_iterations=...)), or alpha below its bound",
         )
+
+    def passes(self, lower: LowerProblem) -> str:
+        del lower
+        return products_of_one_graph(self.iterations)
 
     def vjp(
         self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]

@@ -30,10 +30,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..base import vectors
 from ..base.errors import HypergradientError
 from ..base.settings import require_count, require_number
 from ..products.curvature import curvature
-from ..products.linear_system import LinearSystem
+from ..products.linear_system import LinearSystem, products_of_one_graph
 from .base import ConvergedSolve, Hypergradient, LowerProblem, Product, Status, require_finite
 from .conjugate_gradient import solve_to_convergence
 
@@ -73,23 +74,31 @@ class Nystrom(Hypergradient):
     def converged_solve(self) -> ConvergedSolve:
         return solve_to_convergence(self.damping, "raise rank")
 
+    def passes(self, lower: LowerProblem) -> str:
+        del lower
+        return products_of_one_graph(self.rank)
+
     def vjp(
         self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
         remedy = "look at the lower loss and its second derivatives"
         with curvature(lower) as second:
             system = LinearSystem(second, vector, self.damping)
-            right = _flat(system.right)
+            right = vectors.flat(system.right)
             basis = sketch(right, self.rank, self.seed, lower.count)
             image = torch.stack(
-                [_flat(system.hessian(_split(u, system.right))) for u in basis.unbind(1)], 1
+                [
+                    vectors.flat(system.hessian(vectors.split(u, system.right)))
+                    for u in basis.unbind(1)
+                ],
+                1,
             )
             require_finite([image], lower, "Nystrom", remedy)
             low = low_rank(basis, image, self.damping)
             if bool(low.lowest + self.damping <= low.eigenvalues.abs().amax() * system.eps):
                 raise self._not_positive(lower, float(low.lowest))
             solution = inverse_product(low, self.damping, right)
-            answer = system.answer(_split(solution, system.right), upper_parameters)
+            answer = system.answer(vectors.split(solution, system.right), upper_parameters)
         require_finite([*answer.values, answer.residual], lower, "Nystrom", remedy)
         values = {"rank": float(basis.shape[1])}
         return Product(answer.values, Status("Nystrom", residual=answer.residual, values=values))
@@ -155,12 +164,3 @@ def inverse_product(low: LowRank, damping: float, right: Tensor) -> Tensor:
     if low.vectors.shape[0] > low.vectors.shape[1]:
         solution = solution + (right - low.vectors @ inside) / damping
     return solution
-
-
-def _flat(vector: Sequence[Tensor]) -> Tensor:
-    return torch.cat([t.reshape(-1) for t in vector])
-
-
-def _split(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    pieces = torch.split(flat, [t.numel() for t in like])
-    return [p.reshape(t.shape).to(t.dtype) for p, t in zip(pieces, like, strict=True)]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-
 from ..base.errors import ConfigurationError
 from ..unrolling import OptimizerStep
 
 
 def require_optimizer_steps(step: OptimizerStep, asked: str, instead: str) -> None:
-    """Refuse a problem with ``custom_optimizer_step``, and warn of callbacks that change steps.
+    """Refuse a problem with ``custom_optimizer_step``.
 
     Args:
         step: The optimizer step of the lower problem.
@@ -23,10 +21,4 @@ def require_optimizer_steps(step: OptimizerStep, asked: str, instead: str) -> No
         raise ConfigurationError(
             f"Problem {step.name!r} asks for {asked} but takes steps of its own in "
             f"custom_optimizer_step, which are unknown; give it a torch optimizer, or {instead}."
-        )
-    for name in step.callbacks:
-        warnings.warn(
-            f"{name} changes the steps of problem {step.name!r} in a way {asked} cannot see; its "
-            "effect is ignored.",
-            stacklevel=2,
         )

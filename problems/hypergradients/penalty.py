@@ -96,6 +96,11 @@ class Penalty(Hypergradient):
                 f"Penalty(momentum={self.momentum}) must be at least 0 and below 1."
             )
 
+    def passes(self, lower: LowerProblem) -> str:
+        del lower
+        number = 2 * self.steps + 2 if self.form == "f2sa" else self.steps + 2
+        return f"{number} forward and {number} backward passes"
+
     def takes_first_derivatives(self, lower: LowerProblem) -> bool:
         del lower
         return True

@@ -82,6 +82,10 @@ class Reinforce(ValueHypergradient):
                 f"at least {least}; raise it, or use baseline='start' for a single run."
             )
 
+    def passes(self, lower: LowerProblem) -> str:
+        number = self.samples * lower.optimizer_step.per_loop
+        return f"{number} forward and {number} backward passes"
+
     def check(self, lower: LowerProblem) -> None:
         super().check(lower)
         if lower.number_of_processes > 1:

@@ -86,6 +86,21 @@ class Reweighting(Hypergradient):
         before = self.derivative == "one_sided"
         return Recording(parameters=before, losses=before, activations=before)
 
+    @property
+    def in_full_precision(self) -> bool:
+        return self.full_precision
+
+    def passes(self, lower: LowerProblem) -> str:
+        if self.derivative == "forward_mode":
+            return "1 forward pass with tangents"
+        if self.derivative == "central_difference":
+            return "2 forward passes without a graph"
+        if not require_declared(lower).is_the_loss:
+            return "2 forward passes without a graph, since training_step is overridden"
+        if self.full_precision and lower.optimizer_step.is_autocast:
+            return "2 forward passes without a graph, since the losses of the step are in 16 bits"
+        return "1 forward pass without a graph"
+
     def takes_first_derivatives(self, lower: LowerProblem) -> bool:
         del lower
         return self.derivative != "forward_mode"

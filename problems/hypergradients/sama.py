@@ -28,7 +28,7 @@ from ..unrolling import (
     why_not_differentiable,
 )
 from .base import Approximation, Hypergradient, LowerProblem, Product, Status
-from .finite_difference import mixed_difference
+from .finite_difference import DIFFERENCE_PASSES, mixed_difference
 from .optimizer_steps import require_optimizer_steps
 
 PRECONDITIONERS = ("source", "exact")
@@ -87,6 +87,13 @@ class SAMA(Hypergradient):
         return Recording(
             parameters=exact, optimizer=exact or not isinstance(step.optimizer, torch.optim.SGD)
         )
+
+    def passes(self, lower: LowerProblem) -> str:
+        del lower
+        return DIFFERENCE_PASSES
+
+    def repeats_steps(self, lower: LowerProblem) -> bool:
+        return self._is_exact(lower.optimizer_step)
 
     def sees_settings(self, lower: LowerProblem) -> bool:
         return self._is_exact(lower.optimizer_step)
@@ -163,11 +170,17 @@ def adam_preconditioned(lower: LowerProblem, vector: Sequence[Tensor]) -> list[T
     gradients = clipped(step, moment, moment.gradients)
     with step.whole_state() as state:
         return [
-            v * adam_jacobian(groups[p], state[p], _minimised(groups[p], gradients[p]))
+            _elementwise(adam_jacobian(groups[p], state[p], _minimised(groups[p], gradients[p])), v)
             if p in gradients
             else torch.zeros_like(v)
             for p, v in zip(lower.weights, vector, strict=True)
         ]
+
+
+def _elementwise(jacobian: Tensor, v: Tensor) -> Tensor:
+    """Return the product; real and imaginary parts are entries of their own."""
+    product = jacobian * vectors.real(v)
+    return torch.view_as_complex(product) if v.is_complex() else product
 
 
 def _minimised(group: Mapping[str, Any], gradient: Tensor) -> Tensor:
@@ -183,10 +196,12 @@ def adam_jacobian(
         lr ((1 - β1) β2 v' - β1 (1 - β2) g m') / (sqrt(v) + eps)³
 
     where ``m'``, ``v'`` are the moments before the step and ``v`` is the second moment after it.
-    Bias correction is omitted, as in the source.
+    Bias correction is omitted, as in the source. Of complex parameters it is that of real and
+    imaginary parts, in a last dimension of 2.
     """
     beta1, beta2 = group["betas"]
-    first, second = state["exp_avg"], state["exp_avg_sq"]
+    first, second = vectors.real(state["exp_avg"]), vectors.real(state["exp_avg_sq"])
+    gradient = vectors.real(gradient)
     old_first = (first - (1 - beta1) * gradient) / beta1 if beta1 else torch.zeros_like(first)
     old_second = (second - (1 - beta2) * gradient * gradient) / beta2
     numerator = (1 - beta1) * beta2 * old_second - beta1 * (1 - beta2) * gradient * old_first

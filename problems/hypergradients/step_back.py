@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -91,7 +92,26 @@ class StepBack:
         inputs: Sequence[Tensor],
         factor: Tensor | float,
     ) -> list[Tensor]:
-        """Return the products of ``factor * along``."""
+        """Return the products of ``factor * along``, an average over micro-batches."""
+        if not any(step.hooked for step in update.steps):
+            return self._products_of(update, along, inputs, factor)
+
+        def one(step: RecordedStep) -> list[Tensor]:
+            pairs = zip(self._evaluation.weights, along, strict=True)
+            u = [step.hooked[p].vjp(a) if p in step.hooked else a for p, a in pairs]
+            # The recorded gradient is what the hooks made of it.
+            alone = replace(update, steps=[step], moment=None, share={})
+            return self._products_of(alone, u, inputs, factor)
+
+        return mean_over_micro_batches(update.steps, one)
+
+    def _products_of(
+        self,
+        update: RecordedUpdate,
+        along: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        factor: Tensor | float,
+    ) -> list[Tensor]:
         lower, evaluation = self._lower, self._evaluation
         if is_kept(update):
             return _times(_kept_products(lower, evaluation, update, along, inputs), factor)

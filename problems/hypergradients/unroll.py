@@ -77,6 +77,7 @@ class Unroll(Hypergradient):
 
     steps: int | None = None
     follows_optimizer: ClassVar[bool] = True
+    follows_gradient_hooks: ClassVar[bool] = True
 
     product: str = "exact"
     alpha: float | None = None
@@ -127,6 +128,21 @@ class Unroll(Hypergradient):
             graphs=self.memory == "full",
             shares=self.product == "one_sided",
         )
+
+    def passes(self, lower: LowerProblem) -> str:
+        steps = lower.optimizer_step.per_loop if self.steps is None else self.steps
+        if self.memory == "full":
+            return f"a backward pass of the kept graph of each of {steps} steps"
+        if self.product == "one_sided" and declared_loss(lower) is not None:
+            return f"{steps} forward and {steps} backward passes"
+        if self.product in ALPHA:
+            return (
+                f"{2 * steps} forward and {2 * steps} backward passes, and one of each more for "
+                "activations with kinks, such as ReLU"
+            )
+        kind = "with a graph" if self.product == "exact" else "with tangents"
+        graph = f", and {steps} backward passes of it" if self.product == "exact" else ""
+        return f"{steps} forward and {steps} backward passes {kind}{graph}"
 
     def check(self, lower: LowerProblem) -> None:
         step = lower.optimizer_step

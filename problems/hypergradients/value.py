@@ -34,6 +34,10 @@ class ValueHypergradient(Hypergradient):
     zeroth_order = True
     follows_optimizer = True
 
+    @property
+    def in_full_precision(self) -> bool:
+        return False
+
     @abstractmethod
     def estimate(
         self, lower: LowerProblem, value: Callable[[], Tensor], upper_parameters: Sequence[Tensor]

@@ -69,6 +69,10 @@ class ZeroOrder(ValueHypergradient):
                 "by which every upper parameter may be displaced."
             )
 
+    def passes(self, lower: LowerProblem) -> str:
+        number = 2 * self.samples * lower.optimizer_step.per_loop
+        return f"{number} forward and {number} backward passes"
+
     def takes_first_derivatives(self, lower: LowerProblem) -> bool:
         del lower
         return True
@@ -114,6 +118,8 @@ class ZeroOrder(ValueHypergradient):
 
 def _gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
     """Draw on the host, so that directions are the same on every device."""
-    return torch.randn(
-        like.shape, generator=generator, dtype=like.dtype, device=generator.device
+    real = vectors.real(like)
+    drawn = torch.randn(
+        real.shape, generator=generator, dtype=real.dtype, device=generator.device
     ).to(like.device)
+    return torch.view_as_complex(drawn) if like.is_complex() else drawn

@@ -5,6 +5,7 @@ A fallback is always correct and sometimes slower.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -64,6 +65,28 @@ def set_forward_grad(enabled: bool) -> None:
 def may_have_hooks(tensor: torch.Tensor) -> bool:
     """Return whether a tensor has hooks on its gradient; ``True`` where torch does not tell."""
     return bool(getattr(tensor, "_backward_hooks", True))
+
+
+def gradient_hooks(tensor: torch.Tensor) -> dict[int, Callable[..., Any]]:
+    """Return the hooks of ``register_hook``, to be changed in place; none where torch does not
+    tell."""
+    return getattr(tensor, "_backward_hooks", None) or {}
+
+
+def post_accumulate_hooks(tensor: torch.Tensor) -> dict[int, Callable[..., Any]]:
+    """Return the hooks of ``register_post_accumulate_grad_hook``; none where torch does not
+    tell."""
+    return getattr(tensor, "_post_accumulate_grad_hooks", None) or {}
+
+
+def optimizer_hooks(optimizer: Any) -> list[Callable[..., Any]]:
+    """Return the hooks that are called before and after a step; none where torch does not tell."""
+    own = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    everyones = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
+    found = [getattr(optimizer, name, {}) for name in own]
+    # torch.optim hides the module of this name.
+    found += [getattr(sys.modules[torch.optim.Optimizer.__module__], n, {}) for n in everyones]
+    return [hook for hooks in found for hook in hooks.values()]
 
 
 @contextmanager

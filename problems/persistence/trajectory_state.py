@@ -1,6 +1,7 @@
 """The recorded steps of a problem as plain data, and back.
 
-Kept graphs are not saved; a hypergradient rebuilds missing graphs.
+Kept graphs are not saved; a hypergradient rebuilds missing graphs. Hooks on parameters are called
+again, on the gradients they were called on.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..recording.trajectory import (
     Recording,
     Trajectory,
 )
+from ..state.gradient_hooks import call_hooks
 from ..state.plain_data import from_plain, to_plain
 from ..state.random_streams import RandomState
 from .names import Names
@@ -65,7 +67,12 @@ def trajectory_from_plain(
 def _update_to_dict(update: RecordedUpdate, names: Names) -> dict[str, Any]:
     return {
         "steps": [
-            {"batch": step.batch, "random": step.random.state_dict(), "losses": step.losses}
+            {
+                "batch": step.batch,
+                "random": step.random.state_dict(),
+                "losses": step.losses,
+                "hooked": names.keyed({p: h.before for p, h in step.hooked.items()}),
+            }
             for step in update.steps
         ],
         "start": names.keyed(update.start),
@@ -84,6 +91,10 @@ def _update_from_dict(
                 step["batch"],
                 RandomState.from_state_dict(device, step["random"]),
                 step["losses"],
+                hooked={
+                    p: call_hooks(p, gradient)
+                    for p, gradient in _by_parameter(step.get("hooked", {}), names).items()
+                },
             )
             for step in found["steps"]
         ],

@@ -16,6 +16,11 @@ from ..base import vectors
 from .curvature import Curvature
 
 
+def products_of_one_graph(number: int) -> str:
+    """Return in words the passes of a solver that takes ``number`` products with ``H``."""
+    return f"1 forward and 1 backward pass with a graph, and {number + 1} backward passes of it"
+
+
 class Answer(NamedTuple):
     """Results for an approximate solution ``x``.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..state.gradient_hooks import silent_hooks
 from .displaced import inverse_step
 from .recorded_loss import gradient_of
 from .second_derivatives import central_difference, double_backward, forward_over_reverse
@@ -49,6 +50,19 @@ def product(
         return one_number(asked, loss(places))
 
     require_known(asked, "method", method, METHODS)
+    with silent_hooks([*params, *inputs]):
+        return _product(asked, value, params, inputs, vector, method, alpha)
+
+
+def _product(
+    asked: str,
+    value: Callable[[list[Tensor]], Tensor],
+    params: list[Tensor],
+    inputs: Sequence[Tensor],
+    vector: Sequence[Tensor],
+    method: str,
+    alpha: float,
+) -> list[Tensor]:
     if method == "forward_over_reverse":
         return forward_over_reverse(
             lambda duals: require_tangent(asked, "loss", value(duals)), params, vector, inputs

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.tensor_lists import checked_floating, checked_tensors, checked_vector
+from ..state.gradient_hooks import silent_hooks
 from .displaced import inverse_step
 from .loss_products import require_known, require_tangent
 from .sample_derivatives import (
@@ -88,7 +89,7 @@ def reweighting_product(
     def found(sample: Tensor) -> Tensor:
         return _samples("weights", weights(sample), sample.numel())
 
-    with torch.enable_grad():
+    with torch.enable_grad(), silent_hooks(above):
         return weighted_gradient([found], pairs, above)
 
 

@@ -38,6 +38,8 @@ class StepState:
             ``None``.
         keeps_hypergradient_terms: Whether ``hypergradient_terms`` are stored.
         hypergradient_terms: The terms of the last gradient by hypergradient path.
+        changing_hooks: Names of the engine's hooks that may change the gradient.
+        hooks_without_graph: Parameters that a hook changed the gradient of without a graph.
         undetected_dependencies: Upper problems whose parameters the next recorded loss must reach.
         auditor: Replaces the problem's hypergradient while that is checked, else ``None``.
         hypergradient_status: The status of the last product through the problem.
@@ -57,6 +59,9 @@ class StepState:
         self.held: list[Tensor] | None = None
         self.keeps_hypergradient_terms = False
         self.hypergradient_terms: dict[str, list[Tensor]] = {}
+        self.changing_hooks: Sequence[str] = ()
+        self.hooks_without_graph: dict[Tensor, None] = {}
+        self._mentioned: set[str] = set()
         self.undetected_dependencies: list[Problem] = []
         self.auditor: Hypergradient | None = None
         self.hypergradient_status: Status | None = None
@@ -65,7 +70,12 @@ class StepState:
         self._optimized: tuple[nn.Module | None, list[Tensor], list[Tensor]] = (None, [], [])
 
     def for_run(
-        self, processes: Reduction, driver: Driver, *, keeps_hypergradient_terms: bool
+        self,
+        processes: Reduction,
+        driver: Driver,
+        *,
+        keeps_hypergradient_terms: bool,
+        changing_hooks: Sequence[str] = (),
     ) -> StepState:
         """Return a copy for an engine's run; counters and recorded steps stay."""
         state = StepState()
@@ -73,6 +83,7 @@ class StepState:
         state.processes, state.driver = processes, driver
         state.keeps_hypergradient_terms = keeps_hypergradient_terms
         state.hypergradient_terms = {}
+        state.changing_hooks = changing_hooks
         return state
 
     def use_channels_last(self, *, channels_last: bool) -> None:
@@ -128,6 +139,16 @@ class StepState:
         """Set the recorded steps, and return the previous ones."""
         before, self.trajectory = self.trajectory, trajectory
         return before
+
+    def note_hook_without_graph(self, parameter: Tensor) -> None:
+        """Store that a hook changed the gradient of a parameter without a graph."""
+        self.hooks_without_graph[parameter] = None
+
+    def not_mentioned(self, names: Iterable[str]) -> list[str]:
+        """Return the names that no earlier call was given."""
+        found = [name for name in names if name not in self._mentioned]
+        self._mentioned.update(found)
+        return found
 
     def audit_by(self, auditor: Hypergradient | None) -> None:
         """Replace the problem's hypergradient by ``auditor``; ``None`` ends the check."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..base.graph_neighbours import problems_that_may_step
 from ..kernels.activation_reuse import ReusableActivations
 from ..state.buffers import BufferSlot, buffer_slots
+from ..state.gradient_hooks import HookedGradient, accumulate, accumulate_and_record
 from ..state.random_streams import RandomState
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class RecordedStep:
         losses: The sample losses of a reweighted problem, if recorded.
         graph: The gradient with its graph, if recorded.
         activations: The activations to reuse, if recorded.
+        hooked: What hooks on parameters made of their gradients, if the optimizer is recorded.
     """
 
     batch: Any
@@ -96,6 +98,7 @@ class RecordedStep:
     losses: Tensor | None = None
     graph: GradientGraph | None = None
     activations: ReusableActivations | None = None
+    hooked: dict[Tensor, HookedGradient] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -258,6 +261,25 @@ class Trajectory:
         """Record the gradient's graph of the present micro-batch."""
         if self._open is not None:
             self._open.steps[-1].graph = graph
+
+    @property
+    def records_hooks(self) -> bool:
+        """Whether what hooks on parameters do is recorded, since the optimizer is."""
+        return self._open is not None and self.recording.optimizer
+
+    def accumulate(self, parameter: Tensor, gradient: Tensor) -> bool:
+        """Add to the ``.grad`` of a parameter with hooks, and record what they do if asked for.
+
+        Returns:
+            Whether the record, if any, is complete.
+        """
+        if not self.records_hooks:
+            accumulate(parameter, gradient)
+            return True
+        assert self._open is not None
+        found = accumulate_and_record(parameter, gradient)
+        self._open.steps[-1].hooked[parameter] = found
+        return found.has_graph
 
     def keep_share(self, problem: Problem) -> None:
         """Record this process's gradients, if asked for and with several processes."""

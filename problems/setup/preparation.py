@@ -14,6 +14,7 @@ from ..hypergradients.unroll import Unroll
 from ..problem import Problem
 from ..references import require_known_references
 from ..step.lower_view import lower_view, sign_of_loss
+from ..step.unseen_changes import warn_of_unseen_changes
 from ..unrolling import owns_settings, owns_start
 
 
@@ -82,6 +83,7 @@ def check_hypergradients(problem: Problem) -> None:
             if not lower.hypergradient.follows_optimizer:
                 sign_of_loss(lower)
             _require_seen(lower)
+            warn_of_unseen_changes(lower, lower.hypergradient)
             prepare_recording(lower)
 
 

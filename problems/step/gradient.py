@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import is_
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..partial_hypergradient import is_partial, others_frozen
 from ..problem import Problem
 from ..recording.trajectory import GradientGraph
 from ..state.buffers import preserved_buffers
+from ..state.gradient_hooks import hooked, silent_hooks
 from ..state.swapped_tensors import swapped
 from .finiteness import finite_gradient
 from .graph_buffers import buffers_of_others
@@ -69,7 +71,12 @@ def _accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
         _require_graph(problem, scaled)
     look_for_dependence(problem, evaluated.loss)
     if paths:
-        _add_gradients(own, hypergradient(problem, scaled, own, again))
+        _add_gradients(problem, own, hypergradient(problem, scaled, own, again))
+    elif problem.step_state.trajectory.records_hooks and hooked(own):
+        with silent_hooks(own):
+            gradients = problem.step_state.processes.gradients(scaled, own)
+        require_used(problem, gradients)
+        _add_gradients(problem, own, gradients)
     else:
         problem.step_state.processes.backward(scaled, own)
         require_used(problem, [p.grad for p in own])
@@ -104,14 +111,23 @@ def _with_graph(problem: Problem, batch: Any) -> StepResult:
     factor = 1.0 / problem.config.gradient_accumulation
     if problem.scaler is not None:
         factor = problem.scaler.scale(loss.new_full((), factor))
-    _add_gradients(own, [None if g is None else g.detach() * factor for g in gradients])
+    given = [None if g is None else g.detach() * factor for g in gradients]
+    _add_gradients(problem, own, given)
     return StepResult(*evaluated)
 
 
-def _add_gradients(parameters: list[Tensor], gradients: list[Tensor | None]) -> None:
+def _add_gradients(
+    problem: Problem, parameters: list[Tensor], gradients: Sequence[Tensor | None]
+) -> None:
     taken: set[int] = set()
+    with_hooks = {id(p) for p in hooked(parameters)}
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is not None:
+        if gradient is None:
+            continue
+        if id(parameter) in with_hooks:
+            if not problem.step_state.trajectory.accumulate(parameter, gradient):
+                problem.step_state.note_hook_without_graph(parameter)
+        else:
             total = gradient if parameter.grad is None else parameter.grad + gradient
             parameter.grad = _own(total, parameter, taken)
 

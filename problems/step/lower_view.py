@@ -103,7 +103,8 @@ class LowerView:
     def has_plain_gradients(self) -> bool:
         problem = self._problem
         changed = type(problem).grad_callback is not Problem.grad_callback
-        return not changed and not problem.position.paths
+        seen = not changed and not problem.step_state.changing_hooks
+        return seen and not problem.position.paths
 
     @property
     def has_chosen_weights(self) -> bool:
@@ -232,15 +233,6 @@ class OptimizerStepView:
         return type(self._problem).custom_optimizer_step is not Problem.custom_optimizer_step
 
     @property
-    def callbacks(self) -> list[str]:
-        kind = type(self._problem)
-        return [
-            f"{kind.__name__}.{name}"
-            for name in ("grad_callback", "param_callback")
-            if getattr(kind, name) is not getattr(Problem, name)
-        ]
-
-    @property
     def trained(self) -> list[Tensor]:
         return list(self._problem.trainable_parameters())
 
@@ -251,6 +243,10 @@ class OptimizerStepView:
     @property
     def is_scaled(self) -> bool:
         return self._problem.config.precision == "fp16" or self._problem.scaler is not None
+
+    @property
+    def is_autocast(self) -> bool:
+        return self._problem.config.precision != "fp32"
 
     @property
     def per_loop(self) -> int:

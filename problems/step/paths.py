@@ -14,7 +14,9 @@ from ..base.reduction import Reduction
 from ..hypergradients.base import Hypergradient, Product
 from ..hypergradients.value import ValueHypergradient
 from ..problem import Problem
+from ..state.gradient_hooks import silent_hooks
 from .lower_view import lower_view
+from .unseen_changes import warn_of_unseen_changes
 from .upper_loss import UpperLoss
 
 
@@ -31,10 +33,15 @@ def hypergradient(
     over processes. Their mean over processes is the hypergradient.
     """
     paths = problem.position.paths
-    states = [(lower.step_state, lower.trainable_parameters()) for lower in problem.position.lowers]
+    for lower in problem.position.lowers:
+        warn_of_unseen_changes(lower, lower.step_state.auditor or lower.hypergradient)
+    states = [
+        (lower.step_state, list(lower.trainable_parameters())) for lower in problem.position.lowers
+    ]
     held = [(state, state.hold(trainable)) for state, trainable in states]
     try:
-        total = _through_paths(problem, paths, loss, own, again)
+        with silent_hooks([*own, *[p for _, trainable in states for p in trainable]]):
+            total = _through_paths(problem, paths, loss, own, again)
     finally:
         for state, before in held:
             state.release(before)

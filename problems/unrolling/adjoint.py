@@ -228,7 +228,7 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
 
     In 16 bits ``1 - β₂``, the first bias correction of Adam, would be 0.
     """
-    flat = torch.cat([t.reshape(-1) for t in tensors])
+    flat = vectors.flat(tensors)
     return flat.float() if flat.dtype.itemsize < 4 else flat
 
 
@@ -240,7 +240,9 @@ def _flat_state(
         if key in vectors_[bucket[0]]:
             flat[key] = _joined([vectors_[p][key] for p in bucket])
         elif isinstance(value, Tensor) and len(bucket) > 1:
-            counts = [moment.states[p][key].to(p.device).expand(p.numel()) for p in bucket]
+            counts = [
+                moment.states[p][key].to(p.device).expand(vectors.real(p).numel()) for p in bucket
+            ]
             flat[key] = torch.cat(counts)
         elif value is not None:
             flat[key] = value

@@ -25,10 +25,6 @@ class OptimizerStep(Protocol):
         """Whether the problem overrides ``custom_optimizer_step``."""
 
     @property
-    def callbacks(self) -> Sequence[str]:
-        """Names of overridden callbacks, which may change gradients or parameters."""
-
-    @property
     def trained(self) -> list[Tensor]:
         """The trainable parameters."""
 
@@ -39,6 +35,10 @@ class OptimizerStep(Protocol):
     @property
     def is_scaled(self) -> bool:
         """Whether a loss scaler may skip steps."""
+
+    @property
+    def is_autocast(self) -> bool:
+        """Whether training computes in 16 bits by autocast."""
 
     @property
     def per_loop(self) -> int:

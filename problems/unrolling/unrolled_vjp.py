@@ -143,7 +143,7 @@ def _step_vjp(
 ) -> list[Tensor]:
     """Return the cotangents of the state before a step and of upper parameters."""
     with torch.enable_grad():
-        at = [t.clone().requires_grad_(t.is_floating_point()) for t in state]
+        at = [t.clone().requires_grad_(t.is_floating_point() or t.is_complex()) for t in state]
         after = _next(step, list(at))
     pairs = [(t, c) for t, c in zip(after, cotangent, strict=True) if t.requires_grad]
     inputs = [t for t in (*at, *upper) if t.requires_grad]

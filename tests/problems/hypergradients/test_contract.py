@@ -12,43 +12,16 @@ import pytest
 import torch
 from metaweight.problems import lower_view
 from metaweight.problems.state.random_streams import RandomState
+from support.methods import GRADIENT_METHODS
 from support.naive import everything
 from support.reweighting import Declared, program
 
 from metaweight import (
-    SAMA,
     Config,
-    ConjugateGradient,
-    FiniteDifference,
     ImplicitProblem,
-    Neumann,
-    Nystrom,
-    Penalty,
     Reinforce,
-    Reweighting,
-    Unroll,
     ZeroOrder,
 )
-
-GRADIENT_METHODS = {
-    "darts": FiniteDifference(),
-    "reweighting, central": Reweighting(),
-    "reweighting, one-sided": Reweighting(derivative="one_sided", alpha=1e-6),
-    "reweighting, forward": Reweighting(derivative="forward_mode"),
-    "sama": SAMA(alpha=0.01),
-    "sama, exact": SAMA(alpha=0.01, preconditioner="exact"),
-    "neumann": Neumann(iterations=2, alpha=0.1),
-    # The network's Hessian has negative eigenvalues, which these two refuse without damping.
-    "cg": ConjugateGradient(iterations=2, damping=1.0),
-    "nystrom": Nystrom(rank=5, damping=1.0),
-    "penalty, f2sa": Penalty(strength=1e6, steps=3),
-    "penalty, bome": Penalty(strength=1e6, steps=3, form="bome"),
-    "unroll": Unroll(),
-    "unroll, forward over reverse": Unroll(product="forward_over_reverse"),
-    "unroll, difference": Unroll(product="finite_difference"),
-    "unroll, one-sided": Unroll(product="one_sided", alpha=1e-6),
-    "unroll, kept graphs": Unroll(memory="full"),
-}
 
 # These measure the upper loss where others multiply by its gradient. Here it is a vector times the
 # lower parameters, which has that vector for its gradient.

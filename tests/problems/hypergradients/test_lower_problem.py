@@ -81,7 +81,7 @@ def test_the_view_of_a_problem_is_a_lower_problem() -> None:
     torch.testing.assert_close((weights * losses).mean(), loss)
     optimizer_step = lower.optimizer_step
     assert optimizer_step.optimizer is engine.classifier.optimizer
-    assert not optimizer_step.is_custom and not optimizer_step.callbacks
+    assert not optimizer_step.is_custom
 
 
 def test_there_is_no_last_loss_before_a_step() -> None:
@@ -94,7 +94,7 @@ class QuadraticStep:
     """Plain gradient descent that somebody else takes."""
 
     name = "quadratic"
-    is_custom, callbacks = False, ()
+    is_custom = False
     clipping, is_scaled, per_loop = 0.0, False, 1
     has_learned_settings = has_learned_start = False
 

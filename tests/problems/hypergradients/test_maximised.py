@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from metaweight.problems import lower_view
+from support.methods import GRADIENT_METHODS
 from support.reweighting import Judge, network
 from support.small import Point
 from support.zoo import over
@@ -18,7 +19,6 @@ from metaweight import (
     SAMA,
     Config,
     ConfigurationError,
-    ConjugateGradient,
     Engine,
     FiniteDifference,
     ImplicitProblem,
@@ -33,23 +33,8 @@ from metaweight import (
 from metaweight.weighting import MetaWeightNet
 
 METHODS: dict[str, Any] = {
-    "darts": FiniteDifference(),
+    **GRADIENT_METHODS,
     "darts, multitask": FiniteDifference(multitask=True),
-    "reweighting, central": Reweighting(),
-    "reweighting, one-sided": Reweighting(derivative="one_sided"),
-    "reweighting, forward": Reweighting(derivative="forward_mode"),
-    "sama": SAMA(alpha=0.01),
-    "sama, exact": SAMA(alpha=0.01, preconditioner="exact"),
-    "neumann": Neumann(iterations=2, alpha=0.1),
-    "cg": ConjugateGradient(iterations=2, damping=1.0),
-    "nystrom": Nystrom(rank=5, damping=1.0),
-    "penalty, f2sa": Penalty(steps=3),
-    "penalty, bome": Penalty(steps=3, form="bome"),
-    "unroll": Unroll(),
-    "unroll, forward over reverse": Unroll(product="forward_over_reverse"),
-    "unroll, difference": Unroll(product="finite_difference"),
-    "unroll, one-sided": Unroll(product="one_sided", alpha=1e-6),
-    "unroll, kept graphs": Unroll(memory="full"),
     "zero order": ZeroOrder(samples=2),
 }
 OPTIMIZERS: dict[str, Callable[..., Any]] = {

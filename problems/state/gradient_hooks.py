@@ -1,0 +1,104 @@
+"""The hooks that users register on parameters: silent in passes of the library, called once a step.
+
+``Tensor.register_hook`` changes the gradient of a training step, and
+``Tensor.register_post_accumulate_grad_hook`` sees it in ``.grad``. ``torch.autograd.grad`` would
+call the former in every pass of a hypergradient too, and the latter never.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels.torch_internals import gradient_hooks, post_accumulate_hooks
+
+
+def hooked(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Return the parameters that have hooks."""
+    return [p for p in parameters if gradient_hooks(p) or post_accumulate_hooks(p)]
+
+
+@contextmanager
+def silent_hooks(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Inside, backward passes call no hooks of the parameters."""
+    given = list(parameters)
+    with _emptied([*map(gradient_hooks, given), *map(post_accumulate_hooks, given)]):
+        yield
+
+
+@contextmanager
+def _emptied(found: Iterable[dict[int, Any]]) -> Iterator[None]:
+    silenced = [(hooks, dict(hooks)) for hooks in found if hooks]
+    for hooks, _ in silenced:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, before in silenced:
+            hooks.update(before)
+
+
+def accumulate(parameter: Tensor, gradient: Tensor) -> None:
+    """Add to ``.grad`` as a backward pass does, with all hooks."""
+    torch.autograd.backward([parameter], [gradient])
+
+
+@dataclass(frozen=True)
+class HookedGradient:
+    """A gradient ``g`` and what the hooks made of it, ``h(g)``, with the graph of the hooks.
+
+    Attributes:
+        before: ``g``, the leaf of the graph.
+        after: ``h(g)``.
+        has_graph: Whether the graph contains all that the hooks did.
+    """
+
+    before: Tensor
+    after: Tensor
+    has_graph: bool
+
+    def vjp(self, vector: Tensor) -> Tensor:
+        """Return ``(∂h/∂g)ᵀ v``; ``v`` where the graph lacks what the hooks did."""
+        if not self.has_graph:
+            return vector
+        v = vector.to(self.after.dtype)
+        (found,) = torch.autograd.grad(
+            self.after, self.before, v, retain_graph=True, materialize_grads=True
+        )
+        return found.to(vector.dtype)
+
+
+def call_hooks(parameter: Tensor, gradient: Tensor) -> HookedGradient:
+    """Call the hooks of ``register_hook`` on a gradient, and record their graph. Waits for the
+    device if a hook returns nothing and leaves no graph, to see whether it wrote to the gradient.
+    """
+    before = gradient.detach().requires_grad_()
+    has_graph = True
+    with torch.enable_grad(), warnings.catch_warnings():
+        # A hook that only reads the norm as a number expects a gradient without a graph.
+        warnings.filterwarnings("ignore", message="Converting a tensor with requires_grad")
+        # Hooks may write to what they are given, and a leaf refuses that.
+        after = before.clone()
+        for hook in list(gradient_hooks(parameter).values()):
+            given, node = after.detach().clone(), after.grad_fn
+            returned = hook(after)
+            if returned is not None:
+                after = returned
+                has_graph &= after.requires_grad
+            elif after.grad_fn is node:
+                has_graph &= torch.equal(after.detach(), given)
+    return HookedGradient(before, after, has_graph)
+
+
+def accumulate_and_record(parameter: Tensor, gradient: Tensor) -> HookedGradient:
+    """Do as :func:`accumulate`, and return the record of the hooks that change the gradient."""
+    found = call_hooks(parameter, gradient)
+    with _emptied([gradient_hooks(parameter)]):
+        accumulate(parameter, found.after.detach())
+    return found
