@@ -85,7 +85,8 @@ def test_it_says_in_which_precision_a_step_computes() -> None:
     assert half == [
         "upper: uppers [], lowers ['lower'], paths ['upper -> lower -> upper']",
         "  a step: a forward and a backward pass in float32",
-        "  Reweighting through lower, per micro-batch: 2 forward passes without a graph, in float32",
+        "  Reweighting through lower, per micro-batch: 2 forward passes without a graph, in "
+        "float32",
         "  upper passes through lower without autocast, though that trains in bf16; "
         "Config(precision='bf16') speeds it up",
         "lower: uppers ['upper'], lowers [], paths []",
