@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torchvision.datasets import CIFAR10, CIFAR100
-from torchvision.datasets.utils import check_integrity
 
 from metaweight._host import as_tensor
 
@@ -58,14 +56,18 @@ def load_cifar(
 
 
 def _source(name: str) -> Any:
+    from torchvision import datasets  # noqa: PLC0415 (slow to import)
+
     if name == "cifar10":
-        return CIFAR10
+        return datasets.CIFAR10
     if name == "cifar100":
-        return CIFAR100
+        return datasets.CIFAR100
     raise ValueError(f"load_cifar was asked for {name!r}; use 'cifar10' or 'cifar100'.")
 
 
 def _open(source: Any, name: str, root: Path, download: bool) -> Any:
+    from torchvision.datasets.utils import check_integrity  # noqa: PLC0415 (slow to import)
+
     try:
         return source(str(root), train=True, download=download)
     except UNREADABLE as reason:

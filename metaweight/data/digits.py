@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sklearn.datasets
 import torch
 
 from metaweight._generator import generator_of
@@ -33,7 +32,9 @@ def load_digits(test_size: int = 500, seed: int = 0) -> tuple[LabelledTensors, L
     Raises:
         ValueError: When ``test_size`` leaves either part empty.
     """
-    source = sklearn.datasets.load_digits()
+    from sklearn import datasets  # noqa: PLC0415 (slow to import)
+
+    source = datasets.load_digits()
     inputs = as_tensor(source.images, torch.float32).div(_BRIGHTEST).unsqueeze(1)
     labels = as_tensor(source.target, torch.int64)
     total = len(labels)

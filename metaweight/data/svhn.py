@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.datasets import SVHN
 
 from ._unavailable import UNREADABLE, DatasetUnavailableError, download_failure
 from .labelled import LabelledTensors
@@ -33,15 +32,17 @@ def load_svhn(root: str | Path, download: bool = False) -> tuple[LabelledTensors
         DatasetUnavailableError: When a file is missing or altered and was not downloaded.
         ImportError: When SciPy is not installed.
     """
+    from torchvision.datasets import SVHN  # noqa: PLC0415 (slow to import)
+
     where = Path(root).expanduser().resolve()
     # Both are opened before either is copied, so that a missing test file is found at once.
-    train, test = (_open(split, where, download) for split in ("train", "test"))
+    train, test = (_open(SVHN, split, where, download) for split in ("train", "test"))
     return _as_tensors(train), _as_tensors(test)
 
 
-def _open(split: str, root: Path, download: bool) -> Any:
+def _open(source: Any, split: str, root: Path, download: bool) -> Any:
     try:
-        return SVHN(str(root), split=split, download=download)
+        return source(str(root), split=split, download=download)
     except ImportError as missing:
         raise ImportError(
             "SVHN was asked for, but SciPy, which reads its files, could not be imported "
@@ -49,12 +50,12 @@ def _open(split: str, root: Path, download: bool) -> Any:
         ) from missing
     except UNREADABLE as reason:
         raise DatasetUnavailableError(
-            _unavailable(split, root, reason if download else None)
+            _unavailable(source, split, root, reason if download else None)
         ) from reason
 
 
-def _unavailable(split: str, root: Path, download_error: Exception | None) -> str:
-    url, filename, _ = SVHN.split_list[split]
+def _unavailable(source: Any, split: str, root: Path, download_error: Exception | None) -> str:
+    url, filename, _ = source.split_list[split]
     found = "fails its checksum" if (root / filename).is_file() else "does not exist"
     if download_error is not None:
         found += f", and {download_failure(download_error)}"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from metaweight._host import as_tensor
@@ -108,6 +107,8 @@ def class_size_groups(counts: Tensor, num_groups: int = 3) -> Tensor:
     require_count("class_size_groups", "num_groups", num_groups, least=1)
     sizes = counts.double().cpu().reshape(-1, 1)
     wanted = min(num_groups, len(set(sizes.ravel().tolist())))
+    from sklearn.cluster import KMeans  # noqa: PLC0415 (slow to import)
+
     means = KMeans(n_clusters=wanted, n_init=10, random_state=0).fit(sizes.numpy())
     rank = as_tensor(means.cluster_centers_.ravel()).argsort().argsort()
     return rank[as_tensor(means.labels_, torch.long)]

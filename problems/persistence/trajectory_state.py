@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.gradient_hooks import call_hooks
 from ..recording.trajectory import (
     OptimizerMoment,
     RecordedStep,
@@ -20,7 +21,6 @@ from ..recording.trajectory import (
     Recording,
     Trajectory,
 )
-from ..state.gradient_hooks import call_hooks
 from ..state.plain_data import from_plain, to_plain
 from ..state.random_streams import RandomState
 from .names import Names

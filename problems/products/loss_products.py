@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..state.gradient_hooks import silent_hooks
+from ..kernels.gradient_hooks import silent_hooks
 from .displaced import inverse_step
 from .recorded_loss import gradient_of
 from .second_derivatives import central_difference, double_backward, forward_over_reverse

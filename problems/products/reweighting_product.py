@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.tensor_lists import checked_floating, checked_tensors, checked_vector
-from ..state.gradient_hooks import silent_hooks
+from ..kernels.gradient_hooks import silent_hooks
 from .displaced import inverse_step
 from .loss_products import require_known, require_tangent
 from .sample_derivatives import (

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..base.graph_neighbours import problems_that_may_step
 from ..kernels.activation_reuse import ReusableActivations
+from ..kernels.gradient_hooks import HookedGradient, accumulate, accumulate_and_record
 from ..state.buffers import BufferSlot, buffer_slots
-from ..state.gradient_hooks import HookedGradient, accumulate, accumulate_and_record
 from ..state.random_streams import RandomState
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from torch import Tensor
 from ..base.errors import LossError
 from ..base.graph_neighbours import versions_around
 from ..base.step_result import StepResult
+from ..kernels.gradient_hooks import hooked, silent_hooks
 from ..kernels.twice_differentiable import differentiable_twice
 from ..partial_hypergradient import is_partial, others_frozen
 from ..problem import Problem
 from ..recording.trajectory import GradientGraph
 from ..state.buffers import preserved_buffers
-from ..state.gradient_hooks import hooked, silent_hooks
 from ..state.swapped_tensors import swapped
 from .finiteness import finite_gradient
 from .graph_buffers import buffers_of_others

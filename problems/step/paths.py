@@ -13,8 +13,8 @@ from ..base.errors import HypergradientError, LossError
 from ..base.reduction import Reduction
 from ..hypergradients.base import Hypergradient, Product
 from ..hypergradients.value import ValueHypergradient
+from ..kernels.gradient_hooks import silent_hooks
 from ..problem import Problem
-from ..state.gradient_hooks import silent_hooks
 from .lower_view import lower_view
 from .unseen_changes import warn_of_unseen_changes
 from .upper_loss import UpperLoss

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from metaweight.engines.hooks.base import HookList
 from metaweight.problems import lower_view
 from metaweight.problems.hypergradients.sama import (
     adam_jacobian,
@@ -33,6 +34,7 @@ from metaweight import (
     Config,
     ConfigurationError,
     FiniteDifference,
+    Hook,
     HypergradientError,
     ImplicitProblem,
     Unroll,
@@ -224,10 +226,12 @@ def test_multitask_leaves_the_parameters_displaced_along_the_preconditioned_vect
     engine = build(one_step_each(CASES["adam"]), method, lower=Implicit)
     lower, seen = engine.lower, {}
 
-    def look():
-        seen["w"] = [p.detach().clone() for p in lower.module.parameters()]
+    class Look(Hook):
+        def before_step(self, engine, problem):
+            if problem is not lower:
+                seen["w"] = [p.detach().clone() for p in lower.module.parameters()]
 
-    lower.param_callback = look
+    engine.hooks = HookList([Look()])
     engine.train_step()
     moved = [p.detach() - w for p, w in zip(lower.module.parameters(), seen["w"], strict=True)]
     for p, w in zip(lower.module.parameters(), seen["w"], strict=True):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.torch_internals import gradient_hooks, post_accumulate_hooks
+from .torch_internals import gradient_hooks, post_accumulate_hooks
 
 
 def hooked(parameters: Iterable[Tensor]) -> list[Tensor]:
