@@ -219,3 +219,18 @@ def test_no_algorithm_imports_within_a_function(path: Path) -> None:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             lazy = [n for n in ast.walk(node) if isinstance(n, (ast.Import, ast.ImportFrom))]
             assert not lazy, f"{node.name}: {ast.unparse(lazy[0])}"
+
+
+# Each takes seconds to import; who needs one, imports it where it is used.
+SLOW = {"sklearn", "scipy", "torchvision", "matplotlib", "accelerate", "wandb", "pandas"}
+
+
+def test_nothing_slow_is_imported_before_it_is_needed() -> None:
+    slow = [
+        (ids(path), name)
+        for path in FILES
+        if room_of(path) != "plots"
+        for name, _ in imports(path, everywhere=False)
+        if name.partition(".")[0] in SLOW
+    ]
+    assert not slow
