@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from metaweight.problems import ConfigurationError, GraphError, Problem
+from metaweight.problems.base import vectors
 from metaweight.problems.base.settings import is_count, is_number, require_text
 from torch import Tensor
 
@@ -118,7 +119,7 @@ class AdaptiveInterval(Hook):
     @torch.no_grad()
     def _agreement(self, parameters: Sequence[Tensor]) -> Tensor:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        unit = torch.cat([g.reshape(-1) for g in gradients]).float()
+        unit = vectors.flat(gradients).float()
         unit /= unit.norm().clamp_min(1e-30)
         self._sum = unit if self._sum is None else self._sum.to(unit).mul(self.beta).add_(unit)
         self._weight = self.beta * self._weight + 1.0

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..base import vectors
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -72,7 +74,8 @@ class HypergradientReport:
 def agreement(actual: Sequence[Tensor], reference: Sequence[Tensor]) -> Agreement:
     """Return the agreement of two hypergradients; synchronises with the device."""
     a, b = (
-        torch.cat([t.detach().double().reshape(-1).cpu() for t in v]) for v in (actual, reference)
+        torch.cat([vectors.real(t.detach()).double().reshape(-1).cpu() for t in v])
+        for v in (actual, reference)
     )
     length, other = float(a.norm()), float(b.norm())
     if length == 0.0 and other == 0.0:

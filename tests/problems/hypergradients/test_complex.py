@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ from support.zoo import over
 from torch import Tensor, nn
 
 from metaweight import (
+    AdaptiveInterval,
     Config,
     ConjugateGradient,
     Engine,
     ImplicitProblem,
+    NormLogger,
     Nystrom,
     ReweightedProblem,
     ZeroOrder,
@@ -141,8 +144,9 @@ def test_a_step_of_ones_own_is_differentiated_by_its_complex_state() -> None:
     torch.testing.assert_close(found.state[0], v * (4 * z**3).conj())
 
 
-def test_the_check_of_a_hypergradient_computes_in_double_precision() -> None:
-    low, up = Spectrum("complex", 0), Spectrum("real", 1)
+@pytest.mark.parametrize("above", ["real", "complex"])
+def test_the_check_of_a_hypergradient_computes_in_double_precision(above: str) -> None:
+    low, up = Spectrum("complex", 0), Spectrum(above, 1)
     low.z.data = low.z.data.to(torch.complex64)
     optimizer = OPTIMIZERS["sgd"](low.parameters())
     lower = Lower("lower", Config(type="unroll"), low, optimizer, train_data_loader=batches(2))
@@ -150,3 +154,22 @@ def test_the_check_of_a_hypergradient_computes_in_double_precision() -> None:
     upper = Upper("upper", None, up, step, train_data_loader=batches(3))
     (report,) = over(upper, lower, train_iters=4).check_hypergradient()
     assert report.trustworthy, str(report)
+
+
+@pytest.mark.parametrize("roll_back", [False, True])
+def test_hooks_of_the_engine_and_checkpoints_take_them(tmp_path: Path, roll_back: bool) -> None:
+    low, up = Spectrum("complex", 0), Spectrum("complex", 1)
+    optimizer = OPTIMIZERS["adam"](low.parameters())
+    lower = Lower("lower", Config(type="unroll"), low, optimizer, train_data_loader=batches(2))
+    step = torch.optim.SGD(up.parameters(), lr=1.0)
+    upper = Upper("upper", None, up, step, train_data_loader=batches(3))
+    hooks = [NormLogger(every=1), AdaptiveInterval("upper")]
+    engine = over(upper, lower, train_iters=4, hooks=hooks, non_finite="raise", roll_back=roll_back)
+    engine.run()
+    engine.save(tmp_path / "state.pt")
+    before = [p.detach().clone() for p in (*low.parameters(), *up.parameters())]
+    for p in (*low.parameters(), *up.parameters()):
+        p.data.zero_()
+    engine.load(tmp_path / "state.pt")
+    after = [p.detach() for p in (*low.parameters(), *up.parameters())]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
