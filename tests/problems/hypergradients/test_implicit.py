@@ -36,23 +36,23 @@ N, CONDITION = 50, 1e4
 ILL = with_eigenvalues(spread(N, 1 / CONDITION))
 
 
-@pytest.mark.parametrize("damping", [0.0, 1e-2])
+@pytest.mark.parametrize("damping", [0.0, 5e-2])
 def test_neumann_converges_at_its_theoretical_rate(damping):
     """Its error shrinks by the spectral radius of ``I - α(A + damping)`` with every term.
 
-    By 1000 terms all other eigenvalues have died out to 1e-4 of the slowest one.
+    By 200 terms all other eigenvalues have died out to 1e-7 of the slowest one.
     """
-    quadratic = with_eigenvalues(torch.cat([torch.tensor([1e-4]).double(), spread(N - 1, 1e-2)]))
-    alpha = 1.8
+    quadratic = with_eigenvalues(torch.cat([torch.tensor([1e-4]).double(), spread(N - 1, 5e-2)]))
+    alpha = 1.6
     radius = torch.linalg.eigvalsh(torch.eye(N) - alpha * quadratic.damped(damping)).abs().max()
     errors, residuals = [], []
-    for iterations in (1000, 1001):
+    for iterations in (200, 201):
         method = Neumann(iterations=iterations, alpha=alpha, damping=damping)
         gradient, v, status = evaluated(quadratic, method)
         errors.append(error(gradient, quadratic.product(v, damping)))
         residuals.append(float(status.residual))
     if damping:
-        assert errors[1] < 1e-5  # The slowest factor is 1 - 1.8 * 0.0101.
+        assert errors[1] < 1e-5  # The slowest factor is 1 - 1.6 * 0.0501.
     assert errors[1] / errors[0] == pytest.approx(float(radius), abs=2e-6)
     assert residuals[1] / residuals[0] == pytest.approx(float(radius), abs=2e-6)
 
@@ -71,8 +71,8 @@ def test_neumann_error_never_shrinks_slower_than_its_rate():
 
 
 METHODS = {
-    "cg": ConjugateGradient(iterations=200, damping=1e-2),
-    "neumann": Neumann(iterations=300, alpha=1.6, damping=5e-2),
+    "cg": ConjugateGradient(iterations=60, damping=5e-2),
+    "neumann": Neumann(iterations=80, alpha=1.4, damping=0.2),
     "nystrom": Nystrom(rank=N, damping=1e-2),
 }
 SOLVED = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)

@@ -150,9 +150,9 @@ class Quadratic:
 
 EXACT = {
     "conjugate gradients": ConjugateGradient(iterations=5),
-    "neumann": Neumann(iterations=2000, alpha=0.2),
+    "neumann": Neumann(iterations=500, alpha=0.3),
     "nystrom": Nystrom(rank=5, damping=1e-9),
-    "penalty": Penalty(strength=1e3, steps=3000, lr=0.1),
+    "penalty": Penalty(strength=1e3, steps=500, lr=0.3),
 }
 
 

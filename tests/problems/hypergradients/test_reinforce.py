@@ -103,7 +103,13 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("none", "leave one out"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("none, two runs", "start")),
+    ],
+)
 def test_is_unbiased(name: str) -> None:
     """Mean over independent loops, within 4 of its measured standard errors.
 
@@ -120,6 +126,7 @@ def test_is_unbiased(name: str) -> None:
     assert (error < 0.3 * exact_gradient().abs().max()).all(), "too noisy to tell"
 
 
+@pytest.mark.slow
 def test_leaving_one_out_takes_noise_away() -> None:
     """At equal cost of four runs; and the status' standard error is the noise that is seen."""
     spread, status = {}, []

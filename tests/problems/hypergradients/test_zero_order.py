@@ -122,7 +122,7 @@ def test_masks_are_replayed_and_batch_statistics_used(accumulation: int) -> None
 
 
 def test_the_mean_is_unbiased() -> None:
-    """100 seeds of 4 samples; every coordinate within 4 measured standard errors of the unroll.
+    """50 seeds of 4 samples; every coordinate within 4 measured standard errors of the unroll.
 
     The seeds are fixed, so this cannot fail by chance later; over all seeds 20 coordinates would
     pass with probability 0.999. The squares of the z-scores average 1. The standard error in the
@@ -135,7 +135,7 @@ def test_the_mean_is_unbiased() -> None:
     class Many(ZeroOrder):
         def estimate(self, lower, value, upper_parameters):
             used.clear(), errors.clear()
-            for seed in range(100):
+            for seed in range(50):
                 method = ZeroOrder(samples=4, radius=1e-3, seed=seed)
                 product = method.estimate(lower, value, upper_parameters)
                 used.append(torch.cat([t.reshape(-1) for t in product.values]))
