@@ -12,7 +12,7 @@ from metaweight.problems.recording.step_state import StepState
 from metaweight.problems.setup.preparation import check_hypergradients, prepare_recording
 from metaweight.problems.state.buffers import Snapshot
 from metaweight.problems.state.random_streams import reseed
-from metaweight.problems.step.undetected_dependencies import expect_dependence
+from metaweight.problems.step.absent_hypergradients import expect_dependence
 
 from .arguments import (
     checked_config,

@@ -44,6 +44,7 @@ FLAGS = (
     "first_order",
     "retain_graph",
     "allow_unused",
+    "allow_absent_hypergradient",
     "log_local_step",
     "darts_multitask",
     "sama_multitask",
@@ -74,6 +75,11 @@ class Config:
             the graph of an unrolled lower problem.
         retain_graph: Accepted for Betty programs. Graphs are kept exactly as long as needed.
         allow_unused: Whether some trainable parameters may be absent from the loss.
+        allow_absent_hypergradient: Whether upper parameters may be without any hypergradient:
+            neither in this problem's own loss, nor in a lower loss together with what is trained
+            there. By default such parameters, which would never be learned, are an error in the
+            first step of this problem. Its micro-batches, the steps that it differentiates and all
+            processes count together; parameters that are first used later need ``True``.
         gradient_accumulation: Micro-batches averaged into one optimizer step. The hypergradient
             sees all of them.
         gradient_clipping: Largest gradient norm, 0 for no clipping.
@@ -133,6 +139,7 @@ class Config:
     cg_alpha: float = 1.0
     hypergradient_parameters: Choice = None
     compile: Compile = False
+    allow_absent_hypergradient: bool = False
     fp16: InitVar[bool | None] = None
 
     def __post_init__(self, fp16: bool | None) -> None:
