@@ -9,7 +9,7 @@ from metaweight.problems import Problem, StepResult
 from metaweight.problems.state.buffers import Snapshot
 from metaweight.problems.step.descent import descend, skip_step
 from metaweight.problems.step.redo import redo, redo_or_keep
-from metaweight.problems.step.scheduling import step_scheduler
+from metaweight.problems.step.scheduling import end_scheduled_epoch, step_scheduler
 from metaweight.problems.unrolling.initial import apply_initial_parameters
 
 from .assembly import share
@@ -149,4 +149,5 @@ class Execution:
     def end_epoch(self, problem: Problem) -> None:
         """Tell that the first loader of a problem has ended."""
         problem.epoch_callback()
+        end_scheduled_epoch(problem)
         self._engine.hooks.epoch_end(self._engine, problem)
