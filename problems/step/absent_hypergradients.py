@@ -160,15 +160,15 @@ def _refusal(problem: Problem, absent: Sequence[Tensor]) -> str:
     names = {p: name for name, p in problem.module.named_parameters()}
     shown = [repr(names.get(p, f"of shape {tuple(p.shape)}")) for p in absent[:5]]
     more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-    edges = " or ".join(
-        dict.fromkeys(f"{problem.name} -> {path[-2].name}" for path in problem.position.paths)
-    )
-    below = " and ".join(dict.fromkeys(repr(path[-2].name) for path in problem.position.paths))
+    ends = list(dict.fromkeys(path[-2].name for path in problem.position.paths))
+    edges = " or ".join(f"{problem.name} -> {name}" for name in ends)
+    below = " and ".join(map(repr, ends))
     return (
         f"Parameters {', '.join(shown)}{more} of problem {problem.name!r} have no hypergradient "
-        f"(edge {edges}): in its first step neither its own loss depended on them, nor that of "
-        f"{below} together with what is trained there, so that they would never be learned. Use "
-        f"self.{problem.name} in the training_step below without detaching its output, take them "
-        "out of training by requires_grad=False, or, if it is meant, set "
-        f"Config(allow_absent_hypergradient=True) of {problem.name!r}."
+        f"(edge {edges}), so that they would never be learned: the loss of problem {below} does "
+        "not depend on them, together with what is trained there, nor does that of the upper "
+        f"problem {problem.name!r}, in its first step. Use self.{problem.name} in the "
+        f"training_step of {below}, without detaching its output; take them out of training by "
+        "requires_grad=False; or, if it is meant, set Config(allow_absent_hypergradient=True) of "
+        f"{problem.name!r}."
     )
