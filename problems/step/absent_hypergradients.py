@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import LossError
+from ..hypergradients.parameter_selection import is_fixed
 from ..problem import Problem
 from ..products.dependence import reached, reached_beside
 from ..state.buffers import preserved_buffers
@@ -48,7 +49,9 @@ def note_dependence(problem: Problem, loss: Tensor, weights: Iterable[Tensor] = 
     state = problem.step_state
     if not state.dependence or state.trajectory.under_way is None:
         return
-    at = list(weights) or list(problem.meta_trainable_parameters())
+    fixed = is_fixed(problem.config.hypergradient_parameters)
+    own = problem.meta_trainable_parameters() if fixed else problem.trainable_parameters()
+    at = list(weights) or list(own)
     for top, above in list(state.dependence):
         if top.step_state.seen_directly is None:
             del state.dependence[top, above]

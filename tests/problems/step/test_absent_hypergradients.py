@@ -22,11 +22,13 @@ from metaweight import (
     FiniteDifference,
     Hypergradient,
     ImplicitProblem,
+    LastLayers,
     LossError,
     Neumann,
     Nystrom,
     Penalty,
     Product,
+    SampledLayers,
     Status,
     Unroll,
 )
@@ -321,6 +323,42 @@ def test_a_parameter_may_act_through_two_levels(uses: bool) -> None:
     else:
         with pytest.raises(LossError, match=r"'unused'.*edge outer -> lowest"):
             engine.run()
+
+
+class Layered(ImplicitProblem):
+    """``unused`` acts on the first layer alone, ``used`` on both."""
+
+    def training_step(self, batch: Any) -> Any:
+        first, last = self.module[0].w, self.module[1].w
+        loss = 0.5 * (first + last - batch).pow(2).sum() + (self.outer() * first * last).sum()
+        return loss + (unused(self) * first).sum()
+
+
+class LayeredJudge(ImplicitProblem):
+    def training_step(self, batch: Any) -> Any:
+        return 0.5 * (self.inner.module[0].w + self.inner.module[1].w - batch).pow(2).sum()
+
+
+@pytest.mark.parametrize(
+    ("choice", "learned"),
+    [(None, True), (("0",), True), (("1",), False), (LastLayers(1), False)]
+    + [(SampledLayers(1, seed), True) for seed in range(3)],
+    ids=str,
+)
+def test_the_parameters_that_hypergradients_go_through_count(choice: Any, learned: bool) -> None:
+    inner = problem(
+        Layered,
+        "inner",
+        module=nn.Sequential(Point(0.5), Point(1.0)),
+        config=Config(type="cg", hypergradient_parameters=choice),
+    )
+    outer = problem(LayeredJudge, "outer", module=Two(), data=numbers(3.0), lr=1e-3)
+    engine = bilevel(inner=inner, outer=outer, steps=4)
+    if not learned:
+        with pytest.raises(LossError, match=MESSAGE):
+            engine.run()
+    else:
+        engine.run()
 
 
 def test_an_edge_that_nothing_passes_is_warned_of() -> None:
