@@ -72,7 +72,7 @@ class HypergradientReport:
 def agreement(actual: Sequence[Tensor], reference: Sequence[Tensor]) -> Agreement:
     """Return the agreement of two hypergradients; synchronises with the device."""
     a, b = (
-        torch.cat([t.detach().double().reshape(-1).cpu() for t in v]) for v in (actual, reference)
+        torch.cat([t.detach().cpu().double().reshape(-1) for t in v]) for v in (actual, reference)
     )
     length, other = float(a.norm()), float(b.norm())
     if length == 0.0 and other == 0.0:
