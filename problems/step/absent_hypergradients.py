@@ -139,7 +139,8 @@ def _over_processes(
     if problem.step_state.processes.world == 1:
         return found
     marks = [float(each in found[where]) for where, each in places]
-    (mean,) = problem.step_state.processes.mean([torch.tensor(marks, device=problem.device)])
+    sent = torch.tensor(marks, dtype=torch.float32, device=problem.device)
+    (mean,) = problem.step_state.processes.mean([sent])
     for (where, each), mark in zip(places, mean.tolist(), strict=True):
         if mark > 0:
             found[where].add(each)
