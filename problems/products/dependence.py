@@ -61,7 +61,7 @@ def _named(tensors: list[Tensor], bits: int) -> set[Tensor]:
 
 def _contents(root: Any, tensors: list[Tensor]) -> dict[Any, int]:
     """Return for every node of a graph which of the tensors are below it, as bits."""
-    bits = {tensor: 1 << i for i, tensor in enumerate(tensors)}
+    bits: dict[Any, int] = {tensor: 1 << i for i, tensor in enumerate(tensors)}
     found: dict[Any, int] = {}
     stack = [] if root is None else [root]
     while stack:

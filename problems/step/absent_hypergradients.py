@@ -95,7 +95,7 @@ def require_hypergradients(problem: Problem) -> None:
     found = _over_processes(problem, own, edges, seen)
     problem.step_state.end_first_step()
     if not any(lower.hypergradient.zeroth_order for lower in problem.position.lowers):
-        present = {p for p in own if p in found[problem]}
+        present: set[object] = {p for p in own if p in found[problem]}
         for path in problem.position.paths:
             if path[1] in found[problem] and all(found[edge] for edge in pairwise(path[1:])):
                 present |= found[path[-2], problem]
@@ -127,9 +127,8 @@ def _over_processes(
     problem: Problem, own: Sequence[Tensor], edges: Sequence[Edge], seen: set[Tensor | Problem]
 ) -> dict[object, set[Tensor | Problem]]:
     """Return what is seen in any process: directly, keyed by the problem, and along its edges."""
-    places: list[tuple[object, Tensor | Problem]] = [
-        (problem, each) for each in (*own, *problem.position.lowers)
-    ]
+    own_places: list[Tensor | Problem] = [*own, *problem.position.lowers]
+    places: list[tuple[object, Tensor | Problem]] = [(problem, each) for each in own_places]
     found: dict[object, set[Tensor | Problem]] = {problem: seen}
     for lower, above in edges:
         above_it = list(above.trainable_parameters())
