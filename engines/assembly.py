@@ -9,7 +9,7 @@ from metaweight.problems import Problem
 from metaweight.problems.base.graph_node import GraphPosition
 from metaweight.problems.setup.ownership import require_own_parameters
 from metaweight.problems.setup.preparation import check_hypergradients, prepare
-from metaweight.problems.step.undetected_dependencies import expect_dependence
+from metaweight.problems.step.absent_hypergradients import expect_dependence
 
 from .distributed.accelerate import require_unprepared, take_accelerators_precision
 from .distributed.processes import Processes

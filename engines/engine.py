@@ -12,7 +12,7 @@ from metaweight.problems.recording.step_state import StepState
 from metaweight.problems.setup.preparation import check_hypergradients, prepare_recording
 from metaweight.problems.state.buffers import Snapshot
 from metaweight.problems.state.random_streams import reseed
-from metaweight.problems.step.undetected_dependencies import expect_dependence
+from metaweight.problems.step.absent_hypergradients import expect_dependence
 
 from .arguments import (
     checked_config,
@@ -31,6 +31,7 @@ from .description import describe
 from .distributed.placement import choose_device
 from .distributed.process_group import join_processes
 from .execution import Execution
+from .first_words import name_defaults
 from .hooks.base import Hook, HookList
 from .hooks.configured_hooks import configured_hooks
 from .hooks.hypergradient_check import check_hypergradients_of
@@ -99,7 +100,7 @@ class Engine:
         self.run_state.run = self.processes.from_first(lambda: self.run_state.run)
         self.checkpoint_hook = CheckpointHook(self.config)
         saving = [] if self.checkpoint_hook.folder is None else [self.checkpoint_hook]
-        self.hooks = HookList([*configured_hooks(self.config), *given_hooks, *saving])
+        self.hooks = HookList([*configured_hooks(self.config, given_hooks), *given_hooks, *saving])
         require_one_policy(self.hooks.hooks)
         self.leaves: list[Problem] = []
         self.dependencies = dependencies
@@ -146,6 +147,7 @@ class Engine:
         self.train()
         with stops_between_steps() as request:
             try:
+                name_defaults(self)
                 self.hooks.run_start(self)
                 if streams is not None:
                     set_streams(streams)
@@ -162,6 +164,7 @@ class Engine:
                     ):
                         self.checkpoint_hook.save_if_due(self)
                 self.checkpoint_hook.save_at_end(self)
+                self.logger.log_kept(["validation", *self._by_name])
             finally:
                 self.hooks.run_end(self)
                 self.logger.close()

@@ -6,10 +6,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from metaweight.problems import Problem, StepResult
+from metaweight.problems.base.settings import LeftOut
 from metaweight.problems.state.buffers import Snapshot
 from metaweight.problems.step.descent import descend, skip_step
 from metaweight.problems.step.redo import redo, redo_or_keep
-from metaweight.problems.step.scheduling import step_scheduler
+from metaweight.problems.step.scheduling import end_scheduled_epoch, step_scheduler
 from metaweight.problems.unrolling.initial import apply_initial_parameters
 
 from .assembly import share
@@ -20,6 +21,10 @@ from .program.schedule import Action, Instruction
 
 if TYPE_CHECKING:
     from .engine import Engine
+
+
+LOGGED_BY_DEFAULT = 100
+"""Steps of a problem between two losses that loggers get where ``log_step`` is left out."""
 
 
 class Execution:
@@ -134,19 +139,29 @@ class Execution:
             self._counters.stepped()
 
     def _log(self, problem: Problem, result: StepResult, global_step: int | None) -> None:
-        every = problem.config.log_step
-        if every <= 0 or problem.count % every != 0:
+        every, logger = problem.config.log_step, self._engine.logger
+        left_out = isinstance(every, LeftOut)
+        if left_out:
+            every = LOGGED_BY_DEFAULT if logger.loggers else -1
+        due = every > 0 and problem.count % every == 0
+        if not (due or (left_out and logger.loggers)):
             return
-        stats = flatten_stats({**result.metrics, "loss": result.loss})
         local = global_step is None or problem.config.log_local_step
+        step = problem.count if local else global_step
+        numbers = {**result.metrics, "loss": result.loss}
+        if not due:
+            logger.keep(numbers, tag=problem.name, step=step)
+            return
+        stats = flatten_stats(numbers)
         place = "" if global_step is None else f" [Global Step {global_step}]"
-        logger = self._engine.logger
-        logger.info(
-            f'[Problem "{problem.name}"]{place} [Local Step {problem.count}] {sentence(stats)}'
-        )
-        logger.log(stats, tag=problem.name, step=problem.count if local else global_step)
+        if not left_out:
+            logger.info(
+                f'[Problem "{problem.name}"]{place} [Local Step {problem.count}] {sentence(stats)}'
+            )
+        logger.log(stats, tag=problem.name, step=step)
 
     def end_epoch(self, problem: Problem) -> None:
         """Tell that the first loader of a problem has ended."""
         problem.epoch_callback()
+        end_scheduled_epoch(problem)
         self._engine.hooks.epoch_end(self._engine, problem)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from metaweight.problems import GraphError, Problem
-from metaweight.problems.step.scheduling import waits_for_metric
+from metaweight.problems.data.step_interface import waits_for_metric
 
 from .distributed.processes import Processes
 

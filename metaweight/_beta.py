@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError
-
-_LEAST = 1e-300
+from metaweight.problems.base.vectors import accumulation_dtype
 
 
 def draw_symmetric_beta(
@@ -27,7 +26,7 @@ def draw_symmetric_beta(
             own there.
 
     Returns:
-        Numbers in [0, 1], float64, on the device of ``concentration``.
+        Numbers in [0, 1], on the device of ``concentration``, in its type or single precision.
 
     Raises:
         ConfigurationError: When the generator is on another device.
@@ -38,8 +37,10 @@ def draw_symmetric_beta(
             f"A generator on {generator.device} was given for a concentration on {device}; make "
             "it with torch.Generator(device) of the same device."
         )
-    # Far below any use, and far enough above 0 for log U / a not to overflow.
-    a = concentration.double().clamp_min(_LEAST).expand(2, *shape)
+    wide = accumulation_dtype(concentration)
+    # Far below any use; neither log U / a nor its derivative overflows.
+    least = 10 * torch.finfo(wide).tiny ** 0.5
+    a = concentration.to(wide).clamp_min(least).expand(2, *shape)
     uniform = torch.rand(a.shape, generator=generator, device=device, dtype=a.dtype)
     logs = torch._standard_gamma(a + 1, generator=generator).log() + (-uniform).log1p() / a
     return torch.where(concentration > 0, torch.sigmoid(logs[0] - logs[1]), 1)

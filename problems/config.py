@@ -6,6 +6,7 @@ from dataclasses import InitVar, dataclass
 
 from .base.errors import ConfigurationError
 from .base.settings import (
+    LeftOut,
     is_number,
     is_positive,
     require_choice,
@@ -44,6 +45,7 @@ FLAGS = (
     "first_order",
     "retain_graph",
     "allow_unused",
+    "allow_absent_hypergradient",
     "log_local_step",
     "darts_multitask",
     "sama_multitask",
@@ -74,6 +76,11 @@ class Config:
             the graph of an unrolled lower problem.
         retain_graph: Accepted for Betty programs. Graphs are kept exactly as long as needed.
         allow_unused: Whether some trainable parameters may be absent from the loss.
+        allow_absent_hypergradient: Whether upper parameters may be without any hypergradient:
+            neither in this problem's own loss, nor in a lower loss together with what is trained
+            there. By default such parameters, which would never be learned, are an error in the
+            first step of this problem. Its micro-batches, the steps that it differentiates and all
+            processes count together; parameters that are first used later need ``True``.
         gradient_accumulation: Micro-batches averaged into one optimizer step. The hypergradient
             sees all of them.
         gradient_clipping: Largest gradient norm, 0 for no clipping.
@@ -81,7 +88,9 @@ class Config:
         initial_dynamic_scale: First loss scale of ``"fp16"``.
         scale_factor: Growth factor of the loss scale of ``"fp16"``.
         warmup_steps: Steps of this problem before its upper problems start.
-        log_step: Log the loss every so many steps, -1 for never.
+        log_step: Log the loss every so many steps, -1 for never. When it is left out, the loggers
+            that ``EngineConfig(logger_type=...)`` asks for get that of every 100th step, and the
+            last one if neither this nor a hook left them anything; the console gets none.
         log_local_step: Log against this problem's own step instead of the engine's.
         plateau_metric: Name of the value given to a ``ReduceLROnPlateau`` scheduler: looked up in
             what ``validation`` returns, or in what ``training_step`` returns when the engine has
@@ -90,9 +99,10 @@ class Config:
         darts_multitask: Leave the parameters at ``w - eps v`` afterwards (SAMA for SGD).
         sama_adam_alpha: Step of the central difference of ``"sama"``.
         sama_multitask: As ``darts_multitask``, for ``"sama"``.
-        neumann_iterations: Terms of the Neumann series beyond the first.
+        neumann_iterations: Terms of the Neumann series beyond the first. The default, 1, is Betty's
+            and rarely enough; a run that is left with it says so once.
         neumann_alpha: Step ``α`` of the series ``α Σ (I - αH)^k``.
-        cg_iterations: Conjugate-gradient iterations.
+        cg_iterations: Conjugate-gradient iterations. As for ``neumann_iterations``, set it.
         cg_alpha: Scale of the linear system ``(αH) x = v``; the answer does not depend on it.
         hypergradient_parameters: Which parameters of this problem hypergradients go through, the
             others held fixed: ``None`` for all it trains, names of modules such as
@@ -120,19 +130,20 @@ class Config:
     initial_dynamic_scale: float = 4096.0
     scale_factor: float = 2.0
     warmup_steps: int = 0
-    log_step: int = -1
+    log_step: int = LeftOut(-1)
     log_local_step: bool = False
     plateau_metric: str = "loss"
     darts_alpha: float = 0.01
     darts_multitask: bool = False
     sama_adam_alpha: float = 1.0
     sama_multitask: bool = False
-    neumann_iterations: int = 1
+    neumann_iterations: int = LeftOut(1)
     neumann_alpha: float = 1.0
-    cg_iterations: int = 1
+    cg_iterations: int = LeftOut(1)
     cg_alpha: float = 1.0
     hypergradient_parameters: Choice = None
     compile: Compile = False
+    allow_absent_hypergradient: bool = False
     fp16: InitVar[bool | None] = None
 
     def __post_init__(self, fp16: bool | None) -> None:

@@ -17,6 +17,7 @@ from .base.overridables import Overridables
 from .base.settings import shown
 from .config import Config
 from .data.loaders import BatchSource
+from .data.step_interface import require_known_step, require_plain_step
 from .data.validation import (
     checked_device,
     checked_name,
@@ -53,7 +54,8 @@ class Problem(Overridables, GraphNode):
         optimizer: Any torch optimizer over the module's parameters, used as given, or define
             :meth:`configure_optimizer`.
         scheduler: Any torch scheduler of that optimizer, or define :meth:`configure_scheduler`.
-            It steps with every step of the problem.
+            It steps with every step of the problem. One of timm's is told the number of steps by
+            ``step_update``, and the number of epochs of the first loader by ``step``.
         train_data_loader: An iterable of batches, or a tuple of several, whose batches then come
             as a tuple; or define :meth:`configure_train_data_loader`, or override
             :meth:`get_batch`.
@@ -238,9 +240,12 @@ class Problem(Overridables, GraphNode):
         """Use another optimizer from now on, with the groups of ``param_groups()``.
 
         Raises:
-            ConfigurationError: For what is no optimizer, or no groups.
+            ConfigurationError: For what is no optimizer, or no groups, and for an optimizer that
+                evaluates the loss itself, unless :meth:`custom_optimizer_step` is overridden.
         """
         require_optimizer(self._name, optimizer)
+        if type(self).custom_optimizer_step is Problem.custom_optimizer_step:
+            require_plain_step(self._name, optimizer)
         self.optimizer = optimizer
         put_parameter_groups(self._name, self.param_groups(), optimizer, self.scheduler)
         self._step_state.processes.own_optimizer(self)
@@ -249,6 +254,7 @@ class Problem(Overridables, GraphNode):
         """Use another scheduler of the problem's optimizer from now on, or none."""
         if scheduler is not None:
             require_scheduler(self._name, scheduler, self.optimizer)
+            require_known_step(self._name, scheduler)
         self.scheduler = scheduler
 
     def set_train_data_loader(self, loader: Any, idx: int = 0) -> None:
@@ -286,12 +292,22 @@ class Problem(Overridables, GraphNode):
                 part.load_state_dict(state_dict[key])
 
     def train(self) -> None:
-        """Put the problem and its module into training mode."""
-        self.module.train()
+        """Put the problem, its module, and an optimizer that has modes into training mode."""
+        self._switch("train")
 
     def eval(self) -> None:
-        """Put the problem and its module into evaluation mode."""
-        self.module.eval()
+        """Put the problem, its module, and an optimizer that has modes into evaluation mode.
+
+        A schedule-free optimizer then puts the weights to be evaluated in place of those that it
+        trains.
+        """
+        self._switch("eval")
+
+    def _switch(self, mode: str) -> None:
+        getattr(self.module, mode)()
+        switch = getattr(self.optimizer, mode, None)
+        if callable(switch):
+            switch()
 
     def is_rank_zero(self) -> bool:
         """Whether this process is the one that logs."""

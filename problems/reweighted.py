@@ -121,13 +121,10 @@ class ReweightedProblem(ImplicitProblem):
 
     def _require_free_losses(self, losses: Tensor) -> None:
         """Refuse, where it is looked for, a dependence that the hypergradient would leave out."""
-        looked_for = (
-            self.step_state.undetected_dependencies
-            and self.step_state.trajectory.under_way is not None
-        )
+        looked_for = self.step_state.dependence and self.step_state.trajectory.under_way is not None
         if not looked_for or not isinstance(self.hypergradient, Reweighting):
             return
-        for above in self.step_state.undetected_dependencies:
+        for above in {above for _, above in self.step_state.dependence}:
             if reaches(losses, above.trainable_parameters()):
                 raise LossError(
                     f"sample_losses of problem {self.name!r} depends on the upper problem "

@@ -65,10 +65,10 @@ def through(method: str) -> dict[str, Row]:
     config = Config(type=method)
     return {
         f"{method}: lower loss free of the upper": Row(
-            UserWarning, below, run, levels(Free, config)
+            LossError, below, run, levels(Free, config), stepped=("inner",)
         ),
         f"{method}: lower loss detaches the upper": Row(
-            UserWarning, below, run, levels(Detaches, config)
+            LossError, below, run, levels(Detaches, config), stepped=("inner",)
         ),
         f"{method}: upper loss detaches the lower": Row(
             UserWarning, above, run, levels(Inner, config, Deaf), stepped=("inner",)
@@ -94,9 +94,15 @@ class Weighted(ReweightedProblem):
         return self.weights(self, losses)
 
 
-def weighted(error: type[Exception], words: str, config: Config | None = None, **parts: Any) -> Row:
+def weighted(
+    error: type[Exception],
+    words: str,
+    config: Config | None = None,
+    stepped: tuple[str, ...] = (),
+    **parts: Any,
+) -> Row:
     kind = type("Weighted", (Weighted,), {k: staticmethod(v) for k, v in parts.items()})
-    return Row(error, words, run, levels(kind, config, start=(0.0, 1.0)))
+    return Row(error, words, run, levels(kind, config, start=(0.0, 1.0)), stepped=stepped)
 
 
 UNUSED = "loss of problem 'inner' does not depend … upper problem 'outer'"
@@ -134,10 +140,13 @@ WEIGHING = {
         weights=lambda s, losses: torch.ones(1, 2),
     ),
     "weights: free of the upper": weighted(
-        UserWarning, UNUSED, weights=lambda s, losses: torch.ones_like(losses)
+        LossError, UNUSED, stepped=("inner",), weights=lambda s, losses: torch.ones_like(losses)
     ),
     "weights: detached": weighted(
-        UserWarning, UNUSED, weights=lambda s, losses: s.outer().detach() * losses
+        LossError,
+        UNUSED,
+        stepped=("inner",),
+        weights=lambda s, losses: s.outer().detach() * losses,
     ),
     "losses: None": weighted(
         LossError, "sample_losses of problem 'inner' … NoneType", losses=lambda s, b: None

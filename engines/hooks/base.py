@@ -28,8 +28,8 @@ class Hook:
         reads_hypergradients: Whether ``problem.step_state.hypergradient_terms`` is filled when a
             gradient is in ``.grad``: for each lower problem its hypergradient term, a list of
             tensors, one per parameter.
-        changes_gradients: Whether ``after_gradient`` may change ``.grad``. An unrolled
-            hypergradient cannot see that, and a warning says so.
+        changes_gradients: Whether ``after_gradient`` may change ``.grad``, unless ``only_shows``.
+            An unrolled hypergradient cannot see that, and a warning says so.
     """
 
     only_shows: bool = False
@@ -143,9 +143,8 @@ class HookList(Hook):
     @property
     def changing(self) -> list[str]:
         """The names of what may change gradients."""
-        return [
-            f"{type(h).__name__}.after_gradient" for h in self._gradients if h.changes_gradients
-        ]
+        found = [h for h in self._gradients if h.changes_gradients and not h.only_shows]
+        return [f"{type(hook).__name__}.after_gradient" for hook in found]
 
     @property
     def may_refuse(self) -> bool:

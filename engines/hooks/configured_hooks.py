@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..program.config import EngineConfig
 from .base import Hook
 from .early_stopping import EarlyStopping
 from .non_finite import NonFinite
-from .progress import ProgressBar
+from .progress import ProgressBar, shows_on_terminal
 
 
-def configured_hooks(config: EngineConfig) -> list[Hook]:
-    """Return the hooks configured by the settings."""
+def configured_hooks(config: EngineConfig, given: Sequence[Hook] = ()) -> list[Hook]:
+    """Return the hooks configured by the settings, beside those given."""
     hooks: list[Hook] = []
     if config.early_stopping:
         hooks.append(
@@ -22,6 +24,7 @@ def configured_hooks(config: EngineConfig) -> list[Hook]:
         )
     if config.non_finite != "ignore":
         hooks.append(NonFinite(config.non_finite))
-    if config.progress:
+    has_bar = any(isinstance(hook, ProgressBar) for hook in given)
+    if config.progress or (config.progress is None and shows_on_terminal() and not has_bar):
         hooks.append(ProgressBar())
     return hooks

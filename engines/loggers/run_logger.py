@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+
+from torch import Tensor
+from tqdm import tqdm
 
 from .base import Logger, flatten_stats
 from .files import CSVLogger, JSONLinesLogger
@@ -39,6 +43,8 @@ class RunLogger:
         quiet: bool = False,
     ) -> None:
         self.loggers = tuple(loggers)
+        self._tags: set[str] = set()
+        self._kept: dict[str, tuple[Mapping[str, Any], int | None]] = {}
         self._folder = folder
         self._console = console()
         if quiet:
@@ -51,9 +57,24 @@ class RunLogger:
         """Record numbers with every logger."""
         if not self.loggers or not stats:
             return
+        self._tags.add(tag or "run")
         flat = flatten_stats(stats)
         for logger in self.loggers:
             logger.log(flat, tag or "run", 0 if step is None else step)
+
+    def keep(self, stats: Mapping[str, Any], tag: str, step: int | None) -> None:
+        """Keep numbers for :meth:`log_kept`, in place of those of the tag kept before. Tensors are
+        not read yet."""
+        if tag not in self._tags:
+            detached = {k: v.detach() if isinstance(v, Tensor) else v for k, v in stats.items()}
+            self._kept[tag] = (detached, step)
+
+    def log_kept(self, known: Collection[str]) -> None:
+        """Record the numbers kept of tags without any, unless tags beside those known have some."""
+        if self._tags <= set(known):
+            for tag, (stats, step) in self._kept.items():
+                if tag not in self._tags:
+                    self.log(stats, tag, step)
 
     def debug(self, message: str, *args: Any) -> None:
         """Log a message for developers."""
@@ -73,8 +94,11 @@ class RunLogger:
 
     def position(self) -> dict[str, Any]:
         """Return the position of every logger, to be saved with a run."""
+        kept = [[tag, flatten_stats(stats), step] for tag, (stats, step) in self._kept.items()]
         return {
             "folder": None if self._folder is None else self._folder.name,
+            **({"tags": sorted(self._tags)} if self._tags else {}),
+            **({"kept": kept} if kept else {}),
             "loggers": [[type(logger).__name__, logger.position()] for logger in self.loggers],
         }
 
@@ -84,9 +108,12 @@ class RunLogger:
         A logger that the saved run did not have starts a new record. If the folder is no longer
         below ``log_dir``, all loggers do, with a warning.
         """
+        self._tags = set(position.get("tags", ()))
+        self._kept = {tag: (stats, step) for tag, stats, step in position.get("kept", ())}
         if self._folder is None or position["folder"] is None:
             return
         if not self._folder.go_on_in(position["folder"]):
+            self._tags.clear()
             self.warning(
                 f"The log folder {position['folder']!r} of the resumed run is not below "
                 f"log_dir={str(self._folder.parent)!r} any more; a new folder is used."
@@ -163,6 +190,11 @@ class _StandardOutput(_StreamHandler):
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
         return sys.stdout
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # A progress bar is taken away and drawn again below the message.
+        with tqdm.external_write_mode(file=sys.stdout) if tqdm._instances else nullcontext():
+            super().emit(record)
 
 
 def console() -> logging.Logger:

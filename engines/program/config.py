@@ -26,7 +26,7 @@ CHOICES = {
     "checkpoint_failure": ("warn", "raise"),
 }
 COUNTS = {"train_iters": 0, "valid_step": 1, "early_stopping_tolerance": 1, "keep_best": 0}
-FLAGS = ("roll_back", "early_stopping", "channels_last", "sync_batch_norm", "progress")
+FLAGS = ("roll_back", "early_stopping", "channels_last", "sync_batch_norm")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ class EngineConfig:
             batches of images, which is mostly faster. Values are the same to rounding.
         sync_batch_norm: In several processes, let batch norm use the statistics of the batches of
             all processes instead of each process's own.
-        progress: Show a progress bar with the time left.
+        progress: Show a progress bar with losses, learning rates and the time left, in one
+            process. By default where standard error is a terminal; ``True`` or ``False``: always or
+            never.
         checkpoint_dir: Folder for checkpoints, which hold the whole state of the run and are
             resumed by ``run(resume="auto")``. They are saved every ``checkpoint_step`` iterations,
             at the end, and when Ctrl-C or SIGTERM ends the run. ``None``: no checkpoints.
@@ -100,7 +102,7 @@ class EngineConfig:
     early_stopping_metric: str = "loss"
     channels_last: bool = False
     sync_batch_norm: bool = False
-    progress: bool = False
+    progress: bool | None = None
     checkpoint_dir: str | os.PathLike[str] | None = None
     checkpoint_step: int | None = None
     keep_last: int | None = 3
@@ -121,6 +123,8 @@ class EngineConfig:
             require_count(OWNER, field, getattr(self, field), least)
         for field in FLAGS:
             require_flag(OWNER, field, getattr(self, field))
+        if self.progress is not None:
+            require_flag(OWNER, "progress", self.progress)
         for field in ("backend", "early_stopping_metric", "checkpoint_metric"):
             require_text(OWNER, field, getattr(self, field))
         _require_path("log_dir", self.log_dir)

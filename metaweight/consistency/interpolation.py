@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from metaweight.problems.base.vectors import accumulation_dtype
+
 from .._beta import draw_symmetric_beta
 
 
@@ -20,7 +22,7 @@ def draw_shares(
         per_sample: One for each sample rather than one for all.
         at_least_half: Take ``max(λ, 1 - λ)``, so that a mixture resembles its first sample.
     """
-    concentration = torch.full((), alpha, dtype=torch.float64, device=like.device)
+    concentration = torch.full((), alpha, dtype=accumulation_dtype(like), device=like.device)
     shares = draw_symmetric_beta(concentration, (size,) if per_sample else (), None)
     if at_least_half:
         shares = torch.maximum(shares, 1 - shares)

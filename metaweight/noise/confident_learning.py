@@ -22,6 +22,8 @@ from torch import Tensor
 from metaweight.problems import ConfigurationError, DataError
 from metaweight.problems.base.settings import is_positive
 
+from .._label_loss import full_precision
+
 FilterBy = Literal[
     "prune_by_noise_rate", "prune_by_class", "both", "confident_learning", "predicted_neq_given"
 ]
@@ -193,7 +195,7 @@ def _checked_predictions(probabilities: Any, logits: Any, size: int) -> np.ndarr
     name = "logits" if probabilities is None else "probabilities"
     predicted = logits if probabilities is None else probabilities
     if isinstance(predicted, Tensor):
-        predicted = predicted.detach().double()
+        predicted = full_precision(predicted.detach())
     values = _array(predicted).astype(np.float64)
     if values.ndim != 2 or values.shape[1] < 2:
         raise DataError(
@@ -207,7 +209,8 @@ def _checked_predictions(probabilities: Any, logits: Any, size: int) -> np.ndarr
         bad = int(np.flatnonzero(~np.isfinite(values).all(1))[0])
         raise DataError(f"Row {bad} of {name} is not finite; look for a run that diverged.")
     if probabilities is None:
-        return torch.from_numpy(values).softmax(1).numpy()
+        exponentials = np.exp(values - values.max(1, keepdims=True))
+        return np.asarray(exponentials / exponentials.sum(1, keepdims=True))
     _check_probabilities(values)
     return values.clip(max=1.0)
 

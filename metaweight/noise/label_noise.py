@@ -12,6 +12,7 @@ from torch import Tensor
 from metaweight._generator import checked_generator
 from metaweight._host import as_tensor
 from metaweight.problems.base.settings import is_count, is_number
+from metaweight.problems.base.vectors import accumulation_dtype
 
 NoiseKind = Literal["uniform", "uniform_exclusive", "flip", "flip_two"]
 
@@ -177,7 +178,7 @@ def _check_classes(what: str, values: Tensor, num_classes: int) -> None:
 
 
 def _checked_matrix(transition: Tensor, num_classes: int) -> Tensor:
-    matrix = transition.detach().to(torch.float64)
+    matrix = transition.detach().to(accumulation_dtype(transition))
     if matrix.shape != (num_classes, num_classes):
         raise ValueError(
             f"A transition matrix of shape {tuple(matrix.shape)} was given for {num_classes} "

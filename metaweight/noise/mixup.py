@@ -16,6 +16,7 @@ from torch import Tensor
 
 from metaweight.problems import ConfigurationError, DataError, LossError
 from metaweight.problems.base.settings import is_number
+from metaweight.problems.base.vectors import accumulation_dtype
 
 from .._beta import draw_symmetric_beta
 from .._label_loss import checked_reduction, full_precision
@@ -67,14 +68,15 @@ def mixup(
     """
     _check_batch(inputs, labels)
     source = inputs.device if generator is None else generator.device
-    concentration = _checked_alpha(alpha, source)
+    wide = accumulation_dtype(inputs)
+    concentration = _checked_alpha(alpha, source, wide)
     size = len(inputs)
     partners = torch.randperm(size, generator=generator, device=source)
     d = draw_symmetric_beta(concentration, (size,) if per_sample else (), generator)
     return mix_pairs(
         inputs,
         labels,
-        d.to(inputs.device, full_precision(inputs.new_empty(0)).dtype, non_blocking=True),
+        d.to(inputs.device, wide, non_blocking=True),
         partners.to(inputs.device, non_blocking=True),
     )
 
@@ -200,7 +202,7 @@ def _check_share(who: str, d: Tensor, number: int) -> None:
         )
 
 
-def _checked_alpha(alpha: float | Tensor, device: torch.device) -> Tensor:
+def _checked_alpha(alpha: float | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     if isinstance(alpha, Tensor):
         if alpha.numel() != 1:
             raise ConfigurationError(
@@ -212,4 +214,4 @@ def _checked_alpha(alpha: float | Tensor, device: torch.device) -> Tensor:
             f"mixup(alpha={alpha}) is not a concentration of a Beta distribution; give a finite "
             "number of at least 0, where 0 mixes nothing."
         )
-    return torch.full((), alpha, dtype=torch.float64, device=device)
+    return torch.full((), alpha, dtype=dtype, device=device)

@@ -10,6 +10,7 @@ has its own weighting function over shared features.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -105,10 +106,10 @@ def class_size_groups(counts: Tensor, num_groups: int = 3) -> Tensor:
     """
     require_counts("class_size_groups", counts)
     require_count("class_size_groups", "num_groups", num_groups, least=1)
-    sizes = counts.double().cpu().reshape(-1, 1)
-    wanted = min(num_groups, len(set(sizes.ravel().tolist())))
+    sizes = np.array(counts.tolist(), dtype=np.float64).reshape(-1, 1)
+    wanted = min(num_groups, len(np.unique(sizes)))
     from sklearn.cluster import KMeans  # noqa: PLC0415 (slow to import)
 
-    means = KMeans(n_clusters=wanted, n_init=10, random_state=0).fit(sizes.numpy())
-    rank = as_tensor(means.cluster_centers_.ravel()).argsort().argsort()
-    return rank[as_tensor(means.labels_, torch.long)]
+    means = KMeans(n_clusters=wanted, n_init=10, random_state=0).fit(sizes)
+    rank = means.cluster_centers_.ravel().argsort().argsort()
+    return as_tensor(rank[means.labels_], torch.long)

@@ -6,6 +6,7 @@ Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,9 @@ def class_balanced_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
             f"class_balanced_weights(beta={beta}) with {int(counts.sum())} samples needs beta in "
             "[0, 1] and at least one sample."
         )
-    n = counts.double()
+    # In double precision, which the device of the counts may not have.
+    n = np.array(counts.tolist(), dtype=np.float64)
     effective = n if beta == 1 else (1 - beta**n) / (1 - beta)
-    weights = torch.where(n > 0, 1 / effective.clamp_min(torch.finfo(torch.float64).tiny), 0)
-    return (weights / weights.mean()).float()
+    weights = np.where(n > 0, 1 / np.maximum(effective, np.finfo(n.dtype).tiny), 0)
+    relative = (weights / weights.mean()).tolist()
+    return torch.tensor(relative, dtype=torch.float32, device=counts.device)

@@ -152,7 +152,7 @@ def _repeatable(lower: LowerProblem) -> bool:
     with torch.no_grad(), lower.evaluation(graph=False):
         step = lower.trajectory.window[0]
         first, second = (lower.loss(step) for _ in range(2))
-        (differ,) = lower.mean([(first != second).double()])
+        (differ,) = lower.mean([(first != second).float()])
         return not bool(differ)
 
 

@@ -74,7 +74,7 @@ class HypergradientReport:
 def agreement(actual: Sequence[Tensor], reference: Sequence[Tensor]) -> Agreement:
     """Return the agreement of two hypergradients; synchronises with the device."""
     a, b = (
-        torch.cat([vectors.real(t.detach()).double().reshape(-1).cpu() for t in v])
+        torch.cat([vectors.real(t.detach().cpu()).double().reshape(-1) for t in v])
         for v in (actual, reference)
     )
     length, other = float(a.norm()), float(b.norm())

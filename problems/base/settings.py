@@ -9,6 +9,10 @@ from numbers import Integral, Real
 from .errors import ConfigurationError
 
 
+class LeftOut(int):
+    """A number that is a setting's default, told apart from the same number given by a user."""
+
+
 def is_count(value: object, least: int) -> bool:
     """Return whether ``value`` is an integer of at least ``least``; ``True`` is not one."""
     known = isinstance(value, Integral) and not isinstance(value, bool)

@@ -21,6 +21,19 @@ def fill_none(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[
     return [torch.zeros_like(ref) if t is None else t for t, ref in zip(tensors, like, strict=True)]
 
 
+def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
+    """Return the type in which numbers of these tensors are accumulated: single precision, or that
+    of a tensor that is wider.
+
+    Nothing is computed in double precision that was not given in it, since devices such as MPS have
+    none.
+    """
+    widest = torch.float32
+    for tensor in tensors:
+        widest = torch.promote_types(widest, tensor.dtype)
+    return widest
+
+
 def norm(vector: Sequence[Tensor]) -> Tensor:
     """Return the Euclidean norm of the concatenation, 0-dim, of at least single precision."""
     wide = [t if t.dtype.itemsize >= 4 else t.float() for t in shards_of(vector)]

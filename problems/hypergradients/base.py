@@ -279,7 +279,9 @@ def require_finite(values: Sequence[Tensor], lower: RecordedLoss, method: str, r
     Raises:
         HypergradientError: Naming the problem, the method and what to change.
     """
-    (sums,) = lower.mean([torch.stack([vectors.real(t).sum().double() for t in values])])
+    numbers = [vectors.real(t) for t in values]
+    wide = vectors.accumulation_dtype(*numbers)
+    (sums,) = lower.mean([torch.stack([t.sum(dtype=wide) for t in numbers])])
     if not bool(torch.isfinite(sums).all()):
         raise HypergradientError(
             f"The hypergradient of {method} through problem {lower.name!r} is not finite; "

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..base import vectors
 from ..base.errors import HypergradientError
-from ..base.settings import require_count, require_number
+from ..base.settings import LeftOut, require_count, require_number
 from ..products.curvature import curvature
 from ..products.linear_system import LinearSystem, products_of_one_graph
 from .base import ConvergedSolve, Hypergradient, LowerProblem, Product, Status, require_finite
@@ -52,7 +52,7 @@ class ConjugateGradient(Hypergradient):
             numbers that are not finite.
     """
 
-    iterations: int = 1
+    iterations: int = LeftOut(1)
     damping: float = 0.0
     tolerance: float = 0.0
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..base import vectors
 from ..base.errors import HypergradientError
-from ..base.settings import require_count, require_number
+from ..base.settings import LeftOut, require_count, require_number
 from ..products.curvature import curvature
 from ..products.linear_system import LinearSystem, products_of_one_graph
 from .base import ConvergedSolve, Hypergradient, LowerProblem, Product, Status, require_finite
@@ -49,7 +49,7 @@ class Neumann(Hypergradient):
             finite. The terms of a convergent series never grow.
     """
 
-    iterations: int = 1
+    iterations: int = LeftOut(1)
     alpha: float = 1.0
     damping: float = 0.0
 

@@ -136,6 +136,11 @@ class SampledLayers(ParameterSelection):
 Choice = ParameterSelection | tuple[str, ...] | None
 
 
+def is_fixed(choice: Choice) -> bool:
+    """Return whether a choice is known to be the same for every hypergradient."""
+    return choice is None or isinstance(choice, (tuple, NamedModules, LastLayers))
+
+
 def checked_choice(value: object) -> Choice:
     """Return ``value`` in the form a configuration stores.
 

@@ -153,6 +153,9 @@ def load_step_data(problem: Problem, saved: Mapping[str, Any], names: Names) -> 
         parameter = names.parameters[name]
         parameter.grad = gradient.to(parameter.device)
     problem.step_state.note_batch(from_plain(saved["batch"], device))
+    if any(each.count for each in (problem, *problem.position.lowers)):
+        # Steps below that nobody has seen here belong to its next one.
+        problem.step_state.end_first_step()
     if saved["trajectory"] is not None:
         trajectory = trajectory_from_plain(saved["trajectory"], names, device)
         problem.step_state.replace_trajectory(trajectory)

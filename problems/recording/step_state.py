@@ -40,7 +40,10 @@ class StepState:
         hypergradient_terms: The terms of the last gradient by hypergradient path.
         changing_hooks: Names of the engine's hooks that may change the gradient.
         hooks_without_graph: Parameters that a hook changed the gradient of without a graph.
-        undetected_dependencies: Upper problems whose parameters the next recorded loss must reach.
+        dependence: The parameters of problems above that recorded losses depend on, by the upper
+            problem whose first step looks for them and the problem that they belong to.
+        seen_directly: The parameters and lower problems that the problem's own loss depends on;
+            ``None`` once its first step has looked for them.
         auditor: Replaces the problem's hypergradient while that is checked, else ``None``.
         hypergradient_status: The status of the last product through the problem.
     """
@@ -62,7 +65,8 @@ class StepState:
         self.changing_hooks: Sequence[str] = ()
         self.hooks_without_graph: dict[Tensor, None] = {}
         self._mentioned: set[str] = set()
-        self.undetected_dependencies: list[Problem] = []
+        self.dependence: dict[tuple[Problem, Problem], set[Tensor]] = {}
+        self.seen_directly: set[Tensor | Problem] | None = None
         self.auditor: Hypergradient | None = None
         self.hypergradient_status: Status | None = None
         self._kept: KeptBuffers | None = None
@@ -167,9 +171,16 @@ class StepState:
         """Drop the hypergradient's terms."""
         self.hypergradient_terms.clear()
 
-    def expect_dependence_on(self, uppers: Iterable[Problem]) -> None:
-        """Store the upper problems whose parameters the next recorded loss must reach."""
-        self.undetected_dependencies = list(uppers)
+    def look_for(self, pairs: Iterable[tuple[Problem, Problem]], *, first_step: bool) -> None:
+        """Begin to note dependences: of the problem's loss on parameters of the second problems,
+        until the first step of the first ones; and, for a ``first_step`` of its own, of its loss on
+        its parameters and on lower problems."""
+        self.dependence = {pair: set() for pair in pairs}
+        self.seen_directly = set() if first_step else None
+
+    def end_first_step(self) -> None:
+        """End the search of the problem's first step."""
+        self.seen_directly = None
 
     def optimized(self, module: nn.Module, groups: Sequence[Mapping[str, Any]]) -> list[Tensor]:
         """Return the module's parameters that belong to the optimizer, in the module's order.

@@ -141,6 +141,12 @@ def _require_complete(problem: Problem) -> None:
             f"Problem {problem.name!r} has no optimizer; give it optimizer=, define "
             "configure_optimizer, or override custom_optimizer_step."
         )
+    if problem.train_data_loader is None and getattr(problem.scheduler, "t_in_epochs", False):
+        raise ConfigurationError(
+            f"{type(problem.scheduler).__name__}, the scheduler of problem {problem.name!r}, "
+            "counts epochs, but the problem has no loader whose epochs could be counted; give it "
+            "train_data_loader=, or make the scheduler with t_in_epochs=False."
+        )
     if not list(problem.trainable_parameters()):
         raise GraphError(
             f"Problem {problem.name!r} has nothing to train: its module has no parameter that "

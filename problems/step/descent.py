@@ -14,6 +14,7 @@ from ..problem import Problem
 from ..recording.trajectory import RecordedStep
 from ..state.buffers import buffer_slots, preserved_buffers
 from ..state.random_streams import RandomState
+from .absent_hypergradients import require_hypergradients
 from .gradient import accumulate_gradient, average_gradient
 from .graph_buffers import buffers_of_others
 from .guarded_gradient import Accepts, guarded_gradient
@@ -115,6 +116,7 @@ def _gradient(problem: Problem, batch: Any, *, watched: bool, last: bool) -> Ste
     result = accumulate_gradient(problem, batch)
     if last:
         average_gradient(problem, result if watched else None)
+        require_hypergradients(problem)
     return result
 
 

@@ -19,10 +19,10 @@ from ..problem import Problem
 from ..recording.trajectory import GradientGraph
 from ..state.buffers import preserved_buffers
 from ..state.swapped_tensors import swapped
+from .absent_hypergradients import note_dependence
 from .finiteness import finite_gradient
 from .graph_buffers import buffers_of_others
 from .paths import hypergradient, require_used
-from .undetected_dependencies import look_for_dependence
 from .upper_loss import UpperLoss
 
 
@@ -69,7 +69,7 @@ def _accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
     scaled = _scaled(problem, evaluated.loss)
     if not zeroth_order or not all(zeroth_order):
         _require_graph(problem, scaled)
-    look_for_dependence(problem, evaluated.loss)
+    note_dependence(problem, evaluated.loss)
     if paths:
         _add_gradients(problem, own, hypergradient(problem, scaled, own, again))
     elif problem.step_state.trajectory.records_hooks and hooked(own):
@@ -101,8 +101,8 @@ def _with_graph(problem: Problem, batch: Any) -> StepResult:
             evaluated = problem.evaluate(batch)
         loss = evaluated.loss
         _require_graph(problem, loss)
-        look_for_dependence(problem, loss)
         places = list(copies.values())
+        note_dependence(problem, loss, places)
         gradients = torch.autograd.grad(loss, places, create_graph=True, allow_unused=True)
     require_used(problem, gradients)
     found = {p: g for p, g in zip(own, gradients, strict=True) if g is not None}

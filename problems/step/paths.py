@@ -15,6 +15,7 @@ from ..hypergradients.base import Hypergradient, Product
 from ..hypergradients.value import ValueHypergradient
 from ..kernels.gradient_hooks import silent_hooks
 from ..problem import Problem
+from .absent_hypergradients import note_gradients
 from .lower_view import lower_view
 from .unseen_changes import warn_of_unseen_changes
 from .upper_loss import UpperLoss
@@ -92,6 +93,7 @@ def _direct(
     if loss.requires_grad:
         gradients = problem.step_state.processes.gradients(loss, inputs)
     starts: dict[Problem, list[Tensor]] = {}
+    passed: list[Problem] = []
     position = len(own)
     for lower, parameters in below.items():
         end = position + len(parameters)
@@ -102,8 +104,11 @@ def _direct(
                 f"self.{lower.name} in its training_step, without detaching its output.",
                 stacklevel=2,
             )
+        else:
+            passed.append(lower)
         starts[lower] = vectors.fill_none(gradients[position:end], parameters)
         position = end
+    note_gradients(problem, own, gradients[: len(own)], passed)
     return gradients[: len(own)], starts
 
 

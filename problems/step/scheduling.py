@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
-import torch
-
+from ..data.step_interface import counts_updates, waits_for_metric
 from ..problem import Problem
 
 
@@ -15,7 +13,9 @@ def step_scheduler(problem: Problem) -> None:
     scheduler = problem.scheduler
     if scheduler is None or waits_for_metric(scheduler):
         return
-    if not getattr(problem.optimizer, "_opt_called", False):
+    if counts_updates(scheduler):
+        scheduler.step_update(problem.count)
+    elif not getattr(problem.optimizer, "_opt_called", False):
         with warnings.catch_warnings():
             # Before the first optimizer step, or the first one after loading a checkpoint, torch
             # warns of a wrong order.
@@ -25,6 +25,7 @@ def step_scheduler(problem: Problem) -> None:
         scheduler.step()
 
 
-def waits_for_metric(scheduler: Any) -> bool:
-    """Return whether the scheduler steps on a measured value instead of a count."""
-    return isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+def end_scheduled_epoch(problem: Problem) -> None:
+    """Tell a scheduler that counts epochs how many have ended, one more than the loader says."""
+    if counts_updates(problem.scheduler):
+        problem.scheduler.step(problem.epoch_counter[0] + 1)

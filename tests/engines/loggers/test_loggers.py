@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 from metaweight.engines import RunLogger
 from metaweight.engines.loggers import Logger, console, flatten_stats, make_run_logger
-from support.small import Chase, problem, single
+from support.small import Chase, bilevel, problem, single
 
 from metaweight import Config, ConfigurationError, Engine
 
@@ -267,3 +268,80 @@ def test_console_is_set_up_once_and_a_set_up_one_is_left_alone(
         logger.setLevel(logging.ERROR)
         assert console().handlers == [own]
         assert console().level == logging.ERROR
+
+
+def rows_of(log_dir: Path) -> list[tuple[int, str]]:
+    text = (run_folder(log_dir) / "metrics.jsonl").read_text()
+    return [(row["step"], row["tag"]) for row in map(json.loads, text.splitlines())]
+
+
+@pytest.mark.parametrize(
+    ("steps", "logged"),
+    [(1, [1]), (3, [3]), (99, [99]), (100, [100]), (250, [100, 200])],
+)
+def test_a_logger_that_was_asked_for_gets_losses_without_being_told_how_often(
+    steps: int, logged: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with fresh_console():
+        single(problem(), steps=steps, logger_type="jsonl", log_dir=tmp_path).run()
+    assert rows_of(tmp_path) == [(n, "chase") for n in logged]
+    assert capsys.readouterr().out == ""
+
+
+class Looking(Engine):
+    def validation(self) -> dict[str, float]:
+        return {"acc": 0.5}
+
+
+def test_every_level_is_logged_beside_validations(tmp_path: Path) -> None:
+    bilevel(
+        inner_config=Config(unroll_steps=50),
+        engine=Looking,
+        steps=110,
+        valid_step=60,
+        logger_type="jsonl",
+        log_dir=tmp_path,
+    ).run()
+    assert rows_of(tmp_path) == [(60, "validation"), (100, "inner"), (100, "outer")]
+
+
+def test_a_resumed_run_logs_what_the_whole_one_does(tmp_path: Path) -> None:
+    def built(**settings: Any) -> Engine:
+        chosen = {"logger_type": "jsonl", "log_dir": tmp_path / "logs", **settings}
+        return single(problem(), steps=130, **chosen)
+
+    first = built()
+    first.train_iters = 120
+    first.run()
+    first.save(tmp_path / "saved.pt")
+    resumed = built()
+    resumed.run(resume=str(tmp_path / "saved.pt"))
+    assert rows_of(tmp_path / "logs") == [(100, "chase")]
+
+
+def test_never_is_never(tmp_path: Path) -> None:
+    lower = problem(config=Config(log_step=-1))
+    single(lower, steps=3, logger_type="csv", log_dir=tmp_path).run()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_was_not_asked_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with fresh_console():
+        single(problem(), steps=3, log_dir=tmp_path).run()
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr() == ("", "")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_messages_do_not_stand_in_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    with fresh_console(), redirect_stderr(Terminal()) as terminal:
+        single(problem(config=Config(log_step=1)), steps=2).run()
+    assert capsys.readouterr().out.count("[Local Step") == 2
+    # Wiped for each message and drawn again: without that, it is drawn twice.
+    assert terminal.getvalue().count("\r") > 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from . import accelerate_checks, hook_checks, non_finite_checks, process_checks  # noqa: F401 (they register themselves)
+from . import absent_checks, accelerate_checks, hook_checks, non_finite_checks, process_checks  # noqa: F401 (they register themselves)
 from .checks import RESULTS, run_checks
 
 if __name__ == "__main__":

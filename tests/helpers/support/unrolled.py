@@ -113,7 +113,8 @@ def build(setting: Setting, kind: Any = "darts", lower: type = Lower, **config: 
     )
     judge = Judge(
         "upper",
-        None,
+        # Settings that a case does not learn have none.
+        Config(allow_absent_hypergradient=True),
         above,
         torch.optim.SGD(above.parameters(), lr=0.0),
         train_data_loader=batches(2, 1),

@@ -63,6 +63,25 @@ def test_small_concentrations_keep_the_law_of_their_lower_half():
     assert scipy.stats.kstest(lower, lambda x: 2 * beta.cdf(x)).pvalue > 0.01
 
 
+@pytest.mark.parametrize("alpha", [0.05, 0.2, 1.0, 8.0])
+def test_draws_in_single_precision_keep_the_law_of_their_lower_half(alpha):
+    found = draw_symmetric_beta(torch.tensor(alpha), (20_000,), generator())
+    assert found.dtype == torch.float32
+    lower = found[found < 0.5].numpy()
+    assert abs(len(lower) - 10_000) < 354
+    beta = scipy.stats.beta(alpha, alpha)
+    assert scipy.stats.kstest(lower, lambda x: 2 * beta.cdf(x)).pvalue > 0.01
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1e-30, 1e-15, 1e-4])
+def test_draws_in_single_precision_have_finite_derivatives(alpha):
+    concentration = torch.tensor(alpha, requires_grad=True)
+    found = draw_symmetric_beta(concentration, (1000,), generator())
+    (slope,) = torch.autograd.grad(found.sum(), concentration)
+    assert found.isfinite().all()
+    assert slope.isfinite()
+
+
 def test_tiny_concentrations_are_a_fair_coin():
     found = draws(1e-4, 10_000)
     assert found.isfinite().all()
