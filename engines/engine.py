@@ -210,12 +210,15 @@ class Engine:
         self.run_state.stopped = reason
 
     def train(self) -> None:
-        """Put every problem into training mode."""
+        """Put every problem into training mode; see :meth:`Problem.train`."""
         for problem in self.problems:
             problem.train()
 
     def eval(self) -> None:
-        """Put every problem into evaluation mode."""
+        """Put every problem into evaluation mode, until :meth:`train`."""
+        # Problems may share modules, so all modes are read before any is changed.
+        for problem in self.problems:
+            problem.step_state.modes.note(problem.module)
         for problem in self.problems:
             problem.eval()
 

@@ -286,11 +286,16 @@ class Problem(Overridables, GraphNode):
                 part.load_state_dict(state_dict[key])
 
     def train(self) -> None:
-        """Put the problem and its module into training mode."""
-        self.module.train()
+        """Put the module into training mode; submodules that were in evaluation mode stay in it.
+
+        A module that is in evaluation mode as a whole, and was not put there by :meth:`eval`, gets
+        all of its submodules into training mode.
+        """
+        self._step_state.modes.train(self.module)
 
     def eval(self) -> None:
-        """Put the problem and its module into evaluation mode."""
+        """Put the module into evaluation mode, until :meth:`train`."""
+        self._step_state.modes.note(self.module)
         self.module.eval()
 
     def is_rank_zero(self) -> bool:

@@ -36,6 +36,8 @@ def problem_to_plain(
         "form": form_of(problem),
         "loop": loop_settings_of(problem) if loop_open else None,
         "state": to_plain(problem.state_dict(), place, copy=copy),
+        "requires_grad": {n: p.requires_grad for n, p in problem.module.named_parameters()},
+        "modes": problem.step_state.modes.state_dict(problem.module),
         "count": problem.count,
         "global_step": problem.step_state.global_step,
         "skipped": problem.step_state.skipped,
@@ -135,8 +137,11 @@ def require_same_lengths(problem: Problem, saved: Mapping[str, Any]) -> None:
 
 
 def load_problem(problem: Problem, saved: Mapping[str, Any]) -> None:
-    """Load module, optimizer, scheduler, loss scaler, and counters."""
+    """Load module, optimizer, scheduler, loss scaler, what is frozen, and counters."""
     problem.load_state_dict(from_plain(saved["state"]))
+    for name, parameter in problem.module.named_parameters():
+        parameter.requires_grad_(saved.get("requires_grad", {}).get(name, parameter.requires_grad))
+    problem.step_state.modes.load_state_dict(problem.module, saved.get("modes"))
     problem.step_state.begin_step(saved["count"], saved["global_step"])
     if saved["skipped"]:
         problem.step_state.skip_update()

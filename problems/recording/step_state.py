@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..base.reduction import Reduction
 from ..state.buffers import BufferSlot, KeptBuffers, buffer_slots
+from ..state.modes import Modes
 from .trajectory import Recording, Trajectory
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class StepState:
         undetected_dependencies: Upper problems whose parameters the next recorded loss must reach.
         auditor: Replaces the problem's hypergradient while that is checked, else ``None``.
         hypergradient_status: The status of the last product through the problem.
+        modes: The modes of the module's submodules in training, while it is evaluated.
     """
 
     def __init__(self) -> None:
@@ -65,6 +67,7 @@ class StepState:
         self.undetected_dependencies: list[Problem] = []
         self.auditor: Hypergradient | None = None
         self.hypergradient_status: Status | None = None
+        self.modes = Modes()
         self._kept: KeptBuffers | None = None
         self._others: tuple[list[nn.Module], list[BufferSlot]] | None = None
         self._optimized: tuple[nn.Module | None, list[Tensor], list[Tensor]] = (None, [], [])
