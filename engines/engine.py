@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from metaweight.problems import GraphError, Hypergradient, HypergradientReport, Problem
+from metaweight.problems.base.ordinary_tensors import ordinary, with_ordinary_buffers
 from metaweight.problems.base.settings import shown
 from metaweight.problems.recording.step_state import StepState
 from metaweight.problems.setup.preparation import check_hypergradients, prepare_recording
@@ -328,7 +329,9 @@ class Engine:
             stats = self.validation() or {}
         finally:
             self.train()
-        stats = self.processes.mean_stats(stats)
+            for problem in self.problems:
+                with_ordinary_buffers(problem.module)
+        stats = {k: ordinary(v) for k, v in self.processes.mean_stats(stats).items()}
         self.logger.info(
             f"[Validation] [Global Step {self.global_step}] {sentence(flatten_stats(stats))}"
         )

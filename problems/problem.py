@@ -13,6 +13,7 @@ from .base.errors import ConfigurationError, GraphError, LossError
 from .base.graph_node import GraphNode
 from .base.loss import Evaluated, TrainingOutput, loss_of
 from .base.memory_layout import with_memory_format
+from .base.ordinary_tensors import without_graph
 from .base.overridables import Overridables
 from .base.settings import shown
 from .config import Config
@@ -269,6 +270,7 @@ class Problem(Overridables, GraphNode):
         with self._step_state.processes.whole_optimizer(self):
             return {key: part.state_dict() for key, part in parts.items() if part is not None}
 
+    @without_graph
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what :meth:`state_dict` returned.
 

@@ -37,7 +37,8 @@ class Modes:
 
     def load_state_dict(self, network: nn.Module, state: Mapping[str, bool] | None) -> None:
         """Set the modes in training, at once or for the next :meth:`train`."""
-        modes = {m: state[name] for name, m in network.named_modules() if name in (state or {})}
+        given = state or {}
+        modes = {m: given[name] for name, m in network.named_modules() if name in given}
         if self._noted is not None:
             self._noted.update(modes)
         else:
