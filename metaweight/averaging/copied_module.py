@@ -11,7 +11,9 @@ from metaweight.problems import ConfigurationError
 
 
 def copied_module(module: nn.Module) -> nn.Module:
-    """Return a copy of a module, whose layers may hold results of their latest pass.
+    """Return a copy of a module that needs no gradient.
+
+    Its layers may hold results of their latest pass.
 
     ``torch.nn.utils.weight_norm`` and ``spectral_norm`` keep the computed weight as an attribute,
     which ``copy.deepcopy`` refuses to copy with its graph; the copy computes its own at each pass.
@@ -24,7 +26,7 @@ def copied_module(module: nn.Module) -> nn.Module:
         for value in getattr(layer, "__dict__", {}).values():
             _detach(value, results)
     try:
-        return copy.deepcopy(module, dict(results))
+        made = copy.deepcopy(module, dict(results))
     # A layer may refuse in any way.
     except Exception as error:
         name, layer = next(
@@ -38,6 +40,10 @@ def copied_module(module: nn.Module) -> nn.Module:
             f"{type(layer).__name__}, cannot be copied ({type(error).__name__}: {error}). Give it "
             "a __deepcopy__, or use the average in the model itself: 'with ema.applied():'."
         ) from error
+    # Scripted modules have no requires_grad_.
+    for parameter in made.parameters():
+        parameter.requires_grad_(False)
+    return made
 
 
 def _detach(value: object, results: dict[int, Any]) -> None:

@@ -218,7 +218,7 @@ class EMA:
                     "(EngineConfig(strategy='fsdp')), which torch does not copy; use "
                     "'with ema.applied():', which puts the average into the model itself."
                 )
-            teacher = copied_module(self.model).requires_grad_(False)
+            teacher = copied_module(self.model)
             # While the teacher is applied, its own buffers are in the model and were copied.
             if not (self.is_applied and self.settings.buffers == "own"):
                 overwrite(buffers_of(teacher), self._buffers or buffers)

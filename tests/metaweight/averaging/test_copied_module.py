@@ -77,6 +77,18 @@ def test_a_teacher_computes_with_the_averaged_parameters(layer: str, mode: bool)
         torch.testing.assert_close(found, applied.eval()(x), rtol=0, atol=0)
 
 
+def test_a_model_that_is_scripted_as_a_whole() -> None:
+    model = _scripted()
+    ema = EMA(model, 0.5)
+    teacher = ema.teacher()
+    start = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.add_(2.0)
+    ema.update()
+    torch.testing.assert_close(teacher.weight, start + 1.0)
+    assert not teacher.weight.requires_grad
+
+
 class Refusing(nn.Linear):
     def __deepcopy__(self, memo: Any) -> Any:
         raise TypeError("cannot pickle '_thread.lock' object")
