@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from metaweight.problems import GraphError, Hypergradient, HypergradientReport, Problem
+from metaweight.problems.base.ordinary_tensors import ordinary, with_ordinary_buffers
 from metaweight.problems.base.settings import shown
 from metaweight.problems.recording.step_state import StepState
 from metaweight.problems.setup.preparation import check_hypergradients, prepare_recording
@@ -213,12 +214,15 @@ class Engine:
         self.run_state.stopped = reason
 
     def train(self) -> None:
-        """Put every problem into training mode."""
+        """Put every problem into training mode; see :meth:`Problem.train`."""
         for problem in self.problems:
             problem.train()
 
     def eval(self) -> None:
-        """Put every problem into evaluation mode."""
+        """Put every problem into evaluation mode, until :meth:`train`."""
+        # Problems may share modules, so all modes are read before any is changed.
+        for problem in self.problems:
+            problem.step_state.modes.note(problem.module)
         for problem in self.problems:
             problem.eval()
 
@@ -328,7 +332,9 @@ class Engine:
             stats = self.validation() or {}
         finally:
             self.train()
-        stats = self.processes.mean_stats(stats)
+            for problem in self.problems:
+                with_ordinary_buffers(problem.module)
+        stats = {k: ordinary(v) for k, v in self.processes.mean_stats(stats).items()}
         self.logger.info(
             f"[Validation] [Global Step {self.global_step}] {sentence(flatten_stats(stats))}"
         )

@@ -13,6 +13,7 @@ from .base.errors import ConfigurationError, GraphError, LossError
 from .base.graph_node import GraphNode
 from .base.loss import Evaluated, TrainingOutput, loss_of
 from .base.memory_layout import with_memory_format
+from .base.ordinary_tensors import without_graph
 from .base.overridables import Overridables
 from .base.settings import shown
 from .config import Config
@@ -275,6 +276,7 @@ class Problem(Overridables, GraphNode):
         with self._step_state.processes.whole_optimizer(self):
             return {key: part.state_dict() for key, part in parts.items() if part is not None}
 
+    @without_graph
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what :meth:`state_dict` returned.
 
@@ -292,19 +294,27 @@ class Problem(Overridables, GraphNode):
                 part.load_state_dict(state_dict[key])
 
     def train(self) -> None:
-        """Put the problem, its module, and an optimizer that has modes into training mode."""
-        self._switch("train")
+        """Put the module, and an optimizer that has modes, into training mode; submodules that were
+        in evaluation mode stay in it.
+
+        A module that is in evaluation mode as a whole, and was not put there by :meth:`eval`, gets
+        all of its submodules into training mode.
+        """
+        self._step_state.modes.train(self.module)
+        self._switch_optimizer("train")
 
     def eval(self) -> None:
-        """Put the problem, its module, and an optimizer that has modes into evaluation mode.
+        """Put the module, and an optimizer that has modes, into evaluation mode, until
+        :meth:`train`.
 
         A schedule-free optimizer then puts the weights to be evaluated in place of those that it
         trains.
         """
-        self._switch("eval")
+        self._step_state.modes.note(self.module)
+        self.module.eval()
+        self._switch_optimizer("eval")
 
-    def _switch(self, mode: str) -> None:
-        getattr(self.module, mode)()
+    def _switch_optimizer(self, mode: str) -> None:
         switch = getattr(self.optimizer, mode, None)
         if callable(switch):
             switch()

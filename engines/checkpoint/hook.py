@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metaweight.problems import CheckpointError, ConfigurationError
+from metaweight.problems.base.ordinary_tensors import without_graph
 from metaweight.problems.base.settings import shown
-from metaweight.problems.data.loader_position import is_stateful
+from metaweight.problems.data.loader_parts import is_stateful
+from metaweight.problems.state.plain_data import from_plain
 
 from ..hooks.base import Hook
 from ..loggers import flatten_stats
@@ -37,12 +39,17 @@ def save_engine(
     try:
         # Only process 0 writes logs; if it fails, the others must not wait for it.
         engine.processes.from_first(engine.logger.position)
-        state, shards = engine_to_plain(engine)
     except OSError as error:
         raise CheckpointError(
             f"The checkpoint {path} was not written, because the run's logs could not be written "
             f"to disk: {error.strerror or error}; free disk space."
         ) from error
+    except Exception as error:
+        raise CheckpointError(
+            f"The checkpoint {path} was not written, because a logger could not tell its position: "
+            f"{type(error).__name__}: {error}. Correct its position()."
+        ) from error
+    state, shards = engine_to_plain(engine)
     file, folder = Path(path), None
     if shards:
         state["shards"] = write_shards(engine.processes, file, shards)
@@ -57,6 +64,7 @@ def save_engine(
         remove_shards(file, keep=folder)
 
 
+@without_graph
 def load_engine(engine: Engine, path: Path_) -> None:
     """Load the state in a file; see :meth:`Engine.load`."""
     require_path("load", path)
@@ -72,7 +80,7 @@ def load_state(engine: Engine, path: Path, state: Mapping[str, Any]) -> None:
     """Load ``state``, which was read from ``path``."""
     engine_from_plain(engine, with_shards(engine.processes, path, state), str(path))
     engine.run_state.resumed, engine.run_state.inside_step = True, False
-    engine.checkpoint_hook.log = state["log"]
+    engine.checkpoint_hook.log = from_plain(state["log"])
     absent = missing_devices(state)
     if absent:
         engine.logger.warning(
@@ -196,13 +204,15 @@ class CheckpointHook(Hook):
         metric = None if given is None else folder.metric
         try:
             save_engine(engine, folder.file_of(engine.global_step), metric, given)
-        except CheckpointError as error:
+            if engine.is_rank_zero():
+                folder.prune(engine.run_state.run)
+        # A user's object may raise anything.
+        except Exception as error:
             if self._policy == "raise":
                 raise
-            engine.logger.warning(f"{error} The run goes on without it.")
-            return
-        if engine.is_rank_zero():
-            folder.prune(engine.run_state.run)
+            known = isinstance(error, CheckpointError)
+            text = str(error) if known else f"{type(error).__name__} while saving: {error}."
+            engine.logger.warning(f"{text} The run goes on without it.")
 
     def _found(self, engine: Engine, resume: Path_) -> tuple[Path, Mapping[str, Any]] | None:
         """Return the file to resume from and its state; ``None`` if there is none."""

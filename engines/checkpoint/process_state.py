@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from metaweight.problems import CheckpointError
-from metaweight.problems.data.loader_position import length_of
+from metaweight.problems.data.loader_parts import length_of
 
 from ..distributed.processes import Processes
 

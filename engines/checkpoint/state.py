@@ -22,6 +22,7 @@ from metaweight.problems.persistence.problem_state import (
     problem_to_plain,
     require_same_form,
     require_same_lengths,
+    saved_by,
 )
 from metaweight.problems.state.buffers import Snapshot
 from metaweight.problems.state.plain_data import from_plain, to_plain
@@ -36,6 +37,7 @@ from .snapshots import snapshot_from_dict, snapshot_to_dict
 if TYPE_CHECKING:
     from ..engine import Engine
 
+LOGGERS = "The position of the loggers"
 # Errors raised by reading plain data of an unexpected structure.
 MISFITS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError)
 
@@ -48,7 +50,17 @@ def engine_to_plain(engine: Engine) -> tuple[dict[str, Any], dict[str, Tensor]]:
         CheckpointError: Inside a step, or for state that is not plain data.
     """
     _require_between_steps(engine)
-    state, shards = without_shards(_take(engine, copy=False))
+    state: dict[str, Any] = {}
+    shards: dict[str, Tensor] = {}
+    failure: CheckpointError | None = None
+    try:
+        state, shards = without_shards(_take(engine, copy=False))
+    except CheckpointError as error:
+        failure = error
+    # No process may wait for one that has failed.
+    failures = engine.processes.gather(None if failure is None else str(failure))
+    if any(failures):
+        raise CheckpointError(next(filter(None, failures))) from failure
     return gather_state(engine.processes, state), shards
 
 
@@ -87,13 +99,13 @@ def _take(engine: Engine, *, copy: bool) -> dict[str, Any]:
             {
                 "class": type(hook).__name__,
                 "optional": hook.optional,
-                "state": to_plain(_state_of(hook), f"Hook {type(hook).__name__}", copy=copy),
+                "state": _plain_state_of(hook, f"Hook {type(hook).__name__}", copy=copy),
             }
             for hook in saved_hooks(engine)
         ],
-        "env": to_plain(_state_of(engine.env), "The environment", copy=copy),
+        "env": _plain_state_of(engine.env, "The environment", copy=copy),
         "streams": to_plain(streams_to_dict(engine), "The random streams", copy=copy),
-        "log": engine.logger.position(),
+        "log": to_plain(saved_by(LOGGERS, engine.logger.position), LOGGERS),
     }
 
 
@@ -250,9 +262,9 @@ def _set_snapshots(engine: Engine, snapshots: dict[str, Snapshot]) -> None:
     engine.snapshots.update(snapshots)
 
 
-def _state_of(thing: Any) -> Mapping[str, Any]:
-    take: Callable[[], Mapping[str, Any]] | None = getattr(thing, "state_dict", None)
-    return {} if take is None else take()
+def _plain_state_of(thing: Any, what: str, *, copy: bool) -> Any:
+    take: Callable[[], Any] = getattr(thing, "state_dict", dict)
+    return to_plain(saved_by(what, take), what, copy=copy)
 
 
 def _give_state(thing: Any, state: Mapping[str, Any]) -> None:

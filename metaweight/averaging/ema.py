@@ -8,7 +8,6 @@ the average as a teacher of its model Tarvainen and Valpola, "Mean teachers are 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,8 +17,10 @@ from torch import nn
 
 from metaweight.engines.distributed.processes import running_statistics
 from metaweight.problems import ConfigurationError
+from metaweight.problems.base.ordinary_tensors import without_graph
 from metaweight.problems.base.shards import is_sharded
 
+from .copied_module import copied_module
 from .decay import Buffers, EMASettings, WarmUp
 from .named_tensors import (
     NamedTensors,
@@ -94,7 +95,7 @@ class EMA:
         """Whether the model holds the teacher's values now."""
         return self._student is not None
 
-    @torch.no_grad()
+    @without_graph
     def reset(self) -> None:
         """Restart the average from the model's current parameters.
 
@@ -117,7 +118,7 @@ class EMA:
             else:
                 overwrite(theirs, parameters | buffers)
 
-    @torch.no_grad()
+    @without_graph
     def update(self) -> None:
         """Update the average with the model's current parameters; never waits for the device.
 
@@ -139,7 +140,7 @@ class EMA:
         self.step += 1
         self._refresh_teacher(buffers)
 
-    @torch.no_grad()
+    @without_graph
     def apply_teacher(self) -> None:
         """Copy the teacher's values into the model, until :meth:`restore_student`.
 
@@ -161,7 +162,7 @@ class EMA:
             raise
         self._student = student
 
-    @torch.no_grad()
+    @without_graph
     def restore_student(self) -> None:
         """Copy back the model's values from before the teacher was applied, bit for bit.
 
@@ -198,13 +199,16 @@ class EMA:
             if self.is_applied:
                 self.restore_student()
 
-    @torch.no_grad()
+    @without_graph
     def teacher(self) -> nn.Module:
         """Return a copy of the model that holds the average and needs no gradient.
 
         Every call returns the same module, for use in a training loss; each update writes to it.
         Its mode (``train()`` or ``eval()``) is the caller's choice. With ``buffers="none"`` its
         buffers are the model's as of the last update.
+
+        Raises:
+            ConfigurationError: For a model that cannot be copied, naming the layer.
         """
         if self._teacher is None:
             _, buffers = self._matched()
@@ -214,7 +218,7 @@ class EMA:
                     "(EngineConfig(strategy='fsdp')), which torch does not copy; use "
                     "'with ema.applied():', which puts the average into the model itself."
                 )
-            teacher = copy.deepcopy(self.model).requires_grad_(False)
+            teacher = copied_module(self.model)
             # While the teacher is applied, its own buffers are in the model and were copied.
             if not (self.is_applied and self.settings.buffers == "own"):
                 overwrite(buffers_of(teacher), self._buffers or buffers)
@@ -231,6 +235,7 @@ class EMA:
             return []
         return list(running_statistics(self._teacher))
 
+    @without_graph
     def state_dict(self) -> dict[str, Any]:
         """Return the step and copies of the average.
 
@@ -241,7 +246,7 @@ class EMA:
         parameters, buffers = copies(self._parameters), copies(self._teacher_buffers())
         return {"step": self.step, "parameters": parameters, "buffers": buffers}
 
-    @torch.no_grad()
+    @without_graph
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what :meth:`state_dict` returned, for the same model and ``buffers``.
 

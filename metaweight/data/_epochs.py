@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaweight.problems.base.ordinary_tensors import without_graph
+
 
 @dataclass
 class Epoch:
@@ -78,6 +80,7 @@ class Epochs:
             self._restored = True
         self.generator.set_state(state["generator"].cpu())
 
+    @without_graph
     def _draw(self) -> Epoch:
         drawn_from, source = self.generator.get_state(), self.generator.device
         if self._shuffle:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metaweight._generator import generator_of
 from metaweight.problems import DataError
+from metaweight.problems.base.ordinary_tensors import without_graph
 from metaweight.problems.base.settings import is_count, require_function
 from metaweight.problems.data.validation import checked_device
 
@@ -114,6 +115,7 @@ class TensorLoader:
             epoch = self._epoch = _Epoch(self._draw_order(), state, 0)
         return self._batches(epoch)
 
+    @without_graph
     def _draw_order(self) -> Tensor:
         size, source = len(self.data), self.generator.device
         if self.with_replacement:

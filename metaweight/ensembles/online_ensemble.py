@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from metaweight.problems import ConfigurationError, DataError
+from metaweight.problems.base.ordinary_tensors import without_graph
 from metaweight.problems.base.settings import is_count
 
 from .ranking import ReweightMode, resample, reweight
@@ -64,6 +65,7 @@ class OnlineEnsemble:
             member.to(device)
         return self
 
+    @without_graph
     def score(
         self,
         data: Any,
@@ -82,6 +84,7 @@ class OnlineEnsemble:
             data, metric, index, batch_size=batch_size, progress=progress
         ).sum(dim=1)
 
+    @without_graph
     def member_scores(
         self,
         data: Any,

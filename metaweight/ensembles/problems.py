@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaweight.problems import Config, ConfigurationError, DataError
+from metaweight.problems.base.ordinary_tensors import ordinary
 from metaweight.weighting import WeightedClassifier, normalise_weights
 from metaweight.weighting.problems import SampleLoss
 
@@ -61,7 +62,7 @@ class ScoreWeightedClassifier(WeightedClassifier):
                 f"Problem {name!r} received scores of shape {tuple(scores.shape)} and type "
                 f"{scores.dtype}; give what score() or member_scores() returns, (N,) or (N, K)."
             )
-        self.scores = scores.detach()
+        self.scores = ordinary(scores.detach())
 
     def sample_weights(self, losses: Tensor, batch: Any) -> Tensor:
         """Return the weight of each sample, (B,)."""

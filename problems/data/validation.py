@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ..base.errors import CheckpointError, ConfigurationError, DataError
 from ..base.settings import shown
-from .loader_position import length_of
+from .loader_parts import length_of
 
 
 def checked_name(name: object) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 
 from ..base.errors import CheckpointError
-from ..data.loader_position import is_stateful, length_of
+from ..data.loader_parts import is_stateful, length_of
 from ..problem import Problem
 from ..state.plain_data import from_plain, to_plain
 from .names import Names
 from .trajectory_state import trajectory_from_plain, trajectory_to_plain
+
+T = TypeVar("T")
 
 
 def problem_to_plain(
@@ -35,7 +37,9 @@ def problem_to_plain(
     return {
         "form": form_of(problem),
         "loop": loop_settings_of(problem) if loop_open else None,
-        "state": to_plain(problem.state_dict(), place, copy=copy),
+        "state": to_plain(saved_by(place, problem.state_dict), place, copy=copy),
+        "requires_grad": {n: p.requires_grad for n, p in problem.module.named_parameters()},
+        "modes": problem.step_state.modes.state_dict(problem.module),
         "count": problem.count,
         "global_step": problem.step_state.global_step,
         "skipped": problem.step_state.skipped,
@@ -54,10 +58,27 @@ def problem_to_plain(
         "loaders": []
         if source is None
         else [
-            to_plain(source.position(i), f"Loader {i} of problem {problem.name!r}", copy=copy)
-            for i in range(len(source.loaders))
+            to_plain(saved_by(reading.place, reading.position), reading.place, copy=copy)
+            for reading in source.readings
         ],
     }
+
+
+def saved_by(what: str, take: Callable[[], T]) -> T:
+    """Return the state that ``take`` gives, which may be code of users and other packages.
+
+    Raises:
+        CheckpointError: When that raises an error, whatever it is.
+    """
+    try:
+        return take()
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{what} could not be saved: {type(error).__name__}: {error}. Correct the state_dict() "
+            "that raised this, or use an object without one."
+        ) from error
 
 
 def form_of(problem: Problem) -> dict[str, Any]:
@@ -135,8 +156,11 @@ def require_same_lengths(problem: Problem, saved: Mapping[str, Any]) -> None:
 
 
 def load_problem(problem: Problem, saved: Mapping[str, Any]) -> None:
-    """Load module, optimizer, scheduler, loss scaler, and counters."""
+    """Load module, optimizer, scheduler, loss scaler, what is frozen, and counters."""
     problem.load_state_dict(from_plain(saved["state"]))
+    for name, parameter in problem.module.named_parameters():
+        parameter.requires_grad_(saved.get("requires_grad", {}).get(name, parameter.requires_grad))
+    problem.step_state.modes.load_state_dict(problem.module, saved.get("modes"))
     problem.step_state.begin_step(saved["count"], saved["global_step"])
     if saved["skipped"]:
         problem.step_state.skip_update()

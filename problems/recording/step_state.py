@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..base.reduction import Reduction
 from ..state.buffers import BufferSlot, KeptBuffers, buffer_slots
+from ..state.modes import Modes
 from .trajectory import Recording, Trajectory
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class StepState:
             ``None`` once its first step has looked for them.
         auditor: Replaces the problem's hypergradient while that is checked, else ``None``.
         hypergradient_status: The status of the last product through the problem.
+        modes: The modes of the module's submodules in training, while it is evaluated.
     """
 
     def __init__(self) -> None:
@@ -69,6 +71,7 @@ class StepState:
         self.seen_directly: set[Tensor | Problem] | None = None
         self.auditor: Hypergradient | None = None
         self.hypergradient_status: Status | None = None
+        self.modes = Modes()
         self._kept: KeptBuffers | None = None
         self._others: tuple[list[nn.Module], list[BufferSlot]] | None = None
         self._optimized: tuple[nn.Module | None, list[Tensor], list[Tensor]] = (None, [], [])

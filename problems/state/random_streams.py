@@ -42,6 +42,11 @@ class RandomState:
         self._python = _python_stream.capture()
         self._numpy = _numpy_stream.capture()
 
+    @property
+    def device(self) -> torch.device:
+        """The device whose stream is held beside those of the host."""
+        return self._device
+
     def is_present(self) -> bool:
         """Return whether every stream is in this state."""
         now = RandomState(self._device)

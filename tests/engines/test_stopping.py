@@ -214,7 +214,7 @@ def test_the_death_of_loaders_workers_does_not_break_the_step_under_way() -> Non
     with pytest.raises(KeyboardInterrupt), stops_between_steps() as request:
         # As when both reach the whole group of processes.
         signal.raise_signal(signal.SIGINT)
-        iterator: Any = source._iterators[0]
+        iterator: Any = source.readings[0].iterator
         for worker in iterator._workers:
             os.kill(worker.pid, signal.SIGKILL)
             worker.join()
@@ -222,7 +222,7 @@ def test_the_death_of_loaders_workers_does_not_break_the_step_under_way() -> Non
             found += drawn(source, 5)
         assert request.made
         for one in (whole, source):
-            one._iterators[0] = None
+            one.readings[0].iterator = None
     assert found == expected
 
 

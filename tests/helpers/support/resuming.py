@@ -172,7 +172,8 @@ def seed_all(seed: int) -> None:
 def end_workers(engine: Engine) -> None:
     """Let go of loaders' workers now; found by the garbage collector, each takes 5 s to end."""
     for problem in engine.problems:
-        problem.source._iterators[:] = [None] * len(problem.source.loaders)
+        for reading in problem.source.readings:
+            reading.iterator = None
 
 
 def everything(engine: Engine) -> dict[str, Any]:

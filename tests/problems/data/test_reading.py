@@ -63,7 +63,7 @@ def assert_goes_on(make: Any, before: int, after: int, where: Any = None) -> Non
     assert drawn(second, after) == expected
     assert second.epochs == first.epochs
     for one in (first, second):
-        one._iterators[0] = None
+        one.readings[0].iterator = None
 
 
 LOADERS: dict[str, Any] = {
@@ -113,7 +113,7 @@ def test_going_on_leaves_all_random_streams_alone() -> None:
     second = source(DataLoader(Noisy(samples(10, 0)), batch_size=2, shuffle=True))
     second.go_to(0, first.position(0), CPU)
     state = torch.get_rng_state()
-    second._begin(0, CPU)
+    second.readings[0]._begun(CPU)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -138,11 +138,14 @@ def test_it_warns_where_it_cannot_know_that_batches_are_the_same() -> None:
     ):
         first, second = source(make()), source(make())
         drawn(first, before)
-        second.go_to(0, first.position(0), CPU)
+        with pytest.warns(UserWarning, match=message):
+            position = first.position(0)
+        first.position(0)
+        second.go_to(0, position, CPU)
         with pytest.warns(UserWarning, match=message):
             drawn(second, 1)
         for one in (first, second):
-            one._iterators[0] = None
+            one.readings[0].iterator = None
 
 
 def test_a_loader_with_fewer_batches_says_so() -> None:
