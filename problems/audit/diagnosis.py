@@ -26,7 +26,7 @@ class Case:
         solve: The method with its linear solve converged, if it solves a system.
         is_halved: Whether the problem computes in half precision.
         steps: Number of recorded optimizer steps.
-        unseen: Names of what changes the steps in a way neither method nor references see.
+        unseen: Names of what may change the steps in a way neither method nor references see.
     """
 
     problem: str
@@ -55,7 +55,7 @@ def diagnose(
     exact = None if unrolled is None else agreement(actual, unrolled)
     advice = [
         *[
-            f"{name} changes the steps of problem {case.problem!r}, which neither {case.method} "
+            f"{name} may change the steps of problem {case.problem!r}, which neither {case.method} "
             "nor its references see: they are the derivative of the steps without it."
             for name in case.unseen
         ],

@@ -40,7 +40,7 @@ def warn_of_unseen_changes(problem: Problem, method: Hypergradient) -> None:
     """Warn once of each change that the method cannot see."""
     for name in problem.step_state.not_mentioned(unseen_changes(problem, method)):
         warnings.warn(
-            f"{name} changes the steps of problem {problem.name!r} in a way "
-            f"{type(method).__name__} cannot see; its effect is ignored.",
+            f"{name} may change the steps of problem {problem.name!r} in a way "
+            f"{type(method).__name__} cannot see; what it changes is ignored.",
             stacklevel=2,
         )

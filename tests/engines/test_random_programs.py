@@ -36,11 +36,17 @@ def check_seeds(seeds: range, folder: Path) -> float:
     return valid / len(seeds)
 
 
+# The steps are counted by hooks of the optimizers.
+COUNTED = pytest.mark.filterwarnings("ignore:The step hook Watch")
+
+
+@COUNTED
 @pytest.mark.parametrize("first", range(0, FAST, 10))
 def test_what_holds_of_every_program(first: int, tmp_path: Path) -> None:
     assert check_seeds(range(first, first + 10), tmp_path) > 0.5
 
 
+@COUNTED
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(FAST, SLOW, 50))
 def test_what_holds_of_every_program_of_many(first: int, tmp_path: Path) -> None:

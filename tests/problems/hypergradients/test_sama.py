@@ -304,5 +304,5 @@ def test_refuses_steps_it_does_not_know() -> None:
         def grad_callback(self):
             pass
 
-    with pytest.warns(UserWarning, match=r"Called.grad_callback changes the steps of.*'lower'"):
+    with pytest.warns(UserWarning, match=r"Called.grad_callback may change the steps of.*'lower'"):
         two_levels(sgd, Called, SAMA(preconditioner="exact"))

@@ -419,7 +419,7 @@ def test_steps_of_the_users_own_are_refused_and_callbacks_warned_of() -> None:
 
     with pytest.raises(ConfigurationError, match="steps of its own in custom_optimizer_step"):
         build(Setting(), lower=Own)
-    with pytest.warns(UserWarning, match="Clamped.param_callback changes the steps"):
+    with pytest.warns(UserWarning, match="Clamped.param_callback may change the steps"):
         build(Setting(), lower=Clamped)
 
 
