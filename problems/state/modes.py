@@ -26,8 +26,12 @@ class Modes:
         noted, self._noted = self._noted, None
         if noted is not None and network in noted:
             _put_modes(network, noted)
-        elif not network.training:
-            network.train()
+            return
+        before = _modes_of(network) if network.training else {}
+        # A network that overrides train() may put parts into evaluation mode there.
+        network.train()
+        frozen = [module for module, training in before.items() if not training]
+        _put_modes(network, {part: before[part] for f in frozen for part in f.modules()})
 
     def state_dict(self, network: nn.Module) -> dict[str, bool] | None:
         """Return the modes in training by name; ``None`` where they are not known."""

@@ -114,7 +114,7 @@ def test_one_sided_differences_use_only_what_training_left_as_it_was(case: str) 
         return gradients_of(engine, engine.judge, 2 * config.gradient_accumulation)
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*grad_callback changes")
+        warnings.filterwarnings("ignore", ".*grad_callback may change")
         converged = "finite_difference" if case == "own training step" else "exact"
         exact = gradient(Unroll(product=converged, alpha=1e-4))
         assert relative_error(gradient(Unroll(product="one_sided", alpha=1e-6)), exact) < 1e-4
@@ -398,8 +398,10 @@ def test_three_levels_compose() -> None:
 
 
 def test_an_optimizer_that_cannot_be_differentiated_is_refused() -> None:
-    setting = Setting(torch.optim.LBFGS, {"lr": 0.1})
-    with pytest.raises(ConfigurationError, match=r"'lower' asks for an unrolled.*LBFGS.*type='cg'"):
+    setting = Setting(torch.optim.Adafactor, {"lr": 0.1})
+    with pytest.raises(
+        ConfigurationError, match=r"'lower' asks for an unrolled.*Adafactor.*type='cg'"
+    ):
         build(setting)
 
 

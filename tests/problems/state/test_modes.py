@@ -75,7 +75,29 @@ def test_a_network_in_evaluation_mode_as_a_whole_is_trained() -> None:
     engine.run()
     assert all(modes(net).values())
     # Its own train() was called, which may do more than set the modes.
-    assert net.calls == [False, True]
+    assert net.calls[:2] == [False, True]
+
+
+def test_a_network_whose_own_train_freezes_parts_has_them_frozen_from_the_first_step() -> None:
+    class Freezes(Net):
+        def train(self, mode: bool = True) -> Net:
+            super().train(mode)
+            self.body[0].eval()
+            return self
+
+    net, seen = Freezes(), []
+    net.body[1][1].eval()
+    assert net.body[0].training
+
+    class Noting(Chase):
+        def training_step(self, batch: Any) -> Any:
+            seen.append(modes(self.module))
+            return super().training_step(batch)
+
+    engine = single(problem(Noting, module=net), engine=Validating, steps=3, valid_step=1)
+    engine.run()
+    expected = {name: name not in ("body.0", "body.1.1") for name in modes(net)}
+    assert seen == [expected] * 3
 
 
 def test_a_part_of_two_problems_keeps_its_mode() -> None:
