@@ -14,6 +14,7 @@ from ..kernels.missing_derivatives import missing_derivative
 from ..kernels.precision import DTYPES, autocast, full_precision
 from ..kernels.twice_differentiable import TwiceDifferentiable, differentiable_twice
 from ..state.buffers import BufferSlot, preserved_buffers, read_in_training
+from ..state.padding_rows import held_padding_rows
 from ..state.power_iterations import held_power_iterations
 from ..state.random_streams import RandomState
 from .displaced import inverse_step
@@ -107,11 +108,14 @@ class Evaluation:
     def compared(self) -> Iterator[Callable[[], None]]:
         """Let passes differ by what is displaced alone, inside a ``with`` statement.
 
-        Enter it before parameters are displaced. What power iterations find at the present
-        parameters is constant inside. Yields a function to call before each pass, which sets
-        buffers that a pass in training mode reads back to their present values.
+        Enter it before parameters are displaced. Inside, rows of padding and what power iterations
+        find are constants of the present parameters. Yields a function to call before each pass,
+        which sets buffers that a pass in training mode reads back to their present values.
         """
-        with held_power_iterations(self._slots, self._modules):
+        with (
+            held_power_iterations(self._slots, self._modules),
+            held_padding_rows(self._modules),
+        ):
             slots = read_in_training(self._slots)
             present = [(owner, name, owner._buffers[name]) for owner, name in slots]
             values = [None if b is None else b.clone() for _, _, b in present]

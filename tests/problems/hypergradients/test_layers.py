@@ -245,7 +245,24 @@ class Slow(nn.Module):
         return z * self.scale.clone()
 
 
-@pytest.mark.parametrize("make", [*SPECTRAL, lambda: behind(Slow(), 8)])
+class Tied(nn.Module):
+    """A table with a row of padding, which the output layer uses whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 6, padding_idx=2)
+        self.out = nn.Linear(6, 5, bias=False)
+        self.out.weight = self.table.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.out(self.table(input=tokens(x)).sum(1).tanh())
+        return scores[:, :4]
+
+
+STATEFUL = [*SPECTRAL, lambda: behind(Slow(), 8), Tied]
+
+
+@pytest.mark.parametrize("make", STATEFUL)
 def test_passes_that_are_compared_take_the_same_buffers(make: Callable[[], nn.Module]) -> None:
     """The exact products take what a pass finds without a gradient as a constant."""
     exact = last_gradient(engine_of(make, Unroll(), 2, Declared), 2)
@@ -262,7 +279,7 @@ def test_passes_that_are_compared_take_the_same_buffers(make: Callable[[], nn.Mo
     assert relative_error([0.1 * t for t in one_sided], one_step) < 1e-4
 
 
-@pytest.mark.parametrize("make", [*SPECTRAL, lambda: behind(Slow(), 8)])
+@pytest.mark.parametrize("make", STATEFUL)
 def test_differences_of_a_plain_loss_converge(make: Callable[[], nn.Module]) -> None:
     """Between two displacements; without the same buffers they differ by 1 / alpha."""
     wide, narrow = (
