@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .kernels.activation_reuse import ReusableActivations
+from .kernels.checkpointing import uncheckpointed
 from .kernels.torch_internals import is_compiled
 from .problem import Problem
 
@@ -65,7 +66,9 @@ def others_frozen(problem: Problem) -> Iterator[None]:
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:
-        yield
+        # A backward pass comes when the parameters require a gradient again.
+        with uncheckpointed():
+            yield
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)

@@ -32,6 +32,7 @@ from .data.validation import (
 from .hypergradients.base import Hypergradient, Status
 from .hypergradients.parameter_selection import chosen_parameters
 from .hypergradients.resolve import resolve
+from .kernels.checkpointing import not_reentrant
 from .kernels.compilation import compile_module
 from .kernels.precision import autocast
 from .recording.step_state import StepState
@@ -179,9 +180,7 @@ class Problem(Overridables, GraphNode):
 
     def evaluate(self, batch: Any) -> Evaluated:
         """Return the loss of ``batch`` in the problem's precision, and what else to log."""
-        if self._config.precision == "fp32":
-            return self._evaluate(batch)
-        with autocast(self._config.precision, self.device):
+        with not_reentrant(), autocast(self._config.precision, self.device):
             return self._evaluate(batch)
 
     def _evaluate(self, batch: Any) -> Evaluated:

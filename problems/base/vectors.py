@@ -17,8 +17,11 @@ from .shards import is_sharded, norm_over_shards, shards_of, sum_over_shards
 
 
 def fill_none(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    """Replace missing gradients by zeros of the parameter's shape."""
-    return [torch.zeros_like(ref) if t is None else t for t, ref in zip(tensors, like, strict=True)]
+    """Replace missing gradients by zeros of the parameter's shape, and sparse ones by dense."""
+    return [
+        torch.zeros_like(ref) if t is None else t if t.layout is ref.layout else t.to_dense()
+        for t, ref in zip(tensors, like, strict=True)
+    ]
 
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:

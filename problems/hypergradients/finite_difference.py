@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -113,10 +114,18 @@ def mixed_difference(
 ) -> list[Tensor]:
     """Return ``-(∇_θ L(w + eps v) - ∇_θ L(w - eps v)) / (2 eps)``; see the module's docstring."""
     first, again = _passes(lower, upper_parameters)
-    with lower.evaluation(graph=False, in_full_precision=full_precision) as evaluation:
+    with (
+        lower.evaluation(graph=False, in_full_precision=full_precision) as evaluation,
+        evaluation.compared() as rewind,
+    ):
+
+        def gradient(losses: Losses) -> list[Tensor]:
+            rewind()
+            return window_gradient(lower, upper_parameters, losses)
+
         product = central_difference(
-            lambda: window_gradient(lower, upper_parameters, first),
-            lambda: window_gradient(lower, upper_parameters, again),
+            partial(gradient, first),
+            partial(gradient, again),
             evaluation.weights,
             vector,
             evaluation.inverse_step(vector, alpha),

@@ -18,7 +18,7 @@ Approach", NeurIPS 2022 (arXiv:2209.08709).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -126,13 +126,16 @@ class Penalty(Hypergradient):
         self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
         require_recorded(lower)
-        with lower.evaluation(graph=True, in_full_precision=True) as evaluation:
+        with (
+            lower.evaluation(graph=True, in_full_precision=True) as evaluation,
+            evaluation.compared() as rewind,
+        ):
             weights = evaluation.weights
             rates = self._rates(lower, weights)
             reach = max(rates) * self.steps / (1 - self.momentum) if self.form == "f2sa" else 1.0
             inverse_eps = evaluation.inverse_step(vector, 1 / self.strength, order=1) * reach
             push = vectors.divide(vector, inverse_eps)
-            loss = _lower_loss(lower, weights)
+            loss = _lower_loss(lower, weights, rewind)
             with vectors.Displacement(weights) as place:
                 self._minimise(loss, place, rates)
                 at_z = loss.measure(upper_parameters)
@@ -195,9 +198,12 @@ class _Measurement:
 class _LowerLoss(ABC):
     """``L`` of the last optimizer step at the present parameters."""
 
-    def __init__(self, lower: LowerProblem, weights: Sequence[Tensor]) -> None:
+    def __init__(
+        self, lower: LowerProblem, weights: Sequence[Tensor], rewind: Callable[[], None]
+    ) -> None:
         self.lower = lower
         self.weights = list(weights)
+        self.rewind = rewind
 
     @abstractmethod
     def gradient(self) -> list[Tensor]:
@@ -216,9 +222,11 @@ class _LowerLoss(ABC):
 
 class _PlainLoss(_LowerLoss):
     def gradient(self) -> list[Tensor]:
+        self.rewind()
         return self.lower.mean(window_gradient(self.lower, self.weights))
 
     def measure(self, upper_parameters: Sequence[Tensor]) -> _Measurement:
+        self.rewind()
         found = window_gradient(self.lower, [*self.weights, *upper_parameters])
         gradient = self.lower.mean(found[: len(self.weights)])
         return _Measurement(gradient, found[len(self.weights) :])
@@ -233,8 +241,14 @@ class _PlainLoss(_LowerLoss):
 class _DeclaredLoss(_LowerLoss):
     """``mean_i V_i l_i(w)`` with the sample weights fixed at the initial ``w``."""
 
-    def __init__(self, lower: LowerProblem, sample: SampleLoss, weights: Sequence[Tensor]) -> None:
-        super().__init__(lower, weights)
+    def __init__(
+        self,
+        lower: LowerProblem,
+        sample: SampleLoss,
+        weights: Sequence[Tensor],
+        rewind: Callable[[], None],
+    ) -> None:
+        super().__init__(lower, weights, rewind)
         self._sample = sample
         self._steps = require_recorded(lower).steps
         self._losses: list[Tensor] = []
@@ -262,6 +276,7 @@ class _DeclaredLoss(_LowerLoss):
     def _at_present(self) -> tuple[list[Tensor], list[Tensor]]:
         total = [torch.zeros_like(w) for w in self.weights]
         samples: list[Tensor] = []
+        self.rewind()
         for step, held in zip(self._steps, self._held, strict=True):
             losses = self._sample.losses(step)
             found = self.lower.gradients((held * losses).mean(), self.weights)
@@ -271,11 +286,13 @@ class _DeclaredLoss(_LowerLoss):
         return self.lower.mean(mean), samples
 
 
-def _lower_loss(lower: LowerProblem, weights: Sequence[Tensor]) -> _LowerLoss:
+def _lower_loss(
+    lower: LowerProblem, weights: Sequence[Tensor], rewind: Callable[[], None]
+) -> _LowerLoss:
     sample = declared_loss(lower)
     if sample is not None:
-        return _DeclaredLoss(lower, sample, weights)
-    return _PlainLoss(lower, weights)
+        return _DeclaredLoss(lower, sample, weights, rewind)
+    return _PlainLoss(lower, weights, rewind)
 
 
 def _barrier_weight(vector: Sequence[Tensor], bend: Sequence[Tensor]) -> Tensor:

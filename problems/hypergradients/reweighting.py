@@ -33,6 +33,7 @@ from ..base.errors import ConfigurationError, HypergradientError
 from ..base.settings import is_positive, require_choice, require_flag
 from ..kernels.activation_reuse import ReusableActivations
 from ..products.declared_loss import declared_products, directional_derivatives
+from ..products.evaluation import Evaluation
 from ..products.recorded_loss import SampleLoss, require_recorded
 from ..products.sample_derivatives import Pairs, central_derivatives, one_sided_derivatives
 from ..recording.trajectory import RecordedStep, RecordedUpdate, Recording
@@ -139,11 +140,16 @@ class Reweighting(Hypergradient):
                 pairs = directional_derivatives(sample, update.steps, weights, vector)
             elif self.derivative == "central_difference":
                 inverse_eps = evaluation.inverse_step(vector, self.length)
-                pairs = _central(lower, sample, update.steps, weights, vector, inverse_eps)
+                with evaluation.compared() as rewind:
+                    pairs = _central(
+                        lower, sample, update.steps, weights, vector, inverse_eps, rewind
+                    )
             else:
                 inverse_eps = evaluation.inverse_step(vector, self.length, order=1)
                 same = evaluation.computes_as_training
-                pairs = _one_sided(lower.name, sample, update, weights, vector, inverse_eps, same)
+                pairs = _one_sided(
+                    lower.name, sample, update, evaluation, vector, inverse_eps, same
+                )
             mixed = declared_products(sample, update.steps, pairs, upper_parameters)
         return Product(vectors.scale(mixed, -1.0), Status("Reweighting"))
 
@@ -171,6 +177,7 @@ def _central(
     weights: Sequence[Tensor],
     vector: Sequence[Tensor],
     inverse_eps: Tensor,
+    rewind: Callable[[], None],
 ) -> Pairs:
     """Return ``(l_i, <∇_w l_i, v>)`` per micro-batch; second passes reuse activations of first."""
     noted = [lower.reusable(step) for step in steps]
@@ -178,6 +185,7 @@ def _central(
     pairs = list(zip(noted, passes, strict=True))
     ahead = [f if r is None else partial(r.record, f) for r, f in pairs]
     behind = [f if r is None else partial(r.repeat, f) for r, f in pairs]
+    behind[0] = partial(_after, rewind, behind[0])
     return central_derivatives(ahead, behind, weights, vector, inverse_eps)
 
 
@@ -185,7 +193,7 @@ def _one_sided(
     name: str,
     sample: SampleLoss,
     update: RecordedUpdate,
-    weights: Sequence[Tensor],
+    evaluation: Evaluation,
     vector: Sequence[Tensor],
     inverse_eps: Tensor,
     same_precision: bool,
@@ -209,18 +217,21 @@ def _one_sided(
     left = [losses for losses in recorded if losses is not None]
     complete = len(left) == len(steps)
     with torch.no_grad(), vectors.Displacement(update.start):
-        if complete and same_precision:
-            base = left
-        else:
-            restore_start(update)
-            base = [sample.losses(step) for step in steps]
         restore_start(update)
-        changing = weights if same_precision else ()
-        moved = [partial(_moved_losses, sample, step, changing) for step in steps]
-        pairs = one_sided_derivatives(base, moved, weights, vector, inverse_eps)
+        with evaluation.compared() as rewind:
+            base = left if complete and same_precision else [sample.losses(s) for s in steps]
+            rewind()
+            changing = evaluation.weights if same_precision else ()
+            moved = [partial(_moved_losses, sample, step, changing) for step in steps]
+            pairs = one_sided_derivatives(base, moved, evaluation.weights, vector, inverse_eps)
     if not complete:
         return pairs
     return [(own, d) for own, (_, d) in zip(left, pairs, strict=True)]
+
+
+def _after(first: Callable[[], None], compute: Callable[[], Tensor]) -> Tensor:
+    first()
+    return compute()
 
 
 def _losses(sample: SampleLoss, step: RecordedStep) -> Callable[[], Tensor]:

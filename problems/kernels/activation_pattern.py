@@ -15,8 +15,8 @@ on its piece::
 
 Patterns are held of torch's ``relu``, ``leaky_relu`` and ``max_pool1d``, ``2d``, ``3d``, by
 whichever name they are called, and not of other functions with kinks (``abs``, ``clamp``,
-``amax``). Compiled segments, segments under activation checkpointing and code under ``torch.func``
-transforms compute as usual.
+``amax``). Compiled segments and code under ``torch.func`` transforms compute as usual; a pass that
+holds a pattern keeps the activations of segments under activation checkpointing.
 
 Source of the term: Hanin, Rolnick, "Deep ReLU Networks Have Surprisingly Few Activation Patterns",
 NeurIPS 2019 (arXiv:1906.00904).
@@ -24,8 +24,8 @@ NeurIPS 2019 (arXiv:1906.00904).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from .checkpointing import uncheckpointed
 from .substitution import left_to_torch
 from .torch_internals import has_operations
 
@@ -62,7 +63,12 @@ class ActivationPattern:
         Operations without a graph, and those that the recorded pass did not have at this place and
         of this shape, compute as usual: what is not differentiated has no jump.
         """
-        return _Holding(self._noted)
+        return self._holding() if self._noted else nullcontext()
+
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        with uncheckpointed(), _Holding(self._noted):
+            yield
 
 
 class _Kinked(NamedTuple):

@@ -7,8 +7,8 @@ read. A later pass then computes the dependent operations only.
 
 A pass is computed in full when it has operations that cannot be reused: random numbers drawn below
 the changing parameters, operations that torch does not show (extensions, compiled or scripted
-modules, custom autograd functions), tensors of unknown origin, sparse, nested or of inference mode,
-values overwritten after they were read.
+modules, custom autograd functions), segments under activation checkpointing, tensors of unknown
+origin, sparse, nested or of inference mode, values overwritten after they were read.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..state.random_streams import RandomState
+from .torch_internals import saved_tensors_may_have_hooks
 
 # Their running statistics are written without a change of version.
 NORMALISATIONS = (F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm)
@@ -166,7 +167,10 @@ class _Recorder(TorchFunctionMode):
         if not self._followable:
             return func(*args, **kwargs)
         tensors = [*_tensors(args), *_tensors(kwargs)]
-        if not all(self._knows(t) and _is_ordinary(t) for t in tensors):
+        # A checkpointed segment is computed again later, outside this mode.
+        if saved_tensors_may_have_hooks() or not all(
+            self._knows(t) and _is_ordinary(t) for t in tensors
+        ):
             self._followable = False
             return func(*args, **kwargs)
         depends = any(self._depends(t) for t in tensors)

@@ -15,8 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from .batch_norm import batch_norm
+from .checkpointing import uncheckpointed
 from .compilation import uncompiled
 from .convolution import DIMENSIONS, convolution
+from .elementary import FORWARD, REVERSE
 from .substitution import left_to_torch
 from .torch_internals import (
     FOLLOWS_NO_GRAD,
@@ -28,12 +30,14 @@ from .torch_internals import (
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """A mode in which batch norm and convolutions are differentiated twice faster.
+    """A mode in which torch's operations are differentiated twice rightly, and some faster.
 
-    Values and derivatives are torch's. :mod:`.batch_norm` has second derivatives in few passes;
-    :mod:`.convolution` need not compute gradients that are never read (:meth:`values_unread`).
-    Under autocast, for complex numbers, and in the cases of :mod:`.substitution`, torch's own
-    functions are used; so they are where torch lacks the operations ours are made of.
+    Values and derivatives are torch's, but for operations of :mod:`.elementary`, whose second or
+    forward derivatives torch lacks or has wrong. :mod:`.batch_norm` has second derivatives in few
+    passes; :mod:`.convolution` need not compute gradients that are never read
+    (:meth:`values_unread`). For these two, torch's own functions are used under autocast, for
+    complex numbers, in the cases of :mod:`.substitution`, and where torch lacks the operations ours
+    are made of.
     """
 
     def __init__(self) -> None:
@@ -53,6 +57,8 @@ class TwiceDifferentiable(TorchFunctionMode):
         instead = self._instead.get(func)
         if instead is not None and not left_to_torch(args) and _is_covered(args[0]):
             func = instead
+        elif func in REVERSE or (func in FORWARD and _in_forward_mode()):
+            func = REVERSE.get(func) or FORWARD[func]
         found = func(*args, **(kwargs or {}))
         return found if FOLLOWS_NO_GRAD or torch.is_grad_enabled() else _constant(found)
 
@@ -76,10 +82,12 @@ class TwiceDifferentiable(TorchFunctionMode):
 def differentiable_twice() -> Iterator[TwiceDifferentiable]:
     """Use kernels that can be differentiated twice and forward inside a ``with`` statement.
 
-    For attention that is the math kernel; the fused ones cannot. Compiled modules run uncompiled.
+    For attention that is the math kernel; the fused ones cannot. Compiled modules run uncompiled,
+    and checkpointed segments keep their activations.
     """
     with (
         uncompiled(),
+        uncheckpointed(),
         sdpa_kernel(SDPBackend.MATH),
         forward_grad_put_back(),
         TwiceDifferentiable() as kernels,
@@ -89,6 +97,11 @@ def differentiable_twice() -> Iterator[TwiceDifferentiable]:
 
 def _is_covered(input: Tensor) -> bool:
     return not torch.is_autocast_enabled(input.device.type) and not input.is_complex()
+
+
+def _in_forward_mode() -> bool:
+    """Return whether tensors may have forward derivatives."""
+    return getattr(forward_ad, "_current_level", 0) >= 0
 
 
 def _constant(found: Any) -> Any:

@@ -16,7 +16,7 @@ losses, from the same passes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -54,9 +54,10 @@ def finite_difference(
     """Return the products by a central difference."""
     inverse_eps = evaluation.inverse_step(vector, alpha)
     shift = vectors.divide(vector, inverse_eps)
-    passes = _Passes(lower, evaluation, update, inputs)
-    plus, minus = measure_both_sides(evaluation.weights, shift, passes.measure, passes.measure)
-    return passes.difference(plus, minus, inverse_eps / 2)
+    with evaluation.compared() as rewind:
+        passes = _Passes(lower, evaluation, update, inputs, rewind)
+        plus, minus = measure_both_sides(evaluation.weights, shift, passes.measure, passes.measure)
+        return passes.difference(plus, minus, inverse_eps / 2)
 
 
 def one_sided(
@@ -70,10 +71,11 @@ def one_sided(
     """Return the products by a one-sided difference, with the gradient of the training step."""
     inverse_eps = evaluation.inverse_step(vector, alpha, order=1)
     shift = vectors.divide(vector, inverse_eps)
-    passes = _Passes(lower, evaluation, update, inputs)
-    base = passes.at_step_start()
-    plus = measure_one_side(evaluation.weights, shift, passes.measure)
-    return passes.difference(plus, base, inverse_eps)
+    with evaluation.compared() as rewind:
+        passes = _Passes(lower, evaluation, update, inputs, rewind)
+        base = passes.at_step_start()
+        plus = measure_one_side(evaluation.weights, shift, passes.measure)
+        return passes.difference(plus, base, inverse_eps)
 
 
 class _Passes:
@@ -87,6 +89,7 @@ class _Passes:
         evaluation: The context of the passes.
         update: The step.
         inputs: The tensors to differentiate by.
+        rewind: Called before each pass.
     """
 
     def __init__(
@@ -95,12 +98,14 @@ class _Passes:
         evaluation: Evaluation,
         update: RecordedUpdate,
         inputs: Sequence[Tensor],
+        rewind: Callable[[], None],
     ) -> None:
         own = {id(p) for p in evaluation.weights}
         self._lower = lower
         self._evaluation = evaluation
         self._update = update
         self._inputs = inputs
+        self._rewind = rewind
         self._below = [t for t in inputs if id(t) in own]
         self._above = [t for t in inputs if id(t) not in own]
         self._declared = declared_loss(lower)
@@ -128,6 +133,7 @@ class _Passes:
         return self._measured(self._below)
 
     def _measured(self, below: list[Tensor]) -> _Point:
+        self._rewind()
         with _without_graph(self._evaluation.weights if not below else []):
             if self._declared is not None:
                 return self._declared_point(self._declared, below)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..kernels.gradient_hooks import silent_hooks
+from ..kernels.twice_differentiable import differentiable_twice
 from .displaced import inverse_step
 from .recorded_loss import gradient_of
 from .second_derivatives import central_difference, double_backward, forward_over_reverse
@@ -64,15 +65,17 @@ def _product(
     alpha: float,
 ) -> list[Tensor]:
     if method == "forward_over_reverse":
-        return forward_over_reverse(
-            lambda duals: require_tangent(asked, "loss", value(duals)), params, vector, inputs
-        )
+        with differentiable_twice():
+            return forward_over_reverse(
+                lambda duals: require_tangent(asked, "loss", value(duals)), params, vector, inputs
+            )
     if method == "exact":
-        found = value(params)
-        if not found.requires_grad:
-            return [torch.zeros_like(t) for t in inputs]
-        gradient = torch.autograd.grad(found, params, create_graph=True, allow_unused=True)
-        return double_backward(gradient, vector, inputs)
+        with differentiable_twice():
+            found = value(params)
+            if not found.requires_grad:
+                return [torch.zeros_like(t) for t in inputs]
+            gradient = torch.autograd.grad(found, params, create_graph=True, allow_unused=True)
+            return double_backward(gradient, vector, inputs)
 
     def gradients() -> list[Tensor]:
         return gradient_of(value(params), inputs)

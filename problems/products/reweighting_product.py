@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..base.tensor_lists import checked_floating, checked_tensors, checked_vector
 from ..kernels.gradient_hooks import silent_hooks
+from ..kernels.twice_differentiable import differentiable_twice
 from .displaced import inverse_step
 from .loss_products import require_known, require_tangent
 from .sample_derivatives import (
@@ -103,7 +104,8 @@ def _pairs(
     """Return the sample losses and their directional derivatives."""
     if derivative == "forward_mode":
         dual = [lambda places: require_tangent(ASKED, "losses", losses(places))]
-        return forward_mode_derivatives(dual, params, vector)
+        with differentiable_twice():
+            return forward_mode_derivatives(dual, params, vector)
     one_sided = derivative == "one_sided"
     inverse_eps = inverse_step(vector, alpha, params[0].dtype, order=1 if one_sided else 2)
     with torch.no_grad():

@@ -309,7 +309,7 @@ def optimizer_moment(optimizer: torch.optim.Optimizer, *, values: bool = True) -
         for p in group["params"]:
             if p.grad is not None:
                 copy = _copy if values else _presence_of
-                gradients[p] = copy(p.grad)
+                gradients[p] = copy(p.grad if p.layout is p.grad.layout else p.grad.to_dense())
                 states[p] = {k: copy(v) for k, v in optimizer.state.get(p, {}).items()}
                 settings[p] = chosen
     return OptimizerMoment(gradients, states, settings, values)

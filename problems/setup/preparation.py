@@ -16,6 +16,7 @@ from ..references import require_known_references
 from ..step.lower_view import lower_view, sign_of_loss
 from ..step.unseen_changes import warn_of_unseen_changes
 from ..unrolling import owns_settings, owns_start
+from .layers import require_known_derivatives
 
 
 def prepare(
@@ -84,6 +85,7 @@ def check_hypergradients(problem: Problem) -> None:
                 sign_of_loss(lower)
             _require_seen(lower)
             warn_of_unseen_changes(lower, lower.hypergradient)
+            require_known_derivatives(lower)
             prepare_recording(lower)
 
 

@@ -27,6 +27,12 @@ def buffer_slots(module: nn.Module) -> list[BufferSlot]:
     ]
 
 
+def read_in_training(slots: Sequence[BufferSlot]) -> list[BufferSlot]:
+    """Return the slots without those of torch's normalisation layers, whose running estimates a
+    pass in training mode writes and does not read."""
+    return [slot for slot in slots if not isinstance(slot[0], nn.modules.batchnorm._NormBase)]
+
+
 @contextmanager
 def preserved_buffers(slots: Sequence[BufferSlot]) -> Iterator[None]:
     """Restore buffers at the end of a ``with`` statement.

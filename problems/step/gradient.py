@@ -99,6 +99,7 @@ def _with_graph(problem: Problem, batch: Any) -> StepResult:
     with differentiable_twice():
         with swapped(problem.module, instead):
             evaluated = problem.evaluate(batch)
+        _take_written(copies)
         loss = evaluated.loss
         _require_graph(problem, loss)
         places = list(copies.values())
@@ -114,6 +115,14 @@ def _with_graph(problem: Problem, batch: Any) -> StepResult:
     given = [None if g is None else g.detach() * factor for g in gradients]
     _add_gradients(problem, own, given)
     return StepResult(*evaluated)
+
+
+@torch.no_grad()
+def _take_written(copies: dict[Tensor, Tensor]) -> None:
+    """Write to parameters what the pass wrote to their copies, such as rows of a given norm."""
+    for parameter, copy in copies.items():
+        if copy._version > 0:
+            parameter.copy_(copy)
 
 
 def _add_gradients(

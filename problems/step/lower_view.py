@@ -157,10 +157,12 @@ class LowerView:
             weights,
             frozen=() if graph else {*problem.trainable_parameters(), *weights},
             buffers=buffers_of_all(problem),
+            modules=[problem.module, *(p.module for p in problem.position.peers.values())],
             device=problem.device,
             precision=problem.config.precision,
             in_full_precision=in_full_precision,
             second_order=second_order,
+            name=problem.name,
             on_exit=partial(state.release, held),
         )
 

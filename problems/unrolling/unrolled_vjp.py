@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..base import vectors
 from ..base.tensor_lists import checked_tensors, checked_vector
+from ..kernels.twice_differentiable import differentiable_twice
 from ..state.random_streams import RandomState
 
 Cotangent = TypeVar("Cotangent")
@@ -142,7 +143,7 @@ def _step_vjp(
     step: Step, state: Sequence[Tensor], cotangent: Sequence[Tensor], upper: Sequence[Tensor]
 ) -> list[Tensor]:
     """Return the cotangents of the state before a step and of upper parameters."""
-    with torch.enable_grad():
+    with torch.enable_grad(), differentiable_twice():
         at = [t.clone().requires_grad_(t.is_floating_point() or t.is_complex()) for t in state]
         after = _next(step, list(at))
     pairs = [(t, c) for t, c in zip(after, cotangent, strict=True) if t.requires_grad]

@@ -112,12 +112,18 @@ def test_a_hook_on_a_weight_reads_its_gradient() -> None:
     assert_equal(ours, hessian_products(net, x, unread=False))
 
 
-@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+class Standardised(nn.Module):
+    """A weight computed from another."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / weight.square().mean().sqrt()
+
+
 def test_a_weight_that_is_computed_has_its_gradient_read() -> None:
-    """Weight normalisation: the gradient of the weight goes on, through a function of others."""
+    """The gradient of the weight goes on, through a function of others."""
     net = network()
-    nn.utils.parametrizations.weight_norm(net[0])
-    nn.utils.parametrizations.weight_norm(net[3])
+    nn.utils.parametrize.register_parametrization(net[0], "weight", Standardised())
+    nn.utils.parametrize.register_parametrization(net[3], "weight", Standardised())
     x = torch.randn(4, 1, 7, 7, dtype=torch.float64)
     ours = hessian_products(net, x, unread=True, hooked=True)
     assert_equal(ours, hessian_products(net, x, unread=False))

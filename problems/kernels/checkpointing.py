@@ -1,0 +1,67 @@
+"""Activation checkpointing, inside passes whose segments cannot be computed again later.
+
+A segment under ``torch.utils.checkpoint`` is computed again when the backward pass reaches it, with
+the tensors that the network then holds. For a pass at other tensors in their place, and for a graph
+that outlives an optimizer step, these are the wrong ones, and forward derivatives are lost. Such
+passes keep the activations.
+
+The reentrant variant refuses ``torch.autograd.grad``, and ``backward`` for chosen parameters, and
+gives no gradient by the parameters of a segment whose inputs need none. It is replaced by the other
+variant, which does all of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.utils import checkpoint
+
+GENERATORS = (
+    "_checkpoint_without_reentrant_generator_impl",
+    "_checkpoint_without_reentrant_generator",
+)
+"""What torch calls around a segment, in one version or another; a generator that yields once."""
+
+REENTRANT = "CheckpointFunction"
+
+
+class _NotReentrant:
+    """Stands in for the reentrant variant."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+        return checkpoint.checkpoint(
+            function, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state
+        )
+
+
+def _nothing(*args: object, **kwargs: object) -> Iterator[None]:
+    del args, kwargs
+    yield
+
+
+@contextmanager
+def not_reentrant() -> Iterator[None]:
+    """Compute reentrant segments by the other variant inside a ``with`` statement."""
+    before = getattr(checkpoint, REENTRANT, None)
+    setattr(checkpoint, REENTRANT, _NotReentrant)
+    try:
+        yield
+    finally:
+        setattr(checkpoint, REENTRANT, before)
+
+
+@contextmanager
+def uncheckpointed() -> Iterator[None]:
+    """Keep the activations of checkpointed segments inside a ``with`` statement."""
+    before = {name: getattr(checkpoint, name) for name in GENERATORS if hasattr(checkpoint, name)}
+    for name in before:
+        setattr(checkpoint, name, _nothing)
+    try:
+        with not_reentrant():
+            yield
+    finally:
+        for name, own in before.items():
+            setattr(checkpoint, name, own)
