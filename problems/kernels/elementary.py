@@ -186,6 +186,19 @@ def _pack_padded_sequence(
     return rows, present.sum(1)
 
 
+def _scatter_reduce(compute: Function) -> Function:
+    """Refuse products in forward mode, whose forward-over-reverse derivative torch has wrong."""
+
+    def computed(
+        input: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, **rest: Any
+    ) -> Any:
+        if reduce == "prod":
+            raise NotImplementedError("Trying to use forward AD with scatter_reduce of 'prod'")
+        return compute(input, dim, index, src, reduce, **rest)
+
+    return computed
+
+
 REVERSE: Mapping[Function, Function] = {
     torch._weight_norm: weight_norm,
     F.layer_norm: layer_norm,
@@ -226,5 +239,8 @@ FORWARD: Mapping[Function, Function] = {
     torch.cholesky_inverse: _cholesky_inverse,
     Tensor.cholesky_inverse: _cholesky_inverse,
     torch._pack_padded_sequence: _pack_padded_sequence,
+    torch.scatter_reduce: _scatter_reduce(torch.scatter_reduce),
+    Tensor.scatter_reduce: _scatter_reduce(Tensor.scatter_reduce),
+    Tensor.scatter_reduce_: _scatter_reduce(Tensor.scatter_reduce_),
 }
 """Operations without right derivatives in forward mode."""

@@ -374,3 +374,34 @@ def test_missing_derivatives_are_told_with_a_remedy(method: Any, message: str) -
     engine = engine_of(lambda: behind(nn.Linear(6, 8), 8, Sampled()), method, 1, Plain)
     with pytest.raises(HypergradientError, match=f"problem 'classifier' cannot .*{message}"):
         engine.train_step()
+
+
+class Multiplied(nn.Module):
+    """Products of pairs of features."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = (torch.arange(x.shape[1]) // 2).expand_as(x)
+        ones = x.new_ones(len(x), x.shape[1] // 2)
+        return ones.scatter_reduce(1, places, x, "prod")
+
+
+def test_products_that_are_scattered_are_refused_forward_and_right_in_reverse() -> None:
+    """Torch's forward-over-reverse derivative of them is wrong."""
+
+    def make() -> nn.Module:
+        return behind(nn.Linear(6, 8), 4, Multiplied())
+
+    engine = engine_of(make, Unroll(product="forward_over_reverse"), 1, Plain)
+    with pytest.raises(HypergradientError, match=r"no forward-mode.*scatter_reduce"):
+        engine.train_step()
+
+    class Elementary(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, 0::2] * x[:, 1::2]
+
+    found = []
+    for last in (Multiplied, Elementary):
+        torch.manual_seed(0)
+        same = behind(nn.Linear(6, 8), 4, last())
+        found.append(last_gradient(engine_of(lambda net=same: net, Unroll(), 1, Plain), 1))
+    assert relative_error(*found) < 1e-10
