@@ -197,7 +197,7 @@ def test_a_damaged_shard_is_found(copied: Path) -> None:
         ("forward mode", "asks for Reweighting, which differentiates twice or forward"),
         ("exact", "asks for SAMA, which differentiates twice"),
         ("adamax", "asks for SAMA, which differentiates twice.*type='sama' with SGD, Adam"),
-        ("lbfgs", "the optimizer LBFGS, which cannot update shards"),
+        ("lbfgs", "LBFGS, the optimizer of problem 'low', wants closure"),
         ("fp16", r"has Config\(precision='fp16'\), which does not go with sharded"),
         ("stepped", "the optimizer Adam, which has taken steps already"),
         ("checked", "check_hypergradient"),

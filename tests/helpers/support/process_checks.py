@@ -134,8 +134,12 @@ def shared_out_resumed(rank: int, world: int, folder: Path) -> Any:
 
 @check
 def one_state_for_all(rank: int, world: int, folder: Path) -> Any:
+    class Closing(Fit):
+        def custom_optimizer_step(self) -> None:
+            """Would give the closure."""
+
     module = nn.Linear(3, 1).double()
-    problem = Fit(
+    problem = Closing(
         "fit", Config(), module, torch.optim.LBFGS(module.parameters()), train_data_loader=[1]
     )
     Engine([problem], run_config(world, strategy="zero"))
