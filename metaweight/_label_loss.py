@@ -60,9 +60,9 @@ def predict(logits: Tensor, labels: Any, ignore_index: int = UNLABELLED[0]) -> P
         LossError: When shapes or types do not fit, or a label is neither a class nor ignored; the
             latter is checked on the host only, where nothing has to wait.
     """
-    classes, kept = labels_of(logits, labels, ignore_index)
+    read = labels_of(logits, labels, ignore_index)
     log_p = torch.log_softmax(full_precision(logits), dim=1)
-    return Prediction(log_p, log_p.gather(1, classes.unsqueeze(1)).squeeze(1), kept)
+    return Prediction(log_p, log_p.gather(1, read.classes.unsqueeze(1)).squeeze(1), read.kept)
 
 
 def labels_of(

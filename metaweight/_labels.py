@@ -35,6 +35,9 @@ class Labels(NamedTuple):
     kept: Tensor
     """Whether the label counts, bool."""
 
+    whole: bool = False
+    """Whether it is known, without waiting, that all count."""
+
     def marked(self, value: int = UNLABELLED[0]) -> Tensor:
         """Return the classes, with ``value`` where the label does not count."""
         return self.classes.masked_fill(~self.kept, value)
@@ -82,14 +85,16 @@ def read_labels(
     if misfit or labels.is_floating_point() or labels.is_complex():
         _refuse_form(labels, number, wanted, what, of, error)
     labels = labels.long()
+    if _are_classes(labels, number, ignore_index):
+        return Labels(labels, torch.ones_like(labels, dtype=torch.bool), whole=True)
     if required:
-        _check_range(labels, number, labels, f"{what} {span}", against, True, error)
+        _refuse_others(labels, number, labels, f"{what} {span}", against, True, error)
         return Labels(labels, torch.ones_like(labels, dtype=torch.bool))
     kept = (labels != UNLABELLED[0]) & (labels != UNLABELLED[1])
     if ignore_index not in UNLABELLED:
         kept = kept & (labels != ignore_index)
     classes = torch.where(kept, labels, 0)
-    _check_range(classes, number, labels, f"{what} {span}", against, False, error)
+    _refuse_others(classes, number, labels, f"{what} {span}", against, False, error)
     return Labels(classes, kept)
 
 
@@ -176,7 +181,16 @@ def _of_one_hot(rows: Tensor, what: str, error: type[Exception]) -> Tensor:
     return torch.where(hot, rows.argmax(1), rows.shape[1])
 
 
-def _check_range(
+def _are_classes(labels: Tensor, number: int | None, ignore_index: int) -> bool:
+    """Return whether all labels are seen, on the host, to be classes that count."""
+    if not on_host(labels) or not labels.numel():
+        return False
+    values = labels.numpy()
+    low, high = int(values.min()), int(values.max())
+    return low >= 0 and (number is None or high < number) and not low <= ignore_index <= high
+
+
+def _refuse_others(
     classes: Tensor,
     number: int | None,
     given: Tensor,

@@ -50,7 +50,9 @@ class SampleLoss:
         if not isinstance(targets, Labels):
             return self._checked(self._each(outputs, targets), outputs)
         losses = self._checked(self._each(outputs, targets.classes), outputs)
-        return torch.where(targets.kept.reshape(losses.shape), losses, 0)
+        return (
+            losses if targets.whole else torch.where(targets.kept.reshape(losses.shape), losses, 0)
+        )
 
     def mean(self, outputs: Any, given: Any) -> Tensor:
         """Return the loss of a batch, a mean over the samples with a label.
@@ -63,6 +65,8 @@ class SampleLoss:
         targets = self.read(given, outputs)
         if not isinstance(targets, Labels):
             return _mean(self._loss(outputs, targets))
+        if targets.whole:
+            return _mean(self._loss(outputs, targets.classes))
         kept = targets.kept
         if self._ignored is not None:
             losses = self._loss(outputs, targets.marked(self._ignored))

@@ -34,7 +34,8 @@ UNREACHABLE = 2.0
 
 def class_confidence(probabilities: Tensor, labels: Any) -> tuple[Tensor, Tensor]:
     """Return per class the sum of ``p_ij`` over its samples and their number, both (C,)."""
-    classes, labelled = _read(probabilities, labels)
+    read = _read(probabilities, labels)
+    classes, labelled = read.classes, read.kept
     own = probabilities.gather(1, classes.unsqueeze(1)).squeeze(1).masked_fill(~labelled, 0.0)
     both = probabilities.new_zeros(2, probabilities.shape[1])
     both.index_add_(1, classes, torch.stack([own, labelled.to(own.dtype)]))
@@ -87,11 +88,11 @@ def confident_joint(probabilities: Tensor, labels: Any) -> Tensor:
     These are raw counts: not calibrated to the class sizes, and the diagonal may hold zeros.
     """
     number = probabilities.shape[1]
-    classes, kept = read = _read(probabilities, labels)
+    read = _read(probabilities, labels)
     guess = confident_guess(probabilities, confident_thresholds(probabilities, read))
-    counted = (guess != -1) & kept
-    cell = (classes * number + guess).masked_fill(~counted, 0)
-    joint = torch.zeros(number * number, dtype=torch.int64, device=classes.device)
+    counted = (guess != -1) & read.kept
+    cell = (read.classes * number + guess).masked_fill(~counted, 0)
+    joint = torch.zeros(number * number, dtype=torch.int64, device=guess.device)
     return joint.index_add_(0, cell, counted.long()).view(number, number)
 
 

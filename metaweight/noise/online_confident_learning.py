@@ -130,7 +130,7 @@ class OnlineConfidentLearning(nn.Module):
         """
         self._check_shapes(logits, soft_targets)
         read = labels_of(logits, labels)
-        classes, labelled = read
+        classes, labelled = read.classes, read.kept
         scores = logits.float() if logits.dtype.itemsize < 4 else logits
         # An ignored row may hold anything: even an infinite one must not reach the gradient.
         log_p = scores.masked_fill(~labelled.unsqueeze(1), 0.0).log_softmax(1)

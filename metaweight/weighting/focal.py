@@ -42,10 +42,10 @@ def focal_loss(
             f"focal_loss(gamma={gamma}, reduction={reduction!r}) needs gamma >= 0 and a reduction "
             "of 'none', 'mean' or 'sum'."
         )
-    classes, kept = labels_of(logits, labels, ignore_index)
-    entropy = F.cross_entropy(logits, classes, reduction="none")
+    read = labels_of(logits, labels, ignore_index)
+    entropy = F.cross_entropy(logits, read.classes, reduction="none")
     # expm1 keeps the digits of 1 - p_y where p_y is close to 1. The result is never exactly 0,
     # where a power below 1 has no finite derivative.
     doubt = (-(-entropy).expm1()).clamp_min(torch.finfo(entropy.dtype).tiny)
     losses = doubt**gamma * entropy if gamma else entropy
-    return reduce(losses, kept, reduction)
+    return reduce(losses, read.kept, reduction)

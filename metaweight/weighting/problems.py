@@ -93,10 +93,11 @@ class WeightedClassifier(ReweightedProblem):
         if not self._of_classes or not isinstance(labels, Tensor) or labels.is_floating_point():
             weights: Tensor = getattr(self, self._weights)(features, labels)
         else:
-            classes, kept = read_labels(labels, shape=features.shape[:1])
-            weights = getattr(self, self._weights)(features, classes)
-            if isinstance(weights, Tensor) and weights.numel() == len(features):
-                weights = over_labelled(weights, kept)
+            read = read_labels(labels, shape=features.shape[:1])
+            weights = getattr(self, self._weights)(features, read.classes)
+            fits = isinstance(weights, Tensor) and weights.numel() == len(features)
+            if fits and not read.whole:
+                weights = over_labelled(weights, read.kept)
         return normalise_weights(weights) if self._normalise else weights
 
 
