@@ -1,17 +1,17 @@
-"""Shared parts of the losses on given labels: log-probabilities, ignored labels, reduction."""
+"""Shared parts of the losses on given labels: log-probabilities, reduction."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from metaweight.problems import ConfigurationError, LossError
 
+from ._labels import UNLABELLED, Labels, read_labels
+
 REDUCTIONS = ("none", "mean", "sum")
-TORCH_IGNORES = -100
-"""The label that torch's own cross-entropy leaves out."""
 
 
 class Prediction(NamedTuple):
@@ -32,18 +32,18 @@ class LabelLoss(nn.Module):
 
     Args:
         reduction: ``"none"``, ``"mean"`` (over the labels that count) or ``"sum"``.
-        ignore_index: Label whose samples have loss 0 and no gradient.
+        ignore_index: Label, beside -1 and -100, whose samples have loss 0 and no gradient.
 
     Raises:
         ConfigurationError: For another reduction.
     """
 
-    def __init__(self, reduction: str = "mean", ignore_index: int = -1) -> None:
+    def __init__(self, reduction: str = "mean", ignore_index: int = UNLABELLED[0]) -> None:
         super().__init__()
         self.reduction = checked_reduction(type(self).__name__, reduction)
         self.ignore_index = ignore_index
 
-    def read(self, logits: Tensor, labels: Tensor) -> Prediction:
+    def read(self, logits: Tensor, labels: Any) -> Prediction:
         """Return log-probabilities of a batch, checked."""
         return predict(logits, labels, self.ignore_index)
 
@@ -53,31 +53,41 @@ class LabelLoss(nn.Module):
         return reduce(losses, kept, checked_reduction(type(self).__name__, chosen))
 
 
-def predict(logits: Tensor, labels: Tensor, ignore_index: int) -> Prediction:
+def predict(logits: Tensor, labels: Any, ignore_index: int = UNLABELLED[0]) -> Prediction:
     """Return log-probabilities of all classes and of the labels.
 
     Raises:
-        LossError: When shapes or types do not fit, or a label is neither a class nor
-            ``ignore_index``; the latter is checked on the host only, where nothing has to wait.
+        LossError: When shapes or types do not fit, or a label is neither a class nor ignored; the
+            latter is checked on the host only, where nothing has to wait.
     """
-    kept, classes = checked_labels(logits, labels, ignore_index)
+    read = labels_of(logits, labels, ignore_index)
     log_p = torch.log_softmax(full_precision(logits), dim=1)
-    return Prediction(log_p, log_p.gather(1, classes.unsqueeze(1)).squeeze(1), kept)
+    return Prediction(log_p, log_p.gather(1, read.classes.unsqueeze(1)).squeeze(1), read.kept)
 
 
-def checked_labels(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Return which labels count, and the labels with 0 for the others.
+def labels_of(
+    logits: Tensor, labels: Any, ignore_index: int = UNLABELLED[0], *, required: bool = False
+) -> Labels:
+    """Return the labels of logits (B, C).
 
     Raises:
-        LossError: As :func:`predict` does.
+        LossError: As :func:`predict` does, or for a sample without a label where it is required.
     """
-    check_shapes(logits, labels)
-    kept = labels != ignore_index
-    classes = torch.where(kept, labels, 0)
-    real = type(classes) is Tensor and classes.device.type == "cpu"
-    if real and classes.numel() and not torch.compiler.is_compiling():
-        _check_range(classes, logits.shape[1])
-    return kept, classes
+    if logits.ndim != 2 or not logits.is_floating_point():
+        raise LossError(
+            f"Logits of shape {tuple(logits.shape)} and type {logits.dtype} were given; give "
+            "floating-point logits of shape (B, C)."
+        )
+    return read_labels(
+        labels,
+        logits.shape[1],
+        shape=logits.shape[:1],
+        device=logits.device,
+        against="for logits of {} classes",
+        of=f" were given for {len(logits)} rows of logits",
+        ignore_index=ignore_index,
+        required=required,
+    )
 
 
 def reduce(losses: Tensor, kept: Tensor, reduction: str) -> Tensor:
@@ -105,30 +115,3 @@ def checked_reduction(who: str, reduction: str) -> str:
             "these."
         )
     return reduction
-
-
-def check_shapes(logits: Tensor, labels: Tensor) -> None:
-    """Refuse logits and labels that do not fit together; no number is read.
-
-    Raises:
-        LossError: Naming both shapes and types.
-    """
-    if logits.ndim != 2 or not logits.is_floating_point():
-        raise LossError(
-            f"Logits of shape {tuple(logits.shape)} and type {logits.dtype} were given; give "
-            "floating-point logits of shape (B, C)."
-        )
-    if labels.dtype != torch.int64 or labels.shape != logits.shape[:1]:
-        raise LossError(
-            f"Labels of shape {tuple(labels.shape)} and type {labels.dtype} were given for "
-            f"{logits.shape[0]} rows of logits; give int64 labels of shape ({logits.shape[0]},)."
-        )
-
-
-def _check_range(classes: Tensor, number: int) -> None:
-    low, high = (int(v) for v in torch.aminmax(classes))
-    if low < 0 or high >= number:
-        raise LossError(
-            f"Labels span {low} to {high} for logits of {number} classes; give labels in "
-            f"[0, {number}), or ignore_index for those that are to be left out."
-        )

@@ -132,7 +132,7 @@ NOISE = {
         DataError,
     ),
     "mixup_accuracy: labels": refused(
-        "labels of shape (2,) for 4 rows",
+        "mixup_accuracy received labels of shape (2,) … for 4 rows",
         lambda: noise.mixup_accuracy(LOGITS, FEW, LABELS, SHARES),
         DataError,
     ),

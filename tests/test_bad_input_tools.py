@@ -145,7 +145,7 @@ WEIGHTING = {
     ),
     "WeightedClassifier: unknown": unknown("weights", weighting.WeightedClassifier),
     "class_balanced_weights: list": refused(
-        "counts of shape list … torch.bincount", lambda: weighting.class_balanced_weights([1, 2])
+        "counts … type list … 'a' at index 0", lambda: weighting.class_balanced_weights(["a", 2])
     ),
     "class_balanced_weights: negative": refused(
         "at least 0 per class", lambda: weighting.class_balanced_weights(torch.tensor([-1, 3]))
@@ -188,8 +188,8 @@ AVERAGING = {
 
 DATA = {
     "LabelledTensors: lists": refused(
-        "LabelledTensors received labels of type list … torch.as_tensor",
-        lambda: labelled(labels=[0]),
+        "labels … type list … 'a' at index 0 … return_inverse=True",
+        lambda: labelled(2, labels=["a", "b"]),
         DataError,
     ),
     "LabelledTensors: range": refused(

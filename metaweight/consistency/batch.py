@@ -14,7 +14,7 @@ class SemiSupervisedBatch(NamedTuple):
     """Labelled inputs, (B_l, …)."""
 
     labels: Tensor
-    """(B_l,), int64, -1 for samples without a label, which the cross-entropy leaves out."""
+    """(B_l,), int64, -1 for samples without a label, which the labelled loss leaves out."""
 
     unlabelled: Tensor
     """(B_u, …)."""

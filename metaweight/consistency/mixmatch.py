@@ -4,7 +4,8 @@
 Each of all ``(x_l, onehot)`` and ``(u_ik, q_i)`` is mixed with its partner in a shuffled copy of
 them: ``x̃ = λ' x + (1-λ') x_partner``, the targets in the same way, ``λ' = max(λ, 1-λ)``,
 ``λ ~ Beta(α, α)``. The loss is the cross-entropy for the labelled part of the mixtures, the
-divergence for the unlabelled part.
+divergence for the unlabelled part. Labelled samples of label -1 or -100 are
+mixed with no other, and do not count.
 
 Source: Berthelot et al., "MixMatch: A Holistic Approach to Semi-Supervised Learning", NeurIPS 2019
 (arXiv:1905.02249).
@@ -21,6 +22,8 @@ from torch import Tensor
 from metaweight.problems import ConfigurationError, DataError
 from metaweight.problems.base.settings import is_count, is_positive
 
+from .._labels import Labels, among, read_labels
+from .._sample_loss import mean_of_kept
 from .divergences import Divergence, Probabilities, divergence_of
 from .interpolation import draw_shares, interpolated
 from .method import Consistency, ConsistencyMethod, ConsistencyStep, checked_concentration, compared
@@ -71,8 +74,14 @@ class MixMatch(ConsistencyMethod):
         with torch.no_grad():
             guesses = torch.stack([step.predict(view).softmax(-1) for view in views]).mean(0)
             guesses = sharpen(guesses, self.temperature)
-            targets = torch.cat([_one_hot(step.labels, guesses), *[guesses] * self.views])
+            size = step.inputs.shape[:1]
+            labels = read_labels(step.labels, guesses.shape[1], shape=size)
+            targets = torch.cat([_one_hot(labels, guesses), *[guesses] * self.views])
+            counted = torch.cat(
+                [labels.kept, labels.kept.new_ones(len(targets) - len(labels.kept))]
+            )
             partners = torch.randperm(len(targets), device=targets.device)
+            partners = among(partners, counted)
             shares = draw_shares(
                 self.alpha,
                 len(targets),
@@ -83,7 +92,7 @@ class MixMatch(ConsistencyMethod):
             targets = interpolated(targets, targets[partners], shares)
         embedded = step.embed(torch.cat([step.inputs, *views]))
         logits = self._predict(step, interpolated(embedded, embedded[partners], shares))
-        return self._losses(logits, targets, guesses, len(step.inputs))
+        return self._losses(logits, targets, guesses, labels.kept)
 
     def _predict(self, step: ConsistencyStep, mixed: Tensor) -> Tensor:
         labelled, size = len(step.inputs), len(step.unlabelled)
@@ -99,8 +108,9 @@ class MixMatch(ConsistencyMethod):
         return interleaved(torch.cat(parts), self.views + 1, back=True)
 
     def _losses(
-        self, logits: Tensor, targets: Tensor, guesses: Tensor, labelled: int
+        self, logits: Tensor, targets: Tensor, guesses: Tensor, kept: Tensor
     ) -> Consistency:
+        labelled = len(kept)
         of_labelled = soft_cross_entropy(logits[:labelled], targets[:labelled])
         student, target = logits[labelled:], targets[labelled:]
         divergence = divergence_of("MixMatch", self.divergence)
@@ -113,7 +123,7 @@ class MixMatch(ConsistencyMethod):
             confidence=confidence,
             agreement=found.agreement.view(self.views, -1).mean(0),
             predicted=predicted,
-            labelled=of_labelled.sum() / max(labelled, 1),
+            labelled=mean_of_kept(of_labelled, kept),
         )
 
 
@@ -149,11 +159,10 @@ def interleaved(values: Tensor, parts: int, *, back: bool = False) -> Tensor:
     return values[(source * size + column).flatten()]
 
 
-def _one_hot(labels: Tensor, like: Tensor) -> Tensor:
+def _one_hot(labels: Labels, like: Tensor) -> Tensor:
     """Return (B, C); a row without a label holds zeros."""
-    known = labels >= 0
-    hot = F.one_hot(torch.where(known, labels, 0), like.shape[1]).to(like.dtype)
-    return hot * known.unsqueeze(1)
+    hot = F.one_hot(labels.classes, like.shape[1]).to(like.dtype)
+    return hot * labels.kept.unsqueeze(1)
 
 
 def _check_temperature(temperature: float) -> None:

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,9 @@ from metaweight.averaging import EMAHook
 from metaweight.problems import Config, ConfigurationError, DataError, ImplicitProblem, LossError
 from metaweight.problems.state.random_streams import seeded_streams
 
+from .._batch import Key, require_tensor, split_batch
 from .._label_loss import full_precision, predict
+from .._labels import read_labels
 from ._checks import (
     check_gate,
     check_settings,
@@ -62,7 +64,8 @@ class SemiSupervisedProblem(ImplicitProblem):
         entropy_weight: Weight of the entropy of what is predicted for unlabelled samples; 0.06
             beside VAT in Oliver et al. (2018).
         normalise: Whether the two terms are divided by the numbers of their own ``"part"``, or both
-            by the size of the whole ``"batch"``, B_l + B_u, as in that protocol.
+            by the size of the whole ``"batch"``, B_l + B_u, as in that protocol; the latter
+            counts samples without a label too.
         include_labelled: Whether the consistency loss covers the labelled inputs too.
         augment: Random view of inputs, drawn from torch's streams; also of labelled ones.
         strong_augment: A more strongly augmented view, for FixMatch.
@@ -71,10 +74,12 @@ class SemiSupervisedProblem(ImplicitProblem):
         gate: Name of an upper problem that turns
             :class:`~metaweight.consistency.UnlabelledFeatures` into weights (B_u,).
         seed: Seed of the noise of the consistency passes.
+        labels_key: Name or place of the labels in a batch, where it is not a usual one.
         **problem: ``module``, ``optimizer``, ``train_data_loader`` and the rest of
             :class:`~metaweight.problems.Problem`. The loaders are a pair of any lengths, of batches
-            ``(inputs, labels, …)`` and of batches ``inputs`` or ``(inputs, …)``; the third element
-            of an unlabelled batch, where there is one, holds positions.
+            ``(inputs, labels, …)`` and of batches ``inputs`` or ``(inputs, …)``, or of mappings;
+            the third element of an unlabelled batch, or its ``"indices"``, holds positions. Samples
+            of label -1 or -100 do not count in the labelled loss.
 
     Attributes:
         method: The method.
@@ -102,6 +107,7 @@ class SemiSupervisedProblem(ImplicitProblem):
         teacher: EMAHook | None = None,
         gate: str | None = None,
         seed: int = 0,
+        labels_key: Key | None = None,
         **problem: Any,
     ) -> None:
         super().__init__(name, Config(type="unroll") if config is None else config, **problem)
@@ -122,6 +128,7 @@ class SemiSupervisedProblem(ImplicitProblem):
         self._network = Network() if network is None else network
         self.average = teacher
         self.gated_by = gate
+        self._labels_key = labels_key
         # Not torch's generator: its numbers are tensors, each to be read.
         self._noise = np.random.RandomState(seed)
         self._looked = False
@@ -146,18 +153,20 @@ class SemiSupervisedProblem(ImplicitProblem):
                 "steps, but its teacher changes with every step and its earlier states are not "
                 "kept; use Config(unroll_steps=1), or a method without a teacher."
             )
-        labelled, unlabelled = (self.get_batch_single_loader(i) for i in (0, 1))
-        if isinstance(labelled, Tensor) or len(labelled) < 2:
-            raise DataError(
-                f"The first loader of problem {self.name!r} gave a batch of type "
-                f"{type(labelled).__name__}; it must give (inputs, labels)."
-            )
-        parts: Sequence[Any] = (unlabelled,) if isinstance(unlabelled, Tensor) else unlabelled
+        first, second = (
+            f"Problem {self.name!r}, from its {place} loader," for place in ("first", "second")
+        )
+        given, pool = (self.get_batch_single_loader(i) for i in (0, 1))
+        labelled = split_batch(first, given, self._labels_key)
+        unlabelled = split_batch(second, pool, self._labels_key, labelled=False)
+        inputs = require_tensor(first, labelled.inputs)
+        size = inputs.shape[:1]
+        labels = read_labels(labelled.labels, shape=size, device=inputs.device, error=DataError)
         return SemiSupervisedBatch(
-            labelled[0],
-            labelled[1],
-            parts[0],
-            parts[2] if len(parts) > 2 else None,
+            inputs,
+            labels.marked(),
+            require_tensor(second, unlabelled.inputs),
+            unlabelled.indices,
             float(self.consistency_weight),
             int(self._noise.randint(2**62, dtype=np.int64)),
         )
@@ -194,7 +203,8 @@ class SemiSupervisedProblem(ImplicitProblem):
             assert found.labelled is not None
             labelled = found.labelled
             if self._normalise == "batch":
-                labelled = labelled * (size / (size + len(unlabelled)))
+                counted = read_labels(batch.labels).kept.sum().to(labelled.dtype)
+                labelled = labelled * (counted / (size + len(unlabelled)))
         else:
             labelled = self._labelled_loss(logits[:size], batch.labels, size + len(unlabelled))
         return self._together(batch, step, labelled, found)
@@ -237,7 +247,7 @@ class SemiSupervisedProblem(ImplicitProblem):
 
     def _labelled_loss(self, logits: Tensor, labels: Tensor, size: int) -> Tensor:
         """Return the cross-entropy of samples with a label; 0 without any."""
-        found = predict(logits, labels, -1)
+        found = predict(logits, labels)
         total = torch.where(found.kept, -found.log_p_label, 0.0).sum()
         if self._normalise == "batch":
             return total / max(size, 1)

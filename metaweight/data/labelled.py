@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from metaweight._labels import read_labels, read_values
 from metaweight.problems import DataError
 from metaweight.problems.base.settings import is_count
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class LabelledTensors:
     """N labelled samples; immutable, every method returns a new object.
 
-    ``labels`` and ``clean_labels`` never share memory, so that writing into one cannot change the
-    other. Where both are given as views of the same memory, ``labels`` is copied.
+    Everything is a tensor afterwards, whether it was given as a tensor, an array, a table or a
+    list, with labels and indices of int64. ``labels`` and ``clean_labels`` never share memory, so
+    that writing into one cannot change the other. Where both are given as views of the same memory,
+    ``labels`` is copied.
 
     Args:
-        inputs: Samples, shape (N, ...), any dtype.
-        labels: Labels for training, possibly wrong, shape (N,), int64, in [0, C).
-        clean_labels: True labels, same shape, dtype and range.
-        indices: Position of every sample in its original source, shape (N,), int64, ≥ 0.
-        num_classes: Number of classes C ≥ 1, also where some class has no sample.
+        inputs: Samples, shape (N, ...), any dtype, which they keep.
+        labels: Labels for training, possibly wrong, (N,) integers in [0, C), or one-hot, (N, C).
+        clean_labels: True labels, in the same form; ``labels`` when left out.
+        indices: Position of every sample in its original source, (N,) integers ≥ 0; 0 … N - 1 when
+            left out.
+        num_classes: Number of classes C ≥ 1, also where some class has no sample; when left out,
+            the number of columns of one-hot labels, else the largest label plus one.
 
     Raises:
-        ValueError: When lengths, shapes, dtypes, devices or ranges do not fit together.
+        ValueError: When lengths, shapes, dtypes, devices or ranges do not fit together, or a sample
+            has no label.
     """
 
     inputs: Tensor
@@ -35,58 +42,42 @@ class LabelledTensors:
     indices: Tensor
     num_classes: int
 
-    def __post_init__(self) -> None:
-        if not is_count(self.num_classes, least=1):
+    def __init__(
+        self,
+        inputs: Any,
+        labels: Any,
+        clean_labels: Any = None,
+        indices: Any = None,
+        num_classes: int | None = None,
+    ) -> None:
+        if num_classes is not None and not is_count(num_classes, least=1):
             raise ValueError(
-                f"num_classes={self.num_classes} was given; use the number of classes, at least 1."
+                f"num_classes={num_classes} was given; use the number of classes, at least 1."
             )
-        for name in ("inputs", "labels", "clean_labels", "indices"):
-            if not isinstance(getattr(self, name), Tensor):
-                kind = type(getattr(self, name)).__name__
-                raise DataError(
-                    f"LabelledTensors received {name} of type {kind}; give a tensor, for "
-                    "instance torch.as_tensor(...)."
-                )
-        if self.inputs.dim() < 1:
+        samples = read_values(inputs, "LabelledTensors received inputs", DataError)
+        if samples.dim() < 1:
             raise ValueError("inputs is a single number; give a tensor of shape (N, ...).")
-        for name in ("labels", "clean_labels", "indices"):
-            self._check_vector(name, getattr(self, name))
-        for name in ("labels", "clean_labels"):
-            self._check_range(name, getattr(self, name), self.num_classes)
-        if len(self) and int(self.indices.min()) < 0:
-            raise ValueError(
-                f"indices reach down to {int(self.indices.min())}; give positions in the source, "
-                "counted from 0."
+        clean_labels = labels if clean_labels is None else clean_labels
+        indices = torch.arange(len(samples), device=samples.device) if indices is None else indices
+        given, true, places = (
+            _beside(samples, name, value)
+            for name, value in (
+                ("labels", labels),
+                ("clean_labels", clean_labels),
+                ("indices", indices),
             )
-        if self.labels.untyped_storage().data_ptr() == (
-            self.clean_labels.untyped_storage().data_ptr()
-        ):
-            object.__setattr__(self, "labels", self.labels.clone())
-
-    def _check_vector(self, name: str, vector: Tensor) -> None:
-        if vector.dtype != torch.int64:
-            raise ValueError(f"{name} has dtype {vector.dtype}; convert it to torch.int64.")
-        if vector.shape != (len(self),):
-            raise ValueError(
-                f"{name} has shape {tuple(vector.shape)} but inputs holds {len(self)} samples; "
-                f"give shape ({len(self)},)."
+        )
+        if num_classes is None:
+            num_classes = max(
+                _least_number(name, v) for name, v in (("labels", given), ("clean_labels", true))
             )
-        if vector.device != self.inputs.device:
-            raise ValueError(
-                f"{name} is on {vector.device} but inputs on {self.inputs.device}; move both to "
-                "one device."
-            )
-
-    @staticmethod
-    def _check_range(name: str, vector: Tensor, num_classes: int) -> None:
-        if not vector.numel():
-            return
-        low, high = (int(v) for v in torch.aminmax(vector))
-        if low < 0 or high >= num_classes:
-            raise ValueError(
-                f"{name} span {low} to {high} but num_classes={num_classes}; give labels in "
-                f"[0, {num_classes})."
-            )
+        given = _classes("labels", given, num_classes)
+        true = _classes("clean_labels", true, num_classes)
+        if given.untyped_storage().data_ptr() == true.untyped_storage().data_ptr():
+            given = given.clone()
+        values = (samples, given, true, _positions(places), num_classes)
+        for name, value in zip(self.__dataclass_fields__, values, strict=True):
+            object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
@@ -114,7 +105,7 @@ class LabelledTensors:
         Raises:
             ValueError: When ``positions`` has another shape or dtype, or leaves [0, N).
         """
-        chosen = self._positions(positions).to(self.device)
+        chosen = self._chosen(positions).to(self.device)
         return LabelledTensors(
             self.inputs.index_select(0, chosen),
             self.labels.index_select(0, chosen),
@@ -123,7 +114,7 @@ class LabelledTensors:
             self.num_classes,
         )
 
-    def _positions(self, positions: Tensor) -> Tensor:
+    def _chosen(self, positions: Tensor) -> Tensor:
         size = len(self)
         if positions.dtype == torch.bool and positions.shape == (size,):
             return positions.nonzero().squeeze(1)
@@ -142,19 +133,19 @@ class LabelledTensors:
                 )
         return positions
 
-    def with_labels(self, noisy_labels: Tensor) -> LabelledTensors:
+    def with_labels(self, noisy_labels: Any) -> LabelledTensors:
         """Return these samples with other ``labels`` and the same ``clean_labels``.
 
         ``noisy_labels`` are copied; ``inputs`` are shared with this object, since they may be
         large.
 
         Args:
-            noisy_labels: New labels, shape (N,), int64, in [0, C).
+            noisy_labels: New labels, (N,) integers in [0, C), or one-hot, (N, C).
 
         Raises:
             ValueError: When shape, dtype, device or range do not fit.
         """
-        return replace(self, labels=noisy_labels.clone())
+        return replace(self, labels=read_values(noisy_labels, "labels", DataError).clone())
 
     def to(self, device: torch.device | str) -> LabelledTensors:
         """Move every tensor to ``device``; those already there are shared, not copied."""
@@ -190,3 +181,47 @@ class LabelledTensors:
             torch.cat([self.indices, other.indices]),
             self.num_classes,
         )
+
+
+def _beside(samples: Tensor, name: str, given: Any) -> Tensor:
+    """Return a value for each sample, on the device of the samples."""
+    values = read_values(given, f"LabelledTensors received {name}", DataError)
+    hot = name != "indices" and values.ndim == 2 and values.shape[1] > 1
+    if values.shape[:1] != samples.shape[:1] or not (values.ndim == 1 or hot):
+        raise ValueError(
+            f"{name} has shape {tuple(values.shape)} but inputs holds {len(samples)} samples; "
+            f"give shape ({len(samples)},)."
+        )
+    if values.device == samples.device or not isinstance(given, Tensor):
+        return values.to(samples.device)
+    raise ValueError(
+        f"{name} is on {values.device} but inputs on {samples.device}; move both to one device."
+    )
+
+
+def _classes(name: str, values: Tensor, number: int | None) -> Tensor:
+    """Return labels as classes; on the host, where they are checked, without a copy."""
+    against = "but num_classes={}"
+    return read_labels(
+        values.cpu(), number, what=name, against=against, required=True, error=DataError
+    ).classes.to(values.device)
+
+
+def _least_number(name: str, values: Tensor) -> int:
+    """Return the number of columns of one-hot labels, else the largest label plus one."""
+    if values.ndim == 2:
+        return values.shape[1]
+    classes = _classes(name, values, None)
+    return int(classes.max()) + 1 if len(classes) else 1
+
+
+def _positions(places: Tensor) -> Tensor:
+    if places.is_floating_point() or places.dtype == torch.bool:
+        raise ValueError(f"indices has dtype {places.dtype}; convert it to torch.int64.")
+    places = places.long()
+    if len(places) and int(places.min()) < 0:
+        raise ValueError(
+            f"indices reach down to {int(places.min())}; give positions in the source, counted "
+            "from 0."
+        )
+    return places

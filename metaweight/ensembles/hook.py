@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from metaweight._batch import Key
 from metaweight.engines import Engine, Hook
 from metaweight.problems import ConfigurationError, DataError, Problem
 from metaweight.problems.base.settings import is_count
@@ -49,7 +50,8 @@ class EnsembleHook(Hook):
         data: Data to score, if not those of the problem's first loader; see
             :meth:`OnlineEnsemble.member_scores`. Their order must be that of the loader's data.
             Each of several processes needs all of them.
-        index: Which element of a batch of ``data`` holds the indices of its samples.
+        index: Place or name of the indices of the samples in a batch of ``data``.
+        labels_key: Name or place of the labels in a batch, where it is not a usual one.
         make_loader: Maps positions (M,) in the data to a loader that reads only these; for loaders
             other than a plain ``TensorLoader`` or ``DataLoader``. Needs ``data``.
         batch_size: Samples per batch of scoring.
@@ -77,7 +79,8 @@ class EnsembleHook(Hook):
         mode: ReweightMode = "linear",
         metric: Metric = cross_entropy_scores,
         data: Any = None,
-        index: int | None = None,
+        index: Key | None = None,
+        labels_key: Key | None = None,
         make_loader: Callable[[Tensor], Any] | None = None,
         batch_size: int = 256,
         progress: bool = False,
@@ -107,6 +110,7 @@ class EnsembleHook(Hook):
         self._scoring: dict[str, Any] = {
             "metric": metric,
             "index": index,
+            "labels_key": labels_key,
             "batch_size": batch_size,
             "progress": progress,
         }

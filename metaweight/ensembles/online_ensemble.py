@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metaweight._batch import Key
 from metaweight.problems import ConfigurationError, DataError
 from metaweight.problems.base.ordinary_tensors import without_graph
 from metaweight.problems.base.settings import is_count
@@ -70,8 +71,9 @@ class OnlineEnsemble:
         self,
         data: Any,
         metric: Metric = cross_entropy_scores,
-        index: int | None = None,
+        index: Key | None = None,
         *,
+        labels_key: Key | None = None,
         batch_size: int = 256,
         progress: bool = False,
     ) -> Tensor:
@@ -81,7 +83,12 @@ class OnlineEnsemble:
             Shape (N,), on the members' device; entry i belongs to the sample of index i.
         """
         return self.member_scores(
-            data, metric, index, batch_size=batch_size, progress=progress
+            data,
+            metric,
+            index,
+            labels_key=labels_key,
+            batch_size=batch_size,
+            progress=progress,
         ).sum(dim=1)
 
     @without_graph
@@ -89,8 +96,9 @@ class OnlineEnsemble:
         self,
         data: Any,
         metric: Metric = cross_entropy_scores,
-        index: int | None = None,
+        index: Key | None = None,
         *,
+        labels_key: Key | None = None,
         batch_size: int = 256,
         progress: bool = False,
     ) -> Tensor:
@@ -106,8 +114,9 @@ class OnlineEnsemble:
                 - with ``index``, any iterable of batches, in any order, that reads every sample.
 
             metric: ``metric(outputs, labels)``, one number per sample, shape (B,).
-            index: Which element of a batch holds the indices of its samples, 0 … N − 1: 2 for
-                batches ``(inputs, labels, indices)``.
+            index: Which part of a batch holds the indices of its samples, 0 … N − 1: 2 for
+                batches ``(inputs, labels, indices)``, or a name in a mapping.
+            labels_key: Name or place of the labels in a batch, where it is not a usual one.
             batch_size: Samples per batch where the data are read here.
             progress: Show a progress bar.
 
@@ -130,7 +139,7 @@ class OnlineEnsemble:
         for member in self.ensemble_models:
             member.eval()
         source = source_of(data, index, batch_size)
-        return member_scores(self.ensemble_models, source, metric, progress)
+        return member_scores(self.ensemble_models, source, metric, progress, labels_key)
 
     def sort_and_resample(
         self, outputs: Any, scores: Any, n: int, low: float = 0.05, high: float = 0.95

@@ -18,10 +18,12 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from metaweight._batch import shown_batch
+from metaweight._labels import read_values
 from metaweight.problems import Config, ConfigurationError, DataError
 from metaweight.problems.base.ordinary_tensors import ordinary
-from metaweight.weighting import WeightedClassifier, normalise_weights
-from metaweight.weighting.problems import SampleLoss
+from metaweight.weighting import WeightedClassifier
+from metaweight.weighting.problems import Loss
 
 
 class ScoreWeightedClassifier(WeightedClassifier):
@@ -37,8 +39,8 @@ class ScoreWeightedClassifier(WeightedClassifier):
         scores: The score of every sample, (N,), or of every sample by every member, (N, K); row i
             is that of the sample with index i. It may be replaced by another table at any time.
         normalise: Scale the weights of each batch to mean 1.
-        loss: ``loss(logits, labels, reduction="none")`` per sample.
-        **problem: ``module``, ``optimizer``, ``train_data_loader`` and the rest of
+        loss: As for :class:`~metaweight.weighting.WeightedClassifier`.
+        **problem: ``labels_key``, ``module``, ``optimizer``, ``train_data_loader`` and the rest of
             :class:`~metaweight.problems.Problem`.
 
     Raises:
@@ -53,7 +55,7 @@ class ScoreWeightedClassifier(WeightedClassifier):
         weights: str,
         scores: Tensor,
         normalise: bool = False,
-        loss: SampleLoss = F.cross_entropy,
+        loss: Loss = F.cross_entropy,
         **problem: Any,
     ) -> None:
         super().__init__(name, config, weights=weights, normalise=normalise, loss=loss, **problem)
@@ -66,14 +68,16 @@ class ScoreWeightedClassifier(WeightedClassifier):
 
     def sample_weights(self, losses: Tensor, batch: Any) -> Tensor:
         """Return the weight of each sample, (B,)."""
-        if len(batch) < 3:
+        parts = self.parts_of(batch)
+        if parts.indices is None:
             raise DataError(
                 f"Problem {self.name!r} looks scores up by sample index, but its batch has "
                 f"{len(batch)} parts; give batches (inputs, labels, indices), for instance with "
-                "TensorLoader(..., with_indices=True)."
+                "TensorLoader(..., with_indices=True), or a mapping with 'indices', not "
+                f"{shown_batch(batch)}."
             )
         if self.scores.device != losses.device:
             self.scores = self.scores.to(losses.device)
-        scores = self.scores.index_select(0, batch[2])
-        weights: Tensor = getattr(self, self._weights)(scores, batch[1])
-        return normalise_weights(weights) if self._normalise else weights
+        places = read_values(parts.indices, "Sample indices", DataError).to(losses.device)
+        scores = self.scores.index_select(0, places)
+        return self.weights_from(scores, parts.labels, losses.device)

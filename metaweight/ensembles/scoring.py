@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from tqdm import tqdm
 
-from metaweight._host import as_tensor
-from metaweight._label_loss import check_shapes, full_precision
+from metaweight._batch import Key, call_network, logits_of, part_of, split_batch
+from metaweight._label_loss import full_precision, labels_of
+from metaweight._labels import read_values
 from metaweight.data import LabelledTensors, Resumable, TensorLoader
 from metaweight.problems import DataError, LossError
 from metaweight.problems.data.batches import move_batch
@@ -25,14 +25,22 @@ from metaweight.problems.data.batches import move_batch
 Metric = Callable[[Any, Any], Tensor]
 
 
-def cross_entropy_scores(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy_scores(outputs: Any, labels: Any) -> Tensor:
     """Return ``-log softmax(z_i)[y_i]`` of each sample, (B,), in single precision or better.
 
+    Args:
+        outputs: Logits (B, C), or what holds them as its ``logits``.
+        labels: (B,) classes of any integer type, or one-hot.
+
     Raises:
-        LossError: For logits or labels of another shape or type.
+        LossError: For logits or labels of another shape or type, or a sample without a label, which
+            has no rank among the others.
     """
-    check_shapes(logits, labels)
-    return F.cross_entropy(full_precision(logits), labels, reduction="none")
+    logits = logits_of(outputs)
+    classes = labels_of(logits, labels, required=True).classes
+    # Torch's own cross-entropy gives 0, the best of scores, for a label of -100.
+    log_p = full_precision(logits).log_softmax(1)
+    return -log_p.gather(1, classes.unsqueeze(1)).squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -40,18 +48,18 @@ class Source:
     """Batches to score.
 
     Attributes:
-        batches: Batches ``(inputs, labels, …)``.
+        batches: Batches ``(inputs, labels, …)``, or mappings.
         size: How many samples there are, where that is known.
-        index: Which element of a batch holds the indices of its samples; ``None`` when batches
-            come in the order of the samples.
+        index: Place or name of the indices of the samples in a batch; ``None`` when batches come in
+            the order of the samples.
     """
 
     batches: Iterable[Any]
     size: int | None
-    index: int | None
+    index: Key | None
 
 
-def source_of(data: Any, index: int | None, batch_size: int) -> Source:
+def source_of(data: Any, index: Key | None, batch_size: int) -> Source:
     """Decide how ``data`` is read and how its samples are identified.
 
     Raises:
@@ -85,7 +93,11 @@ def source_of(data: Any, index: int | None, batch_size: int) -> Source:
 
 
 def member_scores(
-    members: Sequence[nn.Module], source: Source, metric: Metric, progress: bool
+    members: Sequence[nn.Module],
+    source: Source,
+    metric: Metric,
+    progress: bool,
+    labels_key: Key | None = None,
 ) -> Tensor:
     """Return the score of every sample by every member, (N, K), without a graph.
 
@@ -105,10 +117,11 @@ def member_scores(
         tqdm(total=source.size, desc="scoring", unit="sample", disable=not progress) as bar,
     ):
         for batch in source.batches:
-            inputs, labels = batch[0], batch[1]
+            inputs, labels, _ = split_batch("An ensemble", batch, labels_key)
             if device is not None:
                 inputs, labels = move_batch((inputs, labels), device)
-            scores = [_checked(metric(member(inputs), labels), labels) for member in members]
+            outputs = (call_network(member, inputs) for member in members)
+            scores = [_checked(metric(output, labels), labels) for output in outputs]
             rows.append(torch.stack(scores, dim=1))
             places.append(_places(batch, source.index, read, rows[-1]))
             read += len(rows[-1])
@@ -159,20 +172,15 @@ def _checked(scores: Tensor, labels: Any) -> Tensor:
     return scores if scores.dtype.itemsize >= 4 and scores.is_floating_point() else scores.float()
 
 
-def _places(batch: Any, index: int | None, read: int, rows: Tensor) -> Tensor:
+def _places(batch: Any, index: Key | None, read: int, rows: Tensor) -> Tensor:
     size = len(rows)
     if index is None:
         return torch.arange(read, read + size, device=rows.device)
-    if not -len(batch) <= index < len(batch):
-        raise DataError(
-            f"index={index} was given, but a batch has {len(batch)} parts; let batches hold "
-            "(inputs, labels, indices) and give index=2."
-        )
-    places = as_tensor(batch[index])
+    places = read_values(part_of("index", batch, index), "Sample indices", DataError)
     integers = not places.is_floating_point() and places.dtype != torch.bool
     if places.shape != (size,) or not integers:
         raise DataError(
-            f"Part {index} of a batch has shape {tuple(places.shape)} and type {places.dtype}; "
+            f"Part {index!r} of a batch has shape {tuple(places.shape)} and type {places.dtype}; "
             f"give one integer index for each of its {size} samples."
         )
     return places.to(rows.device, torch.int64, non_blocking=True)

@@ -10,6 +10,7 @@ workshop (arXiv:1412.6596).
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 from torch import Tensor
 
@@ -29,7 +30,7 @@ class SoftBootstrappingLoss(LabelLoss):
         beta: Trust in the given labels, in [0, 1]; 0.95 in the paper. A tensor, of one number or
             one per sample, may have a graph, so that it can be learned; its range is not checked.
         reduction: ``"none"``, ``"mean"`` (over the labels that count) or ``"sum"``.
-        ignore_index: Label whose samples are left out.
+        ignore_index: Label, beside -1 and -100, whose samples are left out.
         detach: Detach the target. The second term then has no gradient, and the loss trains as
             ``β CE`` does; a warning says so.
 
@@ -57,7 +58,7 @@ class SoftBootstrappingLoss(LabelLoss):
     def forward(
         self,
         logits: Tensor,
-        labels: Tensor,
+        labels: Any,
         beta: Beta | None = None,
         *,
         reduction: str | None = None,
@@ -66,7 +67,7 @@ class SoftBootstrappingLoss(LabelLoss):
 
         Args:
             logits: (B, C), any floating type; computed in single precision or better.
-            labels: (B,), int64.
+            labels: (B,) classes of any integer type, or one-hot.
             beta: In place of the module's own.
             reduction: In place of the module's own.
 
@@ -87,7 +88,7 @@ class HardBootstrappingLoss(LabelLoss):
         beta: Trust in the given labels, in [0, 1]; 0.8 in the paper. A tensor, of one number or
             one per sample, may have a graph, so that it can be learned; its range is not checked.
         reduction: ``"none"``, ``"mean"`` (over the labels that count) or ``"sum"``.
-        ignore_index: Label whose samples are left out.
+        ignore_index: Label, beside -1 and -100, whose samples are left out.
 
     Raises:
         ConfigurationError: For ``beta`` outside [0, 1] or an unknown reduction.
@@ -100,7 +101,7 @@ class HardBootstrappingLoss(LabelLoss):
     def forward(
         self,
         logits: Tensor,
-        labels: Tensor,
+        labels: Any,
         beta: Beta | None = None,
         *,
         reduction: str | None = None,

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metaweight._labels import read_labels, read_values
 from metaweight.problems import ConfigurationError, DataError
 from metaweight.problems.base.settings import is_positive
 
@@ -84,7 +85,7 @@ class LabelIssues:
 
 
 def confident_learning(
-    labels: Tensor | np.ndarray | Sequence[int],
+    labels: Any,
     *,
     probabilities: Tensor | np.ndarray | None = None,
     logits: Tensor | np.ndarray | None = None,
@@ -95,7 +96,8 @@ def confident_learning(
     """Find labels that are contradicted by the predictions of a network not trained on them.
 
     Args:
-        labels: Labels given, (N,), integers in [0, C); samples of label -1 are left out.
+        labels: Labels given, (N,), integers in [0, C) in a tensor, array, column or list, or
+            one-hot; samples of label -1 or -100 are left out.
         probabilities: Out-of-sample class probabilities, (N, C), rows that sum to 1 …
         logits: … or the logits they come from; give one of the two.
         keys: A name for each sample, for instance a file name.
@@ -111,8 +113,10 @@ def confident_learning(
         ImportError: When cleanlab is not installed.
     """
     _check_settings(filter_by, frac_noise)
-    given = _checked_labels(labels)
-    predicted = _checked_predictions(probabilities, logits, len(given))
+    # Their number is known from the predictions, which have to be as many as they are.
+    size = len(read_values(labels, "Labels", DataError))
+    predicted = _checked_predictions(probabilities, logits, size)
+    given = _checked_labels(labels, predicted.shape[1])
     named = _checked_keys(keys, len(given))
     _check_classes(given, predicted.shape[1])
     kept = np.flatnonzero(given != -1)
@@ -173,19 +177,17 @@ def _array(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
-def _checked_labels(labels: Any) -> np.ndarray:
-    given = _array(labels)
-    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
-        raise DataError(
-            f"Labels of dtype {given.dtype} and shape {given.shape} were given; give integers of "
-            "shape (N,)."
-        )
+def _checked_labels(labels: Any, classes: int) -> np.ndarray:
+    """Return labels in [0, C), -1 for samples without one."""
+    against = "but the predictions have {} classes"
+    found = read_labels(labels, classes, against=against, error=DataError).marked()
+    given = np.asarray(_array(found))
     if not (given != -1).any():
         raise DataError(
             f"{given.size} samples were given, none of them labelled (-1 means unlabelled); give "
             "at least one label."
         )
-    return given.astype(np.int64)
+    return given
 
 
 def _checked_predictions(probabilities: Any, logits: Any, size: int) -> np.ndarray:
@@ -234,11 +236,6 @@ def _checked_keys(keys: Sequence[Hashable] | None, size: int) -> Sequence[Hashab
 
 
 def _check_classes(given: np.ndarray, classes: int) -> None:
-    if given.min() < -1 or given.max() >= classes:
-        raise DataError(
-            f"Labels span {given.min()} to {given.max()}, but the predictions have {classes} "
-            f"classes; give labels in [0, {classes}), or -1 for unlabelled samples."
-        )
     counts = np.bincount(given[given != -1], minlength=classes)
     if (counts > 0).sum() < 2:
         raise DataError(

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaweight._generator import generator_of
+from metaweight._labels import read_labels
 from metaweight.data import LabelledTensors, TensorLoader
 from metaweight.engines import Engine, EngineConfig
 from metaweight.problems import ConfigurationError, DataError, ImplicitProblem, Problem
@@ -181,11 +182,12 @@ class CrossValidatedConfidence:
         return [name for name in makers if getattr(self, name) is not None]
 
 
-def stratified_folds(labels: Tensor, folds: int, *, seed: int = 0) -> Tensor:
+def stratified_folds(labels: Any, folds: int, *, seed: int = 0) -> Tensor:
     """Split samples into folds at random: sizes, in all and of each class, differ by at most one.
 
     Args:
-        labels: (N,), int64, at least 0.
+        labels: (N,) classes of any integer type, or one-hot; samples of label -1 or -100 are a
+            class of their own.
         folds: K, at least 2.
         seed: Source of the order.
 
@@ -198,12 +200,13 @@ def stratified_folds(labels: Tensor, folds: int, *, seed: int = 0) -> Tensor:
     """
     if not is_count(folds, least=2):
         raise ConfigurationError(f"{folds} folds were asked for; use at least 2.")
-    size = len(labels)
+    classes = read_labels(labels, error=DataError).marked().cpu()
+    size = len(classes)
     if size < folds:
         raise DataError(f"{size} samples were given for {folds} folds; give one for each at least.")
     generator = generator_of("stratified_folds", seed)
     order = torch.randperm(size, generator=generator, device=generator.device)
-    grouped = order[torch.argsort(labels.cpu()[order], stable=True)]
+    grouped = order[torch.argsort(classes[order], stable=True)]
     return torch.empty_like(order).index_copy_(0, grouped, torch.arange(size, device="cpu") % folds)
 
 

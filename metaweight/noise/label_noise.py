@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from metaweight._generator import checked_generator
-from metaweight._host import as_tensor
+from metaweight._labels import read_labels, read_values
+from metaweight.data import LabelledTensors
+from metaweight.problems import DataError
 from metaweight.problems.base.settings import is_count, is_number
 from metaweight.problems.base.vectors import accumulation_dtype
 
 NoiseKind = Literal["uniform", "uniform_exclusive", "flip", "flip_two"]
 
 _ROW_SUM_TOLERANCE = 1e-5
+_AGAINST = "but num_classes={}"
 
 
 class LabelNoise(NamedTuple):
@@ -36,13 +38,13 @@ class LabelNoise(NamedTuple):
 
 
 def inject_label_noise(
-    labels: Tensor,
+    labels: Any,
     rate: float | None = None,
     *,
-    num_classes: int,
+    num_classes: int | None = None,
     kind: NoiseKind | None = None,
-    flip_to: Tensor | Sequence[int] | None = None,
-    transition: Tensor | None = None,
+    flip_to: Any = None,
+    transition: Any = None,
     generator: torch.Generator,
 ) -> LabelNoise:
     """Corrupt labels at a fixed rate, or by a transition matrix.
@@ -60,9 +62,12 @@ def inject_label_noise(
     ``P(noisy = j | true = i) = transition[i, j]`` (Patrini et al., 2017).
 
     Args:
-        labels: True labels, shape (N,), int64, in [0, C); never written to.
+        labels: True labels, (N,), integers in [0, C) in a tensor, array, column or list, or
+            one-hot; or ``LabelledTensors``, whose ``labels`` these are. Never written to.
         rate: Share of the items to relabel, in [0, 1]; not together with ``transition``.
-        num_classes: Number of classes C ≥ 2.
+        num_classes: Number of classes C ≥ 2. When left out, that of ``labels`` where they are
+            ``LabelledTensors`` or one-hot, or of ``transition`` or ``flip_to``; without these, the
+            largest label plus one.
         kind: How the chosen items are relabelled; ``None`` means ``"uniform"``.
         flip_to: New label of each class for ``"flip"``, shape (C,); a class mapped to itself is
             unchanged, although its items count among those chosen.
@@ -75,9 +80,9 @@ def inject_label_noise(
         ValueError: When an argument is out of range or has another shape or dtype, when arguments
             contradict each other, or when neither ``rate`` nor ``transition`` is given.
     """
-    _check_labels(labels, num_classes)
     checked_generator("inject_label_noise", generator)
-    clean = labels.clone()
+    num_classes = _number_of_classes(labels, num_classes, transition, flip_to)
+    clean = _checked_labels(labels, num_classes).clone()
     if transition is not None:
         if rate is not None or kind is not None or flip_to is not None:
             raise ValueError(
@@ -106,7 +111,7 @@ def _relabel(
     true: Tensor,
     num_classes: int,
     kind: str,
-    flip_to: Tensor | Sequence[int] | None,
+    flip_to: Any,
     generator: torch.Generator,
 ) -> Tensor:
     if flip_to is not None and kind != "flip":
@@ -144,41 +149,55 @@ def _by_transition(true: Tensor, matrix: Tensor, generator: torch.Generator) -> 
     return torch.multinomial(rows, 1, generator=generator).squeeze(1).to(true.device)
 
 
-def _check_labels(labels: Tensor, num_classes: int) -> None:
-    if not is_count(num_classes, least=2):
-        raise ValueError(f"num_classes={num_classes} was given; label noise needs at least 2.")
-    if labels.dtype != torch.int64 or labels.dim() != 1:
-        raise ValueError(
-            f"Labels of dtype {labels.dtype} and shape {tuple(labels.shape)} were given; give "
-            "int64 labels of shape (N,)."
-        )
-    _check_classes("Labels", labels, num_classes)
+def _number_of_classes(labels: Any, given: int | None, transition: Any, flip_to: Any) -> int:
+    """Return C: as given, else as one of the other arguments has it."""
+    if given is None and isinstance(labels, LabelledTensors):
+        given = labels.num_classes
+    elif given is None and (transition is not None or flip_to is not None):
+        given = len(flip_to if transition is None else transition)
+    elif given is None:
+        values = read_values(labels, "Labels", DataError)
+        found = read_labels(values, required=True, error=DataError).classes
+        given = values.shape[1] if values.ndim == 2 else int(found.max()) + 1 if len(found) else 2
+    if not is_count(given, least=2):
+        raise ValueError(f"num_classes={given} was given; label noise needs at least 2.")
+    return given
 
 
-def _checked_mapping(flip_to: Tensor | Sequence[int], num_classes: int) -> Tensor:
-    mapping = as_tensor(flip_to)
-    if mapping.dtype != torch.int64 or mapping.shape != (num_classes,):
+def _checked_labels(labels: Any, num_classes: int) -> Tensor:
+    """Return the classes of all samples, whose values are read on any device."""
+    given = labels.labels if isinstance(labels, LabelledTensors) else labels
+    classes = read_labels(given, num_classes, against=_AGAINST, required=True, error=DataError)
+    _check_classes("Labels", classes.classes, num_classes)
+    return classes.classes
+
+
+def _checked_mapping(flip_to: Any, num_classes: int) -> Tensor:
+    mapping = read_values(flip_to, "Entries of flip_to", DataError)
+    if mapping.is_floating_point() or mapping.shape != (num_classes,):
         raise ValueError(
             f"flip_to of dtype {mapping.dtype} and shape {tuple(mapping.shape)} was given; give "
             f"one integer class for each of {num_classes} classes."
         )
-    _check_classes("Entries of flip_to", mapping, num_classes)
-    return mapping
+    _check_classes("Entries of flip_to", mapping.long(), num_classes)
+    return mapping.long()
 
 
 def _check_classes(what: str, values: Tensor, num_classes: int) -> None:
-    if not values.numel():
-        return
-    low, high = (int(v) for v in torch.aminmax(values))
-    if low < 0 or high >= num_classes:
-        raise ValueError(
-            f"{what} span {low} to {high} but num_classes={num_classes}; give values in "
-            f"[0, {num_classes})."
-        )
+    # On the host, so that values on any device are read: nothing here is a training step.
+    read_labels(
+        values.cpu(),
+        num_classes,
+        what=what,
+        against=_AGAINST,
+        required=True,
+        error=DataError,
+    )
 
 
-def _checked_matrix(transition: Tensor, num_classes: int) -> Tensor:
-    matrix = transition.detach().to(accumulation_dtype(transition))
+def _checked_matrix(transition: Any, num_classes: int) -> Tensor:
+    given = read_values(transition, "A transition matrix", DataError).detach()
+    matrix = given.to(accumulation_dtype(given))
     if matrix.shape != (num_classes, num_classes):
         raise ValueError(
             f"A transition matrix of shape {tuple(matrix.shape)} was given for {num_classes} "

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
 from metaweight.problems.base.settings import is_between
 
-from .._label_loss import full_precision
+from .._batch import Key, call_network, logits_of, split_batch
+from .._label_loss import full_precision, labels_of
 from .bootstrapping import HardBootstrappingLoss, SoftBootstrappingLoss
 
 _LOSSES = {"soft": SoftBootstrappingLoss, "hard": HardBootstrappingLoss}
@@ -63,7 +64,8 @@ class BootstrappedClassifier(ImplicitProblem):
         config: Its settings; ``Config(type="unroll")`` when left out.
         beta: Name of the problem that turns ``(losses, labels)`` into ``β``, (B,).
         kind: ``"soft"`` or ``"hard"`` bootstrapping.
-        ignore_index: Label whose samples are left out.
+        ignore_index: Label, beside -1 and -100, whose samples are left out.
+        labels_key: Name or place of the labels in a batch, where it is not a usual one.
         **problem: ``module``, ``optimizer``, ``train_data_loader`` and the rest of
             :class:`~metaweight.problems.Problem`.
 
@@ -79,6 +81,7 @@ class BootstrappedClassifier(ImplicitProblem):
         beta: str,
         kind: Literal["soft", "hard"] = "soft",
         ignore_index: int = -1,
+        labels_key: Key | None = None,
         **problem: Any,
     ) -> None:
         super().__init__(name, Config(type="unroll") if config is None else config, **problem)
@@ -90,14 +93,15 @@ class BootstrappedClassifier(ImplicitProblem):
         self.note_references(beta=beta)
         self._beta = beta
         self._loss = _LOSSES[kind](ignore_index=ignore_index)
+        self._labels_key = labels_key
 
     def training_step(self, batch: Any) -> Tensor:
         """Return the bootstrapping loss of ``(inputs, labels, …)``."""
-        inputs, labels = batch[0], batch[1]
-        logits = full_precision(self.module(inputs))
-        losses = F.cross_entropy(
-            logits.detach(), labels, reduction="none", ignore_index=self._loss.ignore_index
-        )
-        beta: Tensor = getattr(self, self._beta)(losses, labels)
+        parts = split_batch(f"Problem {self.name!r}", batch, self._labels_key)
+        logits = full_precision(logits_of(call_network(self.module, parts.inputs)))
+        labels = labels_of(logits, parts.labels, self._loss.ignore_index)
+        losses = F.cross_entropy(logits.detach(), labels.classes, reduction="none")
+        losses = torch.where(labels.kept, losses, 0)
+        beta: Tensor = getattr(self, self._beta)(losses, labels.classes)
         loss: Tensor = self._loss(logits, labels, beta)
         return loss

@@ -25,7 +25,11 @@ from torch import Tensor, nn
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
 from metaweight.problems.base.settings import is_between, is_count
 
+from .._batch import Key, call_network, logits_of, split_batch
+from .._sample_loss import SampleLoss
 from .online_confident_learning import OnlineConfidentLearning, smoothed_targets
+
+_CLEAN = SampleLoss("ConfidenceLearner", F.cross_entropy)
 
 
 class Confidence(NamedTuple):
@@ -90,6 +94,7 @@ class ConfidentClassifier(ImplicitProblem):
             the criterion's own α and targets are used.
         module: A network with an :class:`OnlineConfidentLearning` as its ``criterion``, such as
             :class:`WithCriterion`.
+        labels_key: Name or place of the labels in a batch, where it is not a usual one.
         **problem: ``optimizer``, ``train_data_loader`` and the rest of
             :class:`~metaweight.problems.Problem`.
 
@@ -104,6 +109,7 @@ class ConfidentClassifier(ImplicitProblem):
         *,
         confidence: str | None = None,
         module: nn.Module,
+        labels_key: Key | None = None,
         **problem: Any,
     ) -> None:
         super().__init__(name, config, module, **problem)
@@ -116,10 +122,12 @@ class ConfidentClassifier(ImplicitProblem):
         if confidence is not None:
             self.note_references(confidence=confidence)
         self._confidence = confidence
+        self._labels_key = labels_key
 
     def training_step(self, batch: Any) -> Tensor:
         """Return the mixed loss of a noisy batch."""
-        logits, labels = self.module(batch[0]), batch[1]
+        parts = split_batch(f"Problem {self.name!r}", batch, self._labels_key)
+        logits, labels = logits_of(call_network(self.module, parts.inputs)), parts.labels
         if self._confidence is None:
             loss: Tensor = self.module.criterion(logits, labels)
         else:
@@ -135,17 +143,27 @@ class ConfidenceLearner(ImplicitProblem):
         name: Its name.
         config: Its settings.
         classifier: Name of the problem whose network is evaluated.
+        labels_key: Name or place of the labels in a batch, where it is not a usual one.
         **problem: ``module`` (a :class:`LearnedConfidence`), ``optimizer``, ``train_data_loader``
             and the rest.
     """
 
     def __init__(
-        self, name: str, config: Config | None = None, *, classifier: str, **problem: Any
+        self,
+        name: str,
+        config: Config | None = None,
+        *,
+        classifier: str,
+        labels_key: Key | None = None,
+        **problem: Any,
     ) -> None:
         super().__init__(name, config, **problem)
         self.note_references(classifier=classifier)
         self._classifier = classifier
+        self._labels_key = labels_key
 
     def training_step(self, batch: Any) -> Tensor:
         """Return the classifier's loss on a clean batch."""
-        return F.cross_entropy(getattr(self, self._classifier)(batch[0]), batch[1])
+        parts = split_batch(f"Problem {self.name!r}", batch, self._labels_key)
+        outputs = logits_of(call_network(getattr(self, self._classifier), parts.inputs))
+        return _CLEAN.mean(outputs, parts.labels)

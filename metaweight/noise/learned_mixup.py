@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
 from metaweight.problems.base.settings import is_positive
 
-from .mixup import SampleLoss, mixup, mixup_loss
+from .._batch import Key, logits_of, require_tensor, split_batch
+from .._sample_loss import SampleLoss
+from .mixup import Loss, mixup, mixup_loss
 
 
 class LearnedConcentration(nn.Module):
@@ -55,7 +57,8 @@ class MixupClassifier(ImplicitProblem):
         config: Its settings; ``Config(type="unroll")``, which is exact, when left out.
         alpha: Name of the problem that returns ``α`` when called.
         per_sample: Draw one ``d`` for each sample, which gives a hypergradient of less variance.
-        loss: ``loss(logits, labels, reduction="none")`` per sample.
+        loss: As the criterion of :func:`mixup_loss`.
+        labels_key: Name or place of the labels in a batch, where it is not a usual one.
         **problem: ``module``, ``optimizer``, ``train_data_loader`` and the rest of
             :class:`~metaweight.problems.Problem`.
     """
@@ -67,18 +70,23 @@ class MixupClassifier(ImplicitProblem):
         *,
         alpha: str,
         per_sample: bool = True,
-        loss: SampleLoss = F.cross_entropy,
+        loss: Loss = F.cross_entropy,
+        labels_key: Key | None = None,
         **problem: Any,
     ) -> None:
         super().__init__(name, Config(type="unroll") if config is None else config, **problem)
         self.note_references(alpha=alpha)
         self._alpha = alpha
         self._per_sample = per_sample
-        self._loss = loss
+        self._loss = SampleLoss(f"MixupClassifier {name!r}", loss)
+        self._labels_key = labels_key
 
     def training_step(self, batch: Any) -> Tensor:
         """Return the mixed loss of ``(inputs, labels, …)``."""
         alpha: Tensor = getattr(self, self._alpha)()
-        mixed = mixup(batch[0], batch[1], alpha, per_sample=self._per_sample)
-        logits = self.module(mixed.inputs)
+        who = f"Problem {self.name!r}"
+        parts = split_batch(who, batch, self._labels_key)
+        inputs = require_tensor(who, parts.inputs)
+        mixed = mixup(inputs, parts.labels, alpha, per_sample=self._per_sample)
+        logits = logits_of(self.module(mixed.inputs))
         return mixup_loss(logits, *mixed[1:], criterion=self._loss)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaweight._host import as_tensor
+from metaweight._labels import read_labels
 from metaweight.problems import ConfigurationError, DataError
-from metaweight.problems.base.settings import is_count, is_number
+from metaweight.problems.base.settings import is_count, is_number, shown
 
 from ._token_rows import IDS, SpecialTokens, check_max_length, join_rows, token_lists
 
@@ -75,7 +75,7 @@ def mixgen(
         rows[i]["frames"] = _blend(batch[i]["frames"], batch[j]["frames"], lam)
         rows[i].update(join_rows(batch[i], batch[j], tokens, max_length))
     if label_mode != "keep" and num_classes is not None:
-        labels = [_vector(row["label"], num_classes) for row in batch]
+        labels = _vectors([row["label"] for row in batch], num_classes)
         for i, row in enumerate(rows):
             row["label"] = labels[i]
         for i, j in enumerate(partners):
@@ -122,16 +122,29 @@ def _blend(own: Sequence[Any], other: Sequence[Any], lam: float) -> list[Any]:
     return [lam * a + (1 - lam) * b for a, b in zip(own, other, strict=True)]
 
 
-def _vector(label: Any, num_classes: int) -> Tensor:
-    given = as_tensor(label)
-    if given.ndim == 1 and len(given) == num_classes:
-        return given.to(torch.float32, copy=True)
-    if given.ndim or given.is_floating_point() or not 0 <= int(given) < num_classes:
-        raise DataError(
-            f"MixGen received label {label!r} for num_classes={num_classes}; give a class in "
-            f"[0, {num_classes}) or a vector of {num_classes} numbers."
-        )
-    return torch.nn.functional.one_hot(given.long(), num_classes).float()
+def _vectors(labels: Sequence[Any], num_classes: int) -> list[Tensor]:
+    """Return labels as vectors (C,), float32; a class as a one-hot one."""
+    given = [label if isinstance(label, Tensor) else np.asarray(label) for label in labels]
+    for place, label in enumerate(given):
+        if label.ndim and tuple(label.shape) != (num_classes,):
+            raise DataError(
+                f"MixGen received label {shown(label.tolist())} at index {place} for "
+                f"num_classes={num_classes}; give a class in [0, {num_classes}) or a vector of "
+                f"{num_classes} numbers."
+            )
+    classes = read_labels(
+        [0 if label.ndim else label.item() for label in given],
+        num_classes,
+        what="Labels given to MixGen",
+        against="for num_classes={}",
+        required=True,
+        error=DataError,
+    ).classes
+    hot = torch.nn.functional.one_hot(classes, num_classes).float()
+    return [
+        torch.tensor(label.tolist(), dtype=torch.float32, device="cpu") if label.ndim else row
+        for label, row in zip(given, hot, strict=True)
+    ]
 
 
 def _combine(own: Tensor, other: Tensor, lam: float, mode: str) -> Tensor:

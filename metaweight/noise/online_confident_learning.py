@@ -19,7 +19,8 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from metaweight._label_loss import checked_labels
+from metaweight._label_loss import labels_of
+from metaweight._labels import Labels
 from metaweight.problems import ConfigurationError, LossError
 from metaweight.problems.base.settings import is_count, is_number, is_part, shown
 
@@ -110,7 +111,7 @@ class OnlineConfidentLearning(nn.Module):
     def forward(
         self,
         logits: Tensor,
-        labels: Tensor,
+        labels: Any,
         *,
         alpha: Tensor | float | None = None,
         soft_targets: Tensor | None = None,
@@ -119,15 +120,17 @@ class OnlineConfidentLearning(nn.Module):
 
         Args:
             logits: (B, C).
-            labels: (B,), int64; samples of label -1 are ignored. If all are, the loss is 0.
+            labels: (B,) classes of any integer type, or one-hot; samples of label -1 or -100 are
+                ignored. If all are, the loss is 0.
             alpha: α in place of the criterion's own, for instance an upper problem's output.
             soft_targets: S in place of the criterion's own, (C, C), columns that sum to 1.
 
         Raises:
             LossError: For shapes that do not fit.
         """
-        self._check_shapes(logits, labels, soft_targets)
-        labelled, classes = checked_labels(logits, labels, ignore_index=-1)
+        self._check_shapes(logits, soft_targets)
+        read = labels_of(logits, labels)
+        classes, labelled = read.classes, read.kept
         scores = logits.float() if logits.dtype.itemsize < 4 else logits
         # An ignored row may hold anything: even an infinite one must not reach the gradient.
         log_p = scores.masked_fill(~labelled.unsqueeze(1), 0.0).log_softmax(1)
@@ -135,7 +138,7 @@ class OnlineConfidentLearning(nn.Module):
         table = self.targets if soft_targets is None else soft_targets
         soft = -(table.to(log_p.dtype).t().index_select(0, classes) * log_p).sum(1)
         if self.training or self.drop_hard:
-            wrong = self._filter(log_p.detach().exp(), labels, classes, labelled)
+            wrong = self._filter(log_p.detach().exp(), read)
             hard = hard.masked_fill(wrong, 0.0) if self.drop_hard else hard
         weight = self.alpha if alpha is None else alpha
         losses = (weight * hard + (1 - weight) * soft).masked_fill(~labelled, 0.0)
@@ -157,21 +160,21 @@ class OnlineConfidentLearning(nn.Module):
         self.counts.zero_()
 
     @torch.no_grad()
-    def _filter(self, p: Tensor, labels: Tensor, classes: Tensor, labelled: Tensor) -> Tensor:
+    def _filter(self, p: Tensor, labels: Labels) -> Tensor:
         """Return which labels are contradicted; in training mode, collect the others."""
         wrong = contradicted(p, labels, self._thresholds(p, labels))
         if self.training:
             # A half-precision step that overflows is skipped; it must not be collected either.
-            kept = labelled & ~wrong & p.sum(1).isfinite()
+            kept = labels.kept & ~wrong & p.sum(1).isfinite()
             predicted = p.argmax(1)
             if self.by == "agree":
-                kept = kept & (predicted == labels)
-            columns = predicted if self.by == "pred" else classes
+                kept = kept & (predicted == labels.classes)
+            columns = predicted if self.by == "pred" else labels.classes
             collected = p.masked_fill(~kept.unsqueeze(1), 0.0).to(self.sums.dtype)
             self._collect(collected, columns, kept)
         return wrong
 
-    def _thresholds(self, p: Tensor, labels: Tensor) -> Tensor | None:
+    def _thresholds(self, p: Tensor, labels: Labels) -> Tensor | None:
         """Return running thresholds, or those of all processes; ``None`` for the batch's own.
 
         In training mode running thresholds are updated first.
@@ -209,13 +212,12 @@ class OnlineConfidentLearning(nn.Module):
 
         return super()._apply(in_full, recurse)  # type: ignore[no-untyped-call]
 
-    def _check_shapes(self, logits: Tensor, labels: Tensor, soft_targets: Tensor | None) -> None:
+    def _check_shapes(self, logits: Tensor, soft_targets: Tensor | None) -> None:
         classes = self.num_classes
-        if logits.ndim != 2 or logits.shape[1] != classes or labels.shape != logits.shape[:1]:
+        if logits.ndim != 2 or logits.shape[1] != classes:
             raise LossError(
                 f"OnlineConfidentLearning of {classes} classes received logits of shape "
-                f"{tuple(logits.shape)} and labels of shape {tuple(labels.shape)}; give "
-                f"(B, {classes}) and (B,)."
+                f"{tuple(logits.shape)}; give (B, {classes}) and (B,)."
             )
         if soft_targets is not None and soft_targets.shape != (classes, classes):
             raise LossError(

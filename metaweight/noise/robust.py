@@ -8,6 +8,7 @@ Learning with Noisy Labels", ICCV 2019 (arXiv:1908.06112).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class GeneralisedCrossEntropy(LabelLoss):
         truncation: ``k``: samples with ``p_y ≤ k`` have the constant loss ``(1 - k^q) / q`` and no
             gradient, the paper's truncated loss (it takes 0.5). 0 truncates nothing.
         reduction: ``"none"``, ``"mean"`` (over the labels that count) or ``"sum"``.
-        ignore_index: Label whose samples are left out.
+        ignore_index: Label, beside -1 and -100, whose samples are left out.
 
     Raises:
         ConfigurationError: For a setting out of range or an unknown reduction.
@@ -48,12 +49,12 @@ class GeneralisedCrossEntropy(LabelLoss):
         self.q = q
         self.truncation = truncation
 
-    def forward(self, logits: Tensor, labels: Tensor, *, reduction: str | None = None) -> Tensor:
+    def forward(self, logits: Tensor, labels: Any, *, reduction: str | None = None) -> Tensor:
         """Return the loss of logits (B, C) and labels (B,).
 
         Args:
             logits: (B, C), any floating type; computed in single precision or better.
-            labels: (B,), int64.
+            labels: (B,) classes of any integer type, or one-hot.
             reduction: In place of the module's own.
         """
         _, log_p, kept = self.read(logits, labels)
@@ -73,7 +74,7 @@ class SymmetricCrossEntropy(LabelLoss):
         beta: Weight of the reverse cross-entropy, at least 0.
         log_zero: ``A``, below 0.
         reduction: ``"none"``, ``"mean"`` (over the labels that count) or ``"sum"``.
-        ignore_index: Label whose samples are left out.
+        ignore_index: Label, beside -1 and -100, whose samples are left out.
 
     Raises:
         ConfigurationError: For a setting out of range or an unknown reduction.
@@ -99,12 +100,12 @@ class SymmetricCrossEntropy(LabelLoss):
         self.beta = beta
         self.log_zero = log_zero
 
-    def forward(self, logits: Tensor, labels: Tensor, *, reduction: str | None = None) -> Tensor:
+    def forward(self, logits: Tensor, labels: Any, *, reduction: str | None = None) -> Tensor:
         """Return the loss of logits (B, C) and labels (B,).
 
         Args:
             logits: (B, C), any floating type; computed in single precision or better.
-            labels: (B,), int64.
+            labels: (B,) classes of any integer type, or one-hot.
             reduction: In place of the module's own.
         """
         _, log_p, kept = self.read(logits, labels)

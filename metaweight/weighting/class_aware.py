@@ -10,16 +10,19 @@ has its own weighting function over shared features.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaweight._host import as_tensor
-from metaweight.problems import ConfigurationError, LossError
+from metaweight._labels import read_labels
+from metaweight.problems import ConfigurationError
 from metaweight.problems.base.settings import require_count
 
-from .counts import require_counts
+from .counts import read_counts
 from .meta_weight_net import loss_column, weight_mlp
 
 
@@ -56,45 +59,40 @@ class ClassAwareWeightNet(nn.Module):
         self.register_buffer("groups", groups.long().clone())
         self.layers = weight_mlp(1 + self.num_groups, hidden_size, num_layers)
 
-    def forward(self, losses: Tensor, classes: Tensor) -> Tensor:
+    def forward(self, losses: Tensor, classes: Any) -> Tensor:
         """Return one weight per sample, in the shape of ``losses``.
 
         Args:
             losses: Sample losses without a graph, (B,) or (B, 1).
-            classes: Labels as given in the data, (B,) integers in [0, C).
+            classes: Labels as given in the data, (B,) integers in [0, C) or one-hot, (B, C).
 
         Raises:
-            LossError: For losses or classes of another shape or type.
+            LossError: For losses or classes of another shape or type, or a sample without a label.
         """
         column = loss_column(losses)
-        if classes.numel() != column.numel() or classes.is_floating_point():
-            raise LossError(
-                f"ClassAwareWeightNet received classes of shape {tuple(classes.shape)} and type "
-                f"{classes.dtype} for {column.numel()} losses; give one integer per loss."
-            )
-        group = F.one_hot(self._groups_of(classes), self.num_groups).to(column.dtype)
+        if isinstance(classes, Tensor) and classes.shape == column.shape:
+            classes = classes.squeeze(1)
+        read = read_labels(
+            classes,
+            len(self.groups),
+            shape=column.shape[:1],
+            device=column.device,
+            what="ClassAwareWeightNet received classes",
+            span="from",
+            of=f" for {len(column)} losses",
+            required=True,
+        )
+        # As an index unsigned bytes would be a mask, and -1 the last class.
+        groups = self.groups.index_select(0, read.classes)
+        group = F.one_hot(groups, self.num_groups).to(column.dtype)
         return torch.sigmoid(self.layers(torch.cat([column, group], dim=1))).reshape(losses.shape)
 
-    def _groups_of(self, classes: Tensor) -> Tensor:
-        # As an index unsigned bytes would be a mask, and -1 the last class.
-        wide = classes.reshape(-1).long()
-        real = type(wide) is Tensor and wide.device.type == "cpu"
-        if real and wide.numel() and not torch.compiler.is_compiling():
-            low, high = (int(v) for v in torch.aminmax(wide))
-            if low < 0 or high >= len(self.groups):
-                raise LossError(
-                    f"ClassAwareWeightNet received classes from {low} to {high} for "
-                    f"{len(self.groups)} classes; give classes in [0, {len(self.groups)}), and "
-                    "leave out samples without a label."
-                )
-        return self.groups.index_select(0, wide)
 
-
-def class_size_groups(counts: Tensor, num_groups: int = 3) -> Tensor:
+def class_size_groups(counts: Any, num_groups: int = 3) -> Tensor:
     """Group classes by their number of samples with k-means, smallest classes in group 0.
 
     Args:
-        counts: Samples per class, (C,).
+        counts: Samples per class, (C,), in a tensor, array or list.
         num_groups: Largest number of groups; there are fewer when there are fewer distinct sizes.
             CMW-Net: 3.
 
@@ -104,9 +102,8 @@ def class_size_groups(counts: Tensor, num_groups: int = 3) -> Tensor:
     Raises:
         ConfigurationError: For counts that are not one number per class, or no group.
     """
-    require_counts("class_size_groups", counts)
+    sizes = read_counts("class_size_groups", counts).reshape(-1, 1)
     require_count("class_size_groups", "num_groups", num_groups, least=1)
-    sizes = np.array(counts.tolist(), dtype=np.float64).reshape(-1, 1)
     wanted = min(num_groups, len(np.unique(sizes)))
     from sklearn.cluster import KMeans  # noqa: PLC0415 (slow to import)
 

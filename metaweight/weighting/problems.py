@@ -12,21 +12,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metaweight.problems import Config, ImplicitProblem, ReweightedProblem
+from metaweight._batch import Batch, Key, call_network, logits_of, split_batch
+from metaweight._labels import Labels, read_labels, read_values
+from metaweight._sample_loss import SampleLoss
+from metaweight.problems import Config, ImplicitProblem, LossError, ReweightedProblem
 
 from .normalise import normalise_weights
 
-SampleLoss = Callable[..., Tensor]
+Loss = Callable[..., Tensor]
 
 
 class WeightedClassifier(ReweightedProblem):
     """Lower problem: ``min_w mean_i V(sg(l_i), y_i) l_i`` over batches ``(inputs, labels, …)``.
+
+    Batches are tuples, lists or mappings; a network is called with several named inputs by name.
+    Integer labels of logits (B, C) are classes; samples of label -1 or -100 are left out of the
+    mean.
 
     Args:
         name: Its name.
@@ -34,7 +42,9 @@ class WeightedClassifier(ReweightedProblem):
         weights: Name of the problem that turns ``(losses, labels)`` into weights.
         normalise: Scale the weights of each batch to mean 1. A weight network then cannot make all
             weights small, which would only reduce the learning rate.
-        loss: ``loss(logits, labels, reduction="none")`` per sample.
+        loss: A function or module of ``(logits, labels)``: with ``reduction="none"``, as an
+            argument or attribute, or by itself one number per sample.
+        labels_key: Name or place of the labels in a batch, where it is not a usual one.
         **problem: ``module``, ``optimizer``, ``train_data_loader`` and the rest of
             :class:`~metaweight.problems.Problem`.
     """
@@ -46,24 +56,58 @@ class WeightedClassifier(ReweightedProblem):
         *,
         weights: str,
         normalise: bool = False,
-        loss: SampleLoss = F.cross_entropy,
+        loss: Loss = F.cross_entropy,
+        labels_key: Key | None = None,
         **problem: Any,
     ) -> None:
         super().__init__(name, config, **problem)
         self.note_references(weights=weights)
         self._weights = weights
         self._normalise = normalise
-        self._loss = loss
+        self._loss = SampleLoss(f"WeightedClassifier {name!r}", loss)
+        self._labels_key = labels_key
+        # Whether labels are classes is known from the outputs that they belong to.
+        self._of_classes = True
 
     def sample_losses(self, batch: Any) -> Tensor:
-        """Return the loss of each sample, (B,)."""
-        inputs, labels = batch[0], batch[1]
-        return self._loss(self.module(inputs), labels, reduction="none")
+        """Return the loss of each sample, (B,); 0 for one without a label."""
+        parts = self.parts_of(batch)
+        outputs = logits_of(call_network(self.module, parts.inputs))
+        targets = self._loss.read(parts.labels, outputs)
+        self._of_classes = isinstance(targets, Labels)
+        return self._loss.each(outputs, targets)
 
     def sample_weights(self, losses: Tensor, batch: Any) -> Tensor:
-        """Return the weight of each sample, (B,)."""
-        weights: Tensor = getattr(self, self._weights)(losses, batch[1])
+        """Return the weight of each sample, (B,), scaled for a mean over those with a label."""
+        return self.weights_from(losses, self.parts_of(batch).labels, losses.device)
+
+    def parts_of(self, batch: Any) -> Batch:
+        """Return inputs, labels and positions of a batch."""
+        return split_batch(f"Problem {self.name!r}", batch, self._labels_key)
+
+    def weights_from(self, features: Tensor, given: Any, device: torch.device) -> Tensor:
+        """Return the weights of samples with these features, one row per sample, and labels."""
+        labels = given if isinstance(given, Mapping) else read_values(given, "Labels", LossError)
+        if isinstance(labels, Tensor):
+            labels = labels.to(device, non_blocking=True)
+        if not self._of_classes or not isinstance(labels, Tensor) or labels.is_floating_point():
+            weights: Tensor = getattr(self, self._weights)(features, labels)
+        else:
+            read = read_labels(labels, shape=features.shape[:1])
+            weights = getattr(self, self._weights)(features, read.classes)
+            fits = isinstance(weights, Tensor) and weights.numel() == len(features)
+            if fits and not read.whole:
+                weights = over_labelled(weights, read.kept)
         return normalise_weights(weights) if self._normalise else weights
+
+
+def over_labelled(weights: Tensor, kept: Tensor) -> Tensor:
+    """Return 0 for samples without a label, and ``w B / B_labelled`` for the others.
+
+    The mean over the batch is then the mean over those that have one.
+    """
+    number = kept.sum().clamp_min(1).to(weights.dtype)
+    return torch.where(kept.reshape(weights.shape), weights, 0) * (kept.numel() / number)
 
 
 class WeightLearner(ImplicitProblem):
@@ -75,7 +119,8 @@ class WeightLearner(ImplicitProblem):
         name: Its name.
         config: Its settings.
         classifier: Name of the problem whose network is evaluated.
-        loss: ``loss(logits, labels)``, a mean over the batch.
+        loss: ``loss(logits, labels)``, a mean over the batch or one number per sample.
+        labels_key: Name or place of the labels in a batch, where it is not a usual one.
         **problem: ``module`` (a weight network), ``optimizer``, ``train_data_loader`` and the rest.
     """
 
@@ -85,15 +130,18 @@ class WeightLearner(ImplicitProblem):
         config: Config | None = None,
         *,
         classifier: str,
-        loss: SampleLoss = F.cross_entropy,
+        loss: Loss = F.cross_entropy,
+        labels_key: Key | None = None,
         **problem: Any,
     ) -> None:
         super().__init__(name, config, **problem)
         self.note_references(classifier=classifier)
         self._classifier = classifier
-        self._loss = loss
+        self._loss = SampleLoss(f"WeightLearner {name!r}", loss)
+        self._labels_key = labels_key
 
     def training_step(self, batch: Any) -> Tensor:
-        """Return the classifier's loss on a trusted batch."""
-        inputs, labels = batch[0], batch[1]
-        return self._loss(getattr(self, self._classifier)(inputs), labels)
+        """Return the classifier's loss on a trusted batch, over the samples with a label."""
+        parts = split_batch(f"Problem {self.name!r}", batch, self._labels_key)
+        outputs = logits_of(call_network(getattr(self, self._classifier), parts.inputs))
+        return self._loss.mean(outputs, parts.labels)

@@ -138,7 +138,7 @@ def test_nothing_can_be_reassigned():
     [
         ({"labels": torch.tensor([0])}, r"labels has shape \(1,\) but inputs holds 2 samples"),
         ({"clean_labels": torch.zeros(2, 1).long()}, r"clean_labels has shape \(2, 1\)"),
-        ({"labels": torch.tensor([0, 1]).int()}, "labels has dtype torch.int32; convert"),
+        ({"labels": torch.tensor([0.0, 1.5])}, "labels of .* torch.float32.*index 1 holds 1.5"),
         ({"labels": torch.tensor([0, 2])}, r"labels span 0 to 2 but num_classes=2"),
         ({"clean_labels": torch.tensor([-1, 0])}, r"clean_labels span -1 to 0"),
         ({"indices": torch.tensor([-3, 0])}, "indices reach down to -3"),

@@ -152,7 +152,7 @@ def changed(row: int, values: list[float]) -> np.ndarray:
     [
         ({"labels": [0, 0, 0, 1, 1, 2, 2, 3]}, DataError, r"span 0 to 3.*3 classes.*\[0, 3\)"),
         ({"labels": [0, 0, 0, 1, 1, 2, 2, -2]}, DataError, "span -2 to 2"),
-        ({"labels": [0.0] * 8}, DataError, "dtype float64.*give integers"),
+        ({"labels": [0.0] * 8}, DataError, "type torch.float.*other integer classes"),
         ({"labels": [[0]] * 8}, DataError, r"shape \(8, 1\)"),
         ({"labels": [-1] * 8}, DataError, "8 samples were given, none of them labelled"),
         ({"labels": [], "probabilities": np.zeros((0, 3))}, DataError, "0 samples were given"),

@@ -254,7 +254,7 @@ def test_settings_that_make_no_sense_are_refused(arguments, message):
         (
             [{"frames": [], "input_ids": [], "label": 5}] * 2,
             {"ratio": 1.0, "label_mode": "mix", "num_classes": 4},
-            r"label 5 for num_classes=4; give a class in \[0, 4\)",
+            r"span 5 to 5 for num_classes=4; give classes in \[0, 4\).* 5 at index 0",
         ),
     ],
 )

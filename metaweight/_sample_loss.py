@@ -1,0 +1,144 @@
+"""A user's loss, called in the form that a tool needs: one number per sample, or their mean."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metaweight.problems import ConfigurationError, LossError
+from metaweight.problems.base.settings import shown
+
+from ._labels import Labels, on_host, read_targets
+
+
+class SampleLoss:
+    """A loss ``loss(outputs, labels)`` that leaves out samples without a label.
+
+    Args:
+        who: Who was given it, for an error.
+        loss: A function or module. One number per sample comes of ``reduction="none"``, as an
+            argument or an attribute of a module, or of the loss itself.
+
+    Raises:
+        ConfigurationError: For something that is not called with outputs and labels.
+    """
+
+    def __init__(self, who: str, loss: Any) -> None:
+        if not callable(loss) or isinstance(loss, type):
+            made = f", such as {loss.__name__}()" if isinstance(loss, type) else ""
+            raise ConfigurationError(
+                f"{who} received loss={shown(loss)}; give a function or a module{made}."
+            )
+        self._who = who
+        self._loss: Callable[..., Any] = loss
+        self._each = _unreduced(loss)
+        self._ignored = _ignored_by(loss)
+
+    def each(self, outputs: Any, given: Any) -> Tensor:
+        """Return the loss of each sample; 0, without a gradient, for those without a label.
+
+        Raises:
+            LossError: When the loss gives anything else than one number per sample.
+        """
+        targets = self.read(given, outputs)
+        if not isinstance(targets, Labels):
+            return self._checked(self._each(outputs, targets), outputs)
+        losses = self._checked(self._each(outputs, targets.classes), outputs)
+        return (
+            losses if targets.whole else torch.where(targets.kept.reshape(losses.shape), losses, 0)
+        )
+
+    def mean(self, outputs: Any, given: Any) -> Tensor:
+        """Return the loss of a batch, a mean over the samples with a label.
+
+        A loss with an ``ignore_index`` reduces as it does by itself.
+
+        Raises:
+            LossError: When a loss that gives one number for a batch cannot leave out a sample.
+        """
+        targets = self.read(given, outputs)
+        if not isinstance(targets, Labels):
+            return _mean(self._loss(outputs, targets))
+        if targets.whole:
+            return _mean(self._loss(outputs, targets.classes))
+        kept = targets.kept
+        if self._ignored is not None:
+            losses = self._loss(outputs, targets.marked(self._ignored))
+        else:
+            losses = self._each(outputs, targets.classes)
+        if losses.ndim and losses.numel() == kept.numel():
+            return mean_of_kept(losses.reshape(kept.shape), kept)
+        if self._ignored is not None:
+            # Torch divides by their number, also where that is 0.
+            return torch.where(kept.any(), losses, 0)
+        whole = kept.all()
+        if on_host(whole) and not whole:
+            place = int(kept.flatten().logical_not().nonzero()[0])
+            raise LossError(
+                f"{self._who} received a batch without a label at index {place}, and a loss that "
+                "gives one number for all samples, of which none can be left out; give a loss with "
+                "reduction='none', with an ignore_index, or of one number per sample."
+            )
+        # On a device nothing waits for the answer: the loss of such a batch is not a number.
+        return torch.where(whole, losses, torch.nan)
+
+    def read(self, given: Any, outputs: Any) -> Any:
+        """Return the labels for these outputs: as classes where they are, else as they are."""
+        return read_targets(given, outputs, of_classes=self._ignored is not None)
+
+    def _checked(self, losses: Any, outputs: Any) -> Tensor:
+        size = len(outputs) if isinstance(outputs, Tensor) and outputs.ndim else None
+        tensor = isinstance(losses, Tensor)
+        if not tensor or not losses.ndim or (size is not None and losses.numel() != size):
+            form = f"shape {tuple(losses.shape)}" if tensor else type(losses).__name__
+            raise LossError(
+                f"The loss given to {self._who} returned {form} for {size or 'all'} samples; give "
+                "one that returns one number per sample, for instance with reduction='none'."
+            )
+        return losses  # type: ignore[no-any-return]
+
+
+def mean_of_kept(losses: Tensor, kept: Tensor) -> Tensor:
+    """Return the mean over the samples that count; 0, with a graph, when none does."""
+    return torch.where(kept, losses, 0).sum() / kept.sum().clamp_min(1)
+
+
+def _mean(losses: Tensor) -> Tensor:
+    return losses.mean() if isinstance(losses, Tensor) and losses.ndim else losses
+
+
+def _unreduced(loss: Any) -> Callable[..., Any]:
+    """Return the loss in the form that gives one number per sample, where it has such a form."""
+    arguments = _parameters(loss)
+    own = isinstance(loss, nn.Module) and isinstance(getattr(loss, "reduction", None), str)
+    others = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in arguments.values())
+    if "reduction" in arguments or (others and not own):
+        return partial(loss, reduction="none")
+    if own:
+        # It shares the module's weights, and leaves its setting alone.
+        loss = copy.copy(loss)
+        loss.reduction = "none"
+    each: Callable[..., Any] = loss
+    return each
+
+
+def _ignored_by(loss: Any) -> int | None:
+    """Return the label that the loss itself leaves out, if there is one."""
+    found = getattr(loss, "ignore_index", None)
+    if found is None and "ignore_index" in _parameters(loss):
+        found = _parameters(loss)["ignore_index"].default
+    return found if isinstance(found, int) else None
+
+
+def _parameters(loss: Any) -> dict[str, inspect.Parameter]:
+    call = loss.forward if isinstance(loss, nn.Module) else loss
+    try:
+        return dict(inspect.signature(call).parameters)
+    except (TypeError, ValueError):
+        return {}
