@@ -603,7 +603,7 @@ def three(middle_method, leaf_method):
 
     class Top(ImplicitProblem):
         def training_step(self, batch):
-            return (self.leaf_.module.w**2).sum()
+            return (self.leaf_.module.w**2 + self.middle.module.w**2).sum()
 
     def make(kind, name, method):
         module = Point(0.5, 1.0)
