@@ -595,7 +595,7 @@ def test_counts_of_errors_need_no_floating_point() -> None:
 def three(middle_method, leaf_method):
     class Leaf(ImplicitProblem):
         def training_step(self, batch):
-            return ((self.module.w - self.middle.module.w) ** 2).sum()
+            return ((self.module.w - self.middle.module.w * self.top.module.w) ** 2).sum()
 
     class Middle(ImplicitProblem):
         def training_step(self, batch):
