@@ -130,6 +130,7 @@ def test_closed_forms_agree_with_a_dense_solve(load, name):
     torch.testing.assert_close(solved.spectrum, case.spectrum, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["logistic", "cleaning"])
 def test_dense_truth_agrees_with_differences_of_the_solution(load, name):
     case = load(f"hypergradient_tasks.{name}").make()

@@ -159,6 +159,7 @@ def test_class_balanced_counts_the_labels_as_given(benchmark_modules):
     assert float(value) == pytest.approx((0.5 * losses[0] + 1.5 * losses[1]) / 2, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [

@@ -17,6 +17,7 @@ def summary(folder: Path) -> dict:
     return json.loads((folder / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_cheaper_hypergradients_are_compared(run_script, tmp_path):
     names = ["meta-weight-net", "meta-weight-net/last-block", "meta-weight-net/every-4"]
     names += ["meta-weight-net/adaptive", "meta-weight-net/sampled-layers+meta"]
@@ -177,6 +178,7 @@ def test_options_change_the_protocol(benchmark_modules, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

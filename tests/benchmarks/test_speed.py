@@ -49,6 +49,7 @@ def tiny_workloads() -> dict[str, Callable[[], dict[str, Callable[[], Any]]]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("benchmark_modules")
 def test_every_contender_of_every_workload_steps() -> None:

@@ -20,6 +20,7 @@ def speed_input(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("speed_input")
 
 
+@pytest.mark.slow
 def test_every_feed_is_measured_and_written(run_script: Any, tmp_path: Path) -> None:
     arguments = ("--network", "small", "--rounds", "1", "--steps", "2", "--batch-size", "4")
     run = run_script("speed_input.py", *arguments, "--out", str(tmp_path))

@@ -112,6 +112,7 @@ def test_the_implicit_gradient_of_a_learned_weight_by_hand() -> None:
     assert gradients[-1] == pytest.approx(-0.25, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_learned_weight_arrives_at_its_optimum() -> None:
     """``2λ/(1+λ) = 1.5`` at ``λ = 3``."""
     engine, _ = toy(Config(type="cg", cg_iterations=5, unroll_steps=20), 20 * 400, 2.0)
