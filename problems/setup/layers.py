@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from ..base.errors import ConfigurationError
@@ -18,6 +19,8 @@ def require_known_derivatives(lower: Problem) -> None:
     method, view = lower.hypergradient, lower_view(lower)
     differences = method.approximation(view) is not None
     first = method.zeroth_order or differences or method.takes_first_derivatives(view)
+    if not first:
+        _require_unscripted(lower)
     for name, layer in lower.module.named_modules():
         reason = None
         if isinstance(layer, nn.CrossMapLRN2d) and not first:
@@ -31,6 +34,25 @@ def require_known_derivatives(lower: Problem) -> None:
                 f"Problem {lower.name!r} asks for {type(method).__name__}, but its layer "
                 f"{name or 'module'!r} ({type(layer).__name__}) {reason}."
             )
+
+
+def _require_unscripted(lower: Problem) -> None:
+    """Refuse scripted modules of the problem and of those its loss may read.
+
+    ``torch.jit`` computes their backward passes itself: it drops forward derivatives, and the
+    operations whose second derivatives torch has wrong cannot be replaced.
+    """
+    for problem in (lower, *lower.position.peers.values()):
+        for name, layer in problem.module.named_modules():
+            if isinstance(layer, torch.jit.ScriptModule):
+                raise ConfigurationError(
+                    f"Problem {lower.name!r} asks for {type(lower.hypergradient).__name__}, which "
+                    "takes second or forward derivatives, but the layer "
+                    f"{name or 'module'!r} of problem {problem.name!r} is scripted or traced by "
+                    "torch.jit, which may lose them. Give the module as it was before, with "
+                    "Config(compile=True) for speed, or choose a method of first derivatives, "
+                    "such as Config(type='darts')."
+                )
 
 
 def _why_not(layer: nn.Embedding | nn.EmbeddingBag, differences: bool, follows: bool) -> str | None:
