@@ -144,6 +144,11 @@ class NoLoss(Chase):
     training_step = None
 
 
+def sharing_memory(module: Any, other: Any) -> Any:
+    module.w.data = other.w.data
+    return module
+
+
 def two(share: Callable[[Any, Any], tuple[Any, Any]], **config: Any) -> Callable[[], list[Any]]:
     """Outer and inner over modules and optimizers that ``share`` makes of two points."""
 
@@ -326,6 +331,12 @@ BUILDING = {
         "'inner' and 'outer' both train 'w' … gradient_accumulation=2 … use 1",
         build,
         two(lambda a, b: ((a, sgd(a)), (a, sgd(a))), gradient_accumulation=2),
+    ),
+    "shared: memory": Row(
+        GraphError,
+        "'w' of problem 'outer' and 'w' of problem 'inner' are different … share memory … the same",
+        path,
+        two(lambda a, b: ((a, sgd(a)), (sharing_memory(b, a), sgd(b)))),
     ),
     "shared: one optimizer": Row(
         GraphError,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..base.errors import GraphError
 from ..problem import Problem
+from ..state.shared_memory import overlapping
 
 
 def require_own_parameters(problems: Sequence[Problem]) -> None:
@@ -15,7 +16,7 @@ def require_own_parameters(problems: Sequence[Problem]) -> None:
 
     These are a parameter trained by two problems of one hypergradient path, and a parameter in the
     optimizer of a problem that does not train it. Problems without a path between them may train
-    the same module, if neither accumulates gradients.
+    the same module, if neither accumulates gradients. Different parameters must not share memory.
 
     Raises:
         GraphError: Naming the parameter and both problems.
@@ -24,6 +25,7 @@ def require_own_parameters(problems: Sequence[Problem]) -> None:
     for problem in problems:
         _require_own_optimizer(problem, trained)
     _require_no_mixture(trained)
+    _require_own_memory(trained)
     for problem in problems:
         for path in problem.paths:
             for lower in path[1:-1]:
@@ -56,6 +58,18 @@ def _require_no_mixture(trained: dict[Problem, list[Tensor]]) -> None:
                     f"gradient_accumulation={problem.config.gradient_accumulation}), so that their "
                     "gradients would be mixed up; use 1, or give each its own module."
                 )
+
+
+def _require_own_memory(trained: dict[Problem, list[Tensor]]) -> None:
+    owners = {p: problem for problem, parameters in trained.items() for p in parameters}
+    pair = overlapping(list(owners))
+    if pair is not None:
+        first, second = (f"{_name_of({p}, owners[p])} of problem {owners[p].name!r}" for p in pair)
+        raise GraphError(
+            f"{first} and {second} are different parameters that share memory, so that a step of "
+            "one would change the other behind its back. To tie them, assign the same "
+            "nn.Parameter to both modules; otherwise clone one."
+        )
 
 
 def _require_disjoint(lower: Problem, other: Problem, trained: dict[Problem, list[Tensor]]) -> None:
