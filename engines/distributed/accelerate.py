@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from metaweight.problems import ConfigurationError, Problem
 from metaweight.problems.kernels.precision import take_precision
-from torch import nn
 
 from ..program.config import EngineConfig
 from .process_group import leave
@@ -100,7 +99,6 @@ def require_unprepared(problem: Problem, config: EngineConfig) -> None:
 
     loaders = problem.train_data_loader
     parts: list[tuple[str, Any, Any]] = [
-        ("module", problem.module, nn.parallel.DistributedDataParallel),
         ("optimizer", problem.optimizer, AcceleratedOptimizer),
         ("scheduler", problem.scheduler, AcceleratedScheduler),
     ]

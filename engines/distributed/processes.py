@@ -175,12 +175,12 @@ class SeveralProcesses(Processes):
 
 
 def running_statistics(module: nn.Module) -> Iterator[Tensor]:
-    """Yield running means and variances of the module's normalisation layers."""
+    """Yield running means and variances of the module's normalisation layers, also of those that
+    are scripted or written by hand with torch's names."""
     for layer in module.modules():
-        if isinstance(layer, nn.modules.batchnorm._NormBase):
-            for statistic in (layer.running_mean, layer.running_var):
-                if statistic is not None:
-                    yield statistic
+        for name, buffer in layer.named_buffers(recurse=False):
+            if name in ("running_mean", "running_var") and buffer.is_floating_point():
+                yield buffer
 
 
 def _overwrite(statistics: Sequence[Tensor], means: Sequence[Tensor]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metaweight.problems import GraphError, Problem
+from metaweight.problems.data.loader_parts import length_of
 from metaweight.problems.persistence.problem_state import form_of
 
 from ..program.config import EngineConfig
@@ -50,6 +51,9 @@ def _description(problems: Sequence[Problem], config: EngineConfig) -> dict[str,
             found[f"the {part} {own}"] = form[part]
         for name in SETTINGS:
             found[f"Config({name}) {own}"] = getattr(problem.config, name)
+        if type(problem).get_batch is Problem.get_batch:
+            for index, loader in enumerate(problem.train_data_loader or ()):
+                found[f"the number of batches of loader {index} {own}"] = length_of(loader)
         found[f"the type {own}"] = type(problem.hypergradient).__name__
         found[f"the list of hypergradient paths {own}"] = [
             [step.name for step in path] for path in problem.paths

@@ -21,49 +21,24 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from metaweight.problems import ConfigurationError
 from torch import Tensor, nn
-
-
-def synchronised(module: nn.Module, world: int) -> nn.Module:
-    """Return ``module`` with every batch norm synchronised; unchanged for a single process.
-
-    The new layers hold the same parameters and buffers.
-    """
-    if world == 1:
-        return module
-    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
-        return SynchronisedBatchNorm(module)
-    for name, child in module.named_children():
-        setattr(module, name, synchronised(child, world))
-    return module
 
 
 class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """A batch norm that uses the statistics of all processes' batches in training mode.
 
-    Args:
-        layer: The batch norm to replace; parameters and buffers are shared with it.
+    Without a process group it is torch's own layer.
     """
-
-    def __init__(self, layer: nn.modules.batchnorm._BatchNorm) -> None:
-        super().__init__(
-            layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
-        )
-        for name, parameter in layer._parameters.items():
-            self._parameters[name] = parameter
-        for name, buffer in layer._buffers.items():
-            self._buffers[name] = buffer
-        self.training = layer.training
-        self._check = layer._check_input_dim
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``γ x̂ + β``."""
-        if not self.training and self.running_mean is not None:
+        if not self.training or not dist.is_initialized():
             return super().forward(input)
-        self._check_input_dim(input)
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
         wide = input if input.dtype.itemsize >= 4 else input.float()
         mean, variance, count = _statistics(wide)
-        if self.training and self.track_running_stats:
+        if self.track_running_stats:
             self._note(mean.detach(), variance.detach(), count)
         shape = [1, -1] + [1] * (input.ndim - 2)
         scale = (variance + self.eps).rsqrt()
@@ -74,30 +49,101 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
             shift = shift + self.bias
         return (wide * scale.view(shape) + shift.view(shape)).to(input.dtype)
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        self._check(input)  # type: ignore[no-untyped-call]
-
     @torch.no_grad()
     def _note(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         if self.running_mean is None or self.running_var is None:
             return
-        share: Any = self.momentum
-        if share is None:
-            assert self.num_batches_tracked is not None
-            share = 1.0 / self.num_batches_tracked
         unbiased = variance * (count / (count - 1).clamp(min=1))
         for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
             # torch's own layer does not record this write for autograd either.
-            running.data.add_((new.to(running.dtype) - running) * share)
+            change = new.to(running.dtype) - running
+            if self.momentum is None:
+                assert self.num_batches_tracked is not None
+                change = change / self.num_batches_tracked
+            else:
+                change = change * self.momentum
+            running.data.add_(change)
+
+
+class SynchronisedBatchNorm1d(SynchronisedBatchNorm, nn.BatchNorm1d):
+    """Of inputs ``(N, C)`` or ``(N, C, L)``."""
+
+
+class SynchronisedBatchNorm2d(SynchronisedBatchNorm, nn.BatchNorm2d):
+    """Of inputs ``(N, C, H, W)``."""
+
+
+class SynchronisedBatchNorm3d(SynchronisedBatchNorm, nn.BatchNorm3d):
+    """Of inputs ``(N, C, D, H, W)``."""
+
+
+class SynchronisedSyncBatchNorm(SynchronisedBatchNorm, nn.SyncBatchNorm):
+    """Of inputs ``(N, C, ...)``, in place of torch's, which has no second derivatives."""
+
+
+KINDS: dict[type[nn.Module], type[SynchronisedBatchNorm]] = {
+    nn.BatchNorm1d: SynchronisedBatchNorm1d,
+    nn.BatchNorm2d: SynchronisedBatchNorm2d,
+    nn.BatchNorm3d: SynchronisedBatchNorm3d,
+    nn.SyncBatchNorm: SynchronisedSyncBatchNorm,
+}
+
+
+def synchronise(problem: str, module: nn.Module, *, everywhere: bool) -> None:
+    """Let the batch norms of a module use the statistics of all processes.
+
+    The layers stay the same objects, with their parameters, hooks and places, and get another
+    class.
+
+    Args:
+        problem: Name of the module's problem, for messages.
+        module: The module.
+        everywhere: Synchronise every batch norm; otherwise only ``SyncBatchNorm``.
+
+    Raises:
+        ConfigurationError: For a batch norm with a computation of its own, and for a
+            ``SyncBatchNorm`` over a part of the processes.
+    """
+    for name, layer in module.named_modules():
+        place = f"the layer {name!r} of problem {problem!r}"
+        kind = KINDS.get(type(layer))
+        if isinstance(layer, nn.SyncBatchNorm) and layer.process_group is not None:
+            raise ConfigurationError(
+                f"{place[0].upper()}{place[1:]} is a SyncBatchNorm with a process_group of its "
+                "own, but batch norms are synchronised over all processes; leave process_group out."
+            )
+        if kind is not None and (everywhere or type(layer) is nn.SyncBatchNorm):
+            layer.__class__ = kind  # type: ignore[assignment]
+        elif kind is None and _is_other_batch_norm(layer) and everywhere:
+            raise ConfigurationError(
+                f"EngineConfig(sync_batch_norm=True) cannot synchronise {place}: it is a "
+                f"{_kind_of(layer)}, whose computation may differ from torch's BatchNorm. Use "
+                "nn.BatchNorm1d, 2d, 3d or nn.SyncBatchNorm as they are, without a script, a "
+                "subclass or a parametrization; or make the layers to synchronise SyncBatchNorm "
+                "and leave sync_batch_norm out."
+            )
+
+
+def _is_other_batch_norm(layer: nn.Module) -> bool:
+    if isinstance(layer, torch.jit.ScriptModule):
+        return "BatchNorm" in layer.original_name
+    own = isinstance(layer, SynchronisedBatchNorm)
+    return isinstance(layer, nn.modules.batchnorm._BatchNorm) and not own
+
+
+def _kind_of(layer: nn.Module) -> str:
+    scripted = isinstance(layer, torch.jit.ScriptModule)
+    return f"scripted {layer.original_name}" if scripted else type(layer).__name__
 
 
 def _statistics(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean and biased variance per channel, and the number of values, over all processes."""
     channels, rest = input.shape[1], [d for d in range(input.ndim) if d != 1]
     number = input.new_full((1,), input.numel() // channels)
-    mean = input.mean(rest)
+    # A process whose share of a selection is empty takes part with no values.
+    mean = input.sum(rest) / max(input.numel() // channels, 1)
     shape = [1, -1] + [1] * (input.ndim - 2)
     squares = (input - mean.view(shape)).square().sum(rest)
     rank, world = dist.get_rank(), dist.get_world_size()

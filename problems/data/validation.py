@@ -15,6 +15,8 @@ from ..base.errors import CheckpointError, ConfigurationError, DataError
 from ..base.settings import shown
 from .loader_parts import length_of
 
+WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
+
 
 def checked_name(name: object) -> str:
     """Return a problem's name.
@@ -66,6 +68,14 @@ def require_module(problem: str, module: object) -> None:
             f"Problem {problem!r} received module={shown(module)}; give a torch.nn.Module"
             f"{_made(module, nn.Module, 'Net()')}."
         )
+    for place, part in module.named_modules():
+        if any(base.__name__ in WRAPPERS for base in type(part).__mro__):
+            raise ConfigurationError(
+                f"{place or 'module'!r} of problem {problem!r} is a {type(part).__name__}, which "
+                "averages or gathers in backward() only, so that hypergradients would differ "
+                "between processes; give the module inside it, and EngineConfig(strategy="
+                "'distributed') or 'fsdp'."
+            )
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if is_lazy(tensor):
             raise ConfigurationError(

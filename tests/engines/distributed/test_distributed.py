@@ -117,6 +117,11 @@ def test_lists_are_taken_as_they_are(together: list[dict[str, Any]]) -> None:
         ),
         ("different_names", "the list of problems is ['same'] in process 0 and ['other'] in"),
         ("one_state_for_all", "LBFGS, which keeps one state for all parameters"),
+        (
+            "different_lengths",
+            "the number of batches of loader 0 of problem 'fit' is 3 in process 0 and 4 in",
+        ),
+        ("wrapped", "'0' of problem 'fit' is a DistributedDataParallel, which averages"),
         ("reinforce", "asks for Reinforce in 2 processes"),
     ],
 )

@@ -58,9 +58,9 @@ def prepared_by_accelerator(rank: int, world: int, folder: Path) -> Any:
             parts[1] = optimizer
         else:
             parts[number] = own.prepare(parts[number])
-        problem = ImplicitProblem("fit", Config(), *parts)
-        problem.training_step = lambda batch: 0.0  # type: ignore[method-assign]
         try:
+            problem = ImplicitProblem("fit", Config(), *parts)
+            problem.training_step = lambda batch: 0.0  # type: ignore[method-assign]
             Engine([problem], run_config(world, strategy="accelerate"))
         except Exception as error:
             messages.append(f"{type(error).__name__}: {error}")

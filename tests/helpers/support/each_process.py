@@ -5,7 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from . import absent_checks, accelerate_checks, hook_checks, non_finite_checks, process_checks  # noqa: F401 (they register themselves)
+from . import (  # noqa: F401 (they register themselves)
+    absent_checks,
+    accelerate_checks,
+    hook_checks,
+    non_finite_checks,
+    norm_checks,
+    process_checks,
+)
 from .checks import RESULTS, run_checks
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from metaweight import Config, Engine, ImplicitProblem, NonFinite
 
 from .checks import check
-from .shared_out import TYPES, Judge, batches, parameters, program, run_config
+from .shared_out import TYPES, Judge, batch_norm, batches, parameters, program, run_config
 
 NUMBER, SAMPLE = 2, 3
 """Which batch is spoilt, and which sample of the whole of it: one of the second process's."""
@@ -22,7 +22,7 @@ NUMBER, SAMPLE = 2, 3
 SKIPPED: dict[str, dict[str, Any]] = {
     "darts": {"kind": "darts"},
     "reweighting": {"kind": "reweighting", "accumulation": 2},
-    "batch norm": {"kind": "reweighting", "norm": True, "sync_batch_norm": True},
+    "batch norm": {"kind": "reweighting", "norm": batch_norm, "sync_batch_norm": True},
     "cg": {"kind": "cg", "accumulation": 2},
     "unroll": {"kind": "unroll one-sided", "accumulation": 2},
     "rolled back": {"kind": "darts", "accumulation": 2, "roll_back": True},

@@ -21,6 +21,7 @@ from .shared_out import (
     TYPES,
     Judge,
     Net,
+    batch_norm,
     batches,
     chain,
     parameters,
@@ -159,14 +160,14 @@ def rolled_back(rank: int, world: int, folder: Path) -> Any:
 def batch_norm_together(rank: int, world: int, folder: Path) -> Any:
     kinds = ("darts", "reweighting", "reweighting forward mode", "cg", "unroll", "unroll one-sided")
     return {
-        kind: ran(program(kind, rank, world, norm=True, sync_batch_norm=world > 1))
+        kind: ran(program(kind, rank, world, norm=batch_norm, sync_batch_norm=world > 1))
         for kind in kinds
     }
 
 
 @check
 def batch_norm_apart(rank: int, world: int, folder: Path) -> Any:
-    return ran(program("reweighting", rank, world, norm=True))
+    return ran(program("reweighting", rank, world, norm=batch_norm))
 
 
 @check

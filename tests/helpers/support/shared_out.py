@@ -51,13 +51,21 @@ TYPES: dict[str, Any] = {
 ADAM = ("sama", "unroll", "unroll one-sided")
 PLAIN = ("darts", "cg", "neumann", "nystrom", "unroll", "unroll one-sided, plain", "penalty, plain")
 
+Norms = Callable[[], Sequence[nn.Module]]
+
+
+def batch_norm() -> list[nn.Module]:
+    return [nn.BatchNorm1d(6)]
+
 
 class Net(nn.Module):
-    def __init__(self, inputs: int, outputs: int = 1, *, norm: bool = False) -> None:
+    """Two layers, and what normalises the inner units before each of the next."""
+
+    def __init__(self, inputs: int, outputs: int = 1, *, norm: Norms | None = None) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Linear(inputs, 6), nn.Tanh(), nn.Linear(6, outputs)]
-        if norm:
-            layers.insert(1, nn.BatchNorm1d(6))
+        for place, layer in enumerate(norm() if norm else ()):
+            layers.insert(1 + 2 * place, layer)
         self.layers = nn.Sequential(*layers).double()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,7 +151,7 @@ def program(
     *,
     accumulation: int = 1,
     clipping: float = 0.0,
-    norm: bool = False,
+    norm: Norms | None = None,
     hooks: Sequence[Hook] = (),
     engine: type[Engine] = Engine,
     **settings: Any,
