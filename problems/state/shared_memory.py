@@ -13,18 +13,18 @@ from ..base.shards import shard_of
 def overlapping(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
     """Return two different tensors that have entries in the same memory, or ``None``.
 
-    Views of disjoint parts of one memory do not overlap. Tensors without memory of their own, such
-    as those on the device ``"meta"``, are passed over.
+    Views of disjoint parts of one memory do not overlap.
     """
     together: dict[int, list[Tensor]] = {}
     for tensor in dict.fromkeys(tensors):
         held = shard_of(tensor)
-        if held.layout is torch.strided and held.numel() and held.data_ptr():
-            together.setdefault(held.untyped_storage().data_ptr(), []).append(tensor)
+        if held.layout is torch.strided and held.numel():
+            # Not by its address, which fake tensors lack.
+            together.setdefault(held.untyped_storage()._cdata, []).append(tensor)
     for found in together.values():
         reaching: list[Tensor] = []
-        for tensor in sorted(found, key=lambda t: shard_of(t).data_ptr()):
-            reaching = [t for t in reaching if _end(t) > shard_of(tensor).data_ptr()]
+        for tensor in sorted(found, key=_start):
+            reaching = [t for t in reaching if _end(t) > _start(tensor)]
             for other in reaching:
                 if _meet(other, tensor):
                     return other, tensor
@@ -32,11 +32,17 @@ def overlapping(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
     return None
 
 
+def _start(tensor: Tensor) -> int:
+    """Return the place of the first entry in its memory, in bytes."""
+    held = shard_of(tensor)
+    return int(held.storage_offset() * held.itemsize)
+
+
 def _end(tensor: Tensor) -> int:
-    """Return the address after the last entry."""
+    """Return the place after the last entry."""
     held = shard_of(tensor)
     last = sum((size - 1) * step for size, step in zip(held.shape, held.stride(), strict=True))
-    return int(held.data_ptr() + (last + 1) * held.itemsize)
+    return int(_start(tensor) + (last + 1) * held.itemsize)
 
 
 def _meet(first: Tensor, second: Tensor) -> bool:
