@@ -112,8 +112,3 @@ def _doubled_moment(moment: OptimizerMoment) -> OptimizerMoment:
         return {p: as_double(value) for p, value in states.items()}
 
     return replace(moment, gradients=doubled(moment.gradients), states=doubled(moment.states))
-
-
-def has_double(device: torch.device) -> bool:
-    """Return whether the device supports double precision."""
-    return device.type != "mps"
