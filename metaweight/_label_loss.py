@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metaweight.problems import ConfigurationError, LossError
 
+from ._full_precision import FullPrecisionBuffers
 from ._labels import UNLABELLED, Labels, read_labels
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -27,7 +28,7 @@ class Prediction(NamedTuple):
     """Whether the label counts, (B,), bool."""
 
 
-class LabelLoss(nn.Module):
+class LabelLoss(FullPrecisionBuffers):
     """Base of the losses on logits (B, C) and labels (B,): settings they have in common.
 
     Args:

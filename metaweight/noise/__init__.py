@@ -18,8 +18,9 @@ from .learned_confidence import (
 from .learned_mixup import LearnedConcentration, MixupClassifier
 from .mixgen import mixgen
 from .mixup import MixupBatch, mix_pairs, mixup, mixup_accuracy, mixup_loss
-from .online_confident_learning import OnlineConfidentLearning, WithCriterion
+from .online_confident_learning import OnlineConfidentLearning
 from .robust import GeneralisedCrossEntropy, SymmetricCrossEntropy
+from .with_criterion import WithCriterion
 
 __all__ = [
     "BootstrappedClassifier",

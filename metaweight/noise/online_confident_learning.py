@@ -12,17 +12,17 @@ filter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed
-from torch import Tensor, nn
+from torch import Tensor
 
+from metaweight._full_precision import FullPrecisionBuffers
 from metaweight._label_loss import labels_of
 from metaweight._labels import Labels
 from metaweight.problems import ConfigurationError, LossError
-from metaweight.problems.base.settings import is_count, is_number, is_part, shown
+from metaweight.problems.base.settings import is_count, is_number, is_part
 
 from .confident_joint import UNREACHABLE, class_confidence, contradicted, thresholds_of
 
@@ -31,7 +31,7 @@ Thresholds = Literal["batch", "ema"]
 Reduction = Literal["none", "mean", "sum"]
 
 
-class OnlineConfidentLearning(nn.Module):
+class OnlineConfidentLearning(FullPrecisionBuffers):
     """Cross-entropy mixed with cross-entropy to soft targets, means of the network's predictions.
 
     A forward pass in training mode adds to the statistics of the epoch; :meth:`reset` turns them
@@ -205,13 +205,6 @@ class OnlineConfidentLearning(nn.Module):
             self.sums.add_(found)
             self.counts.add_(number.long())
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        def in_full(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return tensor.to(moved.device) if moved.dtype.itemsize < 4 else moved
-
-        return super()._apply(in_full, recurse)  # type: ignore[no-untyped-call]
-
     def _check_shapes(self, logits: Tensor, soft_targets: Tensor | None) -> None:
         classes = self.num_classes
         if logits.ndim != 2 or logits.shape[1] != classes:
@@ -224,29 +217,6 @@ class OnlineConfidentLearning(nn.Module):
                 f"soft_targets of shape {tuple(soft_targets.shape)} were given for {classes} "
                 f"classes; give ({classes}, {classes}), column c for class c."
             )
-
-
-class WithCriterion(nn.Module):
-    """A network and the criterion it is trained with as one module; calling it calls the network.
-
-    Args:
-        network: Any module.
-        criterion: A criterion whose buffers belong to the training state.
-    """
-
-    def __init__(self, network: nn.Module, criterion: nn.Module) -> None:
-        super().__init__()
-        for name, part in (("network", network), ("criterion", criterion)):
-            if not isinstance(part, nn.Module):
-                raise ConfigurationError(
-                    f"WithCriterion received {name}={shown(part)}; give a torch.nn.Module."
-                )
-        self.network = network
-        self.criterion = criterion
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the output of the network."""
-        return self.network(*args, **kwargs)
 
 
 def _is_shared() -> bool:
