@@ -18,6 +18,7 @@ from support.bad_tools import (
     SHARES,
     generator,
     labelled,
+    parts,
     refused,
     unknown,
 )
@@ -55,12 +56,53 @@ def paired() -> Any:
     return noise.mixup_loss(LOGITS, LABELS, LABELS, SHARES.unsqueeze(1))
 
 
+def early_learning() -> Any:
+    criterion = noise.EarlyLearningRegularisation(4, 3)
+    return lambda logits, labels: criterion(logits, labels, [0, 1, 2, 3])
+
+
 NOISE = {
     **on_labels(noise.SymmetricCrossEntropy, "SymmetricCrossEntropy"),
     **on_labels(noise.GeneralisedCrossEntropy, "GeneralisedCrossEntropy"),
     **on_labels(noise.HardBootstrappingLoss, "HardBootstrappingLoss"),
     **on_labels(noise.SoftBootstrappingLoss, "SoftBootstrappingLoss"),
     **on_labels(lambda: noise.OnlineConfidentLearning(3), "OnlineConfidentLearning"),
+    **on_labels(early_learning, "EarlyLearningRegularisation"),
+    "EarlyLearningRegularisation: samples": refused(
+        "num_samples=x … at least 1 sample", lambda: noise.EarlyLearningRegularisation("x", 3)
+    ),
+    "EarlyLearningRegularisation: positions": refused(
+        "num_samples=4) received indices from 0 to 4 … from 0",
+        lambda: noise.EarlyLearningRegularisation(4, 3)(LOGITS, LABELS, [0, 1, 2, 4]),
+        DataError,
+    ),
+    "EarlyLearningClassifier: criterion": refused(
+        "EarlyLearningClassifier 'a' … WithCriterion",
+        lambda: noise.EarlyLearningClassifier("a", **parts()),
+    ),
+    "CoTeachingClassifier: noise_rate": refused(
+        "'a' (noise_rate=x, ramp_steps=1) … [0, 1)",
+        lambda: noise.CoTeachingClassifier("a", noise_rate="x", ramp_steps=1, **parts()),
+    ),
+    "CoTeachingClassifier: module": refused(
+        "'a' received a module of type Linear … NetworkPair(first, second)",
+        lambda: noise.CoTeachingClassifier("a", noise_rate=0.2, ramp_steps=1, **parts()),
+    ),
+    "NetworkPair: text": refused(
+        "NetworkPair received second='x'", lambda: noise.NetworkPair(LINEAR, "x")
+    ),
+    "NetworkPair: once": refused(
+        "share parameters … from another seed", lambda: noise.NetworkPair(LINEAR, LINEAR)
+    ),
+    "co_teaching_loss: share": refused(
+        "co_teaching_loss(kept='x') … [0, 1]",
+        lambda: noise.co_teaching_loss(LOGITS, LOGITS, LABELS, "x"),
+    ),
+    "co_teaching_loss: shapes": refused(
+        "shapes (4, 3) and (4, 2)",
+        lambda: noise.co_teaching_loss(LOGITS, LOGITS[:, :2], LABELS, 0.5),
+        LossError,
+    ),
     "BootstrappedClassifier: unknown": unknown("beta", noise.BootstrappedClassifier),
     "ConfidenceLearner: unknown": unknown("classifier", noise.ConfidenceLearner),
     "MixupClassifier: unknown": unknown("alpha", noise.MixupClassifier),

@@ -29,6 +29,7 @@ from support.bad_tools import (
     refused,
     unknown,
 )
+from support.small import problem
 
 from metaweight import (
     SAMA,
@@ -36,6 +37,8 @@ from metaweight import (
     ConjugateGradient,
     DataError,
     EarlyStopping,
+    Engine,
+    EngineConfig,
     FiniteDifference,
     GraphError,
     HypergradientCheck,
@@ -121,6 +124,59 @@ WEIGHTING = {
         "type torch.float32 for 4 losses",
         lambda: CLASS_AWARE(SHARES, SHARES),
         LossError,
+    ),
+    "DeferredReweighting: criterion": refused(
+        "DeferredReweighting received loss='x' … function",
+        lambda: weighting.DeferredReweighting("x", SHARES),
+    ),
+    "DeferredReweighting: weights": refused(
+        "weights of shape (4, 3) … per class",
+        lambda: weighting.DeferredReweighting(weighting.focal_loss, LOGITS),
+    ),
+    "DeferredReweighting: classes": refused(
+        "DeferredReweighting was made for 4 classes … (4, 3) … (B, 4)",
+        lambda: weighting.DeferredReweighting(weighting.focal_loss, SHARES)(LOGITS, LABELS),
+        LossError,
+    ),
+    "DeferredReweightingHook: start": refused(
+        "DeferredReweightingHook(start='x') … share", lambda: weighting.DeferredReweightingHook("x")
+    ),
+    "DeferredReweightingHook: no criterion": refused(
+        "found no DeferredReweighting in the modules of problems chase … WithCriterion",
+        lambda: Engine(
+            [problem()],
+            EngineConfig(strategy="cpu"),
+            hooks=[weighting.DeferredReweightingHook()],
+        ).run(),
+    ),
+    "LDAMLoss: scale": refused(
+        "LDAMLoss(max_margin=0.5, scale=x) … above 0",
+        lambda: weighting.LDAMLoss([2, 1], scale="x"),
+    ),
+    "LDAMLoss: counts": refused(
+        "LDAMLoss received counts with no sample of class 1", lambda: weighting.LDAMLoss([2, 0])
+    ),
+    "LDAMLoss: classes": refused(
+        "LDAMLoss was made for 2 classes … (4, 3) … (B, 2)",
+        lambda: weighting.LDAMLoss([2, 1])(LOGITS, LABELS),
+        LossError,
+    ),
+    "LogitAdjustedLoss: tau": refused(
+        "LogitAdjustedLoss(tau='x') … at least 0",
+        lambda: weighting.LogitAdjustedLoss([2, 1], "x"),
+    ),
+    "LogitAdjustedLoss: counts": refused(
+        "LogitAdjustedLoss received counts with no sample of class 0",
+        lambda: weighting.LogitAdjustedLoss([0, 3]),
+    ),
+    "LogitAdjustedLoss: labels": refused(
+        "span 5 to 7 … [0, 3)",
+        lambda: weighting.LogitAdjustedLoss([3, 2, 1])(LOGITS, LARGE),
+        LossError,
+    ),
+    "NormalisedLinear: features": refused(
+        "NormalisedLinear(in_features=x, out_features=3) … at least 1",
+        lambda: weighting.NormalisedLinear("x", 3),
     ),
     "MetaWeightNet: hidden_size": refused(
         "hidden_size=x … at least 1", lambda: weighting.MetaWeightNet("x")

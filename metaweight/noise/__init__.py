@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from ._token_rows import SpecialTokens
 from .bootstrapping import HardBootstrappingLoss, SoftBootstrappingLoss
+from .co_teaching import CoTeachingBatch, CoTeachingClassifier, NetworkPair, co_teaching_loss
 from .confident_epochs import OnlineConfidentLearningHook
 from .confident_learning import FilterBy, LabelIssues, confident_learning
 from .cross_validation import CrossValidated, CrossValidatedConfidence, stratified_folds
+from .early_learning import (
+    EarlyLearningBatch,
+    EarlyLearningClassifier,
+    EarlyLearningRegularisation,
+)
 from .label_noise import LabelNoise, NoiseKind, inject_label_noise
 from .learned_bootstrapping import BootstrappedClassifier, LearnedTrust
 from .learned_confidence import (
@@ -24,11 +30,16 @@ from .with_criterion import WithCriterion
 
 __all__ = [
     "BootstrappedClassifier",
+    "CoTeachingBatch",
+    "CoTeachingClassifier",
     "Confidence",
     "ConfidenceLearner",
     "ConfidentClassifier",
     "CrossValidated",
     "CrossValidatedConfidence",
+    "EarlyLearningBatch",
+    "EarlyLearningClassifier",
+    "EarlyLearningRegularisation",
     "FilterBy",
     "GeneralisedCrossEntropy",
     "HardBootstrappingLoss",
@@ -39,6 +50,7 @@ __all__ = [
     "LearnedTrust",
     "MixupBatch",
     "MixupClassifier",
+    "NetworkPair",
     "NoiseKind",
     "OnlineConfidentLearning",
     "OnlineConfidentLearningHook",
@@ -46,6 +58,7 @@ __all__ = [
     "SpecialTokens",
     "SymmetricCrossEntropy",
     "WithCriterion",
+    "co_teaching_loss",
     "confident_learning",
     "inject_label_noise",
     "mix_pairs",

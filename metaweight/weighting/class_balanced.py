@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from metaweight.problems import ConfigurationError
 from metaweight.problems.base.settings import is_number
 
-from .counts import read_counts
+from .counts import beside, read_counts
 
 
 def class_balanced_weights(counts: Any, beta: float = 0.9999) -> Tensor:
@@ -38,6 +37,4 @@ def class_balanced_weights(counts: Any, beta: float = 0.9999) -> Tensor:
         )
     effective = n if beta == 1 else (1 - beta**n) / (1 - beta)
     weights = np.where(n > 0, 1 / np.maximum(effective, np.finfo(n.dtype).tiny), 0)
-    relative = (weights / weights.mean()).tolist()
-    device = counts.device if isinstance(counts, Tensor) else "cpu"
-    return torch.tensor(relative, dtype=torch.float32, device=device)
+    return beside(counts, weights / weights.mean())

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from metaweight._labels import read_values
-from metaweight.problems import ConfigurationError
+from metaweight.problems import ConfigurationError, LossError
 
 
 def read_counts(who: str, given: Any) -> np.ndarray:
@@ -38,3 +40,40 @@ def read_counts(who: str, given: Any) -> np.ndarray:
             "torch.bincount(labels, minlength=classes)."
         )
     return wide
+
+
+def read_positive_counts(who: str, given: Any) -> Tensor:
+    """Return counts of at least one sample per class, in single precision, where they were given.
+
+    Raises:
+        ConfigurationError: For anything else, naming the function and the first count that is none.
+    """
+    counts = read_counts(who, given)
+    empty = np.flatnonzero(counts == 0)
+    if len(empty):
+        raise ConfigurationError(
+            f"{who} received counts with no sample of class {int(empty[0])}, whose logarithm or "
+            "margin is infinite; leave such classes out of the network, or give them a count of 1."
+        )
+    return beside(given, counts)
+
+
+def beside(given: Any, numbers: np.ndarray) -> Tensor:
+    """Return numbers in single precision on the device of a tensor they were made of, or the
+    host."""
+    device = given.device if isinstance(given, Tensor) else "cpu"
+    return torch.tensor(numbers.tolist(), dtype=torch.float32, device=device)
+
+
+def per_class(who: str, numbers: Tensor, scores: Tensor) -> Tensor:
+    """Return one number per class in the type of ``scores``, (B, C), and on their device.
+
+    Raises:
+        LossError: When there are more classes or fewer.
+    """
+    if len(numbers) != scores.shape[1]:
+        raise LossError(
+            f"{who} was made for {len(numbers)} classes and received logits of shape "
+            f"{tuple(scores.shape)}; give (B, {len(numbers)})."
+        )
+    return numbers.to(scores, non_blocking=True)

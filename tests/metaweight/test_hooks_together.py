@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import hook_checks
+from support import criterion_checks, hook_checks
 from support.hook_checks import COLLECTED
 from support.two_processes import CLOSE, same
 
@@ -63,3 +63,26 @@ def test_teachers_keep_the_same_statistics_of_their_own(
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     alone = hook_checks.own_teachers(0, 1, tmp_path)
     torch.testing.assert_close(first["mean"], alone["mean"], **CLOSE)
+
+
+def test_class_weights_begin_at_the_same_step(
+    together: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    alone = criterion_checks.weights_deferred(0, 1, tmp_path)
+    assert alone["criterion.active"]
+    same(together, "weights_deferred", alone)
+
+
+def test_networks_that_teach_each_other_are_the_same_in_both(
+    together: list[dict[str, Any]],
+) -> None:
+    first, second = (found["taught_by_each_other"] for found in together)
+    assert not isinstance(first, str), first
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_early_learning_is_refused_in_both(together: list[dict[str, Any]]) -> None:
+    for found in together:
+        assert found["early_learning"].startswith(
+            "ConfigurationError: EarlyLearningClassifier 'low' is in a program of 2 processes"
+        )

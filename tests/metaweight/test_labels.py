@@ -30,6 +30,7 @@ from metaweight.noise import (
     BootstrappedClassifier,
     ConfidenceLearner,
     ConfidentClassifier,
+    EarlyLearningRegularisation,
     GeneralisedCrossEntropy,
     HardBootstrappingLoss,
     LearnedConfidence,
@@ -39,6 +40,7 @@ from metaweight.noise import (
     SoftBootstrappingLoss,
     SymmetricCrossEntropy,
     WithCriterion,
+    co_teaching_loss,
     confident_learning,
     inject_label_noise,
     mixup,
@@ -49,6 +51,9 @@ from metaweight.noise import (
 from metaweight.noise.confident_joint import confident_joint, confident_thresholds, contradicted
 from metaweight.weighting import (
     ClassAwareWeightNet,
+    DeferredReweighting,
+    LDAMLoss,
+    LogitAdjustedLoss,
     MetaWeightNet,
     WeightedClassifier,
     WeightLearner,
@@ -175,6 +180,21 @@ def collecting(x: Tensor, y: Any, **settings: Any) -> Tensor:
     return torch.cat([loss.reshape(1), criterion.sums.flatten(), criterion.counts])
 
 
+def early_learning(x: Tensor, y: Any) -> Tensor:
+    """The loss of the second of two steps, and the targets."""
+    criterion, places = EarlyLearningRegularisation(B, C, dtype=torch.float64), torch.arange(len(x))
+    criterion(x[:, :C], y, places)
+    loss = criterion(x @ X[:C].T, y, places)
+    return torch.cat([loss.reshape(1), criterion.targets.sum(0)])
+
+
+def reweighted(criterion: Any, **settings: Any) -> DeferredReweighting:
+    """Class weights that are in use."""
+    made = DeferredReweighting(criterion, [3.0, 1.0, 0.5], **settings)
+    made.switch()
+    return made
+
+
 def of_logits(tool: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A tool of logits, as one of inputs."""
     return lambda x, y: tool(x @ X[:C].T, y)
@@ -200,6 +220,12 @@ MEANS: dict[str, Callable[[Tensor, Any], Any]] = {
     "hard bootstrapping": of_logits(HardBootstrappingLoss()),
     "generalised cross-entropy": of_logits(GeneralisedCrossEntropy()),
     "symmetric cross-entropy": of_logits(SymmetricCrossEntropy()),
+    "logit adjustment": of_logits(LogitAdjustedLoss([5, 3, 1])),
+    "margins": of_logits(LDAMLoss([5, 3, 1])),
+    "deferred weights": of_logits(reweighted(F.cross_entropy)),
+    "deferred weights, margins, sum": of_logits(reweighted(LDAMLoss([5, 3, 1]), reduction="sum")),
+    "early learning": early_learning,
+    "co-teaching": of_logits(lambda z, y: co_teaching_loss(z, z.roll(1, 1), y, 1.0)),
     "online confident learning": collecting,
     "online confident learning, agree": partial(collecting, by="agree"),
     "online confident learning, ema": partial(collecting, thresholds="ema", by="label"),
@@ -391,6 +417,8 @@ def test_a_further_value_can_stand_for_no_label(value: int) -> None:
     for loss in (
         SoftBootstrappingLoss(ignore_index=value),
         partial(focal_loss, ignore_index=value),
+        LDAMLoss([5, 3, 1], ignore_index=value),
+        reweighted(F.cross_entropy, ignore_index=value),
     ):
         close(loss(Z, labels), loss(Z[kept], Y[kept]), rtol=1e-12, atol=1e-12)
 

@@ -61,12 +61,14 @@ from metaweight.consistency import (
 from metaweight.data import LabelledTensors, long_tailed, meta_split, semi_supervised_split
 from metaweight.ensembles import reweight
 from metaweight.noise import (
+    EarlyLearningRegularisation,
     GeneralisedCrossEntropy,
     HardBootstrappingLoss,
     LearnedConcentration,
     OnlineConfidentLearning,
     SoftBootstrappingLoss,
     SymmetricCrossEntropy,
+    co_teaching_loss,
     inject_label_noise,
     mixup,
     mixup_accuracy,
@@ -75,7 +77,11 @@ from metaweight.noise import (
 )
 from metaweight.weighting import (
     ClassAwareWeightNet,
+    DeferredReweighting,
+    LDAMLoss,
+    LogitAdjustedLoss,
     MetaWeightNet,
+    NormalisedLinear,
     class_balanced_weights,
     class_size_groups,
     focal_loss,
@@ -191,6 +197,13 @@ TOOLS: dict[str, Callable[[], Any]] = {
     "ClassAwareWeightNet": lambda: ClassAwareWeightNet(COUNTS)(LOGITS[:, 0].abs(), Y),
     "MetaWeightNet": lambda: normalise_weights(MetaWeightNet(4)(LOGITS[:, :1].abs())),
     "focal_loss": lambda: focal_loss(LOGITS, Y),
+    "LogitAdjustedLoss": lambda: LogitAdjustedLoss(COUNTS)(LOGITS, Y),
+    "LDAMLoss": lambda: LDAMLoss(COUNTS)(NormalisedLinear(4, 3)(X), Y),
+    "DeferredReweighting": lambda: DeferredReweighting(focal_loss, COUNTS)(LOGITS, Y),
+    "EarlyLearningRegularisation": lambda: EarlyLearningRegularisation(60, 3)(
+        LOGITS, Y, torch.arange(60)
+    ),
+    "co_teaching_loss": lambda: co_teaching_loss(LOGITS, LOGITS.flip(1), Y, 0.7),
     "label noise": transition,
     "uniform noise": lambda: inject_label_noise(Y, 0.4, num_classes=3, generator=generator()).noisy,
     "stratified_folds": lambda: stratified_folds(Y, 3, seed=0),

@@ -8,6 +8,7 @@ from pathlib import Path
 from . import (  # noqa: F401 (they register themselves)
     absent_checks,
     accelerate_checks,
+    criterion_checks,
     hook_checks,
     non_finite_checks,
     norm_checks,
