@@ -13,6 +13,7 @@ from .loggers import Logger, RunLogger
 from .program.config import EngineConfig
 from .program.env import Env
 from .program.graph import Graph
+from .program.precision import fastest_precision
 from .program.schedule import Action, Instruction, Rhythm, Schedule
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "RunLogger",
     "Schedule",
     "WeightCollapse",
+    "fastest_precision",
 ]

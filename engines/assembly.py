@@ -11,7 +11,8 @@ from metaweight.problems.setup.ownership import require_own_parameters
 from metaweight.problems.setup.preparation import check_hypergradients, prepare
 from metaweight.problems.step.absent_hypergradients import expect_dependence
 
-from .distributed.accelerate import require_unprepared, take_accelerators_precision
+from .distributed.accelerate import require_unprepared
+from .distributed.placement import choose_precision
 from .distributed.processes import Processes
 from .distributed.same_program import require_same_program
 from .distributed.sync_batch_norm import synchronise
@@ -51,6 +52,7 @@ def prepare_problems(engine: Engine, drive: Drive, end_epoch: Callable[[Problem]
         engine.env.initialize()
     keeps_terms = any(hook.reads_hypergradients for hook in engine.hooks.hooks)
     changing = engine.hooks.changing
+    precision = choose_precision(engine.config)
     for problem in engine.problems:
         state = problem.step_state.for_run(
             engine.processes,
@@ -60,7 +62,7 @@ def prepare_problems(engine: Engine, drive: Drive, end_epoch: Callable[[Problem]
         )
         problem.join(state, logger=engine.logger, env=engine.env)
         engine.step_states[problem.name] = state
-        take_accelerators_precision(problem, engine.config)
+        problem.use_precision(precision)
         require_unprepared(problem, engine.config)
         prepare(problem, engine.device, end_epoch, channels_last=engine.config.channels_last)
         require_unprepared(problem, engine.config)

@@ -19,6 +19,7 @@ from .engines import (
     NormLogger,
     ProgressBar,
     WeightCollapse,
+    fastest_precision,
 )
 from .problems import (
     SAMA,
@@ -102,6 +103,7 @@ __all__ = [
     "WeightCollapse",
     "ZeroOrder",
     "__version__",
+    "fastest_precision",
     "last_loss",
     "lower_view",
 ]

@@ -7,6 +7,7 @@ from dataclasses import InitVar, dataclass
 from .base.errors import ConfigurationError
 from .base.settings import (
     LeftOut,
+    LeftOutText,
     is_number,
     is_positive,
     require_choice,
@@ -84,7 +85,8 @@ class Config:
         gradient_accumulation: Micro-batches averaged into one optimizer step. The hypergradient
             sees all of them.
         gradient_clipping: Largest gradient norm, 0 for no clipping.
-        precision: ``"fp32"``, ``"fp16"`` (with loss scaling) or ``"bf16"``, by autocast.
+        precision: ``"fp32"``, ``"fp16"`` (with loss scaling) or ``"bf16"``, by autocast. When it is
+            left out, that of ``EngineConfig(precision=...)``, else ``"fp32"``.
         initial_dynamic_scale: First loss scale of ``"fp16"``.
         scale_factor: Growth factor of the loss scale of ``"fp16"``.
         warmup_steps: Steps of this problem before its upper problems start.
@@ -126,7 +128,7 @@ class Config:
     allow_unused: bool = True
     gradient_accumulation: int = 1
     gradient_clipping: float = 0.0
-    precision: str = "fp32"
+    precision: str = LeftOutText("fp32")
     initial_dynamic_scale: float = 4096.0
     scale_factor: float = 2.0
     warmup_steps: int = 0
@@ -181,7 +183,7 @@ class Config:
             require_flag("Config", "fp16", fp16)
         if not fp16:
             return
-        if self.precision not in ("fp32", "fp16"):
+        if not isinstance(self.precision, LeftOutText) and self.precision != "fp16":
             raise ConfigurationError(
                 f"Config(fp16=True, precision={self.precision!r}) asks for two precisions; "
                 "keep only precision=."

@@ -15,7 +15,7 @@ from .base.loss import Evaluated, TrainingOutput, loss_of
 from .base.memory_layout import with_memory_format
 from .base.ordinary_tensors import without_graph
 from .base.overridables import Overridables
-from .base.settings import shown
+from .base.settings import LeftOutText, shown
 from .config import Config
 from .data.loaders import BatchSource
 from .data.step_interface import require_known_step, require_plain_step
@@ -357,8 +357,9 @@ class Problem(Overridables, GraphNode):
         self.set_scheduler(self.configure_scheduler() if self.scheduler is None else self.scheduler)
 
     def use_precision(self, precision: str) -> None:
-        """Compute in this precision from now on."""
-        self._config = replace(self._config, precision=precision)
+        """Compute in an engine's precision, unless the problem's ``Config`` has one of its own."""
+        if isinstance(self._config.precision, LeftOutText):
+            self._config = replace(self._config, precision=LeftOutText(precision))
 
     @property
     def config(self) -> Config:

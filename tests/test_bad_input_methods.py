@@ -263,7 +263,9 @@ ENSEMBLES = {
 MODELS = {
     f"{kind.__name__}: {case}": row
     for kind, channels in (
+        (models.ConvNet6, 3),
         (models.DigitsNet, 1),
+        (models.PreActResNet18, 3),
         (models.ResNet18, 3),
         (models.ResNet32, 3),
         (models.WideResNet28x2, 3),

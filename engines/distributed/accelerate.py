@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from metaweight.problems import ConfigurationError, Problem
-from metaweight.problems.kernels.precision import take_precision
 
 from ..program.config import EngineConfig
 from .process_group import leave
@@ -72,17 +71,11 @@ def accelerator_state(config: EngineConfig) -> Any:
     return state
 
 
-def take_accelerators_precision(problem: Problem, config: EngineConfig) -> None:
-    """Set a problem to the Accelerator's mixed precision, with ``strategy="accelerate"``.
-
-    Raises:
-        ConfigurationError: When the problem's ``Config`` asks for another one.
-    """
+def accelerators_precision(config: EngineConfig) -> str | None:
+    """Return the Accelerator's mixed precision, with ``strategy="accelerate"``, if it has one."""
     if config.strategy != "accelerate":
-        return
-    asked = PRECISIONS[accelerator_state(config).mixed_precision]
-    if asked is not None:
-        take_precision(problem, asked, f"Accelerator(mixed_precision={asked!r})")
+        return None
+    return PRECISIONS[accelerator_state(config).mixed_precision]
 
 
 def require_unprepared(problem: Problem, config: EngineConfig) -> None:

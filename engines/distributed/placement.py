@@ -1,4 +1,4 @@
-"""The device of an engine's problems."""
+"""The device of an engine's problems, and their precision."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from metaweight.problems import ConfigurationError
 from metaweight.problems.data.validation import checked_device
 
 from ..program.config import EngineConfig
-from .accelerate import accelerator_state
+from .accelerate import accelerator_state, accelerators_precision
 from .process_group import MULTI_PROCESS, device_of_process
 
 
@@ -33,3 +33,18 @@ def choose_device(config: EngineConfig) -> torch.device:
             "use strategy='cpu', or 'default' to take a GPU when there is one."
         )
     return torch.device("cuda" if available else "cpu")
+
+
+def choose_precision(config: EngineConfig) -> str:
+    """Return the precision of problems that have none of their own.
+
+    Raises:
+        ConfigurationError: When ``EngineConfig`` and the Accelerator ask for two.
+    """
+    own, accelerators = config.precision, accelerators_precision(config)
+    if own is not None and accelerators not in (None, own):
+        raise ConfigurationError(
+            f"EngineConfig(precision={own!r}) and Accelerator(mixed_precision={accelerators!r}) "
+            "ask for two precisions; keep one of them."
+        )
+    return own or accelerators or "fp32"

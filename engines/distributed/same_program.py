@@ -12,7 +12,10 @@ from metaweight.problems.persistence.problem_state import form_of
 from ..program.config import EngineConfig
 from .processes import Processes
 
-SETTINGS = ("unroll_steps", "gradient_accumulation", "warmup_steps", "gradient_clipping")
+SETTINGS = (
+    *("unroll_steps", "gradient_accumulation", "warmup_steps", "gradient_clipping"),
+    "precision",
+)
 RUN = ("train_iters", "valid_step", "roll_back", "checkpoint_step")
 
 

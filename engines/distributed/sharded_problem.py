@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from metaweight.problems import ConfigurationError, Problem
+from metaweight.problems.base.settings import LeftOutText
 from metaweight.problems.base.shards import as_sharded_as, is_sharded
 from metaweight.problems.step.lower_view import lower_view
 from metaweight.problems.unrolling import optimizer_copy, owns_settings, owns_start
@@ -87,9 +88,10 @@ def require_shardable(
     ):
         if given:
             value = getattr(config, setting)
+            owner = "EngineConfig" if isinstance(value, LeftOutText) else "Config"
             raise _refused(
                 name,
-                f"has Config({setting}={value!r}), which does not go with sharded parameters; "
+                f"has {owner}({setting}={value!r}), which does not go with sharded parameters; "
                 "leave it out",
             )
     if owns_start(problem) or owns_settings(problem):

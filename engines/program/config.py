@@ -13,6 +13,7 @@ from metaweight.problems.base.settings import (
     require_flag,
     require_text,
 )
+from metaweight.problems.config import PRECISIONS
 
 STRATEGIES = ("default", "cpu", "gpu", "distributed", "zero", "fsdp", "accelerate")
 NON_FINITE = ("ignore", "raise", "skip", "stop")
@@ -52,8 +53,9 @@ class EngineConfig:
             ``fully_shard`` (see :meth:`Problem.shard_modules`), for the methods that take first
             derivatives only: native reweighting, ``"darts"``, ``"sama"``, ``"penalty"`` and
             ``"zero_order"``. ``"accelerate"`` does the same as ``"distributed"``, with the device,
-            the processes and the mixed precision of the script's ``Accelerator``, or of a new one;
-            started by ``accelerate launch``, by ``torchrun``, or as one process.
+            the processes and, without ``precision``, the mixed precision of the script's
+            ``Accelerator``, or of a new one; started by ``accelerate launch``, by ``torchrun``, or
+            as one process.
         device: A device such as ``"cuda:1"``, in place of ``strategy``.
         early_stopping: Stop when the metric has not improved.
         early_stopping_mode: ``"min"`` or ``"max"``: which way is better.
@@ -82,6 +84,10 @@ class EngineConfig:
             ``"raise"`` an error that names problem, step and batch; ``"skip"`` the optimizer step;
             ``"stop"`` the run and save it. Each but the first waits for the device once a step. See
             :class:`NonFinite`, the hook for finer settings.
+        precision: ``"fp32"``, ``"fp16"`` or ``"bf16"`` for every problem whose
+            ``Config(precision=...)`` is left out; one of its own stays. ``None``: ``"fp32"``. Upper
+            problems pass through lower ones in their own precision, so that the same for all is
+            mostly fastest. See :func:`fastest_precision`.
         distributed: Older spelling of ``strategy="distributed"``.
 
     Raises:
@@ -111,12 +117,15 @@ class EngineConfig:
     checkpoint_mode: str = "min"
     checkpoint_failure: str = "warn"
     non_finite: str = "ignore"
+    precision: str | None = None
     distributed: InitVar[bool | None] = None
 
     def __post_init__(self, distributed: bool | None) -> None:
         self._merge_distributed(distributed)
         for field, choices in CHOICES.items():
             require_choice(OWNER, field, getattr(self, field), choices)
+        if self.precision is not None:
+            require_choice(OWNER, "precision", self.precision, PRECISIONS)
         for logger_type in self.logger_types:
             require_choice(OWNER, "logger_type", logger_type, LOGGER_TYPES)
         for field, least in COUNTS.items():

@@ -1,4 +1,4 @@
-"""Data sets and loaders: tensors or single samples, long tails, splits and augmentation."""
+"""Data sets, image files, long tails, splits, augmentation, and loaders of tensors or samples."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from ._unavailable import DatasetUnavailableError
 from .augmentation import Normalise, Pipeline, RandomCropFlip, Resumable, crop_flip
 from .cifar import CIFAR_MEAN, CIFAR_STD, CifarName, load_cifar
 from .digits import load_digits
+from .human_labels import load_human_labels
+from .image_folder import LabelledImages, load_image_folder
 from .labelled import LabelledTensors
 from .loader import TensorLoader
 from .long_tail import long_tailed, long_tailed_counts
@@ -26,6 +28,7 @@ __all__ = [
     "PROTOCOLS",
     "CifarName",
     "DatasetUnavailableError",
+    "LabelledImages",
     "LabelledTensors",
     "Normalise",
     "Pipeline",
@@ -38,6 +41,8 @@ __all__ = [
     "crop_flip",
     "load_cifar",
     "load_digits",
+    "load_human_labels",
+    "load_image_folder",
     "load_svhn",
     "long_tailed",
     "long_tailed_counts",

@@ -1,8 +1,8 @@
-"""The wide residual network that semi-supervised methods are compared with."""
+"""Wide residual networks of 28 layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,63 +12,67 @@ from metaweight.problems.base.settings import require_count
 
 from ._images import require_images
 from ._initialise import kaiming_normal, require_settings
+from ._pre_activation import conv3x3, stage
 
 _BLOCKS_PER_STAGE = 4
-_Norm = Callable[[int], nn.BatchNorm2d]
 
 
-class _Block(nn.Module):
-    """``conv(act(BN(conv(a)))) + shortcut(x)`` with ``a = act(BN(x))`` and 3 × 3 convolutions.
+class _WideResNet28(nn.Module):
+    """WRN-28-k of Zagoruyko and Komodakis; see the classes below.
 
-    The shortcut is the identity where the channels agree, else a 1 × 1 convolution. With
-    ``activate_shortcut`` it starts from a instead of x.
+    Args:
+        widening: k, the channels of the stages over 16, 32 and 64.
+        activated_shortcuts: How many stages, from the first, have a first shortcut that starts from
+            the activated input instead of the input itself.
     """
 
     def __init__(
         self,
+        widening: int,
+        activated_shortcuts: int,
+        num_classes: int,
         in_channels: int,
-        channels: int,
-        stride: int,
-        norm: _Norm,
+        momentum: float,
+        eps: float,
         slope: float,
-        activate_shortcut: bool = False,
+        generator: torch.Generator | None,
     ) -> None:
         super().__init__()
+        self._name = f"WideResNet28x{widening}"
+        require_settings(self._name, num_classes, generator)
+        require_count(self._name, "in_channels", in_channels, least=1)
         self.slope = slope
-        self.activate_shortcut = activate_shortcut
-        self.norm1 = norm(in_channels)
-        self.conv1 = _conv3x3(in_channels, channels, stride)
-        self.norm2 = norm(channels)
-        self.conv2 = _conv3x3(channels, channels, 1)
-        self.shortcut: nn.Module = nn.Identity()
-        if in_channels != channels:
-            self.shortcut = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
+        self.conv = conv3x3(in_channels, 16, 1)
+        norm = partial(nn.BatchNorm2d, eps=eps, momentum=momentum)
+        activation = partial(F.leaky_relu, negative_slope=slope)
+        first, second, third = (widening * channels for channels in (16, 32, 64))
+
+        def built(number: int, in_channels: int, channels: int) -> nn.Sequential:
+            activated, stride = number <= activated_shortcuts, 1 if number == 1 else 2
+            sizes = (in_channels, channels, stride, _BLOCKS_PER_STAGE)
+            return stage(*sizes, norm, activation, activated)
+
+        self.stage1 = built(1, 16, first)
+        self.stage2 = built(2, first, second)
+        self.stage3 = built(3, second, third)
+        self.norm = norm(third)
+        self.linear = nn.Linear(third, num_classes)
+        kaiming_normal(self, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        active = F.leaky_relu(self.norm1(x), self.slope)
-        inner = F.leaky_relu(self.norm2(self.conv1(active)), self.slope)
-        result: Tensor = self.conv2(inner) + self.shortcut(active if self.activate_shortcut else x)
-        return result
+        """Compute logits (B, num_classes) of images (B, in_channels, H, W).
+
+        Raises:
+            DataError: For inputs of another shape.
+        """
+        require_images(self._name, x, self.conv.in_channels)
+        x = self.stage3(self.stage2(self.stage1(self.conv(x))))
+        x = F.leaky_relu(self.norm(x), self.slope)
+        logits: Tensor = self.linear(x.mean(dim=(2, 3)))
+        return logits
 
 
-def _conv3x3(in_channels: int, channels: int, stride: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
-
-
-def _stage(
-    in_channels: int,
-    channels: int,
-    stride: int,
-    norm: _Norm,
-    slope: float,
-    activate_shortcut: bool = False,
-) -> nn.Sequential:
-    blocks = [_Block(in_channels, channels, stride, norm, slope, activate_shortcut)]
-    blocks += [_Block(channels, channels, 1, norm, slope) for _ in range(_BLOCKS_PER_STAGE - 1)]
-    return nn.Sequential(*blocks)
-
-
-class WideResNet28x2(nn.Module):
+class WideResNet28x2(_WideResNet28):
     """WRN-28-2 of Zagoruyko and Komodakis, "Wide Residual Networks" (BMVC 2016).
 
     In the form that Oliver et al. compare semi-supervised methods with, "Realistic Evaluation of
@@ -110,30 +114,41 @@ class WideResNet28x2(nn.Module):
         *,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        require_settings("WideResNet28x2", num_classes, generator)
-        require_count("WideResNet28x2", "in_channels", in_channels, least=1)
+        super().__init__(2, 1, num_classes, in_channels, momentum, eps, slope, generator)
 
-        def norm(channels: int) -> nn.BatchNorm2d:
-            return nn.BatchNorm2d(channels, eps=eps, momentum=momentum)
 
-        self.slope = slope
-        self.conv = _conv3x3(in_channels, 16, 1)
-        self.stage1 = _stage(16, 32, 1, norm, slope, activate_shortcut=True)
-        self.stage2 = _stage(32, 64, 2, norm, slope)
-        self.stage3 = _stage(64, 128, 2, norm, slope)
-        self.norm = norm(128)
-        self.linear = nn.Linear(128, num_classes)
-        kaiming_normal(self, generator)
+class WideResNet28x10(_WideResNet28):
+    """WRN-28-10 of Zagoruyko and Komodakis, "Wide Residual Networks" (BMVC 2016).
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute logits (B, num_classes) of images (B, in_channels, H, W).
+    As :class:`WideResNet28x2` with 160, 320 and 640 channels, in the form of the paper: ReLU, and
+    every shortcut that changes the shape starts from the activated input. No dropout. 36 479 194
+    parameters for 10 classes. Shu et al., "Meta-Weight-Net" (NeurIPS 2019), learn from uniform
+    label noise with it.
 
-        Raises:
-            DataError: For inputs of another shape.
-        """
-        require_images("WideResNet28x2", x, self.conv.in_channels)
-        x = self.stage3(self.stage2(self.stage1(self.conv(x))))
-        x = F.leaky_relu(self.norm(x), self.slope)
-        logits: Tensor = self.linear(x.mean(dim=(2, 3)))
-        return logits
+    Args:
+        num_classes: Number of outputs.
+        in_channels: Channels of the images.
+        momentum: Share of the new batch in the running statistics of every batch norm.
+        eps: Added to the variance in every batch norm.
+        slope: Slope of the ReLU below 0.
+        generator: Source of the initial weights, N(0, 2 / fan_in), on the device they are made on;
+            ``None`` uses torch's global generator, as ``torch.nn`` layers do.
+
+    Shapes:
+        Images (B, in_channels, H, W), 32 × 32 in the paper, to logits (B, num_classes).
+
+    Raises:
+        ConfigurationError: For settings out of range or of another type.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+        slope: float = 0.0,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(10, 3, num_classes, in_channels, momentum, eps, slope, generator)

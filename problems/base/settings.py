@@ -13,6 +13,10 @@ class LeftOut(int):
     """A number that is a setting's default, told apart from the same number given by a user."""
 
 
+class LeftOutText(str):
+    """As :class:`LeftOut`, for text."""
+
+
 def is_count(value: object, least: int) -> bool:
     """Return whether ``value`` is an integer of at least ``least``; ``True`` is not one."""
     known = isinstance(value, Integral) and not isinstance(value, bool)

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
 
 import torch
-
-from ..base.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from ..problem import Problem
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -42,23 +36,3 @@ def difference_step(alpha: float, dtype: torch.dtype, order: int = 2) -> float:
         return alpha
     ratio = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
     return float(alpha * ratio ** (1 / (order + 1)))
-
-
-def take_precision(problem: Problem, precision: str, asked: str) -> None:
-    """Set the precision of a problem that does not set its own.
-
-    Args:
-        problem: The problem, before it is prepared.
-        precision: ``"fp16"`` or ``"bf16"``.
-        asked: Name of the caller's setting, for messages.
-
-    Raises:
-        ConfigurationError: When the problem sets another precision.
-    """
-    own = problem.config.precision
-    if own not in ("fp32", precision):
-        raise ConfigurationError(
-            f"{asked} and Config(precision={own!r}) of problem {problem.name!r} ask for two "
-            "precisions; keep one of them."
-        )
-    problem.use_precision(precision)

@@ -49,15 +49,18 @@ def prepare(
     _require_choice(problem)
     if problem.train_data_loader is not None:
         _open_loaders(problem, on_epoch_end)
+    problem.step_state.scale_losses_by(_scaler(problem))
+
+
+def _scaler(problem: Problem) -> torch.amp.GradScaler | None:
     config = problem.config
-    if config.precision == "fp16":
-        problem.step_state.scale_losses_by(
-            torch.amp.GradScaler(
-                problem.device.type,
-                init_scale=config.initial_dynamic_scale,
-                growth_factor=config.scale_factor,
-            )
-        )
+    if config.precision != "fp16":
+        return None
+    return torch.amp.GradScaler(
+        problem.device.type,
+        init_scale=config.initial_dynamic_scale,
+        growth_factor=config.scale_factor,
+    )
 
 
 def _open_loaders(problem: Problem, on_epoch_end: Callable[[Problem], None]) -> None:

@@ -25,6 +25,7 @@ from metaweight import (
         ({"type": Neumann}, r"type=Neumann\) received the class; instantiate it: .*Neumann\(\)"),
         ({"precision": "float16"}, r"precision='float16'\) is not one of fp32, fp16, bf16"),
         ({"fp16": True, "precision": "bf16"}, "asks for two precisions; keep only precision="),
+        ({"fp16": True, "precision": "fp32"}, "asks for two precisions; keep only precision="),
         ({"unroll_steps": 0}, r"unroll_steps=0\) must be an integer of at least 1"),
         ({"unroll_steps": 1.0}, r"unroll_steps=1.0\) must be an integer"),
         ({"unroll_steps": True}, r"unroll_steps=True\) must be an integer"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,10 @@ def test_problems_compute_in_its_mixed_precision() -> None:
     own = single_precision(precision="bf16")
     Engine([own], ACCELERATE)
     assert own.config.precision == "bf16"
-    with pytest.raises(
-        ConfigurationError,
-        match=r"Accelerator\(mixed_precision='bf16'\) and Config\(precision='fp16'\) of problem "
-        r"'chase' ask for two precisions; keep one of them",
-    ):
-        Engine([single_precision(precision="fp16")], ACCELERATE)
+    for precision in ("fp16", "fp32"):
+        other = single_precision(precision=precision)
+        Engine([other], ACCELERATE)
+        assert other.config.precision == precision
 
 
 def test_loss_scaling_comes_with_half_precision() -> None:
@@ -107,6 +106,25 @@ def test_without_mixed_precision_problems_keep_their_own() -> None:
     own = single_precision(precision="bf16")
     Engine([own], ACCELERATE)
     assert own.config.precision == "bf16"
+
+
+@pytest.mark.parametrize("mixed", ["no", "bf16"])
+def test_an_engine_may_ask_for_what_the_accelerator_leaves_open(mixed: str) -> None:
+    Accelerator(cpu=True, mixed_precision=mixed)
+    asked = single_precision()
+    Engine([asked], replace(ACCELERATE, precision="bf16"))
+    assert asked.config.precision == "bf16"
+
+
+@pytest.mark.parametrize("own", ["fp32", "fp16"])
+def test_an_engine_that_asks_for_another_precision_is_refused(own: str) -> None:
+    Accelerator(cpu=True, mixed_precision="bf16")
+    with pytest.raises(
+        ConfigurationError,
+        match=rf"EngineConfig\(precision='{own}'\) and Accelerator\(mixed_precision='bf16'\) ask "
+        "for two precisions; keep one of them",
+    ):
+        Engine([single_precision()], replace(ACCELERATE, precision=own))
 
 
 def refused(message: str) -> Any:

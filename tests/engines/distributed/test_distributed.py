@@ -116,6 +116,10 @@ def test_lists_are_taken_as_they_are(together: list[dict[str, Any]]) -> None:
             "of problem 'fit' is (1, 3) float32 in process 0",
         ),
         ("different_names", "the list of problems is ['same'] in process 0 and ['other'] in"),
+        (
+            "different_precisions",
+            "Config(precision) of problem 'top' is fp32 in process 0 and bf16 in process 1",
+        ),
         ("one_state_for_all", "LBFGS, which keeps one state for all parameters"),
         (
             "different_lengths",

@@ -199,6 +199,7 @@ def test_a_damaged_shard_is_found(copied: Path) -> None:
         ("adamax", "asks for SAMA, which differentiates twice.*type='sama' with SGD, Adam"),
         ("lbfgs", "LBFGS, the optimizer of problem 'low', wants closure"),
         ("fp16", r"has Config\(precision='fp16'\), which does not go with sharded"),
+        ("bf16", r"has EngineConfig\(precision='bf16'\), which does not go with sharded"),
         ("stepped", "the optimizer Adam, which has taken steps already"),
         ("checked", "check_hypergradient"),
     ],

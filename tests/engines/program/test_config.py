@@ -43,6 +43,8 @@ from metaweight import ConfigurationError, EngineConfig
         ({"log_dir": None}, r"log_dir=None\) must be the path of a folder"),
         ({"checkpoint_dir": 3}, r"checkpoint_dir=3\) must be the path of a folder"),
         ({"non_finite": "warn"}, r"non_finite='warn'\) is not one of ignore, raise"),
+        ({"precision": "float16"}, r"precision='float16'\) is not one of fp32, fp16, bf16"),
+        ({"precision": 16}, r"precision=16\) is not one of fp32, fp16, bf16"),
         ({"strategy": None}, r"strategy=None\) is not one of default"),
         ({"distributed": True, "strategy": "cpu"}, "asks for two strategies; keep only strategy="),
     ],

@@ -366,6 +366,7 @@ def refused(rank: int, world: int, folder: Path) -> Any:
     found["adamax"] = told("sama", optimizer=lambda p: torch.optim.Adamax(p, 0.1))
     found["lbfgs"] = told("darts", optimizer=torch.optim.LBFGS)
     found["fp16"] = told("darts", config={"precision": "fp16"})
+    found["bf16"] = told("darts", precision="bf16")
     found["stepped"] = told("darts", optimizer=_stepped)
     engine = program("darts", rank, world)
     found["checked"] = _told(engine.check_hypergradient)

@@ -269,6 +269,12 @@ def different_names(rank: int, world: int, folder: Path) -> Any:
 
 
 @check
+def different_precisions(rank: int, world: int, folder: Path) -> Any:
+    """As where a processor computes in bfloat16 and another does not."""
+    program("darts", rank, world, precision=("fp32", "bf16")[rank])
+
+
+@check
 def reinforce(rank: int, world: int, folder: Path) -> Any:
     kinds = dict(TYPES)
     TYPES["darts"] = Reinforce(samples=2)

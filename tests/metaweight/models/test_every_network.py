@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metaweight.models import ResNet18, ResNet32, WideResNet28x2
+from metaweight.models import ConvNet6, PreActResNet18, ResNet18, ResNet32, WideResNet28x2
 
 
-@pytest.fixture(scope="module", params=[ResNet18, ResNet32, WideResNet28x2])
+@pytest.fixture(
+    scope="module", params=[ConvNet6, PreActResNet18, ResNet18, ResNet32, WideResNet28x2]
+)
 def kind(request: pytest.FixtureRequest) -> Any:
     return request.param
 
@@ -41,11 +43,11 @@ def test_the_generator_decides_the_weights(kind: Any, model: Any) -> None:
     same = kind(generator=torch.Generator().manual_seed(0))
     other = kind(generator=torch.Generator().manual_seed(1))
     assert all(map(torch.equal, model.state_dict().values(), same.state_dict().values()))
-    assert not torch.equal(model.conv.weight, other.conv.weight)
+    assert not torch.equal(next(model.parameters()), next(other.parameters()))
     before = torch.get_rng_state()
     drawn = kind()
     torch.set_rng_state(before)
-    assert torch.equal(drawn.conv.weight, kind().conv.weight)
+    assert torch.equal(next(drawn.parameters()), next(kind().parameters()))
 
 
 def test_a_functional_call_leaves_the_module_alone(kind: Any) -> None:

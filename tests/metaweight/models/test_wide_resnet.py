@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metaweight.models import WideResNet28x2
+from metaweight.models import WideResNet28x2, WideResNet28x10
 
 
 @pytest.fixture(scope="module")
@@ -21,18 +21,19 @@ def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
     return [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
-def test_the_published_number_of_parameters(model):
-    assert sum(p.numel() for p in model.parameters()) == 1_467_610
-
-
-def test_parameters_follow_the_closed_form():
+@pytest.mark.parametrize("kind", [WideResNet28x2, WideResNet28x10])
+def test_parameters_follow_the_closed_form(kind):
     classes, channels = 7, 1
+    wide = {WideResNet28x2: 2, WideResNet28x10: 10}[kind]
     expected = 9 * channels * 16
-    for before, width in ((16, 32), (32, 64), (64, 128)):
+    for before, width in ((16, 16 * wide), (16 * wide, 32 * wide), (32 * wide, 64 * wide)):
         expected += 9 * width * (before + 7 * width) + before * width
         expected += 2 * (before + 7 * width)
-    expected += 2 * 128 + 128 * classes + classes
-    assert sum(p.numel() for p in WideResNet28x2(classes, channels).parameters()) == expected
+    expected += 64 * wide * (2 + classes) + classes
+    with torch.device("meta"):
+        assert sum(p.numel() for p in kind(classes, channels).parameters()) == expected
+        published = {WideResNet28x2: 1_467_610, WideResNet28x10: 36_479_194}[kind]
+        assert sum(p.numel() for p in kind().parameters()) == published
 
 
 def test_twenty_eight_convolutions_of_which_three_are_shortcuts(model):
@@ -54,7 +55,7 @@ def test_shapes(batch, size, channels, classes, training):
         assert net(images(batch, size, channels)).shape == (batch, classes)
 
 
-def reference(parameters, x, eps, slope):
+def reference(parameters, x, eps, slope, activated_shortcuts):
     """The network written out, in evaluation mode, from named tensors."""
 
     def activated(name, x):
@@ -70,7 +71,7 @@ def reference(parameters, x, eps, slope):
             name = f"stage{stage}.{block}"
             stride = 2 if stage > 1 and block == 0 else 1
             inner = activated(f"{name}.norm1", x)
-            if (stage, block) == (1, 0):
+            if block == 0 and stage <= activated_shortcuts:
                 x = inner
             inner = F.conv2d(inner, parameters[f"{name}.conv1.weight"], stride=stride, padding=1)
             inner = activated(f"{name}.norm2", inner)
@@ -82,10 +83,17 @@ def reference(parameters, x, eps, slope):
     return pooled @ parameters["linear.weight"].T + parameters["linear.bias"]
 
 
-@pytest.mark.parametrize(("eps", "slope"), [(1e-5, 0.1), (0.3, 0.25)])
-def test_logits_equal_a_second_implementation(eps, slope):
+@pytest.mark.parametrize(
+    ("kind", "settings", "eps", "slope", "activated_shortcuts"),
+    [
+        (WideResNet28x2, {}, 1e-5, 0.1, 1),
+        (WideResNet28x2, {"eps": 0.3, "slope": 0.25}, 0.3, 0.25, 1),
+        pytest.param(WideResNet28x10, {}, 1e-5, 0.0, 3, marks=pytest.mark.slow),
+    ],
+)
+def test_logits_equal_a_second_implementation(kind, settings, eps, slope, activated_shortcuts):
     generator = torch.Generator().manual_seed(2)
-    net = WideResNet28x2(eps=eps, slope=slope, generator=generator).double().eval()
+    net = kind(**settings, generator=generator).double().eval()
     for module in norms(net):
         nn.init.normal_(module.running_mean, generator=generator)
         nn.init.uniform_(module.running_var, 0.5, 2, generator=generator)
@@ -94,7 +102,8 @@ def test_logits_equal_a_second_implementation(eps, slope):
     x = images(size=16).double()
     with torch.no_grad():
         # The same sums in another order: assert_close's relative 1e-7 in double precision.
-        torch.testing.assert_close(net(x), reference(net.state_dict(), x, eps, slope))
+        expected = reference(net.state_dict(), x, eps, slope, activated_shortcuts)
+        torch.testing.assert_close(net(x), expected)
 
 
 def test_batch_norm_settings_reach_every_layer():
