@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +14,13 @@ if TYPE_CHECKING:
     from ..problem import Problem
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ZERO_IN_HALF = 2.0**-25
+"""The largest number that rounds to 0 in float16."""
+
+_WIDER = (
+    "Use fp32 parameters (module.float()) with Config(precision='fp16'), which computes in half "
+    "precision and scales the loss, or bf16 ones (module.bfloat16())."
+)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
@@ -42,6 +50,38 @@ def difference_step(alpha: float, dtype: torch.dtype, order: int = 2) -> float:
         return alpha
     ratio = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
     return float(alpha * ratio ** (1 / (order + 1)))
+
+
+def require_wide_parameters(problem: str, optimizer: Any, precision: str) -> None:
+    """Refuse float16 parameters that one of torch's optimizers would turn into NaN; warn of others.
+
+    Adam and its like divide by ``sqrt(v) + eps``, and both are 0 in float16 where a gradient is
+    small. Optimizers that are not torch's may compute in another type.
+
+    Raises:
+        ConfigurationError: Naming the problem and the remedy.
+    """
+    if not type(optimizer).step.__module__.startswith("torch.optim"):
+        return
+    half = torch.float16
+    for group in optimizer.param_groups:
+        if not any(p.dtype is half and p.requires_grad for p in group["params"]):
+            continue
+        name = type(optimizer).__name__
+        what = f"Problem {problem!r} trains parameters of type float16 by {name}"
+        eps = group.get("eps")
+        if precision == "fp16":
+            reason = "with Config(precision='fp16'), whose loss scaling needs wider ones"
+        elif isinstance(eps, float) and 0 < eps <= ZERO_IN_HALF:
+            reason = f"whose eps={eps} is 0 in this type: a small gradient makes them NaN"
+        else:
+            warnings.warn(
+                f"{what} as they are: changes below 2^-11 of a parameter and squares of "
+                f"gradients below 6e-8 are lost. {_WIDER}",
+                stacklevel=4,
+            )
+            return
+        raise ConfigurationError(f"{what}, {reason}. {_WIDER}")
 
 
 def take_precision(problem: Problem, precision: str, asked: str) -> None:
