@@ -282,19 +282,33 @@ def test_passes_that_are_compared_take_the_same_buffers(make: Callable[[], nn.Mo
     assert relative_error([0.1 * t for t in one_sided], one_step) < 1e-4
 
 
-def nearly_orthogonal() -> nn.Linear:
+def nearly_orthogonal(width: int = 8) -> nn.Linear:
     """A layer whose singular values are so close that power iterations take long to converge."""
-    layer = nn.Linear(6, 8)
+    layer = nn.Linear(6, width)
     nn.init.orthogonal_(layer.weight)
     with torch.no_grad():
-        layer.weight += 0.05 * torch.randn(8, 6)
+        layer.weight += 0.05 * torch.randn(width, 6)
     return layer
+
+
+class Twice(nn.Module):
+    """Calls a layer twice in a pass, and so advances its power iteration twice."""
+
+    def __init__(self, norm: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        self.layer, self.out = norm(nearly_orthogonal(6)), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.out(self.layer(self.layer(x).tanh()).tanh())
+        return found
 
 
 MOVED: list[Callable[[], nn.Module]] = [
     lambda: behind(nn.utils.spectral_norm(nearly_orthogonal()), 8),
     lambda: behind(parametrizations.spectral_norm(nearly_orthogonal()), 8),
     lambda: behind(Slow(), 8),
+    lambda: Twice(nn.utils.spectral_norm),
+    lambda: Twice(parametrizations.spectral_norm),
 ]
 
 
@@ -317,11 +331,12 @@ def test_every_micro_batch_goes_on_from_the_buffers_of_the_one_before(
         sample = losses(batch)
         total = total + (judge.module(sample.detach()) * sample).mean() / 3
     gradient = torch.autograd.grad(total, list(places.values()), create_graph=True)
-    for (name, p), g in zip(list(places.items()), gradient, strict=True):
-        places[name] = p - 0.1 * g
+    for (key, p), g in zip(list(places.items()), gradient, strict=True):
+        places[key] = p - 0.1 * g
     upper = losses(judge.train_data_loader[0][0]).mean()
     expected = torch.autograd.grad(upper, list(judge.module.parameters()))
-    for kind, method, within in UNROLLED.values():
+    for name in ("exact", "forward over reverse", "finite difference", "one-sided"):
+        kind, method, within = UNROLLED[name]
         found = last_gradient(engine_of(make, method, 1, kind, 3), 3)
         assert relative_error(found, expected) < within
     # At the present parameters, with the iterations that follow.
