@@ -61,7 +61,8 @@ def require_wide_parameters(problem: str, optimizer: Any, precision: str) -> Non
     Raises:
         ConfigurationError: Naming the problem and the remedy.
     """
-    if not type(optimizer).step.__module__.startswith("torch.optim"):
+    step = getattr(type(optimizer), "step", None)
+    if not getattr(step, "__module__", "").startswith("torch.optim"):
         return
     half = torch.float16
     for group in optimizer.param_groups:
