@@ -64,25 +64,29 @@ def require_wide_parameters(problem: str, optimizer: Any, precision: str) -> Non
     step = getattr(type(optimizer), "step", None)
     if not getattr(step, "__module__", "").startswith("torch.optim"):
         return
-    half = torch.float16
-    for group in optimizer.param_groups:
-        if not any(p.dtype is half and p.requires_grad for p in group["params"]):
-            continue
-        name = type(optimizer).__name__
-        what = f"Problem {problem!r} trains parameters of type float16 by {name}"
+    narrow = [
+        group
+        for group in optimizer.param_groups
+        if any(p.dtype is torch.float16 and p.requires_grad for p in group["params"])
+    ]
+    what = f"Problem {problem!r} trains parameters of type float16 by {type(optimizer).__name__}"
+    if narrow and precision == "fp16":
+        raise ConfigurationError(
+            f"{what}, with Config(precision='fp16'), whose loss scaling needs wider ones. {_WIDER}"
+        )
+    for group in narrow:
         eps = group.get("eps")
-        if precision == "fp16":
-            reason = "with Config(precision='fp16'), whose loss scaling needs wider ones"
-        elif isinstance(eps, float) and 0 < eps <= ZERO_IN_HALF:
-            reason = f"whose eps={eps} is 0 in this type: a small gradient makes them NaN"
-        else:
-            warnings.warn(
-                f"{what} as they are: changes below 2^-11 of a parameter and squares of "
-                f"gradients below 6e-8 are lost. {_WIDER}",
-                stacklevel=4,
+        if isinstance(eps, float) and 0 < eps <= ZERO_IN_HALF:
+            raise ConfigurationError(
+                f"{what}, whose eps={eps} is 0 in this type: a small gradient makes them NaN. "
+                f"{_WIDER}"
             )
-            return
-        raise ConfigurationError(f"{what}, {reason}. {_WIDER}")
+    if narrow:
+        warnings.warn(
+            f"{what} as they are: changes below 2^-11 of a parameter and squares of gradients "
+            f"below 6e-8 are lost. {_WIDER}",
+            stacklevel=4,
+        )
 
 
 def take_precision(problem: Problem, precision: str, asked: str) -> None:
