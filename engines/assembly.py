@@ -15,7 +15,6 @@ from .distributed.accelerate import require_unprepared
 from .distributed.placement import choose_precision
 from .distributed.processes import Processes
 from .distributed.same_program import require_same_program
-from .distributed.sync_batch_norm import synchronise
 from .program.graph import Graph
 from .program.schedule import Rhythm, Schedule
 
@@ -68,10 +67,7 @@ def prepare_problems(engine: Engine, drive: Drive, end_epoch: Callable[[Problem]
         require_unprepared(problem, engine.config)
     require_same_program(engine.processes, engine.problems, engine.config)
     for problem in engine.problems:
-        if engine.processes.world > 1:
-            everywhere = engine.config.sync_batch_norm
-            synchronise(problem.name, problem.module, everywhere=everywhere)
-        share(engine.processes, problem)
+        engine.processes.own_module(problem.name, problem.module)
     require_own_parameters(engine.problems)
     for problem in engine.problems:
         check_hypergradients(problem)

@@ -34,7 +34,7 @@ from .hypergradients.parameter_selection import chosen_parameters
 from .hypergradients.resolve import resolve
 from .kernels.checkpointing import not_reentrant
 from .kernels.compilation import compile_module
-from .kernels.precision import autocast
+from .kernels.precision import autocast, require_wide_parameters
 from .recording.step_state import StepState
 from .state.fitted_state import fitted_state
 from .state.optimizer_state import load_optimizer
@@ -226,13 +226,25 @@ class Problem(Overridables, GraphNode):
     def set_module(self, module: nn.Module) -> None:
         """Use another module from now on, on the problem's device. The optimizer stays.
 
+        With several processes all must call it; the module gets the values of the first one.
+
         Raises:
-            ConfigurationError: For what is no module, or cannot be moved to the device.
+            ConfigurationError: For what is no module, cannot be moved to the device, or has batch
+                norms that cannot be synchronised where that is asked for.
+            GraphError: For a module that differs between processes.
         """
+        module = self._on_device(module)
+        self._step_state.processes.own_module(self._name, module)
+        self._put_module(module)
+
+    def _on_device(self, module: nn.Module) -> nn.Module:
         require_module(self._name, module)
         if any(t.device != self.device for t in (*module.parameters(), *module.buffers())):
             require_movable(self._name, module, self.device)
             module = module.to(self.device)
+        return module
+
+    def _put_module(self, module: nn.Module) -> None:
         self.module = with_memory_format(module, self._step_state.channels_last)
         compile_module(self.module, self._config.compile)
 
@@ -240,12 +252,14 @@ class Problem(Overridables, GraphNode):
         """Use another optimizer from now on, with the groups of ``param_groups()``.
 
         Raises:
-            ConfigurationError: For what is no optimizer, or no groups, and for an optimizer that
-                evaluates the loss itself, unless :meth:`custom_optimizer_step` is overridden.
+            ConfigurationError: For what is no optimizer, or no groups; unless
+                :meth:`custom_optimizer_step` is overridden, for an optimizer that evaluates the
+                loss itself or would turn float16 parameters into NaN.
         """
         require_optimizer(self._name, optimizer)
         if type(self).custom_optimizer_step is Problem.custom_optimizer_step:
             require_plain_step(self._name, optimizer)
+            require_wide_parameters(self._name, optimizer, self._config.precision)
         self.optimizer = optimizer
         put_parameter_groups(self._name, self.param_groups(), optimizer, self.scheduler)
         self._step_state.processes.own_optimizer(self)
@@ -350,7 +364,7 @@ class Problem(Overridables, GraphNode):
                 f"Problem {self._name!r} has no module; give it module=, or define "
                 "configure_module."
             )
-        self.set_module(module)
+        self._put_module(self._on_device(module))
         optimizer = self.configure_optimizer() if self.optimizer is None else self.optimizer
         if optimizer is not None:
             self.set_optimizer(optimizer)

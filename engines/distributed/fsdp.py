@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from metaweight.problems import ConfigurationError, Problem
@@ -29,8 +30,8 @@ from .sharded_problem import modules_of, require_shardable, shard_problem
 class FullyShardingProcesses(SeveralProcesses):
     """Several processes that shard the parameters of problems at the bottom."""
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
+    def __init__(self, device: torch.device, *, sync_batch_norm: bool = False) -> None:
+        super().__init__(device, sync_batch_norm=sync_batch_norm)
         self.mesh = init_device_mesh(device.type, (self.world,))
         self._problems: Sequence[Problem] = ()
 
@@ -47,6 +48,10 @@ class FullyShardingProcesses(SeveralProcesses):
         # The module or the optimizer may have been replaced.
         if any(problem is known for known in self._problems):
             self.shard(self._problems)
+
+    def shards_alike(self, parameter: Tensor) -> bool:
+        shard: Any = parameter
+        return shard.device_mesh == self.mesh and tuple(shard.placements) == (Shard(0),)
 
     def broadcast(self, tensors: Sequence[Tensor], source: int = 0) -> None:
         super().broadcast([t for t in tensors if not is_sharded(t)], source)

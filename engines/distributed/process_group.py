@@ -76,11 +76,12 @@ def join_processes(config: EngineConfig, device: torch.device) -> Processes:
         atexit.register(leave)
     if dist.get_world_size() == 1:
         return Processes()
+    kind = ShardingProcesses if config.strategy == "zero" else SeveralProcesses
     if config.strategy == "fsdp":
         from .fsdp import FullyShardingProcesses  # noqa: PLC0415 (slow to import)
 
-        return FullyShardingProcesses(device)
-    return ShardingProcesses(device) if config.strategy == "zero" else SeveralProcesses(device)
+        kind = FullyShardingProcesses
+    return kind(device, sync_batch_norm=config.sync_batch_norm)
 
 
 def leave() -> None:

@@ -10,7 +10,11 @@ import torch
 import torch.distributed as dist
 from metaweight.problems import ConfigurationError, Problem
 from metaweight.problems.base.reduction import Reduction
+from metaweight.problems.base.shards import is_sharded
 from torch import Tensor, nn
+
+from .same_program import require_same_module
+from .sync_batch_norm import synchronise
 
 T = TypeVar("T")
 
@@ -20,6 +24,30 @@ class Processes(Reduction):
 
     Every process must make the same calls in the same order.
     """
+
+    def own_module(self, problem: str, module: nn.Module) -> None:
+        self.require_known_shards(problem, module)
+
+    def require_known_shards(self, problem: str, module: nn.Module) -> None:
+        """Refuse a module with parameters that are sharded in a way that is not this one's.
+
+        Raises:
+            ConfigurationError: Naming the first of them.
+        """
+        for name, parameter in module.named_parameters():
+            if is_sharded(parameter) and not self.shards_alike(parameter):
+                raise ConfigurationError(
+                    f"{name!r} in the module of problem {problem!r} is a "
+                    f"{type(parameter).__name__}, which has been sharded over processes, as by "
+                    "torch's fully_shard. Give the module as it was before; "
+                    "EngineConfig(strategy='fsdp') shards what the problem's shard_modules() "
+                    "returns."
+                )
+
+    def shards_alike(self, parameter: Tensor) -> bool:
+        """Return whether a sharded parameter is as these processes would shard it."""
+        del parameter
+        return False
 
     def broadcast(self, tensors: Sequence[Tensor], source: int = 0) -> None:
         """Overwrite tensors in place with their values in process ``source``."""
@@ -63,13 +91,15 @@ class SeveralProcesses(Processes):
 
     Args:
         device: The device of this process.
+        sync_batch_norm: Whether every batch norm takes the statistics of all processes.
 
     Attributes:
         reductions: Number of all-reduces for means.
         bytes: Number of bytes reduced by them.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, sync_batch_norm: bool = False) -> None:
+        self._sync_batch_norm = sync_batch_norm
         self.rank = dist.get_rank()
         self.world = dist.get_world_size()
         self.reductions = 0
@@ -78,6 +108,12 @@ class SeveralProcesses(Processes):
         on_host = "gloo" in dist.get_backend_config() or "mpi" in dist.get_backend_config()
         self._messages = torch.device("cpu") if on_host else device
         self.seed = self.from_first(torch.initial_seed)
+
+    def own_module(self, problem: str, module: nn.Module) -> None:
+        super().own_module(problem, module)
+        require_same_module(self, problem, module)
+        synchronise(problem, module, everywhere=self._sync_batch_norm)
+        self.broadcast([*module.parameters(), *module.buffers()])
 
     @torch.no_grad()
     def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:

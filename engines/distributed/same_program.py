@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metaweight.problems import GraphError, Problem
 from metaweight.problems.data.loader_parts import length_of
-from metaweight.problems.persistence.problem_state import form_of
+from metaweight.problems.persistence.problem_state import form_of, form_of_module
+from torch import nn
 
 from ..program.config import EngineConfig
-from .processes import Processes
+
+if TYPE_CHECKING:
+    from .processes import Processes
 
 SETTINGS = (
     *("unroll_steps", "gradient_accumulation", "warmup_steps", "gradient_clipping"),
@@ -29,13 +32,31 @@ def require_same_program(
     """
     if processes.world == 1:
         return
-    everyone = processes.gather(_description(problems, config))
+    _require_same(processes, _description(problems, config), "built different programs")
+
+
+def require_same_module(processes: Processes, problem: str, module: nn.Module) -> None:
+    """Refuse a module that differs between processes; all processes raise.
+
+    Raises:
+        GraphError: Naming the first difference.
+    """
+    own = _of_module(problem, form_of_module(module))
+    _require_same(processes, own, "put different modules in place")
+
+
+def _of_module(problem: str, form: Mapping[str, str]) -> dict[str, str]:
+    return {f"{name!r} in the module of problem {problem!r}": form[name] for name in form}
+
+
+def _require_same(processes: Processes, own: Mapping[str, Any], done: str) -> None:
+    everyone = processes.gather(own)
     for rank, other in enumerate(everyone):
         difference = _difference(everyone[0], other)
         if difference is not None:
             what, first, here = difference
             raise GraphError(
-                f"The processes have built different programs: {what} is {first} in process 0 and "
+                f"The processes have {done}: {what} is {first} in process 0 and "
                 f"{here} in process {rank}; build the same in all."
             )
 
@@ -48,8 +69,7 @@ def _description(problems: Sequence[Problem], config: EngineConfig) -> dict[str,
     for problem in problems:
         own = f"of problem {problem.name!r}"
         form = form_of(problem)
-        for name, shape in form.pop("module").items():
-            found[f"{name!r} in the module {own}"] = shape
+        found.update(_of_module(problem.name, form["module"]))
         for part in ("optimizer", "groups", "scheduler", "loss scaler"):
             found[f"the {part} {own}"] = form[part]
         for name in SETTINGS:

@@ -23,8 +23,8 @@ from .processes import SeveralProcesses
 class ShardingProcesses(SeveralProcesses):
     """Several processes that shard the states of optimizers."""
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
+    def __init__(self, device: torch.device, *, sync_batch_norm: bool = False) -> None:
+        super().__init__(device, sync_batch_norm=sync_batch_norm)
         self._shards: dict[torch.optim.Optimizer, StateShards] = {}
 
     def own_optimizer(self, problem: Problem) -> None:

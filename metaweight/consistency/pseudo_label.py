@@ -12,6 +12,7 @@ of Deep Semi-Supervised Learning Algorithms", NeurIPS 2018 (arXiv:1804.09170).
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,8 @@ class PseudoLabel(ConsistencyMethod):
     """Divergence from the class that a student predicts with confidence.
 
     Args:
-        threshold: ``τ``; a sample of exactly this confidence is rejected. ``None`` accepts all.
+        threshold: ``τ``; a sample of exactly this confidence is rejected, since Oliver et al. ask
+            for a larger one. ``None`` accepts all.
         divergence: A name of :data:`~metaweight.consistency.DIVERGENCES` or a function. ``"kl"``
             from a one-hot target is the cross-entropy.
         another_view: Whether the student predicts on a view of its own; else on that of the main
@@ -65,7 +67,11 @@ class PseudoLabel(ConsistencyMethod):
 
 
 def from_pseudo_labels(
-    method: Any, clean: Tensor, student: Tensor, logit_scale: float | None = None
+    method: Any,
+    clean: Tensor,
+    student: Tensor,
+    logit_scale: float | None = None,
+    accepts: Callable[[Tensor, float], Tensor] = torch.gt,
 ) -> Consistency:
     """Return the divergence of a student's logits from the confident classes of clean logits.
 
@@ -74,6 +80,7 @@ def from_pseudo_labels(
         clean: Logits (B_u, C) that give the pseudo-labels.
         student: Logits (B_u, C) that are compared with these labels.
         logit_scale: See :class:`PseudoLabel`.
+        accepts: Compares confidences with the threshold.
     """
     name = type(method).__name__
     with torch.no_grad():
@@ -81,7 +88,7 @@ def from_pseudo_labels(
         classes = clean.shape[1]
         hard = F.one_hot(predicted, classes).to(clean.dtype)
         target = hard if logit_scale is None else (hard * logit_scale).softmax(-1)
-        accepted = None if method.threshold is None else confidence > method.threshold
+        accepted = None if method.threshold is None else accepts(confidence, method.threshold)
     if method.threshold is not None and method.threshold <= 1 / classes:
         warnings.warn(
             f"{name}(threshold={method.threshold}) is at most 1/{classes}, which the largest of "

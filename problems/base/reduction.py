@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -62,6 +62,16 @@ class Reduction:
             ConfigurationError: For a problem that cannot be served so; all are then as before.
         """
         del problems
+
+    def own_module(self, problem: str, module: nn.Module) -> None:
+        """Take over the module of a problem, before its first use: give it the values of the first
+        process, and synchronise its batch norms if that is asked for.
+
+        Raises:
+            GraphError: When it differs between processes.
+            ConfigurationError: When it cannot be served.
+        """
+        del problem, module
 
     def own_optimizer(self, problem: Problem) -> None:
         """Shard the state of the problem's optimizer over processes, if the strategy asks for

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
+from ..base.errors import ConfigurationError
+
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ZERO_IN_HALF = 2.0**-25
+"""The largest number that rounds to 0 in float16."""
+
+_WIDER = (
+    "Use fp32 parameters (module.float()) with Config(precision='fp16'), which computes in half "
+    "precision and scales the loss, or bf16 ones (module.bfloat16())."
+)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
@@ -36,3 +47,40 @@ def difference_step(alpha: float, dtype: torch.dtype, order: int = 2) -> float:
         return alpha
     ratio = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
     return float(alpha * ratio ** (1 / (order + 1)))
+
+
+def require_wide_parameters(problem: str, optimizer: Any, precision: str) -> None:
+    """Refuse float16 parameters that one of torch's optimizers would turn into NaN; warn of others.
+
+    Adam and its like divide by ``sqrt(v) + eps``, and both are 0 in float16 where a gradient is
+    small. Optimizers that are not torch's may compute in another type.
+
+    Raises:
+        ConfigurationError: Naming the problem and the remedy.
+    """
+    step = getattr(type(optimizer), "step", None)
+    if not getattr(step, "__module__", "").startswith("torch.optim"):
+        return
+    narrow = [
+        group
+        for group in optimizer.param_groups
+        if any(p.dtype is torch.float16 and p.requires_grad for p in group["params"])
+    ]
+    what = f"Problem {problem!r} trains parameters of type float16 by {type(optimizer).__name__}"
+    if narrow and precision == "fp16":
+        raise ConfigurationError(
+            f"{what}, with Config(precision='fp16'), whose loss scaling needs wider ones. {_WIDER}"
+        )
+    for group in narrow:
+        eps = group.get("eps")
+        if isinstance(eps, float) and 0 < eps <= ZERO_IN_HALF:
+            raise ConfigurationError(
+                f"{what}, whose eps={eps} is 0 in this type: a small gradient makes them NaN. "
+                f"{_WIDER}"
+            )
+    if narrow:
+        warnings.warn(
+            f"{what} as they are: changes below 2^-11 of a parameter and squares of gradients "
+            f"below 6e-8 are lost. {_WIDER}",
+            stacklevel=4,
+        )

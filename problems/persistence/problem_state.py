@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from ..base.errors import CheckpointError
 from ..data.loader_parts import is_stateful, length_of
@@ -85,11 +86,7 @@ def form_of(problem: Problem) -> dict[str, Any]:
     """Return the properties that must be equal in a checkpoint and in the loading problem."""
     optimizer, source = problem.optimizer, problem.step_state.source
     return {
-        "module": {
-            name: f"{tuple(value.shape)} {value.dtype}".replace("torch.", "")
-            for name, value in problem.module.state_dict().items()
-            if isinstance(value, torch.Tensor)
-        },
+        "module": form_of_module(problem.module),
         "optimizer": None if optimizer is None else type(optimizer).__name__,
         "groups": [
             [list(p.shape) for p in group["params"]]
@@ -98,6 +95,15 @@ def form_of(problem: Problem) -> dict[str, Any]:
         "scheduler": None if problem.scheduler is None else type(problem.scheduler).__name__,
         "loss scaler": problem.scaler is not None,
         "loaders": [is_stateful(loader) for loader in (() if source is None else source.loaders)],
+    }
+
+
+def form_of_module(module: nn.Module) -> dict[str, str]:
+    """Return shape and type of each tensor in the state of a module, by its name."""
+    return {
+        name: f"{tuple(value.shape)} {value.dtype}".replace("torch.", "")
+        for name, value in module.state_dict().items()
+        if isinstance(value, torch.Tensor)
     }
 
 

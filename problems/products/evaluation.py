@@ -113,7 +113,7 @@ class Evaluation:
         which sets buffers that a pass in training mode reads back to their present values.
         """
         with (
-            held_power_iterations(self._slots, self._modules),
+            held_power_iterations(self._slots, self._modules) as rewind_iterations,
             held_padding_rows(self._modules),
         ):
             slots = read_in_training(self._slots)
@@ -121,6 +121,7 @@ class Evaluation:
             values = [None if b is None else b.clone() for _, _, b in present]
 
             def rewind() -> None:
+                rewind_iterations()
                 for (owner, name, buffer), value in zip(present, values, strict=True):
                     owner._buffers[name] = buffer
                     if buffer is not None and value is not None:

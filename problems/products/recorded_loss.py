@@ -27,7 +27,7 @@ class SampleLoss(Protocol):
         Args:
             step: The micro-batch.
             instead: Tensors that replace parameters; the other parameters of the network are then
-                constants, and its buffers do not change.
+                constants, and its buffers only change their values, without a graph.
         """
 
     def recorded(self, step: RecordedStep) -> Tensor | None:
@@ -69,7 +69,7 @@ class RecordedLoss(Protocol):
 
         Args:
             step: The micro-batch.
-            instead: Tensors that replace parameters; buffers then do not change.
+            instead: Tensors that replace parameters; buffers then only change their values.
         """
 
     def evaluation(

@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ..base.errors import ConfigurationError
+from .buffers import buffer_slots
 
 
 @contextmanager
@@ -47,3 +49,23 @@ def swapped(network: nn.Module, instead: Mapping[Tensor, Tensor]) -> Iterator[No
     finally:
         for tensors, name, tensor in slots:
             tensors[name] = tensor
+
+
+@contextmanager
+def swapped_with_buffers(network: nn.Module, instead: Mapping[Tensor, Tensor]) -> Iterator[None]:
+    """Replace parameters by other tensors, and buffers by copies, which may take dual numbers.
+
+    Their values are kept: the next micro-batch goes on from them, as in training.
+    """
+    slots = buffer_slots(network)
+    before = [owner._buffers[name] for owner, name in slots]
+    copies = {buffer: buffer.clone() for buffer in before if buffer is not None}
+    with swapped(network, {**copies, **instead}):
+        yield
+        after = [owner._buffers[name] for owner, name in slots]
+    for buffer, value in zip(before, after, strict=True):
+        if buffer is None or value is None or (value is copies[buffer] and not value._version):
+            continue
+        primal: Tensor = forward_ad.unpack_dual(value).primal  # type: ignore[no-untyped-call]
+        # Unnoticed by autograd; the evaluation around it restores all buffers.
+        buffer.data.copy_(primal.detach())

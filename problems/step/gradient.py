@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.errors import LossError
+from ..base.errors import GraphError, LossError
 from ..base.graph_neighbours import versions_around
 from ..base.step_result import StepResult
 from ..kernels.gradient_hooks import hooked, silent_hooks
@@ -58,7 +58,7 @@ def _accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
     again = None
     if any(zeroth_order):
         again = UpperLoss(problem, lambda: _scaled(problem, problem.evaluate(batch)[0]))
-    own = list(problem.trainable_parameters())
+    own = _trained(problem)
     left = [p.grad for p in own]
     if any(is_partial(path[1]) for path in paths):
         with others_frozen(problem):
@@ -93,7 +93,7 @@ def _scaled(problem: Problem, loss: Tensor) -> Tensor:
 def _with_graph(problem: Problem, batch: Any) -> StepResult:
     """Add the gradient, computed at copies of the parameters, whose graph stays valid after the
     optimizer step."""
-    own = [p for p in problem.trainable_parameters() if p.requires_grad]
+    own = [p for p in _trained(problem) if p.requires_grad]
     copies = {p: p.detach().clone().requires_grad_() for p in own}
     instead = {p: copies[p] for p in problem.module.parameters() if p in copies}
     with differentiable_twice():
@@ -154,6 +154,17 @@ def _own(gradient: Tensor, parameter: Tensor, taken: set[int]) -> Tensor:
         gradient = torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
     taken.add(memory)
     return gradient
+
+
+def _trained(problem: Problem) -> list[Tensor]:
+    found = list(problem.trainable_parameters())
+    if not found:
+        raise GraphError(
+            f"Problem {problem.name!r} has nothing to train any more: its module has no parameter "
+            "that requires a gradient and belongs to its optimizer. After set_module, give an "
+            "optimizer over the new parameters by set_optimizer."
+        )
+    return found
 
 
 def _require_untouched(problem: Problem, own: list[Tensor], left: list[Tensor | None]) -> None:

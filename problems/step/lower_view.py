@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..problem import Problem
 from ..products.evaluation import Evaluation
 from ..recording.trajectory import RecordedStep, Trajectory
 from ..reweighted import ReweightedProblem
-from ..state.swapped_tensors import swapped
+from ..state.swapped_tensors import swapped_with_buffers
 from ..unrolling import owns_settings, owns_start, settings_per_group, start_of_loop
 from .graph_buffers import buffers_of_all
 
@@ -132,7 +132,7 @@ class LowerView:
         step.random.restore()
         if instead is None:
             return _signed(self._loss_of(step.batch), self.sign)
-        with _swapped_with_buffers(self._problem.module, instead):
+        with swapped_with_buffers(self._problem.module, instead):
             return _signed(self._loss_of(step.batch), self.sign)
 
     def evaluate(self, step: RecordedStep) -> tuple[Tensor, Mapping[str, Any]]:
@@ -204,7 +204,7 @@ class SampleLossView:
         if instead is None:
             return _signed(problem.checked_losses(step.batch), self._view.sign)
         constants = {p: p.detach() for p in problem.module.parameters()}
-        with _swapped_with_buffers(problem.module, {**constants, **instead}):
+        with swapped_with_buffers(problem.module, {**constants, **instead}):
             return _signed(problem.checked_losses(step.batch), self._view.sign)
 
     def recorded(self, step: RecordedStep) -> Tensor | None:
@@ -284,11 +284,3 @@ class OptimizerStepView:
 
 def _signed(loss: Tensor, sign: float) -> Tensor:
     return loss if sign == 1.0 else -loss
-
-
-def _swapped_with_buffers(
-    network: nn.Module, instead: Mapping[Tensor, Tensor]
-) -> AbstractContextManager[None]:
-    """Replace parameters by other tensors, and buffers by copies."""
-    copies = {buffer: buffer.clone() for buffer in network.buffers()}
-    return swapped(network, {**copies, **instead})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,14 @@ from support.resuming import (
 from torch import Tensor, nn
 
 from metaweight import Config, Engine, EngineConfig, ImplicitProblem, Unroll
-from metaweight.consistency import FixMatch, MeanTeacher
+from metaweight.consistency import (
+    FixMatch,
+    MeanTeacher,
+    RampHook,
+    UnlabelledWeightNet,
+    learn_gate,
+    learn_threshold,
+)
 from metaweight.ensembles import EnsembleHook, OnlineEnsemble
 from metaweight.noise import OnlineConfidentLearning, OnlineConfidentLearningHook, WithCriterion
 
@@ -39,6 +47,45 @@ def test_mean_teacher(buffers: str, tmp_path: Path) -> None:
 def test_mean_teacher_amid_an_accumulation(buffers: str, tmp_path: Path) -> None:
     build = semi_supervised(MeanTeacher, buffers, gradient_accumulation=3)
     assert_resumes_exactly(build, tmp_path)
+
+
+@pytest.mark.parametrize("warm_up", ["mean_teacher", "ict", "bias_corrected"])
+def test_averages_amid_their_warm_up(warm_up: str, tmp_path: Path) -> None:
+    build = semi_supervised(MeanTeacher, warm_up=warm_up, gradient_accumulation=2)
+    assert_resumes_exactly(build, tmp_path, [3])
+
+
+def test_ramps_go_on_where_they_were(tmp_path: Path) -> None:
+    seen: dict[int, float] = {}
+
+    class Noted(RampHook):
+        def after_step(self, engine: Any, problem: Any, result: Any) -> None:
+            seen[problem.count] = problem.consistency_weight
+
+    build = semi_supervised(FixMatch, ramp=Noted)
+    settings: dict[str, Any] = {"checkpoint_dir": tmp_path, "checkpoint_step": 1, "keep_last": None}
+    build(**settings, logger_type="none").run()
+    # exp(-5 (1 - u)²) with u = t / (0.8 · 9), from t = 0.
+    by_hand = [3 * math.exp(-5 * max(0.0, 1 - t / 7.2) ** 2) for t in range(9)]
+    assert list(seen.values()) == pytest.approx(by_hand)
+    seen.clear()
+    build(logger_type="none").run(resume=tmp_path / "step-0000000004.ckpt")
+    assert list(seen) == [5, 6, 7, 8, 9]
+    assert list(seen.values()) == pytest.approx(by_hand[4:])
+
+
+GATES = {
+    "thresholds": lambda *given, **more: learn_threshold(*given, classes=CLASSES, **more),
+    "weights": lambda *given, **more: learn_gate(
+        *given[:2], UnlabelledWeightNet().double(), *given[2:], **more
+    ),
+}
+
+
+@pytest.mark.parametrize("learn", GATES.values(), ids=GATES)
+def test_learned_gates_amid_a_ramp(learn: Any, tmp_path: Path) -> None:
+    build = semi_supervised(FixMatch, learn=learn)
+    assert_resumes_exactly(build, tmp_path, [4])
 
 
 def test_fix_match(tmp_path: Path) -> None:

@@ -13,9 +13,8 @@ import pytest
 import torch
 from support.reweighting import Declared, Plain, program
 from support.semi_supervised import labelled_batch, network, run, student, unlabelled_batch
+from support.without_double import WithoutDouble
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from metaweight import (
     SAMA,
@@ -87,17 +86,6 @@ from metaweight.weighting import (
     focal_loss,
     normalise_weights,
 )
-
-DOUBLE = (torch.float64, torch.complex128)
-
-
-class WithoutDouble(TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        for value in tree_leaves((args, kwargs, found)):
-            if isinstance(value, Tensor) and value.dtype in DOUBLE:
-                raise TypeError(f"{func} meets a tensor in double precision")
-        return found
 
 
 def test_the_mode_refuses_double_precision() -> None:

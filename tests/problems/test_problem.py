@@ -10,7 +10,7 @@ import torch
 from support.small import Chase, Point, numbers, problem, single
 from torch import nn
 
-from metaweight import Config, ImplicitProblem
+from metaweight import Config, GraphError, ImplicitProblem
 
 
 def test_anything_may_travel_along_as_extra_configuration() -> None:
@@ -193,3 +193,11 @@ def test_modules_and_optimizers_can_be_exchanged_during_a_run() -> None:
     engine.run()
     assert lower.module is other
     assert other.w.item() == 3.0
+
+
+def test_a_module_without_an_optimizer_of_its_own_is_told() -> None:
+    lower = problem()
+    engine = single(lower, steps=2)
+    lower.set_module(Point(5.0))
+    with pytest.raises(GraphError, match=r"'chase' has nothing to train any more.*set_optimizer"):
+        engine.run()

@@ -209,3 +209,18 @@ def test_what_cannot_be_is_refused_in_all(name: str, message: str, two: Found) -
         assert not isinstance(found["refused"], str), found["refused"]
         said = found["refused"][name]
         assert __import__("re").search(message, said), said
+
+
+def test_a_module_that_was_sharded_by_hand(two: Found, tmp_path: Path) -> None:
+    """It is trained where problems are sharded, and refused where they are whole."""
+    end, said = fsdp_checks.sharded_by_hand(0, 1, tmp_path)
+    assert set(said.values()) == {"taken"}
+    for found in two:
+        assert not isinstance(found["sharded_by_hand"], str), found["sharded_by_hand"]
+        values, refused = found["sharded_by_hand"]
+        torch.testing.assert_close(values, end, **CLOSE)
+        for words in refused.values():
+            assert "'first.weight' in the module of problem 'fit' is a DTensor" in words
+            assert (
+                "EngineConfig(strategy='fsdp') shards what the problem's shard_modules()" in words
+            )

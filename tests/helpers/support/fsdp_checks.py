@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from metaweight import (
     SAMA,
@@ -371,6 +373,25 @@ def refused(rank: int, world: int, folder: Path) -> Any:
     engine = program("darts", rank, world)
     found["checked"] = _told(engine.check_hypergradient)
     return found
+
+
+@check
+def sharded_by_hand(rank: int, world: int, folder: Path) -> Any:
+    """Said of a module that the user has sharded; and the end of a run with it, under FSDP."""
+    program("darts", rank, world)
+
+    def made(chosen: str) -> Engine:
+        torch.manual_seed(0)
+        module = Blocks().double()
+        if world > 1:
+            fully_shard(module, mesh=init_device_mesh("cpu", (world,)))
+        optimizer = torch.optim.SGD(module.parameters(), 0.1)
+        loader = data(1, 3, rank, world, torch.float64)
+        problem = Fit("fit", Config(), module, optimizer, train_data_loader=loader)
+        return Engine([problem], run_config(world, strategy=chosen if world > 1 else "cpu"))
+
+    said = {chosen: _told(lambda chosen=chosen: made(chosen)) for chosen in ("distributed", "zero")}
+    return ran(made("fsdp")), said
 
 
 def _stepped(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from metaweight import ConfigurationError
+from metaweight import ConfigurationError, GraphError
 
 from .checks import check
 from .process_checks import alone, ran
-from .shared_out import batches, parameters, program
+from .shared_out import Net, batch_norm, batches, parameters, program
 
 
 class Doubled(nn.BatchNorm1d):
@@ -133,3 +133,30 @@ def wrapped(rank: int, world: int, folder: Path) -> Any:
 @check
 def different_lengths(rank: int, world: int, folder: Path) -> Any:
     alone(rank, world, nn.Linear(3, 1).double(), batches(1, 3 + rank, rank, world))
+
+
+@check
+def module_replaced(rank: int, world: int, folder: Path) -> Any:
+    """Another module and optimizer after a part of the run, other numbers in every process."""
+    found = {}
+    for kind in ("reweighting", "unroll"):
+        engine = program(kind, rank, world, norm=batch_norm, sync_batch_norm=world > 1)
+        engine.run()
+        torch.manual_seed(20 + rank)
+        net = Net(3, norm=batch_norm)
+        engine.low.set_module(net)
+        engine.low.set_optimizer(torch.optim.SGD(net.parameters(), 0.1, momentum=0.5))
+        engine.train_iters *= 2
+        found[kind] = ran(engine)
+    return found
+
+
+@check
+def modules_replaced_apart(rank: int, world: int, folder: Path) -> Any:
+    _, fit = alone(rank, world, nn.Linear(3, 1).double(), batches(1, 1, rank, world))
+    before = fit.module
+    try:
+        fit.set_module(nn.Linear(3, 1 + rank).double())
+    except GraphError as error:
+        return str(error), fit.module is before
+    return "taken", False

@@ -254,13 +254,20 @@ def assert_resumes_exactly(build: Build, folder: Path, steps: list[int] | None =
 
 
 def semi_supervised(
-    method: Callable[[], ConsistencyMethod], buffers: Any = "copy", **config: Any
+    method: Callable[[], ConsistencyMethod],
+    buffers: Any = "copy",
+    *,
+    warm_up: Any = "none",
+    learn: Callable[..., Engine] | None = None,
+    ramp: type[RampHook] = RampHook,
+    **config: Any,
 ) -> Build:
-    """A student of a few labelled and more unlabelled samples, with a rising weight."""
+    """A student of a few labelled and more unlabelled samples, with a rising weight, and below an
+    upper problem where ``learn`` builds one."""
 
     def build(**more: Any) -> Engine:
         net = network(dtype=torch.float64)
-        average = EMAHook("student", 0.9, buffers=buffers, validate_teacher=True)
+        average = EMAHook("student", 0.9, buffers=buffers, warm_up=warm_up, validate_teacher=True)
         made = method()
         student = SemiSupervisedProblem(
             "student",
@@ -276,9 +283,14 @@ def semi_supervised(
                 TensorLoader(samples(20, 2, torch.float64), 8, seed=2, with_indices=True),
             ),
         )
-        hooks = [RampHook("student", Ramp(weight=3.0, end=0.8)), average]
+        hooks = [ramp("student", Ramp(weight=3.0, end=0.8)), average]
         settings = {"train_iters": 9, "valid_step": 3, "strategy": "cpu", "logger_type": "csv"}
-        return MeasuredStudent([student], EngineConfig(**(settings | more)), hooks=hooks)
+        chosen = EngineConfig(**(settings | more))
+        if learn is not None:
+            seed_all(5)
+            trusted = TensorLoader(samples(8, 3, torch.float64), 4, seed=3)
+            return learn(student, trusted, chosen, hooks=hooks)
+        return MeasuredStudent([student], chosen, hooks=hooks)
 
     return build
 

@@ -92,11 +92,16 @@ def test_pseudo_labels_by_hand() -> None:
     assert PseudoLabel(None)(step_of(torch.zeros(2, 1), logits, logits)).accepted is None
 
 
-def test_a_sample_at_the_threshold_is_rejected() -> None:
+@pytest.mark.parametrize(
+    ("kind", "beside", "at"), [(PseudoLabel, -1e-12, False), (FixMatch, 1e-12, True)]
+)
+def test_a_sample_at_the_threshold(kind: Any, beside: float, at: bool) -> None:
+    """Oliver et al. keep larger confidences only; FixMatch has max q ≥ τ."""
     logits = rows([LN3, 0.0])
     confidence = float(logits.softmax(-1).max())
-    for threshold, accepted in ((confidence, False), (confidence - 1e-12, True)):
-        found = PseudoLabel(threshold, another_view=False)(step_of(torch.zeros(1, 1), logits))
+    for threshold, accepted in ((confidence, at), (confidence + beside, not at)):
+        step = step_of(torch.zeros(1, 1), logits, logits, strong_augment=lambda x: x)
+        found = kind(threshold)(step)
         assert found.accepted is not None
         assert bool(found.accepted) is accepted
 

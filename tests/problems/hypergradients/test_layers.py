@@ -147,9 +147,12 @@ def last_gradient(engine: Engine, steps: int) -> list[Tensor]:
     return seen[-1]
 
 
-def engine_of(make: Callable[[], nn.Module], method: Any, steps: int, kind: Any) -> Engine:
+def engine_of(
+    make: Callable[[], nn.Module], method: Any, steps: int, kind: Any, accumulation: int = 1
+) -> Engine:
     torch.manual_seed(0)
-    return program(kind, config=Config(type=method, unroll_steps=steps), net=make())
+    config = Config(type=method, unroll_steps=steps, gradient_accumulation=accumulation)
+    return program(kind, config=config, net=make())
 
 
 class Naive:
@@ -277,6 +280,71 @@ def test_passes_that_are_compared_take_the_same_buffers(make: Callable[[], nn.Mo
     ends = [engine_of(make, m, 1, Declared) for m in (Unroll(), Reweighting("one_sided", 1e-6))]
     one_step, one_sided = (last_gradient(engine, 1) for engine in ends)
     assert relative_error([0.1 * t for t in one_sided], one_step) < 1e-4
+
+
+def nearly_orthogonal(width: int = 8) -> nn.Linear:
+    """A layer whose singular values are so close that power iterations take long to converge."""
+    layer = nn.Linear(6, width)
+    nn.init.orthogonal_(layer.weight)
+    with torch.no_grad():
+        layer.weight += 0.05 * torch.randn(width, 6)
+    return layer
+
+
+class Twice(nn.Module):
+    """Calls a layer twice in a pass, and so advances its power iteration twice."""
+
+    def __init__(self, norm: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        self.layer, self.out = norm(nearly_orthogonal(6)), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.out(self.layer(self.layer(x).tanh()).tanh())
+        return found
+
+
+MOVED: list[Callable[[], nn.Module]] = [
+    lambda: behind(nn.utils.spectral_norm(nearly_orthogonal()), 8),
+    lambda: behind(parametrizations.spectral_norm(nearly_orthogonal()), 8),
+    lambda: behind(Slow(), 8),
+    lambda: Twice(nn.utils.spectral_norm),
+    lambda: Twice(parametrizations.spectral_norm),
+]
+
+
+@pytest.mark.parametrize("make", MOVED)
+def test_every_micro_batch_goes_on_from_the_buffers_of_the_one_before(
+    make: Callable[[], nn.Module],
+) -> None:
+    """As in the training step, whose three micro-batches are differentiated by naive autograd."""
+    engine = engine_of(make, Unroll(), 1, Plain, 3)
+    net, judge = engine.classifier.module, engine.judge
+    places = {name: p.detach().clone().requires_grad_() for name, p in net.named_parameters()}
+
+    def losses(batch: Any) -> Tensor:
+        return F.cross_entropy(
+            torch.func.functional_call(net, places, batch[0]), batch[1], reduction="none"
+        )
+
+    total = torch.zeros(())
+    for batch in engine.classifier.train_data_loader[0][:3]:
+        sample = losses(batch)
+        total = total + (judge.module(sample.detach()) * sample).mean() / 3
+    gradient = torch.autograd.grad(total, list(places.values()), create_graph=True)
+    for (key, p), g in zip(list(places.items()), gradient, strict=True):
+        places[key] = p - 0.1 * g
+    upper = losses(judge.train_data_loader[0][0]).mean()
+    expected = torch.autograd.grad(upper, list(judge.module.parameters()))
+    for name in ("exact", "forward over reverse", "finite difference", "one-sided"):
+        kind, method, within = UNROLLED[name]
+        found = last_gradient(engine_of(make, method, 1, kind, 3), 3)
+        assert relative_error(found, expected) < within
+    # At the present parameters, with the iterations that follow.
+    forward = last_gradient(
+        engine_of(make, Reweighting(derivative="forward_mode"), 1, Declared, 3), 3
+    )
+    central = last_gradient(engine_of(make, Reweighting(alpha=1e-4), 1, Declared, 3), 3)
+    assert relative_error(central, forward) < 1e-6
 
 
 @pytest.mark.parametrize("make", STATEFUL)

@@ -12,7 +12,14 @@ from support.small import single
 from support.zoo import over
 from torch import nn
 
-from metaweight import Config, Engine, EngineConfig, ImplicitProblem, Reweighting
+from metaweight import (
+    Config,
+    ConfigurationError,
+    Engine,
+    EngineConfig,
+    ImplicitProblem,
+    Reweighting,
+)
 from metaweight.models import ResNet32
 from metaweight.weighting import MetaWeightNet, WeightedClassifier, WeightLearner
 
@@ -180,3 +187,69 @@ def test_resnet32s_hypergradient_points_where_double_precision_does(
     # losses in eight bits, each the mean of eight samples, is left with few of them.
     rough = precision == "bf16" and not full_precision
     assert report.converged.cosine >= (0.99 if rough else 0.999)
+
+
+def half_classifier(make: Any, precision: str = "fp32") -> Any:
+    lower = classifier(precision)
+    lower.module.half()
+    lower.optimizer = make(lower.module.parameters())
+    ((x, y),) = lower.train_data_loader
+    lower.train_data_loader = [(x.half(), y)]
+    return lower
+
+
+DIVIDING = [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad]
+
+
+@pytest.mark.parametrize("kind", DIVIDING)
+def test_half_parameters_of_an_optimizer_that_makes_them_nan_are_refused(kind: Any) -> None:
+    place = torch.zeros(1, dtype=torch.float16, requires_grad=True)
+    place.grad = torch.zeros_like(place)
+    kind([place], weight_decay=0.0).step()
+    assert place.isnan(), "torch's own loop"
+    message = rf"'classifier' trains .* float16 by {kind.__name__}, whose eps=1e-\d+ is 0 .*fp32"
+    with pytest.raises(ConfigurationError, match=message):
+        single(half_classifier(kind))
+    ready = single(classifier("fp32")).classifier
+    with pytest.raises(ConfigurationError, match=r"float16.*Config\(precision='fp16'\)"):
+        ready.set_optimizer(kind([place]))
+    assert isinstance(ready.optimizer, torch.optim.SGD)
+
+
+def test_half_parameters_of_an_upper_problem_are_refused() -> None:
+    lower = classifier("fp32")
+    net = nn.Linear(1, 1).half()
+    adam = torch.optim.Adam(net.parameters())
+    upper = Weights("weights", None, net, adam, train_data_loader=lower.train_data_loader)
+    with pytest.raises(ConfigurationError, match=r"'weights' trains .* float16 by Adam, whose eps"):
+        over(upper, lower, train_iters=1)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda p: torch.optim.SGD(p, 0.5), lambda p: torch.optim.Adam(p, 0.01, eps=1e-3)]
+)
+def test_other_half_parameters_are_warned_of(make: Any) -> None:
+    with pytest.warns(UserWarning, match=r"'classifier' .* float16 by .* as they are: .* bf16"):
+        engine = single(half_classifier(make), steps=40)
+    engine.run()
+    assert accuracy(engine.classifier) > 0.9
+
+
+def test_half_parameters_and_loss_scaling_are_refused_together() -> None:
+    with pytest.raises(ConfigurationError, match=r"with Config.*, whose loss scaling needs wider"):
+        single(half_classifier(lambda p: torch.optim.SGD(p, 0.5), "fp16"))
+
+
+def test_frozen_half_parameters_are_nothing_to_warn_of() -> None:
+    lower = classifier("fp32")
+    lower.module[0].half().requires_grad_(False)
+    single(lower)
+
+
+def test_an_optimizer_that_computes_in_another_type_is_left_alone() -> None:
+    class Wide(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            for p in self.param_groups[0]["params"]:
+                p.data.copy_((p.float() - 0.5 * p.grad.float()).half())
+
+    single(half_classifier(Wide), steps=1).run()
