@@ -172,9 +172,7 @@ def ran(engine: Engine) -> dict[str, Tensor]:
 @check
 def methods(rank: int, world: int, folder: Path) -> Any:
     return {
-        (kind, number): ran(
-            program(kind, rank, world, accumulation=number, clipping=clipping)
-        )
+        (kind, number): ran(program(kind, rank, world, accumulation=number, clipping=clipping))
         for kind, number, clipping in CASES
     }
 
@@ -247,7 +245,9 @@ class Refuse(Hook):
 def rolled_back(rank: int, world: int, folder: Path) -> Any:
     return {
         "taken": ran(program("sama", rank, world, non_finite="raise", roll_back=True)),
-        "refused": ran(program("darts", rank, world, hooks=[Refuse()], roll_back=True, train_iters=8)),
+        "refused": ran(
+            program("darts", rank, world, hooks=[Refuse()], roll_back=True, train_iters=8)
+        ),
     }
 
 
