@@ -4,6 +4,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # A worker a core; one that is done takes tests from another. Plain `python -m pytest` runs them in one.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
+# Rewritten assertions are kept for the next run. Plugins of other packages would be rewritten too.
+PYTEST := PYTHONDONTWRITEBYTECODE= PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist.plugin
 
 .PHONY: help install demo test test-slow docs lint bench bench-check clean
 
@@ -24,10 +26,10 @@ demo: install ## imbalanced and noisy digits: cross-entropy against learned samp
 	$(BIN)/python benchmarks/imbalanced_cifar.py --dataset digits --imbalance-factor 10 --noise 0.4 --seeds 3 --out results/demo
 
 test: install ## all tests but the slow ones
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(PYTEST) $(PARALLEL)
 
 test-slow: install ## the slow tests too
-	$(BIN)/python -m pytest $(PARALLEL) -m ""
+	$(PYTEST) $(PARALLEL) -m ""
 
 # Code cells are executed; a warning is an error.
 docs: install ## the documentation, into build/docs

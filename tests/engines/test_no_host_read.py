@@ -44,7 +44,11 @@ from metaweight.weighting import MetaWeightNet
 ONE_SIDED = Reweighting(derivative="one_sided")
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    "accumulation",
+    [2, pytest.param(1, marks=pytest.mark.slow)],
+    ids=["accumulation", "every batch"],
+)
 @pytest.mark.parametrize(
     ("kind", "method"),
     [

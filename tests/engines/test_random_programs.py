@@ -14,7 +14,7 @@ from support.drawn_checks import check, check_streams
 from support.drawn_naive import check_exact, check_still_uppers, exact
 from support.random_programs import draw
 
-FAST, SLOW = 20, 520
+FAST, SLOW = 10, 510
 """Where the seeds of the fast tests end, and those of the slow ones."""
 
 

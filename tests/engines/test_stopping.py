@@ -59,9 +59,21 @@ def arguments(folder: Path, signals: str) -> tuple[str, ...]:
     return PROGRAM, str(Path(__file__).parents[1] / "helpers"), str(folder), signals
 
 
-def test_ctrl_c_saves_and_leaves_as_any_program_does(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", *arguments(tmp_path, "SIGINT")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def interpreter(*arguments: str) -> Any:
+    command = [sys.executable, "-c", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda *arguments: start_code(*arguments).wait(),
+        pytest.param(interpreter, marks=pytest.mark.slow),
+    ],
+    ids=["forked", "interpreter"],
+)
+def test_ctrl_c_saves_and_leaves_as_any_program_does(run: Any, tmp_path: Path) -> None:
+    done = run(*arguments(tmp_path, "SIGINT"))
     # The system sees the signal, unless something at the interpreter's end hides it.
     assert done.returncode in (-signal.SIGINT, 1), done.stderr
     assert done.stderr.endswith("KeyboardInterrupt\n")

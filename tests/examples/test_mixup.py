@@ -11,10 +11,10 @@ SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "mixup.py"
 
 
 def test_every_method_is_printed_and_learns(capsys: pytest.CaptureFixture[str]) -> None:
-    found = runpy.run_path(str(SCRIPT))["main"](steps=60)
+    found = runpy.run_path(str(SCRIPT))["main"](steps=30)
     heading, *lines = capsys.readouterr().out.splitlines()
     # 0.4 of 1297 are 518, a tenth of which keep their label.
-    assert heading == "1297 training digits, 36.4 % wrong labels, 60 steps each"
+    assert heading == "1297 training digits, 36.4 % wrong labels, 30 steps each"
     assert lines == [f"{name:<26}{value:5.1f} %" for name, value in found.items()]
     assert len(found) == 6
     # Chance is 10 %.

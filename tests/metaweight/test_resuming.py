@@ -43,7 +43,10 @@ def test_mean_teacher(buffers: str, tmp_path: Path) -> None:
     assert_resumes_exactly(semi_supervised(MeanTeacher, buffers), tmp_path)
 
 
-@pytest.mark.parametrize("buffers", ["copy", "ema", "own", "none"])
+@pytest.mark.parametrize(
+    "buffers",
+    ["ema", "own", *(pytest.param(name, marks=pytest.mark.slow) for name in ("copy", "none"))],
+)
 def test_mean_teacher_amid_an_accumulation(buffers: str, tmp_path: Path) -> None:
     build = semi_supervised(MeanTeacher, buffers, gradient_accumulation=3)
     assert_resumes_exactly(build, tmp_path)
@@ -133,9 +136,20 @@ def test_an_ensemble_that_changes_the_data(action: Any, tmp_path: Path) -> None:
     assert_resumes_exactly(build, tmp_path)
 
 
-@pytest.mark.parametrize("program", [three_levels, two_leaves])
-@pytest.mark.parametrize("kind", ["darts", "unroll"])
-@pytest.mark.parametrize("roll_back", [False, True])
+@pytest.mark.parametrize(
+    ("program", "kind", "roll_back"),
+    [
+        # All pairs.
+        (three_levels, "darts", False),
+        (three_levels, "unroll", True),
+        (two_leaves, "darts", True),
+        (two_leaves, "unroll", False),
+        pytest.param(three_levels, "darts", True, marks=pytest.mark.slow),
+        pytest.param(three_levels, "unroll", False, marks=pytest.mark.slow),
+        pytest.param(two_leaves, "darts", False, marks=pytest.mark.slow),
+        pytest.param(two_leaves, "unroll", True, marks=pytest.mark.slow),
+    ],
+)
 def test_levels_above_levels_and_several_leaves(
     program: Any, kind: str, roll_back: bool, tmp_path: Path
 ) -> None:
@@ -148,7 +162,7 @@ def test_levels_above_levels_and_several_leaves(
         engine: Engine = program(metaweight(), options, 17)
         return engine
 
-    assert_resumes_exactly(build, tmp_path, [1, 2, 3, 5, 6, 7, 10, 13])
+    assert_resumes_exactly(build, tmp_path, [3, 5, 6, 10])
 
 
 class Start(nn.Module):

@@ -321,7 +321,9 @@ def write_program(folder: Path, imports: str) -> Path:
 
 
 @pytest.mark.usefixtures("own_modules")
-@pytest.mark.parametrize("roll_back", [False, True], ids=["", "roll-back"])
+@pytest.mark.parametrize(
+    "roll_back", [pytest.param(False, marks=pytest.mark.slow), True], ids=["", "roll-back"]
+)
 def test_tutorial_runs_under_either_librarys_names(
     roll_back: bool, beside: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.covering import covering
 from support.reweighting import Declared, Plain, program
 from support.semi_supervised import labelled_batch, network, run, student, unlabelled_batch
 from support.without_double import WithoutDouble
@@ -111,16 +112,16 @@ METHODS = [
     ZeroOrder(samples=2),
 ]
 NATIVE = [Reweighting(derivative=d) for d in ("central_difference", "one_sided", "forward_mode")]
+WHOLE = [METHODS[0], Unroll(), NATIVE[0]]
 
 
 @pytest.mark.parametrize(
-    ("kind", "method"),
-    [(Plain, method) for method in METHODS] + [(Declared, method) for method in NATIVE],
+    ("method", "precision"),
+    covering({method: ["fp32", "bf16"] for method in (*METHODS, *NATIVE)}, whole=WHOLE),
     ids=repr,
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_hypergradients(kind: Any, method: Any, dtype: torch.dtype) -> None:
-    precision = "fp32" if dtype == torch.float32 else "bf16"
+def test_hypergradients(method: Any, precision: str) -> None:
+    kind = Declared if method in NATIVE else Plain
     config = Config(type=method, unroll_steps=2, gradient_clipping=1.0, precision=precision)
     engine = program(kind, config=config, dtype=torch.float32, dropout=0.3)
     adam = torch.optim.Adam(engine.classifier.module.parameters(), lr=0.01)

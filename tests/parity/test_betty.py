@@ -89,9 +89,12 @@ CASES = {
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("share", [0.4, pytest.param(1.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CASES)
-def test_trajectory_equals_bettys(case: str) -> None:
-    builder, options, steps = CASES[case]
+def test_trajectory_equals_bettys(case: str, share: float) -> None:
+    """The whole of a trajectory, and its beginning."""
+    builder, options, length = CASES[case]
+    steps = int(share * length)
     expected = trajectory(builder, betty(), options, steps)
     start = trajectory(builder, betty(), options, 0)
     actual = trajectory(builder, metaweight(), options, steps)

@@ -73,6 +73,15 @@ def test_so_do_they_in_single_precision(two: Found, tmp_path: Path) -> None:
         same(two, "in_single_precision", kind, alone, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_so_do_other_forms_in_single_precision(tmp_path: Path) -> None:
+    name = "other_forms_in_single_precision"
+    alone = fsdp_checks.other_forms_in_single_precision(0, 1, tmp_path)
+    found = found_together(tmp_path, "support.fsdp_checks", name)
+    for kind in alone:
+        same(found, name, kind, alone, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["in_groups", "rolled_back", "skipped"])
 def test_so_do(name: str, two: Found, tmp_path: Path) -> None:
     same(two, name, None, RESULTS[name](0, 1, tmp_path))

@@ -125,7 +125,7 @@ class Written:
 
 @check
 def weights_watched(rank: int, world: int, folder: Path) -> Any:
-    hook = WeightCollapse("low", every=4, equal=10.0)
+    hook = WeightCollapse("low", every=2, equal=10.0)
     engine = program("reweighting", rank, world, hooks=[hook])
     written = Written(engine)
     with warnings.catch_warnings(record=True) as said:
@@ -181,7 +181,7 @@ def hypergradients_checked(rank: int, world: int, folder: Path) -> Any:
     """Numbers of reports, whose methods differ from what they are compared with."""
     found = {}
     for kind in ("darts", "reweighting", "cg"):
-        hook = HypergradientCheck(every=3)
+        hook = HypergradientCheck(every=2)
         engine = program(kind, rank, world, hooks=[hook])
         engine.run()
         for number, report in enumerate(hook.reports):

@@ -39,7 +39,9 @@ def spoil(engine: Engine, name: str, rank: int, world: int) -> None:
 def spoilt(name: str, rank: int, world: int, **settings: Any) -> Engine:
     if world == 1:
         settings.pop("sync_batch_norm", None)
-    engine = program(rank=rank, world=world, **settings)
+    # Enough for the upper problem to meet its third batch.
+    iterations = {"train_iters": 8 * settings.get("accumulation", 1)}
+    engine = program(rank=rank, world=world, **(iterations | settings))
     spoil(engine, name, rank, world)
     return engine
 

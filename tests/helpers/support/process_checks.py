@@ -174,7 +174,7 @@ def batch_norm_apart(rank: int, world: int, folder: Path) -> Any:
 def validations(rank: int, world: int, folder: Path) -> Any:
     remember = Remember()
     engine = program(
-        "darts", rank, world, engine=Measured, hooks=[remember], valid_step=4, early_stopping=True
+        "darts", rank, world, engine=Measured, hooks=[remember], valid_step=2, early_stopping=True
     )
     engine.run()
     return remember.stats

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ from . import zoo
 from .zoo import ColumnWeighed
 
 FEATURES, CLASSES = 5, 3
+EVERYWHERE = (3, 4, 5, 6)
+"""Every place in loops, accumulations, epochs and intervals of up to four steps."""
 Build = Callable[..., Engine]
 
 
@@ -230,15 +232,15 @@ def difference(a: Any, b: Any, where: str = "state") -> str:
     return "" if type(a) is type(b) and (a == b or both_nan) else f"{where}: {a!r} and {b!r}"
 
 
-def assert_resumes_exactly(build: Build, folder: Path, steps: list[int] | None = None) -> None:
-    """Save a program after every iteration, and resume fresh ones from each of these files."""
+def assert_resumes_exactly(build: Build, folder: Path, steps: Sequence[int] = EVERYWHERE) -> None:
+    """Save a program after every iteration, and resume fresh ones from some of these files."""
     saved, logs = folder / "saved", folder / "logs"
     logs.mkdir(parents=True)
     seed_all(11)
     whole = build(checkpoint_dir=saved, checkpoint_step=1, keep_last=None, log_dir=logs)
     whole.run()
     expected, records = everything(whole), rows(logs)
-    for step in range(1, whole.train_iters) if steps is None else steps:
+    for step in steps:
         place = folder / f"from {step}"
         shutil.copytree(logs, place)
         seed_all(100 + step)
@@ -305,7 +307,7 @@ class MeasuredStudent(Engine):
 
 
 def killed_program(kind: str, place: Path) -> Engine:
-    """Return a program that runs for a second or so and saves what it does every few steps."""
+    """Return a program that runs for half a second or so and saves what it does every few steps."""
     builds = {
         "weights": two_levels(
             hooks=lambda: [EMAHook("lower", 0.9, validate_teacher=True)], data=data_loader(2, 200)
@@ -315,5 +317,5 @@ def killed_program(kind: str, place: Path) -> Engine:
     }
     seed_all(0)
     return builds[kind](
-        train_iters=80, checkpoint_dir=place / "saved", checkpoint_step=7, log_dir=place / "logs"
+        train_iters=40, checkpoint_dir=place / "saved", checkpoint_step=7, log_dir=place / "logs"
     )

@@ -180,7 +180,8 @@ def program(
         train_data_loader=batches(4, 3, rank, world),
     )
     edges = {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}
-    iterations = 4 * 2 * accumulation * accumulation
+    # Two steps of the upper optimizer: the second finds state, and lower ones that it has moved.
+    iterations = 2 * 2 * accumulation * accumulation
     whole = {"train_iters": iterations, **settings}
     return engine([upper, lower], run_config(world, **whole), edges, hooks=hooks)
 

@@ -202,8 +202,14 @@ def test_the_streams_are_kept_when_a_sample_fails():
     assert streams() == before
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("delivered", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize(
+    ("delivered", "workers"),
+    [
+        *((delivered, 0) for delivered in (0, 1, 2, 3, 5)),
+        *((delivered, 2) for delivered in (0, 2)),
+        *(pytest.param(delivered, 2, marks=pytest.mark.slow) for delivered in (1, 3, 5)),
+    ],
+)
 def test_a_restored_loader_goes_on_where_it_was(delivered, workers):
     def build(workers: int) -> SampleLoader:
         generator = torch.Generator().manual_seed(1)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -18,10 +20,10 @@ def labels(size: int = 1000, classes: int = CLASSES) -> torch.Tensor:
 
 def confusion(true: torch.Tensor, noisy: torch.Tensor, classes: int = CLASSES) -> torch.Tensor:
     """Shares of noisy labels for each true one, counted one by one."""
-    counts = torch.zeros(classes, classes, dtype=torch.float64)
-    for t, n in zip(true.tolist(), noisy.tolist(), strict=True):
-        counts[t, n] += 1
-    return counts / counts.sum(1, keepdim=True)
+    seen = Counter(zip(true.tolist(), noisy.tolist(), strict=True))
+    counts = [[seen[t, n] for n in range(classes)] for t in range(classes)]
+    table = torch.tensor(counts, dtype=torch.float64)
+    return table / table.sum(1, keepdim=True)
 
 
 def cyclic(*shares: float) -> torch.Tensor:

@@ -64,6 +64,8 @@ def assert_goes_on(make: Any, before: int, after: int, where: Any = None) -> Non
     assert second.epochs == first.epochs
     for one in (first, second):
         one.readings[0].iterator = None
+        # Workers that stay are held by their loader; left to the collector of garbage, 5 s each.
+        one.loaders[0]._iterator = None
 
 
 LOADERS: dict[str, Any] = {

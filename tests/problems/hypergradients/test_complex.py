@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.covering import covering
 from support.methods import GRADIENT_METHODS
 from support.zoo import over
 from torch import Tensor, nn
@@ -108,11 +109,13 @@ def run(
     return [torch.view_as_real(p.detach()) if p.is_complex() else p.detach() for p in found]
 
 
-CASES = [
-    (name, optimizer)
-    for name in METHODS
-    for optimizer in (OPTIMIZERS if name.startswith(("unroll", "sama")) else ("sgd", "adam"))
-]
+CASES = covering(
+    {
+        name: list(OPTIMIZERS) if name.startswith(("unroll", "sama")) else ["sgd", "adam"]
+        for name in METHODS
+    },
+    whole=["unroll"],
+)
 
 
 @pytest.mark.parametrize(("name", "optimizer"), CASES)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from metaweight.problems import lower_view
+from support.covering import covering
 from support.methods import GRADIENT_METHODS
 from support.reweighting import Judge, network
 from support.small import Point
@@ -89,11 +90,13 @@ def trained(kind: Any, method: Any, optimizer: Any, *, maximised: bool) -> Engin
     return engine
 
 
-CASES = [
-    (name, optimizer)
-    for name in METHODS
-    for optimizer in (OPTIMIZERS if name.startswith(("unroll", "sama")) else ("sgd", "adam"))
-]
+CASES = covering(
+    {
+        name: list(OPTIMIZERS) if name.startswith(("unroll", "sama")) else ["sgd", "adam"]
+        for name in METHODS
+    },
+    whole=["unroll"],
+)
 
 
 @pytest.mark.parametrize(("name", "optimizer"), CASES)

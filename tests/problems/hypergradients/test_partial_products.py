@@ -13,6 +13,7 @@ import pytest
 import torch
 from metaweight.problems import lower_view
 from metaweight.problems.recording.trajectory import Trajectory
+from support.covering import covering
 from support.naive import hessian_matrix, mixed_product, relative_error
 from support.programs import Options, metaweight, three_levels, trajectory
 from support.reweighting import Declared, Plain, program
@@ -193,8 +194,9 @@ PRODUCTS = {
 
 
 @pytest.mark.parametrize(("names", "held"), [(("2",), (0, 1)), (("0",), (2, 3))], ids=["2", "0"])
-@pytest.mark.parametrize("product", PRODUCTS)
-@pytest.mark.parametrize("case", UNROLLED)
+@pytest.mark.parametrize(
+    ("case", "product"), covering({key: list(PRODUCTS) for key in UNROLLED}, whole=["adam"])
+)
 def test_unroll(case: str, product: str, names: tuple[str, ...], held: tuple[int, ...]) -> None:
     """The naive program detaches gradients and updates of the other layer."""
     expected = naive_gradient(UNROLLED[case], held=held)

@@ -106,8 +106,8 @@ METHODS = {
 @pytest.mark.parametrize(
     "name",
     [
-        *("none", "leave one out"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("none, two runs", "start")),
+        "leave one out",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("none", "none, two runs", "start")),
     ],
 )
 def test_is_unbiased(name: str) -> None:

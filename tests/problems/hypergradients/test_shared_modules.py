@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from metaweight.problems import lower_view
 from metaweight.problems.state.swapped_tensors import swapped
+from support.covering import covering
 from support.naive import relative_error
 from support.reweighting import Declared, Plain, program
 from torch import Tensor, nn
@@ -113,8 +114,9 @@ def slots(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from network.named_buffers(remove_duplicate=False)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "network"), covering(dict.fromkeys(METHODS, NETWORKS), whole=["unroll"])
+)
 def test_the_network_keeps_its_tensors_and_goes_on_training(name: str, network: Any) -> None:
     engine = trained(network, name)
     net = engine.classifier.module

@@ -60,8 +60,17 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("steps", [1, 3, 10])
-@pytest.mark.parametrize("case", CASES)
+LONG = ("rmsprop, all", "all at once")
+
+
+@pytest.mark.parametrize(
+    ("case", "steps"),
+    [
+        pytest.param(case, steps, marks=[pytest.mark.slow] * (steps == 10 and case not in LONG))
+        for case in CASES
+        for steps in (1, 3, 10)
+    ],
+)
 def test_equals_the_naive_program(case: str, steps: int) -> None:
     setting = Setting(**{**vars(CASES[case]), "steps": steps})
     expected = naive_gradient(setting)

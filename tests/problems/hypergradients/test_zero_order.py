@@ -436,7 +436,9 @@ def error_rate_program(hard, method):
     return engine, up, lambda: float(samples.error(low.w))
 
 
-@pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard weights"])
+@pytest.mark.parametrize(
+    "hard", [pytest.param(False, marks=pytest.mark.slow), True], ids=["soft", "hard weights"]
+)
 def test_an_error_rate_is_reduced(hard: bool) -> None:
     """60 % of the samples are flipped: learning from all of them is worse than guessing."""
     engine, up, error = error_rate_program(hard, ZeroOrder(samples=8, radius=0.5))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-SHAPES = [(6, 3), (4, 3, 5), (5, 3, 4, 4), (3, 2, 2, 3, 2)]
+SHAPES = [(6, 3), (4, 3, 3), (3, 2, 3, 2), (2, 2, 2, 2, 2)]
 # Torch's own forward mode, at its first use.
 FIRST_USE = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
 DEVICES = [

@@ -56,7 +56,10 @@ def test_trains_as_uncompiled(name: str) -> None:
     assert relative_error(found, expected) < 1e-7
 
 
-@pytest.mark.parametrize("method", ["central", "one-sided", "darts"])
+@pytest.mark.parametrize(
+    "method",
+    ["one-sided", *(pytest.param(m, marks=pytest.mark.slow) for m in ("central", "darts"))],
+)
 def test_layers_chosen_of_a_compiled_module(method: str) -> None:
     kind, type_ = METHODS[method]
     settings: Any = {"hypergradient_parameters": LastLayers(1)}

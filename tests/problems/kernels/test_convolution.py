@@ -19,10 +19,10 @@ DEVICES = [
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
 ]
 CASES = {
-    "1d": (F.conv1d, (2, 4, 6), (2, 4, 3), {"padding": 1}),
-    "2d": (F.conv2d, (2, 2, 4, 4), (3, 2, 3, 3), {"stride": 2, "padding": (1, 0)}),
-    "2d, groups": (F.conv2d, (2, 4, 4, 4), (6, 2, 2, 2), {"groups": 2, "dilation": [2, 1]}),
-    "3d": (F.conv3d, (2, 2, 3, 3, 3), (2, 2, 2, 2, 2), {}),
+    "1d": (F.conv1d, (2, 4, 4), (2, 4, 3), {"padding": 1}),
+    "2d": (F.conv2d, (2, 2, 3, 3), (3, 2, 3, 3), {"stride": 2, "padding": (1, 0)}),
+    "2d, groups": (F.conv2d, (2, 4, 3, 2), (6, 2, 2, 2), {"groups": 2, "dilation": [2, 1]}),
+    "3d": (F.conv3d, (2, 2, 2, 3, 2), (2, 2, 2, 2, 2), {}),
 }
 
 

@@ -290,7 +290,7 @@ class Counted:
         return self.function(*arguments)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 6])
+@pytest.mark.parametrize("steps", [1, 2, pytest.param(6, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", PROGRAMS)
 def test_equals_the_adjoint_by_autograd(
     case: str, steps: int, monkeypatch: pytest.MonkeyPatch
