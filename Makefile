@@ -7,7 +7,7 @@ PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 # Rewritten assertions are kept for the next run. Plugins of other packages would be rewritten too.
 PYTEST := PYTHONDONTWRITEBYTECODE= PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist.plugin
 
-.PHONY: help install demo test test-slow docs lint bench bench-check clean
+.PHONY: help install demo test test-slow docs lint results bench bench-check gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -23,7 +23,8 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: install ## imbalanced and noisy digits: cross-entropy against learned sample weights
-	$(BIN)/python benchmarks/imbalanced_cifar.py --dataset digits --imbalance-factor 10 --noise 0.4 --seeds 3 --out results/demo
+	$(BIN)/python benchmarks/imbalanced_cifar.py --dataset digits --imbalance-factor 10 --noise 0.4 --seeds 3 --out results/demo \
+	    --method ce+meta --method class-balanced+meta --method meta-weight-net+meta --method class-aware+meta
 
 test: install ## all tests but the slow ones
 	$(PYTEST) $(PARALLEL)
@@ -44,11 +45,17 @@ lint: install ## formatting, lint and types
 	$(BIN)/python -m pip install --quiet --no-deps --target build/typed .
 	cd build/typed && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml -p metaweight
 
+results: install ## tables and figures of README and documentation, from the records of their runs
+	$(BIN)/python benchmarks/claims.py
+
 bench: install ## time steps against the peers (about 20 minutes on 2 quiet cores)
 	$(BIN)/python benchmarks/speed.py
 
 bench-check: install ## compare key ratios with those recorded (about 6 minutes on 2 quiet cores)
 	$(BIN)/python benchmarks/bench_check.py
+
+gpu: install ## tests, timings and a published protocol on a CUDA card (at most 25 minutes)
+	$(BIN)/python benchmarks/gpu.py
 
 clean: ## remove everything made here
 	rm -rf $(VENV) build results *.egg-info

@@ -1,179 +1,137 @@
-"""Command lines of the accuracy benchmarks, checked before anything is loaded."""
+"""The arguments of the command line."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from .networks import NETWORKS
+from .settings import DATASETS
 
-from .methods import Method, names_of
-from .protocols import Protocol
-from .splits import Corruption
-
-_MOST_SEEDS = 1000
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options of a benchmark."""
-
-    benchmark: str
-    dataset: str
-    corruption: Corruption
-    methods: list[Method]
-    seeds: list[int]
-    protocol: Protocol
-    device: str
-    precision: str
-    threads: int
-    data: Path
-    out: Path
+_EXAMPLES = """examples:
+  python benchmarks/accuracy.py --dataset digits --noise 0.4
+  python benchmarks/accuracy.py --dataset cifar10 --imbalance-factor 100 --method class-aware+meta
+  python benchmarks/accuracy.py --dataset cifar10 --human-labels CIFAR-10_human.pt
+  python benchmarks/accuracy.py --dataset images --data photos --clean checked --method ce+meta
+"""
 
 
-def make_parser(description: str, weightings: Sequence[str], out: str) -> argparse.ArgumentParser:
-    """Return a parser of the arguments of all benchmarks; the script adds its own.
-
-    Args:
-        description: Description of the benchmark.
-        weightings: The weightings it compares, each with and without ``+meta``.
-        out: Default results folder.
-    """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument(
-        "--method",
-        dest="methods",
-        action="append",
-        choices=names_of(weightings),
-        help="a method to run, repeatable; +meta trains on the meta samples as well",
+def make_parser(description: str, defaults: Mapping[str, Any]) -> argparse.ArgumentParser:
+    """Return the parser; ``defaults`` are values of arguments by their names."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    parser.add_argument("--list-methods", action="store_true", help="print what --method takes")
+    what = parser.add_argument_group("what is compared, and on what")
+    what.add_argument(
+        "--method", dest="methods", action="append", metavar="METHOD", help="repeatable"
+    )
+    what.add_argument("--dataset", choices=DATASETS, help="default: digits")
+    what.add_argument(
+        "--network", choices=sorted(NETWORKS), help="default: quick; digits-net for digits"
+    )
+    what.add_argument(
+        "--imbalance-factor", type=factor, metavar="F", help="largest over smallest class"
+    )
+    what.add_argument("--noise", type=share, metavar="SHARE", help="share of labels made wrong")
+    what.add_argument("--noise-kind", choices=("uniform", "flip"), help="default: uniform")
+    what.add_argument(
+        "--label-set", metavar="NAME", help="which of the human labels, such as worst"
+    )
+    what.add_argument(
+        "--per-class", type=at_least(1), metavar="N", help="training samples of a class"
+    )
+    what.add_argument(
+        "--meta-per-class", type=at_least(1), metavar="N", help="clean samples of a class"
+    )
+    what.add_argument(
         "--seeds",
         nargs="+",
-        default=["3"],
         metavar="SEED",
-        help="a number of seeds, counted from 0 (default 3), or a list: 0 1 2, or 7, with a comma",
+        help="a number of seeds (default 3), or a list: 0 1 2, or 7, with a comma",
     )
-    parser.add_argument(
-        "--steps", type=at_least(1), help="steps of a run (default: the protocol's)"
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="folder of CIFAR, which is fetched if absent; or of images, with a folder a class, "
+        "or a CSV of path,label",
     )
-    parser.add_argument(
-        "--meta-per-class", type=at_least(1), help="clean meta samples of each class"
+    files.add_argument(
+        "--clean", type=Path, metavar="PATH", help="for images: samples whose labels were checked"
     )
-    parser.add_argument(
-        "--lr", type=_positive, help="learning rate of the classifier, of all methods"
+    files.add_argument(
+        "--test",
+        type=Path,
+        metavar="PATH",
+        help="for images: samples to measure on (default: a fifth of the clean ones)",
     )
-    parser.add_argument("--meta-lr", type=_positive, help="learning rate of the weight network")
-    parser.add_argument(
-        "--device", help="such as cpu or cuda:1 (default: a GPU if there is one, cpu for digits)"
+    files.add_argument(
+        "--size",
+        type=at_least(16),
+        metavar="PIXELS",
+        help="for images: resized to this (default 32)",
     )
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
-    parser.add_argument(
+    files.add_argument(
+        "--human-labels",
+        type=Path,
+        metavar="FILE",
+        help="CIFAR-10N's or CIFAR-100N's file, .pt or .npz",
+    )
+    files.add_argument("--out", type=Path, metavar="FOLDER", help="results (default: results)")
+    how = parser.add_argument_group("how to train (default: a protocol for the setting)")
+    how.add_argument("--steps", type=at_least(1), metavar="N")
+    how.add_argument("--epochs", type=at_least(1), metavar="N")
+    how.add_argument("--batch-size", type=at_least(1), metavar="N")
+    how.add_argument("--lr", type=positive, help="of the classifier, for all methods")
+    how.add_argument("--meta-lr", type=positive, help="of the weight network")
+    how.add_argument("--focal-gamma", type=not_negative, metavar="GAMMA")
+    how.add_argument(
+        "--tuning",
+        action="store_true",
+        help="measure on a tenth of the training samples, which is held out",
+    )
+    run = parser.add_argument_group("how to run")
+    run.add_argument(
+        "--device", help="such as cpu or cuda:1 (default: a GPU if there is one; cpu for digits)"
+    )
+    run.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        help="default: bf16 where the device computes in it, else fp32",
+    )
+    run.add_argument(
         "--threads",
         type=at_least(1),
-        help="CPU threads (default: 1 for digits, whose tensors are small; torch's choice else)",
+        metavar="N",
+        help="of each process (default: 1 for digits, else the cores shared out)",
     )
-    parser.add_argument(
-        "--data", type=Path, help="folder that holds CIFAR or receives it (default: data)"
+    run.add_argument(
+        "--jobs", type=at_least(1), metavar="N", help="processes that share the runs (default 1)"
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path(out), help="results folder (default: %(default)s)"
+    run.add_argument(
+        "--minutes", type=positive, metavar="M", help="stop then; the same command goes on"
     )
+    run.add_argument(
+        "--evaluations",
+        type=at_least(1),
+        metavar="N",
+        help="of a run (default: as many as take 5 %% of its time)",
+    )
+    run.add_argument(
+        "--suspicious",
+        type=at_least(0),
+        metavar="N",
+        help="list the N most suspicious samples of each run (default: 100 for images)",
+    )
+    run.add_argument("--helps", action="store_true", help=argparse.SUPPRESS)
+    parser.set_defaults(**{"dataset": "digits", "seeds": ["3"], "out": Path("results"), **defaults})
     return parser
-
-
-def to_options(
-    parser: argparse.ArgumentParser,
-    given: argparse.Namespace,
-    benchmark: str,
-    corruption: Corruption,
-    protocol: Protocol,
-    default_methods: Sequence[str],
-) -> Options:
-    """Check arguments against each other and put them into the protocol.
-
-    Args:
-        parser: Reports contradictions, and exits.
-        given: The parsed arguments, ``dataset`` included.
-        benchmark: Name of the script.
-        corruption: Imbalance and noise of the training split.
-        protocol: Settings where no argument changes them.
-        default_methods: Methods to run when none is named.
-    """
-    names = list(given.methods or default_methods)
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        parser.error(f"argument --method: {', '.join(repeated)} was given twice; name each once")
-    methods = [Method.of_name(name) for name in names]
-    if given.meta_lr is not None and not any(method.learned for method in methods):
-        parser.error("argument --meta-lr: none of the methods asked for learns weights")
-    if given.data is not None and given.dataset == "digits":
-        parser.error("argument --data: digits come with scikit-learn and are not read from it")
-    device = given.device or _default_device(given.dataset)
-    _check_device(parser, device, given.precision)
-    return Options(
-        benchmark=benchmark,
-        dataset=given.dataset,
-        corruption=corruption,
-        methods=methods,
-        seeds=_seeds(parser, given.seeds),
-        protocol=_changed(protocol, given),
-        device=device,
-        precision=given.precision,
-        threads=given.threads or (1 if given.dataset == "digits" else torch.get_num_threads()),
-        data=given.data or Path("data"),
-        out=given.out,
-    )
-
-
-def _changed(protocol: Protocol, given: argparse.Namespace) -> Protocol:
-    changes: dict[str, Any] = {
-        "steps": given.steps,
-        "meta_per_class": given.meta_per_class,
-        "learning_rate": given.lr,
-        "learned_learning_rate": given.lr,
-        "meta_learning_rate": given.meta_lr,
-        "focal_gamma": getattr(given, "focal_gamma", None),
-    }
-    return replace(protocol, **{name: v for name, v in changes.items() if v is not None})
-
-
-def _seeds(parser: argparse.ArgumentParser, given: Sequence[str]) -> list[int]:
-    text = " ".join(given)
-    tokens = text.replace(",", " ").split()
-    if not tokens or not all(token.isdecimal() for token in tokens):
-        parser.error(
-            f"argument --seeds: {text!r} is neither a number nor a list of whole numbers from 0"
-        )
-    numbers = [int(token) for token in tokens]
-    if len(numbers) == 1 and "," not in text:
-        if not 1 <= numbers[0] <= _MOST_SEEDS:
-            parser.error(
-                f"argument --seeds: {numbers[0]} seeds were asked for; use 1 to {_MOST_SEEDS}, or "
-                f"'{numbers[0]},' for the one seed of that number"
-            )
-        return list(range(numbers[0]))
-    if len(set(numbers)) != len(numbers):
-        parser.error(f"argument --seeds: {text!r} names a seed twice")
-    return numbers
-
-
-def _default_device(dataset: str) -> str:
-    return "cuda" if dataset != "digits" and torch.cuda.is_available() else "cpu"
-
-
-def _check_device(parser: argparse.ArgumentParser, device: str, precision: str) -> None:
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        parser.error(f"argument --device: {device!r} is not a device; use cpu, cuda or cuda:1")
-    if kind == "cuda" and not torch.cuda.is_available():
-        parser.error(f"argument --device: {device} was asked for, but torch sees no GPU here")
-    if precision == "fp16" and kind != "cuda":
-        parser.error("argument --precision: fp16 needs a GPU; use bf16 or fp32 on this device")
 
 
 def share(text: str) -> float:
@@ -200,7 +158,7 @@ def not_negative(text: str) -> float:
     return value
 
 
-def _positive(text: str) -> float:
+def positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not positive and finite")

@@ -1,11 +1,12 @@
-"""The figures of a study."""
+"""The figures of a sweep, from its records."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import torch
+import numpy as np
 from matplotlib.figure import Figure
 
 from metaweight.plots import (
@@ -15,80 +16,88 @@ from metaweight.plots import (
     weight_histogram,
 )
 
-from .training import LearnedWeights, Outcome
+Record = Mapping[str, Any]
+Records = Mapping[str, Sequence[Record]]
 
 
-def figures(outcomes: Sequence[Outcome], by_size: bool) -> Iterator[tuple[str, Figure]]:
+def figures(records: Records) -> Iterator[tuple[str, Figure]]:
     """Yield every figure with its file name.
 
     Args:
-        outcomes: All runs.
-        by_size: Whether to order the classes by their number of training samples, largest first;
-            the order may differ between seeds.
+        records: The records of each method.
     """
-    by_method: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        by_method.setdefault(outcome.run.method.name, []).append(outcome)
-    yield (
-        "training_curves.png",
-        training_curves(
-            {
-                name: (runs[0].history.steps, [run.history.accuracies for run in runs])
-                for name, runs in by_method.items()
-            }
-        ),
-    )
-    yield "per_class_accuracy.png", _per_class(by_method, by_size)
-    for name, runs in by_method.items():
-        learned, file_name = runs[0].learned, re.sub(r"[+/]", "_", name)
-        if learned is not None:
-            title = f"{name}, seed {runs[0].run.seed}"
-            yield f"weight_against_loss_{file_name}.png", _functions(runs[0], learned, title)
-            wrong = torch.cat([run.judgement.wrong for run in runs])
-            if wrong.any():
-                weights = [w for run in runs if (w := run.judgement.weights) is not None]
-                figure = weight_histogram(torch.cat(weights), wrong, title=name)
-                yield f"weight_histogram_{file_name}.png", figure
+    yield "training_curves.png", _curves(records)
+    yield "per_class_accuracy.png", _per_class(records)
+    for name, runs in records.items():
+        file_name = re.sub(r"[+/]", "_", name)
+        if runs[0].get("weights"):
+            title = f"{name}, seed {runs[0]['asked']['seed']}"
+            yield f"weight_against_loss_{file_name}.png", weighting(runs[0], title)
+            if any(any(run["weights"]["wrong"]) for run in runs):
+                yield f"weight_histogram_{file_name}.png", histogram(runs, name)
 
 
-def _per_class(by_method: dict[str, list[Outcome]], by_size: bool) -> Figure:
-    rows = {
-        name: [[row[c] for c in _order(run, by_size)] for run, row in _accuracies(runs)]
-        for name, runs in by_method.items()
+def weighting(record: Record, title: str) -> Figure:
+    """Draw the weight functions of a run, the group of the largest classes first."""
+    learned, counts = record["weights"], record["class_counts"]
+    groups = range(max(learned["groups"]) + 1)
+    members = [[c for c, g in enumerate(learned["groups"]) if g == group] for group in groups]
+    shown = sorted(groups, key=lambda group: -max(counts[c] for c in members[group]))
+    names = [_group_name(members[group], counts) for group in shown]
+    moments = {
+        f"step {step}": [rows[group] for group in shown]
+        for step, rows in learned["functions"].items()
     }
-    orders = {tuple(_order(run, by_size)) for runs in by_method.values() for run in runs}
+    return weight_against_loss(learned["losses"], moments, names, title=title)
+
+
+def histogram(runs: Sequence[Record], title: str) -> Figure:
+    """Draw the weights of right and wrong labels at the end of some runs."""
+    weights, wrong = [], []
+    for run in runs:
+        found = run["weights"]
+        width = found["largest"] / len(found["right"])
+        middles = (np.arange(len(found["right"])) + 0.5) * width
+        for name, is_wrong in (("right", False), ("wrong", True)):
+            weights.append(middles.repeat(found[name]))
+            wrong.append(np.full(sum(found[name]), is_wrong))
+    return weight_histogram(np.concatenate(weights), np.concatenate(wrong), title=title)
+
+
+def _curves(records: Records) -> Figure:
+    lines = {}
+    for name, runs in records.items():
+        # Where the number of evaluations fits itself to the time, runs share some steps only.
+        steps = sorted(set.intersection(*({step for step, _ in run["curve"]} for run in runs)))
+        values = [[dict(map(tuple, run["curve"]))[step] for step in steps] for run in runs]
+        lines[name] = steps, values
+    return training_curves(lines)
+
+
+def _per_class(records: Records) -> Figure:
+    rows = {
+        name: [[_number(run["per_class"][c]) for c in _order(run)] for run in runs]
+        for name, runs in records.items()
+    }
+    orders = {tuple(_order(run)) for runs in records.values() for run in runs}
     if len(orders) == 1:
         return per_class_accuracy(rows, [str(c) for c in orders.pop()])
     places = [str(place + 1) for place in range(len(orders.pop()))]
     return per_class_accuracy(rows, places, title="classes by size, the largest first")
 
 
-def _accuracies(runs: list[Outcome]) -> Iterator[tuple[Outcome, list[float]]]:
-    for run in runs:
-        yield run, [float("nan") if a is None else a for a in run.history.per_class]
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
-def _order(outcome: Outcome, by_size: bool) -> list[int]:
-    counts = outcome.class_counts
-    classes = range(len(counts))
-    return sorted(classes, key=lambda c: -counts[c]) if by_size else list(classes)
+def _order(run: Record) -> list[int]:
+    counts, classes = run["class_counts"], range(len(run["class_counts"]))
+    tailed = run["asked"]["setting"]["imbalance_factor"] > 1
+    return sorted(classes, key=lambda c: -counts[c]) if tailed else list(classes)
 
 
-def _functions(outcome: Outcome, learned: LearnedWeights, title: str) -> Figure:
-    sizes: list[list[int]] = [[] for _ in range(max(learned.groups) + 1)]
-    members: list[list[int]] = [[] for _ in sizes]
-    for label, group in enumerate(learned.groups):
-        sizes[group].append(outcome.class_counts[label])
-        members[group].append(label)
-    shown = sorted(range(len(sizes)), key=lambda group: -max(sizes[group]))
-    names = [_group_name(members[group], sizes[group]) for group in shown]
-    moments = {
-        f"step {step}": [rows[group] for group in shown] for step, rows in learned.functions.items()
-    }
-    return weight_against_loss(learned.losses, moments, names, title=title)
-
-
-def _group_name(members: list[int], sizes: list[int]) -> str:
+def _group_name(members: list[int], counts: Sequence[int]) -> str:
+    sizes = [counts[c] for c in members]
     if len(members) == 1:
         return f"class {members[0]} ({sizes[0]} samples)"
     return f"{len(members)} classes ({min(sizes)} to {max(sizes)} samples)"

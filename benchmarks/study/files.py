@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from matplotlib.figure import Figure
 
 
@@ -18,6 +20,14 @@ def write_figure(path: Path, figure: Figure) -> None:
     """Write a figure as PNG atomically."""
     with tempfile.SpooledTemporaryFile() as content:
         figure.savefig(content, format="png", dpi=120)
+        content.seek(0)
+        _write(path, content.read())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors by name atomically, for ``torch.load``."""
+    with tempfile.SpooledTemporaryFile() as content:
+        torch.save(dict(tensors), content)
         content.seek(0)
         _write(path, content.read())
 

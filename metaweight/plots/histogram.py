@@ -36,5 +36,5 @@ def weight_histogram(
         label = f"{name} labels ({int(chosen.sum())})"
         axes.hist(values[chosen], bins=edges.tolist(), alpha=0.6, label=label, color=colour)
     axes.set(xlabel="weight", ylabel="samples", title=title)
-    axes.legend()
+    axes.legend(loc="upper center")
     return figure

@@ -51,7 +51,7 @@ def weight_against_loss(
     if groups == 1:
         figure, axes = empty_figure()
         _lines(axes[0], grid, np.concatenate(list(stages.values())), list(stages), "viridis")
-        axes[0].legend(title="stage", fontsize="small")
+        axes[0].legend(title="stage", fontsize="small", loc="upper right")
     else:
         figure, axes = empty_figure(len(stages), width=3.2 * len(stages) + 1.2)
         for panel, (name, values) in zip(axes, stages.items(), strict=True):

@@ -1,0 +1,95 @@
+"""The tables of README and documentation that come from sweeps of accuracy, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .values import Column, Table
+
+_TAILED = {
+    "cross-entropy": "ce+meta",
+    "class-balanced": "class-balanced+meta",
+    "focal": "focal+meta",
+    "Meta-Weight-Net": "meta-weight-net+meta",
+    "class-aware weights": "class-aware+meta",
+}
+_NOISE = {
+    "cross-entropy, without the clean samples": "ce",
+    "cross-entropy": "ce+meta",
+    "Meta-Weight-Net": "meta-weight-net",
+    "Meta-Weight-Net, normalised weights": "meta-weight-net-normalised",
+    "class-aware weights": "class-aware",
+}
+_REMEDIES = {
+    "cross-entropy": "ce",
+    "soft bootstrapping": "soft-bootstrapping",
+    "hard bootstrapping": "hard-bootstrapping",
+    "generalised cross-entropy": "gce",
+    "symmetric cross-entropy": "sce",
+    "mixup, α = 32": "mixup",
+    "moving average, β = .99": "ema",
+    "online confident learning": "ocl",
+    "confident learning, pruned": "prune",
+    "ensemble, resampled to 60 %": "ensemble-resample",
+    "ensemble, reweighted by rank": "ensemble-reweight",
+    "Meta-Weight-Net, normalised weights": "meta-weight-net-normalised",
+}
+_ECONOMIES = {
+    "central differences, all layers, every step": "",
+    "one-sided": "/one-sided",
+    "one-sided, last convolution block and classifier": "/last-block",
+    "one-sided, classifier alone": "/last-layer",
+    "one-sided, three of the seven layers, drawn again each time": "/sampled-layers",
+    "every 4 steps": "/every-4",
+    "every 8 steps": "/every-8",
+    "`AdaptiveInterval`": "/adaptive",
+}
+_SHORT = ("cross-entropy", "class-balanced", "Meta-Weight-Net", "class-aware weights")
+_TAILED_NOISE = [
+    Column("learning rate tuned", "digits-tailed-noise"),
+    Column("learning rate .05, as for clean labels", "digits-tailed-noise-usual-lr"),
+]
+_RATES = [
+    Column("learning rate tuned", "digits-noise"),
+    Column("learning rate .05", "digits-noise-usual-lr"),
+]
+
+TABLES: Mapping[str, Table] = {
+    "digits-tailed-noise": Table(_TAILED, _TAILED_NOISE, best=True),
+    "digits-tailed-noise-readme": Table(
+        {title: _TAILED[title] for title in _SHORT}, _TAILED_NOISE, best=True
+    ),
+    "digits-noise-readme": Table(
+        {title: method for title, method in _NOISE.items() if method != "ce"}, _RATES
+    ),
+    "digits-economies": Table(
+        {title: f"meta-weight-net-normalised{end}" for title, end in _ECONOMIES.items()},
+        [
+            Column("last", "digits-economies"),
+            Column("best", "digits-economies", "best"),
+            Column("steps of the weight network", "digits-economies", "upper"),
+        ],
+    ),
+    "digits-noise": Table(
+        _NOISE,
+        [
+            *_RATES,
+            *(
+                Column(f"AUC of {score}, {rate}", f"digits-noise{end}", name)
+                for score, name in (("1 − weight", "weight"), ("the loss", "loss"))
+                for rate, end in (("tuned", ""), (".05", "-usual-lr"))
+            ),
+        ],
+    ),
+    "digits-remedies": Table(
+        _REMEDIES,
+        [
+            Column("last", "digits-remedies"),
+            Column("best", "digits-remedies", "best"),
+            Column("precision of the rejected", "digits-remedies", "precision"),
+            Column("recall", "digits-remedies", "recall"),
+        ],
+        best=True,
+    ),
+    "digits-tailed": Table(_TAILED, [Column("accuracy", "digits-tailed")], best=True),
+}

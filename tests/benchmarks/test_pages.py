@@ -1,0 +1,103 @@
+"""README and documentation show what the committed records say, and nothing else."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def page(benchmark_modules):
+    return lambda name: importlib.import_module(f"pages.{name}")
+
+
+@pytest.fixture
+def copied(page, tmp_path):
+    """A copy of pages, figures and records."""
+    for name in page("render").PAGES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for folder in ("benchmarks/results", "docs/images"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    return tmp_path
+
+
+def test_pages_are_what_the_records_give(page):
+    render = page("render")
+    pages = render.Pages()
+    for name in render.PAGES:
+        text = (ROOT / name).read_text()
+        assert pages.rendered(text) == text, f"{name} differs: run `make results`"
+
+
+def test_figures_are_drawn_from_the_records(page):
+    figures = page("figures")
+    for name, drawing in figures.FIGURES.items():
+        marked = figures.mark_of(ROOT / figures.FOLDER / name)
+        assert marked == figures.mark(drawing.records(ROOT)), f"{name} is old: run `make results`"
+
+
+def test_a_missing_run_is_named_with_its_command(page, copied):
+    claims, render, sweeps = page("claims"), page("render"), page("sweeps")
+    sweep = claims.SWEEPS["digits-tailed-noise"]
+    folder = sweep.options().folder
+    (copied / folder / "class-aware+meta-seed3.json").unlink()
+    with pytest.raises(sweeps.MissingRunError) as error:
+        render.write_pages(copied)
+    assert str(error.value) == (
+        f"{folder}/class-aware+meta-seed3.json is missing; make it by: "
+        "python benchmarks/accuracy.py --dataset digits --imbalance-factor 10 --noise 0.4 "
+        "--seeds 5 --evaluations 20 --method ce+meta --method class-balanced+meta "
+        "--method focal+meta --method meta-weight-net+meta --method class-aware+meta "
+        "--out benchmarks/results/accuracy/tuned"
+    )
+
+
+def test_other_records_give_other_pages_and_figures(page, copied):
+    claims, render, figures = page("claims"), page("render"), page("figures")
+    assert render.write_pages(copied) == []
+    assert figures.write_figures(copied) == []
+    folder = copied / claims.SWEEPS["digits-tailed-noise"].options().folder
+    path = folder / "class-aware+meta-seed0.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"last": record["last"] - 50}))
+    changed = render.write_pages(copied)
+    assert "README.md" in changed
+    assert "docs/results.md" in changed
+    assert figures.write_figures(copied) == [f"docs/images/{name}" for name in figures.FIGURES]
+    assert render.write_pages(copied) == []
+
+
+def test_marks_are_filled_in(page, monkeypatch):
+    render = page("render")
+    runs = {"a": [{"last": 80.0}, {"last": 82.0}], "b": [{"last": 70.0}, {"last": 74.4}]}
+    monkeypatch.setattr(render.Pages, "records", lambda self, sweep: {"s": runs}[sweep])
+    text = (
+        "<!-- mean s a --><!-- end -->, <!-- spread s b -->?<!-- end -->, "
+        "<!-- gain s a b -->\n\n<!-- end -->, <!-- gain s a b 1 -->9<!-- end -->"
+    )
+    filled = render.Pages().rendered(text)
+    assert filled == (
+        "<!-- mean s a -->81.0<!-- end -->, <!-- spread s b -->72.2 ± 3.1<!-- end -->, "
+        "<!-- gain s a b -->9<!-- end -->, <!-- gain s a b 1 -->8.8<!-- end -->"
+    )
+    with pytest.raises(ValueError, match="'magic'; known are table, command, mean"):
+        render.Pages().rendered("<!-- magic x --><!-- end -->")
+
+
+def test_the_best_of_a_column_is_marked(page):
+    values = page("values")
+    table = values.Table({"A": "a", "B": "b"}, [values.Column("accuracy", "s")], best=True)
+    runs = {"a": [{"last": 80.0}, {"last": 82.0}], "b": [{"last": 90.0}]}
+    assert table.text(lambda name: runs).splitlines() == [
+        "| method | accuracy |",
+        "|:--|--:|",
+        "| A | 81.0 ± 1.4 |",
+        "| B | **90.0** |",
+    ]
