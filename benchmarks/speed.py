@@ -5,6 +5,7 @@
     python benchmarks/speed.py                      # all workloads
     python benchmarks/speed.py --workload toy
     python benchmarks/speed.py --workload resnet32 --check   # also the hypergradients' accuracy
+    python benchmarks/speed.py --workload resnet32 --device cuda
     python benchmarks/speed.py --grow all           # how the cost grows
     python benchmarks/speed.py --grow batch --grow-on resnet32
 
@@ -36,17 +37,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from devices import DEVICES
 from speed_contenders import PLAIN
 from speed_growth import grown, growths, lines_of
 from speed_report import Row, table
 from speed_resnet32 import resnet32_contenders
-from speed_workloads import Workload, measured, workloads
+from speed_workloads import ON_A_CARD, Workload, measured, workloads
 from turns import environment, markdown
 
 from metaweight import Engine
 
 
-def checked(size: int, threads: int) -> list[Row]:
+def checked(size: int, threads: int, device: str = "cpu") -> list[Row]:
     """Return the errors of metaweight's hypergradients on ResNet-32 against double precision.
 
     Each is compared with the same product in double precision with a short displacement, after 3
@@ -54,7 +56,7 @@ def checked(size: int, threads: int) -> list[Row]:
     """
     torch.set_num_threads(threads)
     rows: list[Row] = []
-    for name, make in resnet32_contenders(size).items():
+    for name, make in resnet32_contenders(size, device).items():
         engine = getattr(make(), "__self__", None) if name.startswith("metaweight") else None
         if isinstance(engine, Engine):
             for _ in range(3):
@@ -81,12 +83,29 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="turns of every contender")
     parser.add_argument("--threads", type=int, help="instead of each workload's own")
     parser.add_argument("--batch-size", type=int, default=100, help="of the resnet32 workloads")
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="default: cpu")
     parser.add_argument("--check", action="store_true", help="also check resnet32's hypergradients")
     parser.add_argument("--out", type=Path, default=Path("results/speed"))
     arguments = parser.parse_args(given)
     if arguments.workload is None and arguments.grow is None:
         arguments.workload = "all"
+    check_device(parser, arguments)
     return arguments
+
+
+def check_device(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse a card where there is none, and what is measured on the processor alone."""
+    if arguments.device == "cpu":
+        return
+    if not torch.cuda.is_available():
+        parser.error(f"argument --device: {arguments.device} was asked for, but torch sees no GPU")
+    if arguments.grow is not None:
+        parser.error("argument --grow: is measured on the CPU alone; leave out --device")
+    if arguments.workload not in ("all", *ON_A_CARD):
+        parser.error(
+            f"argument --workload: {arguments.workload} is measured on the CPU alone; on a card "
+            f"use {', '.join(ON_A_CARD)}"
+        )
 
 
 def asked_for(name: str | None, known: Sequence[str]) -> list[str]:
@@ -97,8 +116,10 @@ def asked_for(name: str | None, known: Sequence[str]) -> list[str]:
 def chosen(arguments: argparse.Namespace) -> list[Workload]:
     """Return the workloads asked for."""
     known = workloads(arguments.batch_size)
+    if arguments.device != "cpu":
+        known = {name: known[name] for name in ON_A_CARD}
     return [
-        workload.with_effort(arguments.rounds, arguments.threads)
+        workload.with_effort(arguments.rounds, arguments.threads).on(arguments.device)
         for name in asked_for(arguments.workload, list(known))
         for workload in known[name]
     ]
@@ -127,7 +148,10 @@ def compare(arguments: argparse.Namespace) -> None:
     bars: dict[str, tuple[str, list[Row]]] = {}
     for workload in chosen(arguments):
         rows = table(measured(workload), workload.base, workload.lower_steps)
-        found: dict[str, Any] = {"environment": environment(workload.threads), "rows": rows}
+        found: dict[str, Any] = {
+            "environment": environment(workload.threads, workload.device),
+            "rows": rows,
+        }
         report[workload.title], bars[workload.title] = found, (workload.base, rows)
         print(markdown(rows, heading(workload.title, found)), end="\n\n", flush=True)
         write(report, arguments.out, "speed")
@@ -136,8 +160,8 @@ def compare(arguments: argparse.Namespace) -> None:
     if arguments.check:
         threads = arguments.threads or 2
         found = {
-            "environment": environment(threads),
-            "rows": checked(arguments.batch_size, threads),
+            "environment": environment(threads, arguments.device),
+            "rows": checked(arguments.batch_size, threads, arguments.device),
         }
         report["hypergradients"] = found
         title = "resnet32, hypergradients against double precision"

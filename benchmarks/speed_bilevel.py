@@ -18,11 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
+from devices import strategy_on
 from hypergradient_tasks.programs import Library, on_metaweight
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -74,6 +75,7 @@ class Task:
         steps: Lower steps for each upper one.
         kernels: A context whose kernels can be differentiated twice, where others are the default.
         dtype: Precision of everything.
+        device: Where everything is.
     """
 
     modules: Callable[[], tuple[nn.Module, nn.Module]]
@@ -85,11 +87,20 @@ class Task:
     steps: int = 1
     kernels: Callable[[], AbstractContextManager[Any]] = nullcontext
     dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+
+    def on(self, device: str) -> Task:
+        """Return the task with its batches on a device, where it makes its modules."""
+        train, judge = (
+            [tuple(t.to(device) for t in batch) for batch in batches]
+            for batches in (self.train, [self.judge])
+        )
+        return replace(self, train=train, judge=judge[0], device=device)
 
     def parts(self) -> Parts:
         """Return modules and optimizers, the same for every contender."""
         torch.manual_seed(0)
-        net, weights = (module.to(self.dtype) for module in self.modules())
+        net, weights = (module.to(self.device, self.dtype) for module in self.modules())
         optimizer = torch.optim.SGD(net.parameters(), **self.sgd)
         upper_optimizer = self.upper_optimizer(weights.parameters())
         return Parts(net, weights, optimizer, upper_optimizer, cycle(self.train))
@@ -226,7 +237,9 @@ def program(
     )
     engine = library.engine(
         problems=[upper, lower],
-        config=library.engine_config(train_iters=1, strategy="cpu", **engine_settings),
+        config=library.engine_config(
+            train_iters=1, strategy=strategy_on(task.device), **engine_settings
+        ),
         dependencies={"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
     )
     engine.train()

@@ -152,17 +152,22 @@ ONE_STEP = (
 
 
 def bilevel_contenders(
-    make_task: Callable[[], Task], names: Sequence[str] = ONE_STEP
+    make_task: Callable[[], Task], names: Sequence[str] = ONE_STEP, device: str = "cpu"
 ) -> dict[str, Callable[[], Step]]:
     """Return makers of the contenders' steps; peers that are missing are left out.
 
     Args:
         make_task: Makes what is trained, in the contender's process.
         names: Of the contenders.
+        device: Where they compute.
     """
     makers: dict[str, Maker] = {PLAIN: plain, OFFICIAL: official}
     makers |= {name: partial(ours, config=config) for name, config in OURS.items()}
     makers[EXACT_AGAIN] = partial(ours, config=OURS[EXACT], again=True)
     makers[PROGRAM] = partial(written_for_betty, library=on_metaweight)
     makers |= {n: make for n, (package, make) in PEERS.items() if importlib.util.find_spec(package)}
-    return {name: later(makers[name], make_task) for name in names if name in makers}
+    return {
+        name: later(makers[name], lambda: make_task().on(device))
+        for name in names
+        if name in makers
+    }

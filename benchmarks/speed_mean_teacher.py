@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from devices import strategy_on
 from torch import Tensor, nn
 from torch.nn import functional as F
 from turns import Step, later
@@ -30,13 +31,14 @@ class Images:
         side: int = 32,
         network: Callable[[], nn.Module] | None = None,
         dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
     ) -> None:
         generator = torch.Generator().manual_seed(0)
         shape = (batch, 3, side, side)
-        self.labelled = torch.randn(shape, generator=generator, dtype=dtype)
-        self.labels = torch.randint(0, 10, (batch,), generator=generator)
-        self.unlabelled = torch.randn(shape, generator=generator, dtype=dtype)
-        self.dtype = dtype
+        self.labelled = torch.randn(shape, generator=generator, dtype=dtype).to(device)
+        self.labels = torch.randint(0, 10, (batch,), generator=generator).to(device)
+        self.unlabelled = torch.randn(shape, generator=generator, dtype=dtype).to(device)
+        self.dtype, self.device = dtype, device
         self._network = network
 
     def parts(self) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -44,7 +46,7 @@ class Images:
         from metaweight.models import WideResNet28x2
 
         torch.manual_seed(0)
-        net = (self._network or WideResNet28x2)().to(self.dtype)
+        net = (self._network or WideResNet28x2)().to(self.device, self.dtype)
         return net, torch.optim.SGD(net.parameters(), lr=0.03, momentum=0.9)
 
 
@@ -116,7 +118,7 @@ def ours(images: Images, channels_last: bool = False) -> Step:
         optimizer=optimizer,
         train_data_loader=([(images.labelled, images.labels)], [images.unlabelled]),
     )
-    config = EngineConfig(strategy="cpu", channels_last=channels_last)
+    config = EngineConfig(strategy=strategy_on(images.device), channels_last=channels_last)
     engine = Engine([student], config, {"u2l": {}, "l2u": {}}, hooks=[average])
     engine.hooks.run_start(engine)
 

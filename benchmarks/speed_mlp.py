@@ -76,6 +76,6 @@ def mlp_task(
     )
 
 
-def mlp_contenders(**sizes: Any) -> dict[str, Callable[[], Step]]:
+def mlp_contenders(device: str = "cpu", **sizes: Any) -> dict[str, Callable[[], Step]]:
     """Return makers of the contenders' steps; for ``sizes`` see :func:`mlp_task`."""
-    return bilevel_contenders(partial(mlp_task, **sizes))
+    return bilevel_contenders(partial(mlp_task, **sizes), device=device)

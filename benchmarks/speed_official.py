@@ -61,7 +61,7 @@ def resnet32_task(
 
 
 def official_contenders(
-    batch: int = 100, names: Sequence[str] = NAMES
+    batch: int = 100, names: Sequence[str] = NAMES, device: str = "cpu"
 ) -> dict[str, Callable[[], Step]]:
     """Return makers of the contenders' steps."""
-    return bilevel_contenders(partial(resnet32_task, batch), names)
+    return bilevel_contenders(partial(resnet32_task, batch), names, device)

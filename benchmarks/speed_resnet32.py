@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from devices import strategy_on
 from torch import Tensor, nn
 
 import metaweight
@@ -32,18 +33,19 @@ META_LR = 1e-5
 class Batches:
     """The tensors of the lower and the upper loss, the same for every contender."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, device: str = "cpu") -> None:
         generator = torch.Generator().manual_seed(0)
-        self.x = torch.randn(size, 3, 32, 32, generator=generator)
-        self.y = torch.randint(0, 10, (size,), generator=generator)
-        self.meta_x = torch.randn(size, 3, 32, 32, generator=generator)
-        self.meta_y = torch.randint(0, 10, (size,), generator=generator)
+        self.device = device
+        self.x = torch.randn(size, 3, 32, 32, generator=generator).to(device)
+        self.y = torch.randint(0, 10, (size,), generator=generator).to(device)
+        self.meta_x = torch.randn(size, 3, 32, 32, generator=generator).to(device)
+        self.meta_y = torch.randint(0, 10, (size,), generator=generator).to(device)
 
 
-def parts() -> tuple[nn.Module, nn.Module, Any, Any]:
+def parts(device: str = "cpu") -> tuple[nn.Module, nn.Module, Any, Any]:
     """Return network, weight network and their optimizers, the same for every contender."""
     torch.manual_seed(0)
-    net, weights = ResNet32(), MetaWeightNet()
+    net, weights = ResNet32().to(device), MetaWeightNet().to(device)
     return (
         net,
         weights,
@@ -54,7 +56,7 @@ def parts() -> tuple[nn.Module, nn.Module, Any, Any]:
 
 def plain(batches: Batches, channels_last: bool = False, compiled: Any = None) -> Step:
     """Return an ordinary training step, without any weights."""
-    net, _, optimizer, _ = parts()
+    net, _, optimizer, _ = parts(batches.device)
     if compiled is not None:
         net.compile(**compiled)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -76,7 +78,7 @@ def ours(batches: Batches, config: Config, channels_last: bool = False) -> Step:
         config: Config of the classifier; the upper problem uses the same precision.
         channels_last: Whether images have the ``channels_last`` format.
     """
-    net, weights, optimizer, meta_optimizer = parts()
+    net, weights, optimizer, meta_optimizer = parts(batches.device)
     classifier = WeightedClassifier(
         "classifier",
         config,
@@ -95,7 +97,7 @@ def ours(batches: Batches, config: Config, channels_last: bool = False) -> Step:
     )
     engine = Engine(
         [reweight, classifier],
-        EngineConfig(strategy="cpu", channels_last=channels_last),
+        EngineConfig(strategy=strategy_on(batches.device), channels_last=channels_last),
         {"u2l": {reweight: [classifier]}, "l2u": {classifier: [reweight]}},
     )
     return engine.train_step
@@ -104,7 +106,7 @@ def ours(batches: Batches, config: Config, channels_last: bool = False) -> Step:
 def plain_program(batches: Batches, library: tuple[Any, Any, Any, Any]) -> Step:
     """Return the step of the program as written for Betty, on Betty or on metaweight."""
     engine_type, engine_config, problem, config = library
-    net, weights, optimizer, meta_optimizer = parts()
+    net, weights, optimizer, meta_optimizer = parts(batches.device)
 
     class Outer(problem):  # type: ignore[misc]
         def training_step(self, batch: Any) -> Tensor:
@@ -133,7 +135,7 @@ def plain_program(batches: Batches, library: tuple[Any, Any, Any, Any]) -> Step:
     )
     engine = engine_type(
         problems=[outer, inner],
-        config=engine_config(train_iters=1, strategy="cpu"),
+        config=engine_config(train_iters=1, strategy=strategy_on(batches.device)),
         dependencies={"u2l": {outer: [inner]}, "l2u": {inner: [outer]}},
     )
     engine.train()
@@ -155,7 +157,7 @@ def on_higher(batches: Batches) -> Step:
     """Return the one-step unrolled program on higher."""
     import higher
 
-    net, weights, optimizer, meta_optimizer = parts()
+    net, weights, optimizer, meta_optimizer = parts(batches.device)
 
     def step() -> None:
         with higher.innerloop_ctx(net, optimizer, copy_initial_weights=False) as (fast, inner):
@@ -173,7 +175,7 @@ def on_torchopt(batches: Batches) -> Step:
     """Return the one-step unrolled program on TorchOpt."""
     import torchopt
 
-    net, weights, _, meta_optimizer = parts()
+    net, weights, _, meta_optimizer = parts(batches.device)
     inner = torchopt.MetaSGD(net, **SGD)
 
     def weighted_loss(detach_weights: bool) -> Tensor:
@@ -244,7 +246,7 @@ CONFIGS: dict[str, tuple[Config, tuple[bool, ...]]] = {
 """metaweight's settings, and the memory formats in which they are measured."""
 
 
-def resnet32_contenders(size: int) -> dict[str, Callable[[], Step]]:
+def resnet32_contenders(size: int, device: str = "cpu") -> dict[str, Callable[[], Step]]:
     """Return makers of the contenders' steps, by name; peers that are missing are left out."""
     makers: dict[str, Callable[[Batches], Step]] = {
         "plain step": plain,
@@ -264,14 +266,16 @@ def resnet32_contenders(size: int) -> dict[str, Callable[[], Step]]:
         "torchopt, unrolled": ("torchopt", on_torchopt),
     }
     makers |= {n: make for n, (package, make) in peers.items() if importlib.util.find_spec(package)}
-    return {name: _maker(make, size) for name, make in makers.items()}
+    return {name: _maker(make, size, device) for name, make in makers.items()}
 
 
-def _maker(make: Callable[[Batches], Step], size: int) -> Callable[[], Step]:
-    return lambda: make(Batches(size))
+def _maker(make: Callable[[Batches], Step], size: int, device: str) -> Callable[[], Step]:
+    return lambda: make(Batches(size, device))
 
 
-def compiled_contenders(size: int, backend: str = "inductor") -> dict[str, Callable[[], Step]]:
+def compiled_contenders(
+    size: int, backend: str = "inductor", device: str = "cpu"
+) -> dict[str, Callable[[], Step]]:
     """Return makers of the steps with ``torch.compile``, and of those they are compared with."""
     compiled = {"backend": backend}
     makers: dict[str, Callable[[Batches], Step]] = {
@@ -285,4 +289,4 @@ def compiled_contenders(size: int, backend: str = "inductor") -> dict[str, Calla
     }
     if importlib.util.find_spec("betty"):
         makers["betty-ml, finite difference"] = on_betty
-    return {name: _maker(make, size) for name, make in makers.items()}
+    return {name: _maker(make, size, device) for name, make in makers.items()}

@@ -110,6 +110,6 @@ def transformer_task(
     )
 
 
-def transformer_contenders(**sizes: Any) -> dict[str, Callable[[], Step]]:
+def transformer_contenders(device: str = "cpu", **sizes: Any) -> dict[str, Callable[[], Step]]:
     """Return makers of the contenders' steps; for ``sizes`` see :func:`transformer_task`."""
-    return bilevel_contenders(partial(transformer_task, **sizes))
+    return bilevel_contenders(partial(transformer_task, **sizes), device=device)

@@ -39,6 +39,8 @@ NAMES = (
 )
 
 
-def unroll10_contenders(steps: int = STEPS, **sizes: Any) -> dict[str, Callable[[], Step]]:
-    """Return makers of the contenders' stepss; for ``sizes`` see :func:`speed_mlp.mlp_task`."""
-    return bilevel_contenders(partial(mlp_task, steps=steps, **sizes), NAMES)
+def unroll10_contenders(
+    steps: int = STEPS, device: str = "cpu", **sizes: Any
+) -> dict[str, Callable[[], Step]]:
+    """Return makers of the contenders' steps; for ``sizes`` see :func:`speed_mlp.mlp_task`."""
+    return bilevel_contenders(partial(mlp_task, steps=steps, **sizes), NAMES, device)

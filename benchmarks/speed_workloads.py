@@ -27,6 +27,17 @@ from speed_transformer import transformer_contenders
 from speed_unroll10 import STEPS, unroll10_contenders
 from turns import Outcome, Step, measure
 
+ON_A_CARD = (
+    "resnet32",
+    "resnet32_exact",
+    "compiled",
+    "mlp",
+    "transformer",
+    "mean_teacher",
+    "unroll10",
+)
+"""Workloads that a card can compute; of the others a step is all Python."""
+
 Contenders = Callable[[], dict[str, Callable[[], Step]]]
 """Returns the makers of the contenders by name; must be picklable."""
 
@@ -55,6 +66,7 @@ class Workload:
         rounds: Turns of each contender.
         steps: Steps of a turn; as many as fill 0.1 s when left out.
         lower_steps: Lower steps in a contender's step; times are those of one lower step.
+        device: Where they compute; ``contenders`` takes it if it is not the processor.
     """
 
     title: str
@@ -64,6 +76,15 @@ class Workload:
     rounds: int = 15
     steps: int | None = None
     lower_steps: int = 1
+    device: str = "cpu"
+
+    def on(self, device: str) -> Workload:
+        """Return the workload on a device; on a card a turn has as many steps as fill its time."""
+        if device == "cpu":
+            return self
+        contenders = partial(self.contenders, device=device)  # type: ignore[call-arg]
+        title = f"{self.title}, {device}"
+        return replace(self, contenders=contenders, device=device, title=title, steps=None)
 
     def with_effort(self, rounds: int | None, threads: int | None) -> Workload:
         """Return the workload with other rounds and threads, where they are given."""
@@ -154,7 +175,14 @@ def measured(
         for name in workload.contenders()
         if wanted is None or name in wanted
     }
-    outcomes = measure(makes, workload.threads, workload.rounds, workload.steps, start=start)
+    outcomes = measure(
+        makes,
+        workload.threads,
+        workload.rounds,
+        workload.steps,
+        start=start,
+        device=workload.device,
+    )
     for name, outcome in outcomes.items():
         if outcome.error is not None and (name == workload.base or name.startswith("metaweight")):
             raise RuntimeError(f"{workload.title}, {name}: {outcome.error}")

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from devices import described, held_memory, most_memory, synchronise
 
 import metaweight
 
@@ -47,7 +48,7 @@ class Turn(NamedTuple):
     cpu: float
     """CPU seconds of all threads per step; less sensitive to other load on the machine."""
     peak: float
-    """Peak memory of the process so far, MiB."""
+    """Peak memory of the process so far, or of what it has on a card, MiB."""
 
 
 @dataclass
@@ -56,8 +57,8 @@ class Outcome:
 
     Attributes:
         value: The value its first step returned.
-        resting: Memory of its process before the first step, MiB.
-        first_peak: Peak memory of its process after the first step, MiB.
+        resting: Memory before the first step, MiB: of its process, or of its tensors on a card.
+        first_peak: Peak memory after the first step, MiB.
         turns: A turn for each round.
         error: The first line of its error.
     """
@@ -83,6 +84,7 @@ def measure(
     warm_ups: int = 2,
     start: str = "spawn",
     returns_memory: bool = False,
+    device: str = "cpu",
 ) -> dict[str, Outcome]:
     """Return the measurements of every contender.
 
@@ -95,6 +97,7 @@ def measure(
         start: How processes are started; ``"forkserver"`` shares the imports.
         returns_memory: Let glibc return freed arrays of a MiB and more to the system, so that the
             peak counts live memory and not what the allocator keeps. Slower, by page faults.
+        device: ``"cuda"``: turns end when the card has done its work, and memory is the card's.
     """
     context: Any = multiprocessing.get_context(start)
     if start == "forkserver":
@@ -105,7 +108,7 @@ def measure(
     workers: dict[str, Any] = {}
     for name, make in makes.items():
         ours, theirs = context.Pipe()
-        arguments = (make, threads, steps, warm_ups, returns_memory, theirs)
+        arguments = (make, threads, steps, warm_ups, returns_memory, device, theirs)
         workers[name] = context.Process(target=_serve, args=arguments, daemon=True)
         workers[name].start()
         theirs.close()
@@ -144,6 +147,7 @@ def _serve(
     steps: int | None,
     warm_ups: int,
     returns_memory: bool,
+    device: str,
     connection: Connection,
 ) -> None:
     torch.set_num_threads(threads)
@@ -153,28 +157,32 @@ def _serve(
     warnings.simplefilter("ignore")
     try:
         step = make()
-        resting = resident_memory()
+        resting = resident_memory(device)
         value = step()
-        outcome = Outcome(value, resting, peak_memory())
+        outcome = Outcome(value, resting, peak_memory(device))
+        synchronise(device)
         start = time.perf_counter()
         for _ in range(warm_ups - 1):
             step()
+        synchronise(device)
         if steps is None:
             seconds = (time.perf_counter() - start) / (warm_ups - 1)
             steps = min(MOST_STEPS, max(1, round(SHORTEST_TURN / max(seconds, 1e-9))))
         connection.send(outcome)
         while connection.recv():
-            connection.send(_timed(step, steps))
+            connection.send(_timed(step, steps, device))
     except Exception as error:
         connection.send(first_line(error))
 
 
-def _timed(step: Step, steps: int) -> Turn:
+def _timed(step: Step, steps: int, device: str) -> Turn:
+    synchronise(device)
     start, start_cpu = time.perf_counter(), time.process_time()
     for _ in range(steps):
         step()
+    synchronise(device)
     wall = (time.perf_counter() - start) / steps
-    return Turn(wall, (time.process_time() - start_cpu) / steps, peak_memory())
+    return Turn(wall, (time.process_time() - start_cpu) / steps, peak_memory(device))
 
 
 def first_line(error: BaseException) -> str:
@@ -183,13 +191,20 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def resident_memory() -> float:
-    """Return the memory of this process, MiB; 0 where the system does not report it."""
+def resident_memory(device: str = "cpu") -> float:
+    """Return the memory of this process, or of its tensors on a card, MiB.
+
+    0 where the system does not report it.
+    """
+    if device != "cpu":
+        return held_memory(device)
     return _proc_status("VmRSS") or 0.0
 
 
-def peak_memory() -> float:
-    """Return the peak memory of this process, MiB."""
+def peak_memory(device: str = "cpu") -> float:
+    """Return the peak memory of this process, or of its tensors on a card, MiB."""
+    if device != "cpu":
+        return most_memory(device)
     # The peak of getrusage includes that of the process before it executed another program.
     found = _proc_status("VmHWM")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 if found is None else found
@@ -203,7 +218,7 @@ def _proc_status(key: str) -> float | None:
     return float(entries[key].split()[0]) / 1024 if key in entries else None
 
 
-def environment(threads: int) -> dict[str, str | int]:
+def environment(threads: int, device: str = "cpu") -> dict[str, str | int]:
     """Return the environment on which the numbers depend."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -214,6 +229,7 @@ def environment(threads: int) -> dict[str, str | int]:
     return {
         "processor": processor,
         "threads": threads,
+        **described(device),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "metaweight": metaweight.__version__,

@@ -269,6 +269,7 @@ MODELS = {
         (models.ResNet18, 3),
         (models.ResNet32, 3),
         (models.WideResNet28x2, 3),
+        (models.WideResNet28x10, 3),
     )
     for case, row in {
         "classes": refused(

@@ -125,7 +125,8 @@ class TensorLoader:
             order = torch.randperm(size, generator=self.generator, device=source)
         else:
             order = torch.arange(size, device=source)
-        return order.to(self.data.device)
+        # Only copies from the host may be non-blocking.
+        return order.to(self.data.device, non_blocking=source.type == "cpu")
 
     def _batches(self, epoch: _Epoch) -> Iterator[tuple[Tensor, ...]]:
         size = self.batch_size * self._world

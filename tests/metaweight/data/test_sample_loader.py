@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from metaweight.problems import DataError
+from support.devices import GPU, no_waiting
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
@@ -436,33 +437,31 @@ def test_a_problem_trains_on_it_across_the_end_of_an_epoch(workers):
     assert same(problem.seen, expected[:7])
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_reach_the_gpu_without_the_host_waiting(workers):
+@pytest.mark.parametrize(
+    ("device", "workers"),
+    [("cpu", 0), *(pytest.param("cuda", workers, marks=GPU) for workers in (0, 2))],
+)
+def test_batches_reach_the_device_without_the_host_waiting(device, workers):
     loader = SampleLoader(
         Images(),
         4,
-        device="cuda",
+        device=device,
         num_workers=workers,
-        transform=RandomCropFlip(2, generator=torch.Generator("cuda").manual_seed(0)),
+        transform=RandomCropFlip(2, generator=torch.Generator(device).manual_seed(0)),
     )
-    before = torch.cuda.get_rng_state()
-    previous = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    rng_state = (torch if device == "cpu" else torch.cuda).get_rng_state
+    before = rng_state()
+    with no_waiting(device):
         batches = list(loader)
-    finally:
-        torch.cuda.set_sync_debug_mode(previous)
-    assert torch.cuda.get_rng_state().equal(before)
+    assert rng_state().equal(before)
     expected = list(
         SampleLoader(
             Images(),
             4,
-            transform=RandomCropFlip(2, generator=torch.Generator("cuda").manual_seed(0)),
+            transform=RandomCropFlip(2, generator=torch.Generator(device).manual_seed(0)),
         )
     )
-    assert all(inputs.is_cuda and labels.is_cuda for inputs, labels in batches)
+    assert all(item.device.type == device for batch in batches for item in batch)
     assert same([[item.cpu() for item in batch] for batch in batches], expected)
 
 

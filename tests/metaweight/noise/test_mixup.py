@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from metaweight.problems import ConfigurationError, DataError, LossError
+from support.devices import DEVICES, no_waiting
 
 from metaweight._beta import draw_symmetric_beta
 from metaweight.noise import SoftBootstrappingLoss, mix_pairs, mixup, mixup_accuracy, mixup_loss
@@ -280,19 +281,16 @@ def test_a_loss_that_is_not_per_sample_is_refused():
         mixup_loss(logits, labels, labels, torch.tensor(0.5), reduction="max")
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_draws_stay_on_the_device_or_come_from_the_host_s_generator():
-    inputs, labels = (t.cuda() for t in batch())
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+@pytest.mark.parametrize("device", DEVICES)
+def test_draws_stay_on_the_device_or_come_from_the_host_s_generator(device):
+    inputs, labels = (t.to(device) for t in batch())
+    with no_waiting(device):
         mixed = mixup(inputs, labels, 0.5, per_sample=True)
-        mixup_loss(torch.zeros(6, 4, device="cuda"), *mixed[1:])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+        mixup_loss(torch.zeros(6, 4, device=device), *mixed[1:])
     here = mixup(*batch(), 0.5, generator=generator())
     there = mixup(inputs, labels, 0.5, generator=generator())
-    assert there.inputs.is_cuda
+    assert there.inputs.device.type == device
     torch.testing.assert_close(there.inputs.cpu(), here.inputs, rtol=0, atol=1e-12)
-    with pytest.raises(ConfigurationError, match="A generator on cpu was given"):
-        mixup(inputs, labels, torch.tensor(0.5, device="cuda"), generator=generator())
+    if device != "cpu":
+        with pytest.raises(ConfigurationError, match="A generator on cpu was given"):
+            mixup(inputs, labels, torch.tensor(0.5, device=device), generator=generator())

@@ -210,27 +210,6 @@ def test_is_odd_in_the_vector(name):
         torch.testing.assert_close(p, -n, rtol=rtol, atol=1e-10)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", GRADIENT_METHODS)
-def test_on_a_gpu_equals_the_cpu(name):
-    """Without dropout, whose masks differ between devices."""
-    results = []
-    for device in ("cpu", "cuda"):
-        engine = program(Declared, config=Config(type=METHODS[name]), device=device)
-        engine.run()
-        theta = list(engine.judge.module.parameters())
-        vector = [torch.ones_like(p) for p in engine.classifier.module.parameters()]
-        results.append(
-            [
-                p.cpu()
-                for p in METHODS[name].vjp(lower_view(engine.classifier), vector, theta).values
-            ]
-        )
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
-
-
 def test_random_state_of_a_device_is_captured():
     state = RandomState(torch.device("cpu"))
     first = torch.rand(3)

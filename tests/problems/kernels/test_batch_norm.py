@@ -8,6 +8,7 @@ import pytest
 import torch
 from metaweight.problems.kernels.batch_norm import batch_norm
 from metaweight.problems.kernels.twice_differentiable import TwiceDifferentiable
+from support.devices import DEVICES
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
@@ -15,10 +16,8 @@ from torch.nn import functional as F
 SHAPES = [(6, 3), (4, 3, 3), (3, 2, 3, 2), (2, 2, 2, 2, 2)]
 # Torch's own forward mode, at its first use.
 FIRST_USE = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
-]
+# A card may add in another order when it repeats a pass.
+REPEATED = 1e-10
 
 
 def inputs(
@@ -57,8 +56,8 @@ def is_fused(output: Tensor) -> bool:
 def test_derivatives_equal_finite_differences(shape: tuple[int, ...], device: str) -> None:
     given = tuple(inputs(shape, device=device))
     assert is_fused(fused(*given))
-    assert torch.autograd.gradcheck(fused, given, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(fused, given, check_fwd_over_rev=True)
+    assert torch.autograd.gradcheck(fused, given, check_forward_ad=True, nondet_tol=REPEATED)
+    assert torch.autograd.gradgradcheck(fused, given, check_fwd_over_rev=True, nondet_tol=REPEATED)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

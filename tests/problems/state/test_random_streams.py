@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from metaweight.problems.state.random_streams import RandomState, preserved_streams
+from support.devices import DEVICES
 
 CPU = torch.device("cpu")
 
@@ -150,11 +151,9 @@ def test_another_bit_generator_of_numpy_is_replayed(kind: str) -> None:
     assert np.random.rand() == first_of_old
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_stream_of_the_device_is_replayed() -> None:
-    device = torch.device("cuda")
-    state = RandomState(device)
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_stream_of_the_device_is_replayed(device: str) -> None:
+    state = RandomState(torch.device(device))
     first = torch.rand(3, device=device)
     state.restore()
     assert torch.equal(torch.rand(3, device=device), first)
