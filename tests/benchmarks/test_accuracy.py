@@ -80,7 +80,7 @@ def test_leaves_records_a_table_and_figures(run_script, tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        "ce",
+        pytest.param("ce", marks=pytest.mark.slow),
         pytest.param("mixup", marks=pytest.mark.slow),
         pytest.param("prune", marks=pytest.mark.slow),
         pytest.param("ensemble-resample", marks=pytest.mark.slow),
@@ -88,7 +88,7 @@ def test_leaves_records_a_table_and_figures(run_script, tmp_path):
         pytest.param("elr", marks=pytest.mark.slow),
         pytest.param("co-teaching", marks=pytest.mark.slow),
         pytest.param("ldam-drw", marks=pytest.mark.slow),
-        "fine-tune",
+        pytest.param("fine-tune", marks=pytest.mark.slow),
         "class-aware+meta/every-4",
     ],
 )
@@ -181,12 +181,13 @@ SEARCHES = ("prune", "ensemble-resample", "ensemble-reweight+meta")
 FIXED = ("soft-bootstrapping", "hard-bootstrapping", "gce", "sce", "mixup", "ema", "ocl")
 TAIL = ("focal", "logit-adjusted", "drw", "fine-tune")
 WEIGHTS = ("meta-weight-net+warm-up", "class-aware+plain-views/one-sided")
-QUICK = ("prune", "elr", "ldam-drw", "co-teaching", "class-aware+balanced")
+OWN = ("elr", "ldam-drw", "co-teaching")
+QUICK = ("prune", "class-aware+balanced")
 
 
 @pytest.mark.parametrize(
     "names",
-    [QUICK, pytest.param((*SEARCHES[1:], *FIXED, *TAIL, *WEIGHTS), marks=pytest.mark.slow)],
+    [QUICK, pytest.param((*SEARCHES[1:], *OWN, *FIXED, *TAIL, *WEIGHTS), marks=pytest.mark.slow)],
 )
 def test_methods_train_and_searches_say_what_they_rejected(run_script, tmp_path, names):
     asked = ["--steps", "31", "--seeds", "1", "--noise", "0.4", "--lr", "0.05", *methods(*names)]

@@ -180,6 +180,7 @@ def test_the_adjoint_is_the_derivative_of_the_whole_program(load):
         torch.testing.assert_close(found[k], flat, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_contenders_that_fail_or_die_are_reported(load):
     makes = {
         "works": partial(partial, os.getpid),

@@ -325,6 +325,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_program_runs_as_python_would_run_it(project: Path) -> None:
     asked = ("-m", "metaweight.betty", "sub/program.py", "--lr", "0.1", "-m")
     done = subprocess.run(

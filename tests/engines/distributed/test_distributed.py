@@ -233,6 +233,7 @@ assert dist.is_initialized()
 """
 
 
+@pytest.mark.slow
 def test_a_process_leaves_the_group_before_it_ends() -> None:
     """Threads that still wait for messages would now and then end it with an abort."""
     alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
