@@ -34,7 +34,6 @@ class Table:
     Args:
         rows: The method of each row, by the row's title.
         columns: The columns.
-        turned: Whether methods are the columns; for one sweep.
         best: Whether to mark the best of each column.
     """
 

@@ -33,8 +33,10 @@ def figures(records: Records) -> Iterator[tuple[str, Figure]]:
         if runs[0].get("weights"):
             title = f"{name}, seed {runs[0]['asked']['seed']}"
             yield f"weight_against_loss_{file_name}.png", weighting(runs[0], title)
-            if any(any(run["weights"]["wrong"]) for run in runs):
-                yield f"weight_histogram_{file_name}.png", histogram(runs, name)
+            # Weights that are not finite have no histogram.
+            shown = [run for run in runs if any(run["weights"].get("wrong", ()))]
+            if shown:
+                yield f"weight_histogram_{file_name}.png", histogram(shown, name)
 
 
 def weighting(record: Record, title: str) -> Figure:

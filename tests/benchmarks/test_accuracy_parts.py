@@ -91,6 +91,22 @@ def test_suspicions_are_loss_and_margin(part):
     assert found["loss"].numpy() == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_run_whose_weights_are_not_finite_has_no_histogram(part):
+    weights = torch.tensor([1.0, torch.nan])
+    assert part("training")._histogram(weights, torch.tensor([True, False])) == {}
+    functions = {"losses": [0.0, 1.0], "functions": {"1": [[0.5, 0.5]]}, "groups": [0, 0]}
+    record = {
+        "asked": {"seed": 0, "setting": {"imbalance_factor": 1.0}},
+        "curve": [[1, 10.0]],
+        "per_class": [10.0, 10.0],
+        "class_counts": [1, 1],
+        "weights": functions,
+    }
+    names = [name for name, _ in part("figures").figures({"class-aware": [record]})]
+    assert "weight_against_loss_class-aware.png" in names
+    assert "weight_histogram_class-aware.png" not in names
+
+
 def test_precision_and_recall(part):
     measure = part("detection").precision_and_recall
     rejected = torch.tensor([True, True, True, False, False])
