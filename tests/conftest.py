@@ -24,6 +24,12 @@ from support.two_processes import found_together
 
 torch.set_num_threads(1)
 
+# pytest attaches its log handlers to each logger that does not propagate, three times a test; torch
+# has more than fifty of these.
+for _name, _logger in logging.root.manager.loggerDict.items():
+    if _name.startswith("torch") and isinstance(_logger, logging.Logger):
+        _logger.propagate = True
+
 
 @pytest.fixture(autouse=True)
 def quiet_console() -> None:

@@ -41,21 +41,35 @@ _ECONOMIES = tuple(f"meta-weight-net-normalised/{name}" for name in _CHEAPER)
 _TAILED_NOISE = "--dataset digits --imbalance-factor 10 --noise 0.4 --seeds 5 --evaluations 20"
 _NOISE = "--dataset digits --noise 0.4 --seeds 5 --evaluations 20"
 
-_CIFAR = "--dataset cifar10 --steps 800 --evaluations 4"
+# Eight hundred steps of 64: a few passes over the data, minutes on a processor.
+_CIFAR = "--dataset cifar10 --steps 800 --batch-size 64 --evaluations 2"
 _TAIL = f"{_CIFAR} --imbalance-factor 100"
-_WRONG = f"{_CIFAR} --noise 0.4 --per-class 1000"
+_WRONG = f"{_CIFAR} --per-class 1000 --noise 0.4"
 _RATES = (0.03, 0.1, 0.3)
+_META_RATES = (0.001, 0.01)
+_TUNED = {"tail": _TAIL, "noise": _WRONG}
 
 
 def _tuning() -> dict[str, Sweep]:
     """Return the sweeps that learning rates were chosen by, on seeds that are not reported."""
-    return {
-        f"tuning-{name}-{rate}": Sweep(
-            f"{setting} --tuning --seeds 100 101 --lr {rate}", ("ce+meta",), f"tuning/lr{rate}"
-        )
-        for rate in _RATES
-        for name, setting in (("tail", _TAIL), ("noise", _WRONG))
-    }
+    sweeps = {}
+    for name, setting in _TUNED.items():
+        held_out = f"{setting} --tuning --seeds 100 101"
+        for rate in _RATES:
+            sweeps[f"tuning-{name}-{rate}"] = Sweep(
+                f"{held_out} --lr {rate}", ("ce+meta",), f"tuning/lr{rate}"
+            )
+        for rate in _META_RATES:
+            sweeps[f"tuning-meta-{name}-{rate}"] = Sweep(
+                f"{held_out} --meta-lr {rate}", _TUNED_LEARNED[name], f"tuning/meta-lr{rate}"
+            )
+    return sweeps
+
+
+_TUNED_LEARNED = {
+    "tail": ("class-aware+meta/one-sided",),
+    "noise": ("meta-weight-net-normalised+meta/one-sided",),
+}
 
 
 SWEEPS: Mapping[str, Sweep] = {

@@ -150,7 +150,7 @@ def test_dense_truth_agrees_with_differences_of_the_solution(load, name):
 def test_the_adjoint_is_the_derivative_of_the_whole_program(load):
     unrolled = load("hypergradient_tasks.unrolled")
     truths = load("hypergradient_tasks.adjoint").truths
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.Tanh(), nn.Linear(6, 3))
     batches = [(torch.randn(5, 3, 4, 4), torch.randint(0, 3, (5,))) for _ in range(4)]
     work = unrolled.Workload(3, net, batches[:3], batches[3], lr=0.3)

@@ -82,7 +82,7 @@ def images(number: int, seed: int) -> list[tuple[Tensor, Tensor]]:
 def run(
     method: Any, channels_last: bool, device: str = "cpu"
 ) -> tuple[Convolutional, list[Tensor]]:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net, weights = Convolutional().double(), MetaWeightNet(8).double()
     steps = 2 if isinstance(method, Unroll) else 1
     classifier = Declared(

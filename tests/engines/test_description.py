@@ -53,7 +53,7 @@ class Upper(ImplicitProblem):
 
 
 def program(kind: type[ImplicitProblem], below: Config, above: Config | None = None) -> Engine:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     low, up = nn.Linear(2, 3), nn.Linear(2, 1)
     batches = list(torch.randn(6, 4, 2))
     lower = kind("lower", below, low, torch.optim.SGD(low.parameters(), 0.1))

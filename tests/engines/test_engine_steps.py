@@ -157,7 +157,7 @@ class Noisy(ImplicitProblem):
 
 
 def noisy_parameters(seed: int) -> torch.Tensor:
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
     net = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1)).double()

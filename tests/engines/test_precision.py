@@ -52,7 +52,7 @@ def program(
     **settings: Any,
 ) -> Any:
     """An engine of two problems, the lower one with a frozen layer."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
     net[0].requires_grad_(False)
     weights = nn.Linear(1, 1)

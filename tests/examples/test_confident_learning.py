@@ -12,6 +12,7 @@ pytest.importorskip("cleanlab")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "confident_learning.py"
 
 
+@pytest.mark.slow
 def test_it_finds_wrong_labels_and_gains_by_leaving_them_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

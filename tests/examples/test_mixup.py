@@ -10,6 +10,7 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "mixup.py"
 
 
+@pytest.mark.slow
 def test_every_method_is_printed_and_learns(capsys: pytest.CaptureFixture[str]) -> None:
     found = runpy.run_path(str(SCRIPT))["main"](steps=30)
     heading, *lines = capsys.readouterr().out.splitlines()

@@ -10,6 +10,7 @@ import pytest
 EXAMPLE = Path(__file__).parents[2] / "examples" / "online_ensemble.py"
 
 
+@pytest.mark.slow
 def test_wrong_labels_are_left_out_and_weigh_less(capsys: pytest.CaptureFixture[str]) -> None:
     results = runpy.run_path(str(EXAMPLE))["main"](steps=25, member_steps=30)
     printed = capsys.readouterr().out

@@ -10,6 +10,7 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "semi_supervised.py"
 
 
+@pytest.mark.slow
 def test_students_and_teachers_are_printed_and_learn(capsys: pytest.CaptureFixture[str]) -> None:
     results = runpy.run_path(str(SCRIPT))["main"](steps=30)
     printed = capsys.readouterr().out.splitlines()

@@ -104,7 +104,7 @@ class Lower(ImplicitProblem):
 
 def seeded(make: Any) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         module: nn.Module = make().double()
     return module
 
@@ -121,7 +121,7 @@ def lower(
     net = network(batch_norm=False) if net is None else net()
     problem = make("lower", **parts(net, batch), **settings)
     top = Upper("upper", **parts(seeded(upper), X))
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     over(top, problem, train_iters=1).run()
     return torch.cat([p.detach().flatten() for p in net.parameters()])
 
@@ -140,7 +140,7 @@ def semi_supervised(batch: Any, method: Any, **settings: Any) -> Any:
         method, net=net, loader=([batch], [batch]), augment=None,
         strong_augment=lambda x: x + 1, **settings,
     )  # fmt: skip
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     run(problem, 1)
     return torch.cat([p.detach().flatten() for p in net.parameters()])
 

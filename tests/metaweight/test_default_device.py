@@ -128,7 +128,7 @@ def test_hypergradients_and_steps_are_the_same(name: str) -> None:
     for device in ("cpu", "meta"):
         engine = program(kind, config=Config(type=method, gradient_clipping=1.0), dropout=0.5)
         engine.judge.optimizer.param_groups[0]["lr"] = 1.0
-        torch.manual_seed(3)
+        torch.default_generator.manual_seed(3)
         with torch.device(device):
             for _ in range(3):
                 engine.train_step()

@@ -101,7 +101,7 @@ def parts(module: nn.Module) -> dict[str, Any]:
 
 def seeded(make: Callable[[], nn.Module]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         return make().double()
 
 
@@ -120,7 +120,7 @@ def lower_loss(
     module = network(batch_norm=False) if net is None else net
     lower = make("lower", **parts(module))
     over(Upper("upper", **parts(upper)), lower, train_iters=1)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     places = torch.arange(B) if len(x) == B else KEPT
     loss: Tensor = lower.training_step((x, y, places))
     return loss
@@ -168,7 +168,7 @@ def semi_supervised(x: Tensor, y: Any, method: Any, **settings: Any) -> Tensor:
         method, net=net, loader=([(x, y)], [unlabelled_batch()]), augment=None, lr=0.0, **settings
     )
     run(problem, 1)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     labelled: Tensor = problem.training_step(problem.cur_batch)["labelled"]
     return labelled
 

@@ -141,7 +141,7 @@ def test_processes_draw_different_numbers_and_the_first_as_if_it_were_alone(
 ) -> None:
     first, second = (found["streams"] for found in together)
     assert not torch.equal(first, second)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     assert torch.equal(first, process_checks.streams(0, 1, tmp_path))
 
 

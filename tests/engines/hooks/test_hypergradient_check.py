@@ -205,7 +205,7 @@ def test_the_check_trains_as_ever_and_leaves_no_trace_besides() -> None:
     ends = []
     for check in (False, True):
         engine = program(Declared, dropout=0.5, config=Config(unroll_steps=3))
-        torch.manual_seed(9)
+        torch.default_generator.manual_seed(9)
         if check:
             engine.check_hypergradient()
         else:

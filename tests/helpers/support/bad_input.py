@@ -51,7 +51,7 @@ class Row:
 def assert_refused(row: Row) -> None:
     """Err, and see that the message says what it must and that nothing has changed."""
     program = row.given()
-    torch.manual_seed(5)
+    torch.default_generator.manual_seed(5)
     before = state_of(program, row)
     with pytest.raises(row.error) as raised:
         row.act(program)
@@ -137,7 +137,7 @@ def classifier(
     config: Config | None = None, kind: type[ImplicitProblem] = Classifier, **settings: Any
 ) -> Engine:
     """A network with batch norm, dropout and momentum that has taken two steps."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 3))
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
     learner = kind("net", config, net, optimizer, train_data_loader=[GOOD])

@@ -46,7 +46,7 @@ def trained(
 
 @check
 def weights_deferred(rank: int, world: int, folder: Path) -> Any:
-    torch.manual_seed(4)
+    torch.default_generator.manual_seed(4)
     criterion = DeferredReweighting(F.cross_entropy, [0.2, 1.0, 3.0, 9.0])
     module = WithCriterion(Net(3, CLASSES), criterion)
     return trained(Reweighted, module, rank, world, [DeferredReweightingHook(0.5)])
@@ -54,7 +54,7 @@ def weights_deferred(rank: int, world: int, folder: Path) -> Any:
 
 @check
 def taught_by_each_other(rank: int, world: int, folder: Path) -> Any:
-    torch.manual_seed(4)
+    torch.default_generator.manual_seed(4)
     pair = NetworkPair(Net(3, CLASSES), Net(3, CLASSES))
     settings = {"noise_rate": 0.4, "ramp_steps": 3}
     return trained(CoTeachingClassifier, pair, rank, world, **settings)

@@ -48,7 +48,7 @@ def reweighting(
 
     ``device=None`` leaves the choice to ``settings``, those of the engine.
     """
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net, weights = network().to(dtype), MetaWeightNet(8).to(dtype)
     generator = torch.Generator().manual_seed(1)
     drawn = [
@@ -76,7 +76,7 @@ def reweighting(
 
 def images(device: str, hooks: Iterable[Hook] = (), **settings: Any) -> Any:
     """An engine of ready-made problems on augmented images, with class-aware weights."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     layers = (nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2))
     net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, CLASSES))
     weights = ClassAwareWeightNet(torch.arange(CLASSES), 8)

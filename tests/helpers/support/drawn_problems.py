@@ -130,7 +130,7 @@ class AlwaysEval(nn.BatchNorm1d):
 def network(settings: Network, *, images: bool, seed: int, dtype: torch.dtype) -> nn.Module:
     """Return a small network, the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         net = nn.Sequential()
         if settings.weigher:
             net.append(nn.Linear(1, 4)).append(nn.Tanh())

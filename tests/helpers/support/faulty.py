@@ -155,7 +155,7 @@ def reweighted(
         **settings: Settings of the engine.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         net, weights = network(), MetaWeightNet(8)
 
     def batch(number: int, skipped: bool = False) -> Any:

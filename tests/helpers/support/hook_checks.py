@@ -52,7 +52,7 @@ def classes_of(found: list[Any]) -> list[Any]:
 
 
 def confident(rank: int, world: int, *, type: Any = "darts", **settings: Any) -> Engine:
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     run = {name: settings.pop(name) for name in ("train_iters",) if name in settings}
     criterion = OnlineConfidentLearning(CLASSES, dtype=torch.float64, **settings)
     net, top = WithCriterion(Net(3, CLASSES), criterion), LearnedConfidence(CLASSES).double()
@@ -208,12 +208,12 @@ def samples(number: int) -> tuple[Tensor, Tensor]:
 
 
 def members() -> OnlineEnsemble:
-    torch.manual_seed(11)
+    torch.default_generator.manual_seed(11)
     return OnlineEnsemble([Net(3, CLASSES) for _ in range(2)])
 
 
 def scored(cls: type[Any], loader: Any, world: int, hook: EnsembleHook) -> Engine:
-    torch.manual_seed(2)
+    torch.default_generator.manual_seed(2)
     net = Net(3, CLASSES)
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     problem = cls("fit", Config(), net, optimizer, train_data_loader=loader)
@@ -288,7 +288,7 @@ class Taught(ImplicitProblem):
 
 @check
 def own_teachers(rank: int, world: int, folder: Path) -> Any:
-    torch.manual_seed(4)
+    torch.default_generator.manual_seed(4)
     net, hook = Normed(), EMAHook("fit", 0.9, buffers="own")
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     data = batches(3, 5, rank, world)

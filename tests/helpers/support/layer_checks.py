@@ -22,7 +22,7 @@ class LayerLoss:
     """A loss that is not linear in the outputs of a layer, as a function of all its tensors."""
 
     def __init__(self, case: Case) -> None:
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         make, specs = case
         self.generator = torch.Generator().manual_seed(1)
         self.net = make().double()
@@ -51,7 +51,7 @@ class LayerLoss:
         return drawn
 
     def __call__(self, at: Sequence[Tensor]) -> Tensor:
-        torch.manual_seed(3)
+        torch.default_generator.manual_seed(3)
         instead = {id(t): new for t, new in zip(self.leaves, at, strict=True)}
         swap = {p: instead[id(p)] for p in self.parameters}
         swap |= {b: kept.clone() for b, kept in zip(self.net.buffers(), self.buffers, strict=True)}

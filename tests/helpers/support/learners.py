@@ -40,5 +40,5 @@ def batches(number: int, seed: int) -> list[tuple[Tensor, Tensor]]:
 
 def network() -> nn.Module:
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         return nn.Linear(5, 3).double()

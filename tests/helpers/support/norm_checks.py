@@ -142,7 +142,7 @@ def module_replaced(rank: int, world: int, folder: Path) -> Any:
     for kind in ("reweighting", "unroll"):
         engine = program(kind, rank, world, norm=batch_norm, sync_batch_norm=world > 1)
         engine.run()
-        torch.manual_seed(20 + rank)
+        torch.default_generator.manual_seed(20 + rank)
         net = Net(3, norm=batch_norm)
         engine.low.set_module(net)
         engine.low.set_optimizer(torch.optim.SGD(net.parameters(), 0.1, momentum=0.5))

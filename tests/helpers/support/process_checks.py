@@ -286,7 +286,7 @@ def reinforce(rank: int, world: int, folder: Path) -> Any:
 
 @check
 def streams(rank: int, world: int, folder: Path) -> Any:
-    torch.manual_seed(5)
+    torch.default_generator.manual_seed(5)
     alone(rank, world, Net(3), batches(1, 1, rank, world))
     return torch.rand(3)
 
@@ -312,7 +312,7 @@ def unused(rank: int, world: int, folder: Path) -> Any:
             ]
             return sum(losses) / len(losses)
 
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     engine, fit = alone(rank, world, Halves(), batches(1, 2, rank, world), Sides)
     fit.set_optimizer(torch.optim.Adam(fit.module.parameters(), 0.1, weight_decay=0.1))
     return ran(engine)
@@ -325,7 +325,7 @@ def redrawn(rank: int, world: int, folder: Path) -> Any:
             for p in self.module.parameters():
                 p.data.normal_()
 
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     engine, _ = alone(rank, world, Net(3), batches(1, 2, rank, world), Restarted)
     return ran(engine)
 
@@ -388,7 +388,7 @@ def saving(
     every: int = 100,
     hooks: Sequence[Hook] = (),
 ) -> Engine:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     whole = labelled(batches(1, 1, 0, 1)[0][0], torch.arange(8))
     data = TensorDataset(whole.inputs, whole.labels)
     engine, _ = alone(

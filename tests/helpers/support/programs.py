@@ -68,7 +68,7 @@ def batches(seed: int, number: int, size: int = 12, features: int = 5) -> list[A
 
 def mlp(seed: int, sizes: tuple[int, ...], last: nn.Module | None = None) -> nn.Module:
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         layers: list[nn.Module] = []
         for a, b in pairwise(sizes):
             layers += [nn.Linear(a, b), nn.Tanh()]

@@ -45,7 +45,7 @@ Build = Callable[..., Engine]
 def network(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Batch norm and dropout between two layers, the same every time."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return nn.Sequential(
             nn.Linear(FEATURES, 8),
             nn.BatchNorm1d(8),
@@ -57,7 +57,7 @@ def network(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 def weight_network(dtype: torch.dtype = torch.float32) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
+        torch.default_generator.manual_seed(7)
         return nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 1), nn.Sigmoid()).to(dtype)
 
 
@@ -166,7 +166,7 @@ def data_loader(workers: int, number: int = 20, **settings: Any) -> Callable[[],
 
 
 def seed_all(seed: int) -> None:
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
 

@@ -63,7 +63,7 @@ def program(
     net: nn.Module | None = None,
 ) -> Engine:
     """Return an engine with the problems ``judge`` (upper) and ``classifier`` (lower)."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     net = (network(dropout, batch_norm) if net is None else net).to(dtype)
     weights = MetaWeightNet(8).to(dtype)
     generator = torch.Generator().manual_seed(seed + 1)

@@ -18,7 +18,7 @@ FEATURES, CLASSES = 6, 3
 def network(*, dropout: float = 0.0, batch_norm: bool = True) -> nn.Module:
     """Return a network in float64, the same every time."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         return nn.Sequential(
             nn.Linear(FEATURES, 8),
             nn.BatchNorm1d(8) if batch_norm else nn.Identity(),

@@ -157,10 +157,10 @@ def program(
     **settings: Any,
 ) -> Engine:
     """A bilevel program of one hypergradient method, its state the same whatever ``world``."""
-    torch.manual_seed(1 + rank)
+    torch.default_generator.manual_seed(1 + rank)
     low, top = Net(3, norm=norm), Net(1)
     if rank == 0:
-        torch.manual_seed(7)
+        torch.default_generator.manual_seed(7)
     config = Config(
         type=TYPES[kind],
         unroll_steps=2,
@@ -188,7 +188,7 @@ def program(
 
 def chain(kind: str, rank: int, world: int, **settings: Any) -> Engine:
     """Three levels, each with a hypergradient through the one below."""
-    torch.manual_seed(1 + rank)
+    torch.default_generator.manual_seed(1 + rank)
     nets = [Net(3), Net(1), Net(1)]
     config = Config(type=TYPES[kind], unroll_steps=1)
     made: list[Any] = []

@@ -92,7 +92,7 @@ def network() -> nn.Module:
 
 def build(setting: Setting, kind: Any = "darts", lower: type = Lower, **config: Any) -> Engine:
     """Return the engine; ``upper`` does not move, so that loops can be compared."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net = network()
     above = Upper(len(list(net.parameters()))).double()
     optimizer = setting.optimizer(net.parameters(), **setting.settings)

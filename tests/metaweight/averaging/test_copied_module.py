@@ -50,7 +50,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_teacher_computes_with_the_averaged_parameters(layer: str, mode: bool) -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     model = nn.Sequential(LAYERS[layer](), nn.Tanh(), nn.Linear(3, 2)).double()
     x = torch.randn(4, 3, dtype=torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

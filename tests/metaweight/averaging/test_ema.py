@@ -34,7 +34,7 @@ class Number(nn.Module):
 
 def network(seed: int = 0) -> nn.Sequential:
     """Layers with running statistics, an integer counter, and a shared weight."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 4))
     net[3].weight = net[2].weight
     return net.double()
@@ -292,7 +292,7 @@ def test_a_teacher_that_cannot_be_copied_leaves_the_student(
 
 
 def test_the_loop_of_training_and_validating_in_turns() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net = network()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     ema = EMA(net, beta=0.85)

@@ -20,7 +20,7 @@ from metaweight.ensembles import OnlineEnsemble
 
 
 def net() -> nn.Module:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
 
 

@@ -156,7 +156,7 @@ def plain(
 @pytest.mark.parametrize("steps", [1, 3])
 def test_hypergradients_of_every_gate(name: str, steps: int) -> None:
     """Against one naive graph in float64, to rounding (1e-9)."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net, gate = network(batch_norm=False), GATES[name]().double()
     with torch.no_grad():
         for p in gate.parameters():
@@ -186,13 +186,13 @@ def test_hypergradients_through_frozen_passes_and_their_noise(steps: int) -> Non
     """A Π-model with batch norm, against one naive graph with the same noise; rounding (1e-9)."""
     gate, judged = LearnedConsistencyWeight(0.7).double(), labelled_batch(6, seed=9)
     (x, y), u = labelled_batch(), unlabelled_batch()
-    torch.manual_seed(11)
+    torch.default_generator.manual_seed(11)
     w = {k: p.detach().requires_grad_() for k, p in network().named_parameters()}
     net, seeds = network(), np.random.RandomState(5)
     for _ in range(steps):
         z = functional_call(net, w, (torch.cat([noisy(x), noisy(u)]),))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(seeds.randint(2**62, dtype=np.int64)))
+            torch.default_generator.manual_seed(int(seeds.randint(2**62, dtype=np.int64)))
             other = functional_call(net, w, (noisy(u),))
         values = (other.softmax(-1) - z[len(x) :].softmax(-1).detach()).square().mean(-1)
         loss = F.cross_entropy(z[: len(x)], y) + 20.0 * gate.weight * values.mean()
@@ -212,7 +212,7 @@ def test_hypergradients_through_frozen_passes_and_their_noise(steps: int) -> Non
     engine = learn_gate(lower, [judged], gate, config, lr=0.0)
     seen: list[Tensor] = []
     engine.gate.grad_callback = lambda: seen.extend(p.grad.clone() for p in gate.parameters())
-    torch.manual_seed(11)
+    torch.default_generator.manual_seed(11)
     engine.run()
     assert relative_error(seen, list(expected)) < 1e-9
 

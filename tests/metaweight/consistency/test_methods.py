@@ -230,7 +230,7 @@ def of_labelled(z: Tensor, y: Tensor) -> Tensor:
 def plain_pseudo_label(net, teacher, x, y, u, view, seed):
     z = net(torch.cat([x, view]))
     p = z[len(x) :].softmax(-1)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     z2 = net(noisy(u))
     kept = (p.max(-1).values > 0.4).double()
     losses = F.cross_entropy(z2, p.argmax(-1), reduction="none")
@@ -240,21 +240,21 @@ def plain_pseudo_label(net, teacher, x, y, u, view, seed):
 def plain_pi(net, teacher, x, y, u, view, seed):
     z = net(torch.cat([x, view]))
     q = z[len(x) :].softmax(-1).detach()
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     p = net(noisy(u)).softmax(-1)
     return of_labelled(z, y) + 2 * ((p - q) ** 2).mean()
 
 
 def plain_mean_teacher(net, teacher, x, y, u, view, seed):
     z = net(torch.cat([x, view]))
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     q = teacher(noisy(u)).softmax(-1).detach()
     return of_labelled(z, y) + 2 * ((z[len(x) :].softmax(-1) - q) ** 2).mean()
 
 
 def plain_ict(net, teacher, x, y, u, view, seed):
     z = net(torch.cat([x, view]))
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     q = teacher(view).softmax(-1).detach()
     partner = torch.randperm(len(u))
     share = draw_symmetric_beta(torch.tensor(0.5).double(), (), None)
@@ -264,7 +264,7 @@ def plain_ict(net, teacher, x, y, u, view, seed):
 
 
 def plain_mixmatch(net, teacher, x, y, u, view, seed):
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     views = [view, noisy(u)]
     with torch.no_grad():
         q = (net(views[0]).softmax(-1) + net(views[1]).softmax(-1)) / 2
@@ -283,7 +283,7 @@ def plain_mixmatch(net, teacher, x, y, u, view, seed):
 def plain_fixmatch(net, teacher, x, y, u, view, seed):
     z = net(torch.cat([x, view]))
     p = z[len(x) :].softmax(-1)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     z2 = net(noisy(u) * 1.5)
     kept = (p.max(-1).values > 0.4).double()
     losses = F.cross_entropy(z2, p.argmax(-1), reduction="none")
@@ -293,7 +293,7 @@ def plain_fixmatch(net, teacher, x, y, u, view, seed):
 def plain_vat(net, teacher, x, y, u, view, seed):
     """The direction from the full Jacobian of each sample, with batch statistics between them."""
     z = net(torch.cat([x, view]))
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     d = torch.randn_like(view)
     d = d / d.norm(dim=1, keepdim=True)
     jacobian = torch.autograd.functional.jacobian(net, view).flatten(2).flatten(0, 1)
@@ -332,10 +332,10 @@ def test_gradients_equal_those_of_the_plain_formula(name: str) -> None:
         problem.average.teacher().load_state_dict(teacher.state_dict())
     (x, y), u = labelled_batch(), unlabelled_batch()
     batch = SemiSupervisedBatch(x, y, u, None, 2.0, 1234)
-    torch.manual_seed(7)
+    torch.default_generator.manual_seed(7)
     loss = problem.training_step(batch)["loss"]
     found = torch.autograd.grad(loss, list(net.parameters()))
-    torch.manual_seed(7)
+    torch.default_generator.manual_seed(7)
     augmented, view = noisy(x), noisy(u)
     other = copy.deepcopy(net)
     expected_loss = plain(other, teacher, augmented, y, u, view, 1234)

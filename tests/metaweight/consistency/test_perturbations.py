@@ -26,7 +26,7 @@ def test_torch_s_stream_decides(name: str) -> None:
     images = torch.randn(4, 2, 8, 8)
     views = []
     for seed in (0, 0, 1):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         views.append(VIEWS[name](images))
     assert views[0].shape == images.shape
     assert torch.equal(views[0], views[1])
@@ -34,7 +34,7 @@ def test_torch_s_stream_decides(name: str) -> None:
 
 
 def test_sizes() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     inputs = torch.ones(2000, 1, 8, 8)
     assert float(GaussianNoise(0.2)(inputs).std()) == pytest.approx(0.2, rel=0.02)
     assert float(Erasing(0.3)(inputs).mean()) == pytest.approx(0.7, abs=0.01)
@@ -47,7 +47,7 @@ def test_sizes() -> None:
 
 
 def test_every_image_has_its_own_draws() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     image = torch.randn(1, 1, 8, 8).expand(50, -1, -1, -1).contiguous()
     for view in (CropFlip(2), Cutout(3), Affine(0.1)):
         assert len(view(image).flatten(1).unique(dim=0)) > 10

@@ -98,7 +98,7 @@ def test_a_consistency_pass_leaves_no_trace(name: str) -> None:
     """With weight 0, buffers, random streams and parameters are those of supervision alone."""
     runs = []
     for method in (METHODS[name], PseudoLabel(1.0, another_view=False)):
-        torch.manual_seed(3)
+        torch.default_generator.manual_seed(3)
         net = network(dropout=0.3)
         problem = student(method, net=net, consistency_weight=0.0)
         run(problem, 3)
@@ -117,7 +117,7 @@ def test_a_consistency_pass_leaves_no_trace(name: str) -> None:
 def test_the_same_seed_gives_the_same_run_and_another_one_another(name: str) -> None:
     ends = []
     for seed in (0, 0, 1):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         net = network(dropout=0.3)
         run(student(METHODS[name], net=net, seed=seed), 3)
         ends.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
@@ -131,7 +131,7 @@ def test_a_loss_is_a_function_of_its_batch(name: str) -> None:
     run(problem, 1)
     losses = []
     for _ in range(2):
-        torch.manual_seed(5)
+        torch.default_generator.manual_seed(5)
         with frozen_statistics(problem.module):
             losses.append(problem.training_step(problem.cur_batch)["loss"].detach())
     assert torch.equal(*losses)
@@ -161,7 +161,7 @@ def test_gradients_of_others_are_left_alone(name: str) -> None:
 def step_once(method: ConsistencyMethod, x: Tensor, y: Tensor, u: Tensor, **more: Any) -> Any:
     problem = student(method, loader=([(x, y)], [u]), **more)
     run(problem, 1)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return problem, problem.training_step(problem.cur_batch)
 
 
@@ -236,7 +236,7 @@ def test_half_precision(name: str) -> None:
 @pytest.mark.parametrize("shape", [(FEATURES,), (1, 6, 6), (2, 7)])
 def test_inputs_of_any_rank(name: str, shape: tuple[int, ...]) -> None:
     """Vectors, images and sequences."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     layers: dict[int, list[nn.Module]] = {
         1: [nn.Linear(FEATURES, 4)],
         3: [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1)],
@@ -265,7 +265,7 @@ class Tokens(nn.Module):
 
 @every_method
 def test_tokens_by_their_embeddings(name: str) -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net = Tokens()
     by_embedding = Network(
         embed=lambda model, x: model.embedding(x), classify=lambda model, e: model.classify(e)
@@ -372,7 +372,7 @@ def test_a_run_goes_on_where_it_was_saved() -> None:
     def make() -> SemiSupervisedProblem:
         return student(PiModel(), net=network())
 
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     whole = make()
     run(whole, 2)
     saved = copy.deepcopy(whole.state_dict())

@@ -31,7 +31,7 @@ class Linear(nn.Module):
 def test_by_hand(seed: int, divergence: str, value: float) -> None:
     """``r = ±[.12, .16]`` whatever the start, and nothing is left in ``.grad``."""
     net, x = Linear(), torch.zeros(1, 2, dtype=torch.float64)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     start = torch.randn(1, 2, dtype=torch.float64)
     direction, _ = adversarial_direction(net, x, start)
     expected = torch.tensor([[0.6, 0.8]], dtype=torch.float64)
@@ -80,7 +80,7 @@ def test_the_difference_converges_to_the_product() -> None:
 
 def test_passes_share_dropout_and_view() -> None:
     """With ever new masks the prediction would move without any perturbation."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net = network(dropout=0.5)
     x = unlabelled_batch(20)
     step = ConsistencyStep(net, Network(), x[:0], torch.zeros(0).long(), x, x, net(x))
@@ -134,7 +134,7 @@ def tokens(size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def test_tokens_are_perturbed_in_their_embeddings() -> None:
     """Attention included, whose fused kernels have no second derivative."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net = Embedded()
     loader = ([tokens(4, 0)], [tokens(6, 1)[0]])
     network = Network(
@@ -148,7 +148,7 @@ def test_tokens_are_perturbed_in_their_embeddings() -> None:
 
 
 def test_tokens_themselves_are_refused() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     problem = student(
         VAT(), net=Embedded(), loader=([tokens(4, 0)], [tokens(6, 1)[0]]), augment=None
     )

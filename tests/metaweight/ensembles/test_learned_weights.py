@@ -68,7 +68,7 @@ def random_parts() -> tuple[Tensor, nn.Module, list[Any], list[Any]]:
 
     scores = 2 * torch.rand(N, K, generator=generator, dtype=torch.float64)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, C)).double()
     order = torch.randperm(N, generator=generator)
     train = [(*batch(12), order[:12]), (*batch(12), order[12:])]
@@ -96,7 +96,7 @@ def naive(
 
 def modules() -> dict[str, nn.Module]:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)
+        torch.default_generator.manual_seed(2)
         nets = {"mixture": MixtureWeightNet(K), "score_net": ScoreWeightNet(K, hidden_size=7)}
     # Away from equal shares, where some mistakes would cancel.
     nets["mixture"].mixture.logits.data[0] = 0.7
@@ -166,7 +166,7 @@ class Wrong:
         clean = torch.randn(60, 2, generator=generator)
         self.clean = [(clean, (clean[:, 0] > 0).long())]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             self.members = [nn.Linear(2, 2) for _ in range(3)]
         for member, row in zip(self.members, ((2.0, 0.0), (0.0, 2.0), (-2.0, 0.0)), strict=True):
             member.weight.data.copy_(torch.tensor([[-row[0], -row[1]], row]))
@@ -178,7 +178,7 @@ class Wrong:
 def test_the_upper_level_moves_weight_from_wrong_to_right_samples(kind: str) -> None:
     given = Wrong()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         net = nn.Linear(2, 2)
         module = MixtureWeightNet(3) if kind == "mixture" else ScoreWeightNet(3, hidden_size=16)
 

@@ -18,7 +18,7 @@ N, K, C = 53, 3, 4
 
 def net(seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         # Batch norm and dropout show whether a member is in evaluation mode.
         return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, C))
 

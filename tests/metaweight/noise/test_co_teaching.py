@@ -92,7 +92,7 @@ def pair() -> NetworkPair:
     made = []
     for seed in (0, 1):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             made.append(
                 nn.Sequential(
                     nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(0.2), nn.Linear(6, 3)
@@ -135,9 +135,9 @@ def by_hand() -> tuple[nn.Module, nn.Module, list[int]]:
 def test_a_run_is_that_of_a_program_written_by_hand() -> None:
     low = classifier()
     run = Engine([low], EngineConfig(train_iters=STEPS, strategy="cpu"))
-    torch.manual_seed(5)
+    torch.default_generator.manual_seed(5)
     run.run()
-    torch.manual_seed(5)
+    torch.default_generator.manual_seed(5)
     first, second, numbers = by_hand()
     assert numbers == [8, 7, 6, 5, 4, 4, 4, 4, 4]
     for found, right in ((low.module.first, first), (low.module.second, second)):

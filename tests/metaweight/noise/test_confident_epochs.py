@@ -66,7 +66,7 @@ class Weighted(ReweightedProblem):
 
 def network() -> WithCriterion:
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         net = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3)).double()
     return WithCriterion(net, OnlineConfidentLearning(3, dtype=torch.float64))
 

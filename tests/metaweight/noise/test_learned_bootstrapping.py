@@ -20,7 +20,7 @@ LR, MOMENTUM, STEPS = 0.3, 0.9, 2
 
 def weight_net() -> nn.Module:
     with torch.random.fork_rng():
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         return MetaWeightNet(4).double()
 
 
@@ -108,7 +108,7 @@ def test_trust_rises_on_right_labels_and_falls_on_wrong_ones(kind):
 @pytest.mark.parametrize("kind", ["soft", "hard"])
 def test_a_network_of_the_loss_trusts_the_wrong_labels_less(kind):
     with torch.random.fork_rng():
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         module = MetaWeightNet(16)
     trust, mask = learn(0.4, kind, module)
     assert trust[mask].mean() < 0.5 * trust[~mask].mean()

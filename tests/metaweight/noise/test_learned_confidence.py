@@ -44,7 +44,7 @@ def batches(
 
 def linear() -> nn.Linear:
     with torch.random.fork_rng():
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         return nn.Linear(FEATURES, CLASSES).double()
 
 

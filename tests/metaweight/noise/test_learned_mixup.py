@@ -54,9 +54,9 @@ def test_the_hypergradient_is_that_of_naive_autograd(per_sample):
     # With an upper learning rate of 1 the move is the hypergradient.
     upper = torch.optim.SGD(module.parameters(), lr=1.0)
     with torch.random.fork_rng():
-        torch.manual_seed(5)
+        torch.default_generator.manual_seed(5)
         learner(classifier, "mixing", module, upper, clean, STEPS).run()
-        torch.manual_seed(5)
+        torch.default_generator.manual_seed(5)
         expected, w = naive(per_sample, data, clean)
     # Two small float64 graphs in another order of operations.
     for parameter, value in zip(net.parameters(), w, strict=True):
@@ -77,7 +77,7 @@ def learned(wrong: float, seed: int) -> float:
     """60 samples in 20 dimensions: few enough to learn some wrong labels by heart."""
     module = LearnedConcentration(1.0)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         net = nn.Linear(20, 2)
         classifier = MixupClassifier(
             "classifier",

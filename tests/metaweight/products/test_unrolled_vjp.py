@@ -113,10 +113,10 @@ def test_random_numbers_are_those_of_the_first_pass() -> None:
 
     w = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     v = torch.ones_like(w)
-    torch.manual_seed(3), random.seed(3)
+    torch.default_generator.manual_seed(3), random.seed(3)
     expected = one_graph(step, [w], [v], [noise], 3)
     after = float(torch.rand(())), random.random()
-    torch.manual_seed(3), random.seed(3)
+    torch.default_generator.manual_seed(3), random.seed(3)
     found = unrolled_vjp([step] * 3, [w], [v], [noise])
     assert (float(torch.rand(())), random.random()) == after
     assert relative_error(found.state, expected[0]) < 1e-12

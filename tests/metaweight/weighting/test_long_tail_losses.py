@@ -101,7 +101,7 @@ def test_the_margin_of_the_rarest_class_is_the_largest() -> None:
 
 
 def test_a_normalised_layer_gives_cosines() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     layer = NormalisedLinear(5, 3).double()
     x = 3 * torch.randn(4, 5, dtype=torch.float64)
     naive = [[F.cosine_similarity(a, w, dim=0).item() for w in layer.weight] for a in x]

@@ -158,7 +158,7 @@ def test_wrong_labels_learn_smaller_weights_than_right_ones(normalise: bool) -> 
     clean_x = torch.randn(40, 2, generator=generator)
     clean = (clean_x, (clean_x[:, 0] > 0).long())
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         net, weights = nn.Linear(2, 2), MetaWeightNet(16)
     classifier = WeightedClassifier(
         "classifier",

@@ -291,7 +291,7 @@ class Net(ImplicitProblem):
 
 def trained(loader: Any, steps: int, seed: int, resume: bool = False, **settings: Any) -> Any:
     """Train a network with dropout, and return its weight."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 3))
     seed_all(seed)
     made = loader()

@@ -90,7 +90,7 @@ class Segments(nn.Module):
 
 def engine_of(name: str, reentrant: bool | None, steps: int, **config: Any) -> Engine:
     kind, method = METHODS[name]
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     settings = Config(type=method, unroll_steps=steps, **config)
     return program(kind, config=settings, net=Segments(reentrant))
 

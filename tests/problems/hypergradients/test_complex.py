@@ -103,7 +103,7 @@ def run(
     step = torch.optim.SGD(up.parameters(), lr=1.0)
     upper = Upper("upper", None, up, step, train_data_loader=batches(3))
     engine: Engine = over(upper, lower, train_iters=4)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     engine.run()
     found = [*up.parameters(), *low.parameters()]
     return [torch.view_as_real(p.detach()) if p.is_complex() else p.detach() for p in found]

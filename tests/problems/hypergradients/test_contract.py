@@ -143,7 +143,7 @@ def test_leaves_no_trace(name, fails):
     for problem in (engine.classifier, engine.judge):
         first = next(problem.module.parameters())
         first.grad = torch.ones_like(first)
-    torch.manual_seed(3), random.seed(3), np.random.seed(3)
+    torch.default_generator.manual_seed(3), random.seed(3), np.random.seed(3)
     np.random.randn()  # leaves a Gaussian for later in NumPy's generator
     before = full_state(engine)
     engine.classifier.fail = fails == "loss"
@@ -159,7 +159,7 @@ def test_is_deterministic_and_replays_the_steps_own_random_numbers(name):
     """Whatever the streams are at now, the product is that of the recorded step."""
     engine, vector = stepped(name)
     first = product(name, engine, vector)
-    torch.manual_seed(123), random.seed(5), np.random.seed(7)
+    torch.default_generator.manual_seed(123), random.seed(5), np.random.seed(7)
     second = product(name, engine, vector)
     assert_same(first, second)
     engine.classifier.step_state.trajectory.window[0].random.__init__(torch.device("cpu"))

@@ -151,7 +151,7 @@ def last_gradient(engine: Engine, steps: int) -> list[Tensor]:
 def engine_of(
     make: Callable[[], nn.Module], method: Any, steps: int, kind: Any, accumulation: int = 1
 ) -> Engine:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     config = Config(type=method, unroll_steps=steps, gradient_accumulation=accumulation)
     return program(kind, config=config, net=make())
 
@@ -475,7 +475,7 @@ def test_products_that_are_scattered_are_refused_forward_and_right_in_reverse() 
 
     found = []
     for last in (Multiplied, Elementary):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         same = behind(nn.Linear(6, 8), 4, last())
         found.append(last_gradient(engine_of(lambda net=same: net, Unroll(), 1, Plain), 1))
     assert relative_error(*found) < 1e-10

@@ -55,7 +55,7 @@ def test_an_own_algorithm_is_a_type(kind) -> None:
     found = []
     for method in (Identity(), Neumann(iterations=0)):
         engine = program(kind, config=Config(type=method, gradient_accumulation=2), dropout=0.5)
-        torch.manual_seed(4)
+        torch.default_generator.manual_seed(4)
         for _ in range(4):
             engine.train_step()
         found.append([p.detach().clone() for p in engine.judge.module.parameters()])

@@ -71,7 +71,7 @@ class Undeclared(ImplicitProblem):
 
 def trained(kind: Any, method: Any, optimizer: Any, *, maximised: bool) -> Engine:
     """Two steps of each level, which minimise the loss or maximise its negative."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net, weights = network().double(), MetaWeightNet(8).double()
     drawn = [(torch.randn(20, 6).double(), torch.randint(0, 4, (20,))) for _ in range(5)]
     lower = kind(
@@ -85,7 +85,7 @@ def trained(kind: Any, method: Any, optimizer: Any, *, maximised: bool) -> Engin
     step = torch.optim.SGD(weights.parameters(), lr=1.0)
     upper = Judge("judge", None, weights, step, train_data_loader=drawn[3:])
     engine = over(upper, lower, train_iters=2)
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     engine.run()
     return engine
 
@@ -155,7 +155,7 @@ def test_the_response_to_the_maximum_is_the_identity(method: Any) -> None:
 
 
 def grouped(method: Any) -> Engine:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net, weights = network().double(), MetaWeightNet(8).double()
     first, *rest = net.parameters()
     optimizer = torch.optim.SGD([{"params": [first], "maximize": True}, {"params": rest}], lr=0.1)

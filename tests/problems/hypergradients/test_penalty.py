@@ -318,7 +318,7 @@ def test_goes_with_fused_attention() -> None:
         def training_step(self, batch):
             return self.lower.module(batch).mean()
 
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     batch = torch.randn(2, 5, 4)
     up = Point(torch.zeros(1))
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):

@@ -117,7 +117,7 @@ def test_is_unbiased(name: str) -> None:
     pass with probability 0.9999.
     """
     method, number = METHODS[name]
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     found = loops(build(method), number)
     error = found.std(0) / number**0.5
     z = (found.mean(0) - exact_gradient()) / error
@@ -131,7 +131,7 @@ def test_leaving_one_out_takes_noise_away() -> None:
     """At equal cost of four runs; and the status' standard error is the noise that is seen."""
     spread, status = {}, []
     for baseline in ("none", "leave_one_out"):
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         engine = build(Reinforce(baseline=baseline, samples=4))
         errors = []
         for _ in range(120):
@@ -147,7 +147,7 @@ def test_leaving_one_out_takes_noise_away() -> None:
 
 def test_the_first_run_repeats_the_decisions_and_the_others_draw_anew() -> None:
     engine = build(Reinforce(baseline="leave_one_out", samples=3))
-    torch.manual_seed(3)
+    torch.default_generator.manual_seed(3)
     loops(engine, 1)
     draws = engine.chooser.draws
     assert len(draws) == STEPS * (1 + 3)
@@ -179,7 +179,7 @@ class Error(ImplicitProblem):
 
 
 def masked(method, accumulation, kind=Masked):
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     network = torch.nn.Sequential(
         torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 3)
     ).double()
@@ -262,7 +262,7 @@ def test_an_error_rate_is_reduced() -> None:
         "policy", None, up, torch.optim.Adam(up.parameters(), 0.1), train_data_loader=[0]
     )
     engine = over(policy, classifier, train_iters=180)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     engine.run()
     clean, flipped = up.w.detach().sigmoid().tolist()
     error = float(samples.error(low.w))

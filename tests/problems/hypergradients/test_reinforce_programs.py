@@ -85,7 +85,7 @@ def estimate(method: Any, below: str, above: str, dtype: torch.dtype) -> list[Te
     seen: list[Tensor] = []
     policy.grad_callback = lambda: seen.extend(up.gradient())  # type: ignore[method-assign]
     engine: Engine = over(policy, chooser, train_iters=STEPS)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     for _ in range(STEPS):
         engine.train_step()
     assert all(t.isfinite().all() and t.any() for t in seen)

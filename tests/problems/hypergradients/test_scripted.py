@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 
 
 def engine_of(method: Any, kind: Any, *, scripted: bool) -> Engine:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net: Any = network(dropout=0.2).double()
     return program(
         kind,
@@ -44,7 +44,7 @@ def hypergradients(engine: Engine) -> list[Tensor]:
     seen: list[Tensor] = []
     parameters = list(engine.judge.module.parameters())
     engine.judge.grad_callback = lambda: seen.extend(p.grad.clone() for p in parameters)
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     for _ in range(6):
         engine.train_step()
     return seen

@@ -105,7 +105,7 @@ METHODS = {
 
 def trained(network: Callable[[], nn.Module], name: str) -> Engine:
     kind, method = METHODS[name]
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return program(kind, config=Config(type=method), net=network())
 
 

@@ -112,7 +112,7 @@ def recorded_numbers(
     optimizer: type[torch.optim.Optimizer], method: Unroll, **config: float
 ) -> int:
     """Numbers held per weight and step of what was recorded of the optimizer."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     above, net = nn.Linear(2, 50), nn.Linear(2, 50)
     judge = Judge(
         "judge",

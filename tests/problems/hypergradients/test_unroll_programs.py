@@ -236,7 +236,7 @@ class Sequences(IterativeProblem):
     ids=["exact", "kept", "forward over reverse"],
 )
 def test_fused_attention_is_replaced_where_second_order_is_needed(kind: Unroll) -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net = Attention().double()
     weigh = nn.Sequential(nn.Linear(1, 1), nn.Sigmoid()).double()
     x, y = torch.randn(6, 5, 4, dtype=torch.float64), torch.randint(0, 3, (6,))
@@ -373,7 +373,7 @@ def test_three_levels_compose() -> None:
             u, t = self.module.weight, self.top.module.weight
             return (t.sin() * u**2 * self.mid.module.weight.cos()).sum() + (u * batch).sum()
 
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     modules = [nn.Linear(3, 1, bias=False).double() for _ in range(3)]
     data = [torch.linspace(-1, 1, 3, dtype=torch.float64)]
     kinds = zip((Top, Mid, Low), ("top", "mid", "low"), modules, (0.0, 0.05, 0.1), strict=True)
@@ -513,7 +513,7 @@ class Chain:
 
 
 def chain(kind: Unroll) -> tuple[Engine, Any]:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     names = (("top", Chain.Top, 0.0), ("mid", Chain.Mid, 0.1), ("low", Chain.Low, 0.1))
     problems = []
     for name, cls, lr in names:
@@ -562,7 +562,7 @@ def test_every_upper_problem_finds_the_graphs_or_others_like_them(coupled: str) 
             return ((one + two if coupled == "sum" else one * two) * losses).mean()
 
     def gradients(memory: str) -> list[torch.Tensor]:
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         net = network()
         lower = Both(
             "lower",

@@ -113,7 +113,7 @@ def test_masks_are_replayed_and_batch_statistics_used(accumulation: int) -> None
             found[:] = [p.grad.clone() for p in engine.judge.module.parameters()]
 
         engine.judge.grad_callback = look
-        torch.manual_seed(4)
+        torch.default_generator.manual_seed(4)
         for _ in range(6 * accumulation):
             engine.train_step()
         results.append(found)
@@ -481,7 +481,7 @@ def test_the_loss_is_measured_with_the_random_numbers_it_was_trained_with() -> N
             return loss.detach() if self.cfg == "no graph" else loss
 
     def run(method, mode):
-        torch.manual_seed(9), random.seed(9)
+        torch.default_generator.manual_seed(9), random.seed(9)
         upper = upper_problem(Noisy, mode=mode)
         upper.module.register_buffer("seen", torch.zeros(()))
         engine, found = joined(upper, lower_problem(Drawing, method=method))

@@ -76,7 +76,7 @@ def test_pooling_keeps_the_entries_that_were_largest(name: str) -> None:
 
 
 def network() -> nn.Module:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     layers = [nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 16), nn.LeakyReLU(0.1), nn.Linear(16, 2)]
     return nn.Sequential(*layers).double()
 

@@ -154,7 +154,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, str, bool]] = {
 @pytest.mark.parametrize("graph", [False, True], ids=["no graph", "graph"])
 @pytest.mark.parametrize("case", CASES)
 def test_repeats_what_would_be_computed(case: str, graph: bool) -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     make, inputs, prefixes, followable = CASES[case]
     net = make()
     labels = torch.randint(4, (len(inputs),))
@@ -225,7 +225,7 @@ def test_batches_of_inference_mode_are_computed_in_full() -> None:
 
 
 def test_another_way_through_the_network_is_computed_in_full() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net, flips = Applied(lambda n, x: n.above(n.below(x)) if len(flips) < 1 else n.above(x)), []
     reuse = ReusableActivations(net.above.parameters(), [net], ROWS, CPU)
     with torch.no_grad():

@@ -67,7 +67,7 @@ def network() -> nn.Module:
         nn.Flatten(),
         nn.Linear(12, 2),
     ]
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return nn.Sequential(*layers).double()
 
 
@@ -140,7 +140,7 @@ def test_a_weight_used_twice_counts_twice() -> None:
             twice = self.layer(self.layer(x).tanh()).tanh()
             return twice + self.layer.weight.pow(3).sum()
 
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net, x = Tied(), torch.randn(2, 1, 4, 4, dtype=torch.float64)
     ours = hessian_products(net, x, unread=True, hooked=True)
     assert_equal(ours, hessian_products(net, x, unread=False))

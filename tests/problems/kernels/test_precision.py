@@ -64,7 +64,7 @@ def classifier(precision: str, **settings: Any) -> Any:
     x = torch.randn(64, 4, generator=generator)
     y = (x[:, 0] + x[:, 1] > 0).long()
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
     return Classifier(
         "classifier",
@@ -129,7 +129,7 @@ def test_scaled_gradients_are_clipped_at_their_true_size() -> None:
 def hypergradient_move(precision: str) -> torch.Tensor:
     lower = classifier(precision)
     with torch.random.fork_rng():
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         net = nn.Linear(1, 1)
     upper = Weights(
         "weights",
@@ -158,7 +158,7 @@ def test_the_hypergradient_of_sixteen_bits_is_that_of_single_precision(precision
 def test_resnet32s_hypergradient_points_where_double_precision_does(
     precision: str, derivative: str, full_precision: bool
 ) -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net, weights = ResNet32(), MetaWeightNet()
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 8, 3, 32, 32, generator=generator), torch.arange(16).view(2, 8) % 10

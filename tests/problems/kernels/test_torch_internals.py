@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarni
 
 
 def network() -> nn.Module:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     layers = [nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Tanh(), nn.Flatten()]
     return nn.Sequential(*layers, nn.Linear(48, 2)).double()
 

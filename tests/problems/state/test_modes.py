@@ -128,7 +128,7 @@ class Freezing(Hook):
 @pytest.mark.parametrize("step", [2, 3, 6])
 def test_what_is_frozen_during_a_run_is_frozen_after_resuming(step: int, tmp_path: Path) -> None:
     build = two_levels(hooks=lambda: [Freezing()], logger_type="none", valid_step=1)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     whole = build(checkpoint_dir=tmp_path, checkpoint_step=1, keep_last=None)
     whole.run()
     resumed = build()

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def seeded() -> Iterator[None]:
     """Start from fixed seeds and leave the streams as they were found."""
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
     yield
