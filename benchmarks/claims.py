@@ -29,6 +29,12 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="stop then; the same command goes on")
     parser.add_argument("--jobs", default="1", help="processes that share the runs")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of CIFAR")
+    parser.add_argument(
+        "--human-labels",
+        type=Path,
+        default=Path("CIFAR-10_human.pt"),
+        help="CIFAR-10N's file (default: CIFAR-10_human.pt)",
+    )
     arguments = parser.parse_args(given)
     if arguments.run:
         return _run(arguments)
@@ -49,6 +55,8 @@ def _run(arguments: argparse.Namespace) -> int:
         words = [*sweep.words, "--jobs", arguments.jobs]
         if "digits" not in words:
             words += ["--data", str(arguments.data)]
+        if "--human-labels" in words:
+            words += ["--human-labels", str(arguments.human_labels)]
         if ends is not None:
             words += ["--minutes", str(max(0.01, (ends - time.time()) / 60))]
         code = run_sweep(words, "", {})

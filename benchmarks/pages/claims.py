@@ -44,32 +44,50 @@ _NOISE = "--dataset digits --noise 0.4 --seeds 5 --evaluations 20"
 # Eight hundred steps of 64: a few passes over the data, minutes on a processor.
 _CIFAR = "--dataset cifar10 --steps 800 --batch-size 64 --evaluations 2"
 _TAIL = f"{_CIFAR} --imbalance-factor 100"
-_WRONG = f"{_CIFAR} --per-class 1000 --noise 0.4"
-_RATES = (0.03, 0.1, 0.3)
-_META_RATES = (0.001, 0.01)
-_TUNED = {"tail": _TAIL, "noise": _WRONG}
+_WRONG = f"{_CIFAR} --per-class 1000"
+_HUMAN = f"{_WRONG} --human-labels CIFAR-10_human.pt --label-set"
+_UNIFORM = f"{_WRONG} --noise 0.4"
+_AGAINST_NOISE = (
+    "ce",
+    "ce+meta",
+    "gce+meta",
+    "elr+meta",
+    "fine-tune",
+    "prune+meta",
+    "meta-weight-net-normalised+meta",
+    "class-aware+meta",
+    "class-aware+meta/one-sided",
+)
+_AGAINST_TAILS = (
+    "ce",
+    "ce+meta",
+    "class-balanced+meta",
+    "focal+meta",
+    "drw+meta",
+    "ldam-drw+meta",
+    "logit-adjusted+meta",
+    "mixup+meta",
+    "meta-weight-net-normalised+meta",
+    "class-aware+meta",
+    "class-aware+meta/one-sided",
+)
 
 
 def _tuning() -> dict[str, Sweep]:
     """Return the sweeps that learning rates were chosen by, on seeds that are not reported."""
+    learned = ("class-aware+meta/one-sided", "meta-weight-net-normalised+meta/one-sided")
     sweeps = {}
-    for name, setting in _TUNED.items():
+    for name, setting, tried in (("noise", _UNIFORM, learned[1]), ("tail", _TAIL, learned[0])):
         held_out = f"{setting} --tuning --seeds 100 101"
-        for rate in _RATES:
+        for rate in (0.03, 0.1, 0.3):
             sweeps[f"tuning-{name}-{rate}"] = Sweep(
                 f"{held_out} --lr {rate}", ("ce+meta",), f"tuning/lr{rate}"
             )
-        for rate in _META_RATES:
+        for rate in (0.001, 0.01):
             sweeps[f"tuning-meta-{name}-{rate}"] = Sweep(
-                f"{held_out} --meta-lr {rate}", _TUNED_LEARNED[name], f"tuning/meta-lr{rate}"
+                f"{held_out} --meta-lr {rate}", (tried,), f"tuning/meta-lr{rate}"
             )
     return sweeps
-
-
-_TUNED_LEARNED = {
-    "tail": ("class-aware+meta/one-sided",),
-    "noise": ("meta-weight-net-normalised+meta/one-sided",),
-}
 
 
 SWEEPS: Mapping[str, Sweep] = {
@@ -87,4 +105,6 @@ SWEEPS: Mapping[str, Sweep] = {
         "--dataset digits --imbalance-factor 50 --seeds 5 --evaluations 20", _WEIGHTINGS, "tuned"
     ),
     **_tuning(),
+    "cifar-worst": Sweep(f"{_HUMAN} worst --seeds 3", _AGAINST_NOISE, "tuned"),
+    "cifar-tail-100": Sweep(f"{_TAIL} --seeds 3", _AGAINST_TAILS, "tuned"),
 }

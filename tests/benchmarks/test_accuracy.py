@@ -182,12 +182,12 @@ FIXED = ("soft-bootstrapping", "hard-bootstrapping", "gce", "sce", "mixup", "ema
 TAIL = ("focal", "logit-adjusted", "drw", "fine-tune")
 WEIGHTS = ("meta-weight-net+warm-up", "class-aware+plain-views/one-sided")
 OWN = ("elr", "ldam-drw", "co-teaching")
-QUICK = ("prune", "class-aware+balanced")
+QUICK = ("class-aware+balanced",)
 
 
 @pytest.mark.parametrize(
     "names",
-    [QUICK, pytest.param((*SEARCHES[1:], *OWN, *FIXED, *TAIL, *WEIGHTS), marks=pytest.mark.slow)],
+    [QUICK, pytest.param((*SEARCHES, *OWN, *FIXED, *TAIL, *WEIGHTS), marks=pytest.mark.slow)],
 )
 def test_methods_train_and_searches_say_what_they_rejected(run_script, tmp_path, names):
     asked = ["--steps", "31", "--seeds", "1", "--noise", "0.4", "--lr", "0.05", *methods(*names)]
@@ -208,7 +208,7 @@ def test_methods_train_and_searches_say_what_they_rejected(run_script, tmp_path,
     for name in {"prune"} & searches:
         scores = {"cleanlab self_confidence", "out-of-fold margin"}
         assert scores <= found[name]["detection"].keys()
-    assert "precision of rejected" in done.stdout
+    assert ("precision of rejected" in done.stdout) == bool(searches)
 
 
 def test_without_noise_there_is_nothing_to_detect(run_script, tmp_path):

@@ -184,6 +184,7 @@ def test_a_peer_that_fails_has_a_row_with_its_error() -> None:
     assert len(ratio_bars({"it": ("plain step", [plain, betty])}).axes) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("benchmark_modules")
 def test_a_failure_of_ours_ends_the_measurement() -> None:
     from speed_workloads import Workload, measured

@@ -10,6 +10,7 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "learned_settings.py"
 
 
+@pytest.mark.slow
 def test_every_setting_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     found = runpy.run_path(str(SCRIPT))["main"](steps=5)
     assert capsys.readouterr().out.splitlines() == [

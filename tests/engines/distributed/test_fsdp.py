@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support import fsdp_checks
-from support.fsdp_checks import METHODS, RESULTS
+from support.fsdp_checks import FORMS, RESULTS
 from support.once import once
 from support.two_processes import CLOSE, found_together
 
@@ -59,18 +59,18 @@ def methods_alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return once(tmp_path_factory, "sharded alone", lambda folder: fsdp_checks.methods(0, 1, folder))
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("kind", FORMS)
 def test_two_processes_end_where_one_does(kind: str, two: Found, methods_alone: Any) -> None:
     # Differences are divided by the length of a displacement, of which there are many steps.
     same(two, "methods", kind, methods_alone, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.slow
-def test_so_do_they_without_accumulation(tmp_path: Path) -> None:
-    found = found_together(tmp_path, "support.fsdp_checks", "plain_methods")
-    alone = fsdp_checks.plain_methods(0, 1, tmp_path)
-    for kind in METHODS:
-        same(found, "plain_methods", kind, alone, rtol=1e-8, atol=1e-8)
+def test_so_do_other_forms_and_plain_steps(tmp_path: Path) -> None:
+    found = found_together(tmp_path, "support.fsdp_checks", "other_methods")
+    alone = fsdp_checks.other_methods(0, 1, tmp_path)
+    for kind in alone:
+        same(found, "other_methods", kind, alone, rtol=1e-8, atol=1e-8)
 
 
 def test_so_do_they_in_single_precision(two: Found, tmp_path: Path) -> None:

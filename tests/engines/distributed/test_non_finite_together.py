@@ -10,7 +10,7 @@ import pytest
 import torch
 from metaweight.problems.data.batch_digest import batch_digest
 from support import non_finite_checks
-from support.non_finite_checks import NUMBER, RAISED, SAMPLE, SKIPPED
+from support.non_finite_checks import NUMBER, RAISED, SAMPLE, SKIPPED_CASES
 from support.shared_out import batches
 from support.two_processes import CLOSE, same
 
@@ -20,8 +20,7 @@ def skipped_alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return non_finite_checks.skipped(0, 1, tmp_path_factory.mktemp("one"))
 
 
-@pytest.mark.parametrize("name", ["low", "top"])
-@pytest.mark.parametrize("case", SKIPPED)
+@pytest.mark.parametrize(("case", "name"), SKIPPED_CASES)
 def test_a_step_that_one_skips_all_skip(
     case: str, name: str, together: list[dict[str, Any]], skipped_alone: Any
 ) -> None:

@@ -27,6 +27,11 @@ SKIPPED: dict[str, dict[str, Any]] = {
     "unroll": {"kind": "unroll one-sided", "accumulation": 2},
     "rolled back": {"kind": "darts", "accumulation": 2, "roll_back": True},
 }
+UPPER_SKIPPED = ("darts", "reweighting", "unroll")
+SKIPPED_CASES = [
+    *((case, "low") for case in SKIPPED),
+    *((case, "top") for case in UPPER_SKIPPED),
+]
 
 
 def spoil(engine: Engine, name: str, rank: int, world: int) -> None:
@@ -49,13 +54,12 @@ def spoilt(name: str, rank: int, world: int, **settings: Any) -> Engine:
 @check
 def skipped(rank: int, world: int, folder: Path) -> Any:
     found = {}
-    for case, settings in SKIPPED.items():
-        for name in ("low", "top"):
-            hook = NonFinite("skip")
-            engine = spoilt(name, rank, world, hooks=[hook], **settings)
-            engine.run()
-            counts = {k: torch.tensor(n) for k, n in hook.skipped.items()}
-            found[f"{case}, {name}"] = {**parameters(engine), "skipped": counts}
+    for case, name in SKIPPED_CASES:
+        hook = NonFinite("skip")
+        engine = spoilt(name, rank, world, hooks=[hook], **SKIPPED[case])
+        engine.run()
+        counts = {k: torch.tensor(n) for k, n in hook.skipped.items()}
+        found[f"{case}, {name}"] = {**parameters(engine), "skipped": counts}
     return found
 
 

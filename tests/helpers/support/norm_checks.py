@@ -60,6 +60,14 @@ NORMS: dict[str, tuple[bool, Callable[[], Sequence[nn.Module]]]] = {
     "torch's": (False, lambda: [nn.SyncBatchNorm(6)]),
 }
 """Whether to ask for ``sync_batch_norm``, and the layers."""
+NORM_CASES = [
+    *(("in two places", kind) for kind in ("reweighting", "unroll", "penalty")),
+    ("cumulative", "unroll"),
+    ("untracked", "penalty"),
+    ("torch's", "reweighting"),
+    ("torch's", "unroll"),
+]
+"""Layers and hypergradients: all of each, and the pairs that have code of their own."""
 
 
 @check
@@ -68,8 +76,8 @@ def norms(rank: int, world: int, folder: Path) -> Any:
         (name, kind): ran(
             program(kind, rank, world, norm=make, sync_batch_norm=asked and world > 1)
         )
-        for name, (asked, make) in NORMS.items()
-        for kind in ("reweighting", "unroll", "penalty")
+        for name, kind in NORM_CASES
+        for asked, make in (NORMS[name],)
     }
 
 

@@ -58,9 +58,9 @@ def test_the_worked_case(rule: Any, issues: list[int]) -> None:
 RULES = ["prune_by_noise_rate", "prune_by_class", "both", "confident_learning"]
 
 
-def test_two_hundred_random_problems_have_cleanlabs_own_answer() -> None:
+def test_ninety_six_random_problems_have_cleanlabs_own_answer() -> None:
     total = 0
-    for seed in range(200):
+    for seed in range(96):
         generator = np.random.default_rng(seed)
         classes, size = int(generator.integers(2, 7)), int(generator.integers(30, 120))
         true = generator.integers(0, classes, size)
