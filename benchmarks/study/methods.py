@@ -46,6 +46,8 @@ EXTRAS: Mapping[str, str] = {
     "warm-up": "with learned weights: the weight network starts after a fifth of the steps",
     "averaged": "with learned weights: from each sample's loss averaged over the epochs",
     "plain-views": "with learned weights: clean samples without augmentation in the upper loss",
+    "steady": "with learned weights: ten times the momentum in the weight network's steps",
+    "late": "with learned weights: ten times its learning rate for the last fifth of the steps",
 }
 SEARCHES = ("prune", "ensemble-resample", "ensemble-reweight")
 """Methods that train as many steps again to find wrong labels."""

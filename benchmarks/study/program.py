@@ -34,8 +34,8 @@ from .training_parts import (
     TwoPhaseLoader,
     is_images,
     loader,
-    schedule,
-    sgd,
+    meta_optimizer,
+    meta_schedule,
     trained,
 )
 
@@ -147,26 +147,17 @@ def class_groups(run: Run, data: LabelledTensors) -> Tensor:
 
 
 def _weight_learner(run: Run, splits: Splits, groups: Tensor) -> WeightLearner:
-    protocol = run.protocol
     # Layers without a generator argument draw from the global stream.
     torch.manual_seed(stream(run.seed, "weight network").initial_seed())
     aware = run.method.base == "class-aware"
     network = ClassAwareWeightNet(groups) if aware else MetaWeightNet()
-    optimizer: torch.optim.Optimizer
-    if protocol.meta_optimizer == "adam":
-        optimizer = torch.optim.Adam(
-            network.parameters(),
-            lr=protocol.meta_learning_rate,
-            weight_decay=protocol.meta_weight_decay,
-        )
-    else:
-        optimizer = sgd(network, protocol.meta_learning_rate, run)
+    optimizer = meta_optimizer(network, run)
     augmented = "plain-views" not in run.method.extras
     return WeightLearner(
         "reweight",
         classifier="classifier",
         module=network,
         optimizer=optimizer,
-        scheduler=schedule(optimizer, run) if protocol.meta_schedule else None,
+        scheduler=meta_schedule(optimizer, run),
         train_data_loader=loader(splits.meta, run, "meta", augmented),
     )

@@ -52,12 +52,14 @@ def trained(
     }
 
 
-def sgd(network: nn.Module, learning_rate: float, run: Run) -> torch.optim.SGD:
-    """Return SGD with Nesterov momentum."""
+def sgd(
+    network: nn.Module, learning_rate: float, run: Run, momentum: float | None = None
+) -> torch.optim.SGD:
+    """Return SGD with Nesterov momentum, the protocol's where none is given."""
     return torch.optim.SGD(
         network.parameters(),
         lr=learning_rate,
-        momentum=run.protocol.momentum,
+        momentum=run.protocol.momentum if momentum is None else momentum,
         weight_decay=run.protocol.weight_decay,
         nesterov=True,
     )
@@ -69,6 +71,33 @@ def schedule(optimizer: torch.optim.Optimizer, run: Run) -> LRScheduler:
         return LambdaLR(optimizer, lambda step: one_cycle(step, run.steps))
     steps = [round(share * run.steps) for share in run.protocol.milestones]
     return MultiStepLR(optimizer, steps, gamma=0.1)
+
+
+def meta_optimizer(network: nn.Module, run: Run) -> torch.optim.Optimizer:
+    """Return the optimizer of the weight network.
+
+    ``steady`` averages over ten times as many gradients: what was ``1 - momentum`` is a tenth.
+    """
+    protocol = run.protocol
+    momentum = 0.9 if protocol.meta_optimizer == "adam" else protocol.momentum
+    if "steady" in run.method.extras:
+        momentum = 1 - (1 - momentum) / 10
+    if protocol.meta_optimizer == "adam":
+        return torch.optim.Adam(
+            network.parameters(),
+            lr=protocol.meta_learning_rate,
+            betas=(momentum, 0.999),
+            weight_decay=protocol.meta_weight_decay,
+        )
+    return sgd(network, protocol.meta_learning_rate, run, momentum)
+
+
+def meta_schedule(optimizer: torch.optim.Optimizer, run: Run) -> LRScheduler | None:
+    """Return the schedule of the weight network; ``late`` raises its rate for the last part."""
+    if "late" in run.method.extras:
+        start = round(LAST_PART * run.steps)
+        return LambdaLR(optimizer, lambda step: 10.0 if step >= start else 1.0)
+    return schedule(optimizer, run) if run.protocol.meta_schedule else None
 
 
 def one_cycle(step: int, steps: int) -> float:

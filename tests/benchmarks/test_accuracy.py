@@ -180,7 +180,11 @@ def test_cheaper_hypergradients_are_compared(run_script, tmp_path):
 SEARCHES = ("prune", "ensemble-resample", "ensemble-reweight+meta")
 FIXED = ("soft-bootstrapping", "hard-bootstrapping", "gce", "sce", "mixup", "ema", "ocl")
 TAIL = ("focal", "logit-adjusted", "drw", "fine-tune")
-WEIGHTS = ("meta-weight-net+warm-up", "class-aware+plain-views/one-sided")
+WEIGHTS = (
+    "meta-weight-net+warm-up",
+    "class-aware+plain-views+steady/one-sided",
+    "class-aware+late",
+)
 OWN = ("elr", "ldam-drw", "co-teaching")
 QUICK = ("class-aware+balanced",)
 

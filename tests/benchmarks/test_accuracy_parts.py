@@ -242,3 +242,35 @@ def test_weights_from_average_losses_are_those_of_a_plain_program(part):
     assert torch.allclose(network.weight, parameters[0], rtol=0, atol=1e-12)
     expected = torch.stack([averages[row] for row in range(6)])
     assert torch.allclose(module.averages, expected, rtol=0, atol=1e-12)
+
+
+def test_meta_optimizers_of_the_remedies(part):
+    parts, methods = part("training_parts"), part("methods")
+    net = torch.nn.Linear(1, 1)
+
+    def run(name, meta_optimizer):
+        protocol = SimpleNamespace(
+            meta_optimizer=meta_optimizer,
+            meta_learning_rate=0.5,
+            meta_weight_decay=0.0,
+            momentum=0.8,
+            weight_decay=0.0,
+            meta_schedule=False,
+        )
+        return SimpleNamespace(protocol=protocol, steps=10, method=methods.Method.of_name(name))
+
+    adam, sgd = (
+        parts.meta_optimizer(net, run("class-aware+steady", kind)) for kind in ("adam", "sgd")
+    )
+    assert adam.defaults["betas"] == (pytest.approx(0.99), 0.999)
+    assert sgd.defaults["momentum"] == pytest.approx(0.98)
+    usual = parts.meta_optimizer(net, run("class-aware", "adam"))
+    assert usual.defaults["betas"] == (pytest.approx(0.9), 0.999)
+    assert parts.meta_schedule(usual, run("class-aware", "adam")) is None
+    schedule = parts.meta_schedule(usual, run("class-aware+late", "adam"))
+    rates = []
+    for _ in range(10):
+        rates += schedule.get_last_lr()
+        usual.step()
+        schedule.step()
+    assert rates == [0.5] * 8 + [5.0] * 2
