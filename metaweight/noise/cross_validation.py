@@ -140,6 +140,31 @@ class CrossValidatedConfidence:
             DataError: When there are fewer samples than folds, or labels or predictions cannot be
                 used.
         """
+        logits, folds = self._out_of_fold(data)
+        issues = confident_learning(
+            data.labels,
+            logits=logits,
+            keys=data.indices.tolist() if keys is None else keys,
+            filter_by=self.filter_by,
+            frac_noise=self.frac_noise,
+        )
+        return CrossValidated(data, issues, logits.softmax(1), folds)
+
+    def probabilities(self, data: LabelledTensors) -> Tensor:
+        """Train one network per fold and return out-of-fold class probabilities; without cleanlab.
+
+        Args:
+            data: Samples; ``clean_labels`` are not read.
+
+        Returns:
+            (N, C), float64, on the CPU.
+
+        Raises:
+            DataError: When there are fewer samples than folds, or predictions cannot be used.
+        """
+        return self._out_of_fold(data)[0].softmax(1)
+
+    def _out_of_fold(self, data: LabelledTensors) -> tuple[Tensor, Tensor]:
         folds = stratified_folds(data.labels, self.folds, seed=self.seed).to(data.device)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
@@ -155,14 +180,7 @@ class CrossValidatedConfidence:
         for fold, problem in enumerate(problems):
             held_out = (folds == fold).nonzero().squeeze(1)
             logits[held_out.cpu()] = _predict(problem, data, held_out)
-        issues = confident_learning(
-            data.labels,
-            logits=logits,
-            keys=data.indices.tolist() if keys is None else keys,
-            filter_by=self.filter_by,
-            frac_noise=self.frac_noise,
-        )
-        return CrossValidated(data, issues, logits.softmax(1), folds.cpu())
+        return logits, folds.cpu()
 
     def _problem(self, fold: int, part: LabelledTensors) -> Problem:
         name, seed = f"fold_{fold}", self.seed + fold

@@ -1,0 +1,68 @@
+"""How the estimator trains."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from metaweight.problems import ConfigurationError
+from metaweight.problems.base.settings import is_count, is_positive
+
+_LEAST_BATCHES = 10
+_SMALLEST, _LARGEST = 8, 128
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    Args:
+        epochs: Passes over the training samples.
+        batch_size: Samples in a batch; ``None`` for a tenth of the samples, from 8 to 128.
+        learning_rate: Largest learning rate of the classifier's SGD.
+        weight_decay: Weight decay of the classifier.
+        meta_learning_rate: Learning rate of the weight network's Adam.
+        class_aware: Whether weights depend on the class as well as on the loss.
+        warmup: Share of the steps before the weight network starts.
+        seed: Source of all random numbers.
+        device: Device; chosen by the engine where ``None``.
+        precision: As for :class:`~metaweight.EngineConfig`.
+        progress: As for :class:`~metaweight.EngineConfig`.
+    """
+
+    epochs: int
+    batch_size: int | None
+    learning_rate: float
+    weight_decay: float
+    meta_learning_rate: float
+    class_aware: bool
+    warmup: float
+    seed: int
+    device: str | None
+    precision: str | None
+    progress: bool
+
+    def __post_init__(self) -> None:
+        if not is_count(self.epochs, least=1):
+            raise ConfigurationError(f"epochs={self.epochs!r} was given; use at least 1.")
+        if self.batch_size is not None and not is_count(self.batch_size, least=1):
+            raise ConfigurationError(
+                f"batch_size={self.batch_size!r} was given; use at least 1, or None."
+            )
+        for name in ("learning_rate", "meta_learning_rate"):
+            if not is_positive(getattr(self, name)):
+                raise ConfigurationError(
+                    f"{name}={getattr(self, name)!r} was given; use a number above 0."
+                )
+        if not 0 <= self.warmup < 1:
+            raise ConfigurationError(f"warmup={self.warmup!r} was given; use a share in [0, 1).")
+
+    def batch_of(self, samples: int) -> int:
+        """Return the samples in a batch."""
+        if self.batch_size is not None:
+            return min(self.batch_size, samples)
+        return min(max(samples // _LEAST_BATCHES, _SMALLEST), _LARGEST, samples)
+
+    def steps_of(self, samples: int) -> int:
+        """Return the steps of a run."""
+        return self.epochs * math.ceil(samples / self.batch_of(samples))

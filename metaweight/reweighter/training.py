@@ -1,0 +1,125 @@
+"""Training behind the estimator, and what is read from the trained networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from metaweight.data import LabelledTensors, TensorLoader
+from metaweight.engines import Engine, EngineConfig
+from metaweight.problems import Config, Reweighting
+from metaweight.weighting import (
+    ClassAwareWeightNet,
+    MetaWeightNet,
+    WeightedClassifier,
+    WeightLearner,
+    normalise_weights,
+)
+
+from .settings import Settings
+
+MOMENTUM = 0.9
+_RISE = 0.2
+_EVALUATED_TOGETHER = 1024
+_CLEAN_BATCH = 128
+
+
+def train_reweighted(
+    module: nn.Module, data: LabelledTensors, clean: LabelledTensors, settings: Settings
+) -> nn.Module:
+    """Train a classifier on weighted samples, in place, and return the weight network.
+
+    Args:
+        module: The classifier, (B, …) to logits (B, C).
+        data: Samples to train on.
+        clean: Samples whose labels are trusted, which the weights are learned on.
+        settings: How to train.
+    """
+    steps = settings.steps_of(len(data))
+    dtype = next(module.parameters()).dtype
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        groups = torch.arange(data.num_classes)
+        weigher = ClassAwareWeightNet(groups) if settings.class_aware else MetaWeightNet()
+        weigher.to(dtype)
+        optimizer = torch.optim.SGD(
+            module.parameters(),
+            lr=settings.learning_rate,
+            momentum=MOMENTUM,
+            nesterov=True,
+            weight_decay=settings.weight_decay,
+        )
+        classifier = WeightedClassifier(
+            "classifier",
+            Config(
+                type=Reweighting(derivative="one_sided"),
+                warmup_steps=round(settings.warmup * steps),
+            ),
+            weights="reweight",
+            normalise=True,
+            module=module,
+            optimizer=optimizer,
+            scheduler=LambdaLR(optimizer, _one_cycle(steps)),
+            train_data_loader=TensorLoader(
+                data, settings.batch_of(len(data)), seed=settings.seed, device=settings.device
+            ),
+        )
+        learner = WeightLearner(
+            "reweight",
+            classifier="classifier",
+            module=weigher,
+            optimizer=torch.optim.Adam(weigher.parameters(), lr=settings.meta_learning_rate),
+            train_data_loader=TensorLoader(
+                clean, _CLEAN_BATCH, seed=settings.seed + 1, device=settings.device
+            ),
+        )
+        config = EngineConfig(
+            train_iters=steps,
+            valid_step=steps + 1,
+            device=settings.device,
+            precision=settings.precision,
+            progress=settings.progress,
+        )
+        edges = {"u2l": {learner: [classifier]}, "l2u": {classifier: [learner]}}
+        Engine([learner, classifier], config, edges).run()
+    return weigher
+
+
+def logits_of(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the logits of samples, (N, C), in evaluation mode, on the CPU and in float64."""
+    parameter = next(module.parameters())
+    module.eval()
+    with torch.no_grad():
+        parts = [
+            module(part.to(parameter.device)).double().cpu()
+            for part in torch.split(inputs, _EVALUATED_TOGETHER)
+        ]
+    return torch.cat(parts)
+
+
+def weights_of(weigher: nn.Module, losses: Tensor, labels: Tensor) -> Tensor:
+    """Return the weights of samples by their losses and labels, (N,), of mean 1, on the CPU."""
+    parameter = next(weigher.parameters())
+    with torch.no_grad():
+        weights = weigher(losses.to(parameter.device, parameter.dtype), labels.to(parameter.device))
+    return normalise_weights(weights.double().cpu())
+
+
+def _one_cycle(steps: int) -> Callable[[int], float]:
+    top = max(1.0, _RISE * steps)
+
+    def share(step: int) -> float:
+        if step + 1 < top:
+            return (step + 1) / top
+        return max(0.0, (steps - step) / (steps - top + 1))
+
+    return share
+
+
+def losses_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of each sample, (N,)."""
+    return F.cross_entropy(logits, labels, reduction="none")

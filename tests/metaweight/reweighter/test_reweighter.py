@@ -1,0 +1,192 @@
+"""The estimator as scikit-learn's users meet it."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+from torch import nn
+
+from metaweight.reweighter import Reweighter
+
+CLASSES = ("left", "middle", "right")
+Data = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    """Samples around three places on a line, their right labels, and labels of which 30 % moved."""
+    draws = np.random.default_rng(0)
+    classes = np.arange(180) % 3
+    x = draws.normal(size=(180, 2)) * 0.3
+    x[:, 0] += 3 * classes
+    given = classes.copy()
+    wrong = draws.random(180) < 0.3
+    given[wrong] = (classes[wrong] + 1) % 3
+    names = np.array(CLASSES)
+    return 1e6 + 1e3 * x, names[classes], names[given]
+
+
+def few_clean(data: Data) -> tuple[np.ndarray, np.ndarray]:
+    return data[0][:15], data[1][:15]
+
+
+def fitted(data: Data, **settings: Any) -> Reweighter:
+    x, _, given = data
+    model = Reweighter(random_state=0, device="cpu", **settings)
+    return model.fit(x[15:], given[15:], clean=few_clean(data))
+
+
+@pytest.fixture(scope="module")
+def model(data: Data) -> Reweighter:
+    return fitted(data, epochs=8)
+
+
+def test_wrong_labels_weigh_less_and_are_found(data: Data, model: Reweighter) -> None:
+    x, right, given = data
+    wrong = right[15:] != given[15:]
+    assert model.score(x, right) > 0.95
+    assert model.sample_weights_.shape == (165,)
+    assert model.sample_weights_.mean() == pytest.approx(1)
+    assert model.sample_weights_[wrong].mean() < 0.5 * model.sample_weights_[~wrong].mean()
+    issues = model.label_issues_
+    assert list(issues.columns) == ["index", "given", "suggested", "weight", "self_confidence"]
+    assert wrong[issues["index"]].mean() > 0.95
+    assert len(issues) > 0.9 * wrong.sum()
+    assert issues["self_confidence"].is_monotonic_increasing
+    assert (issues["given"] == given[15:][issues["index"]]).all()
+    assert (issues["suggested"] != issues["given"]).all()
+    assert (issues["weight"] == model.sample_weights_[issues["index"]]).all()
+
+
+def test_predictions_are_those_of_the_network(data: Data, model: Reweighter) -> None:
+    x = data[0]
+    mean, deviation = x[15:].mean(0), x[15:].std(0)
+    with torch.no_grad():
+        logits = model.module_(torch.from_numpy((x - mean) / deviation))
+    np.testing.assert_allclose(model.predict_proba(x), logits.softmax(1).numpy(), rtol=1e-9)
+    assert (model.predict(x) == np.array(CLASSES)[logits.argmax(1)]).all()
+    assert list(model.classes_) == sorted(CLASSES)
+
+
+def test_the_same_seed_gives_the_same_model(data: Data, model: Reweighter) -> None:
+    torch.default_generator.manual_seed(5)
+    state = torch.get_rng_state()
+    again = fitted(data, epochs=8)
+    assert torch.equal(torch.get_rng_state(), state)
+    np.testing.assert_array_equal(again.predict_proba(data[0]), model.predict_proba(data[0]))
+    np.testing.assert_array_equal(again.sample_weights_, model.sample_weights_)
+
+
+def test_it_is_pickled_and_cloned(data: Data, model: Reweighter) -> None:
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.predict_proba(data[0]), model.predict_proba(data[0]))
+    copy = clone(model)
+    assert copy.get_params() == model.get_params()
+    with pytest.raises(NotFittedError):
+        copy.predict(data[0])
+
+
+def test_without_clean_samples_confirmed_ones_are_taken(data: Data) -> None:
+    x, right, given = data
+    model = Reweighter(epochs=8, clean_fraction=0.2, random_state=0).fit(x, given)
+    assert len(model.clean_indices_) == sum(round(0.2 * n) for n in Counter(given).values())
+    assert (right == given)[model.clean_indices_].mean() > 0.95
+    assert model.score(x, right) > 0.9
+
+
+def test_a_network_of_ones_own_is_copied_and_a_function_is_told_the_sizes(data: Data) -> None:
+    x, right, given = data
+    images = ((x - 1e6) / 1e3).reshape(180, 1, 1, 2)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(2, 3))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+
+    def make(features: int, classes: int) -> nn.Module:
+        assert (features, classes) == (2, 3)
+        return nn.Sequential(nn.Flatten(), nn.Linear(2, 3))
+
+    for module in (net, make):
+        model = Reweighter(module, epochs=8, random_state=0, device="cpu")
+        model.fit(images[15:], given[15:], clean=(images[:15], right[:15]))
+        assert model.score(images, right) > 0.9
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_frames_tensors_and_lists_are_the_same(data: Data, model: Reweighter) -> None:
+    pandas = pytest.importorskip("pandas")
+    x, _, given = data
+    expected = model.predict_proba(x)
+    frame, series = pandas.DataFrame(x, columns=["a", "b"]), pandas.Series(given)
+    named = Reweighter(random_state=0, epochs=8, device="cpu").fit(
+        frame[15:], series[15:], clean=(frame[:15], data[1][:15].tolist())
+    )
+    assert list(named.feature_names_in_) == ["a", "b"]
+    np.testing.assert_array_equal(named.predict_proba(frame), expected)
+    np.testing.assert_array_equal(model.predict_proba(torch.from_numpy(x)), expected)
+
+
+def test_pipelines_and_searches(data: Data) -> None:
+    x, _, given = data
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), Reweighter(epochs=1, random_state=0)),
+        {"reweighter__learning_rate": [0.01, 0.1]},
+        cv=2,
+    ).fit(x, given)
+    assert search.best_params_["reweighter__learning_rate"] in (0.01, 0.1)
+
+
+X = np.arange(12.0).reshape(6, 2)
+Y = ["a", "b"] * 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "sentence"),
+    [
+        ({"epochs": 0}, {}, "epochs=0 was given; use at least 1"),
+        ({"batch_size": 0}, {}, "batch_size=0 was given"),
+        ({"learning_rate": 0.0}, {}, r"learning_rate=0.0 was given; use a number above 0"),
+        ({"warmup": 1.0}, {}, r"warmup=1.0 was given; use a share in \[0, 1\)"),
+        ({"clean_fraction": 0.0}, {}, r"clean_fraction=0.0 was given; use a share in \(0, 1\]"),
+        ({}, {"y": Y[:5]}, "inconsistent numbers of samples"),
+        ({}, {"X": np.where(X == 3, np.nan, X)}, "contains NaN"),
+        ({}, {"X": np.array([["red", "blue"]] * 6)}, "Convert your data to numeric values"),
+        ({}, {"y": ["a"] * 6}, "labels of one class, 'a'"),
+        ({}, {"clean": (X[:2], ["a", "c"])}, "clean labels hold the class 'c'"),
+        ({}, {"clean": (X[:1], ["a"])}, "no clean sample is of the class 'b'"),
+        ({}, {"clean": (X[:2], ["a"])}, "clean holds 2 samples and 1 labels"),
+        ({}, {"clean": (X[:2, :1], Y[:2])}, "X has 1 features, but Reweighter is expecting 2"),
+        ({}, {"clean": X}, r"clean received ndarray; give \(X_clean, y_clean\)"),
+        ({"module": nn.Linear(2, 5)}, {}, r"outputs of shape \(2, 5\) for 2 samples; logits of 2"),
+    ],
+)
+def test_bad_input_is_refused(
+    settings: dict[str, Any], given: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Reweighter(**{"epochs": 1, **settings}).fit(**{"X": X, "y": Y, **given})
+
+
+def test_a_frame_without_pandas(model: Reweighter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="pip install pandas"):
+        _ = model.label_issues_
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_scikit_learns_own_checks_pass() -> None:
+    found = check_estimator(Reweighter(epochs=20, random_state=0), on_fail=None)
+    failed = {each["check_name"]: each["exception"] for each in found if each["status"] == "failed"}
+    assert not failed
+    assert sum(each["status"] == "passed" for each in found) > 45
