@@ -133,9 +133,9 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             share = 0.1 if self.clean_fraction is None else self.clean_fraction
             chosen = trusted_samples(lambda: self._module(data), data, share, settings)
             self.clean_indices_ = chosen.numpy()
-            weigher = train_reweighted(module, data, data.subset(chosen), settings)
+            weigher = self._trained(module, data, data.subset(chosen), settings)
         else:
-            weigher = train_reweighted(module, data.concat(trusted), trusted, settings)
+            weigher = self._trained(module, data.concat(trusted), trusted, settings)
         self.module_, self.weight_module_ = module.eval(), weigher.eval()
         logits = logits_of(module, data.inputs)
         weights = weights_of(weigher, losses_of(logits, data.labels), data.labels)
@@ -207,6 +207,12 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             precision=self.precision,
             progress=self.progress,
         )
+
+    def _trained(
+        self, module: nn.Module, data: LabelledTensors, clean: LabelledTensors, settings: Settings
+    ) -> nn.Module:
+        """Train the module and return the weight network."""
+        return train_reweighted(module, data, clean, settings)
 
     def _module(self, data: LabelledTensors) -> nn.Module:
         inputs = math.prod(data.inputs.shape[1:])

@@ -46,13 +46,7 @@ def train_reweighted(
         groups = torch.arange(data.num_classes)
         weigher = ClassAwareWeightNet(groups) if settings.class_aware else MetaWeightNet()
         weigher.to(dtype)
-        optimizer = torch.optim.SGD(
-            module.parameters(),
-            lr=settings.learning_rate,
-            momentum=MOMENTUM,
-            nesterov=True,
-            weight_decay=settings.weight_decay,
-        )
+        optimizer, scheduler = descent(module, settings, steps)
         classifier = WeightedClassifier(
             "classifier",
             Config(
@@ -63,7 +57,7 @@ def train_reweighted(
             normalise=True,
             module=module,
             optimizer=optimizer,
-            scheduler=LambdaLR(optimizer, _one_cycle(steps)),
+            scheduler=scheduler,
             train_data_loader=TensorLoader(
                 data, settings.batch_of(len(data)), seed=settings.seed, device=settings.device
             ),
@@ -87,6 +81,18 @@ def train_reweighted(
         edges = {"u2l": {learner: [classifier]}, "l2u": {classifier: [learner]}}
         Engine([learner, classifier], config, edges).run()
     return weigher
+
+
+def descent(module: nn.Module, settings: Settings, steps: int) -> tuple[torch.optim.SGD, LambdaLR]:
+    """Return SGD with Nesterov momentum, and a rate that rises for a fifth and falls to 0."""
+    optimizer = torch.optim.SGD(
+        module.parameters(),
+        lr=settings.learning_rate,
+        momentum=MOMENTUM,
+        nesterov=True,
+        weight_decay=settings.weight_decay,
+    )
+    return optimizer, LambdaLR(optimizer, _one_cycle(steps))
 
 
 def logits_of(module: nn.Module, inputs: Tensor) -> Tensor:
