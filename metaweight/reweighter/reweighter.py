@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from metaweight.data import LabelledTensors
+from metaweight.problems import CheckpointError
 
+from .clean_samples import require_every_class, trusted_samples
 from .dense_net import DenseNet
+from .label_issues import label_issues
+from .saved import part, read, write
 from .settings import Settings
-from .training import logits_of, losses_of, train_reweighted, weights_of
-from .trusted import trusted_samples
+from .training import (
+    logits_of,
+    losses_of,
+    require_width,
+    train_reweighted,
+    weight_network,
+    weights_of,
+)
 
 MakeModule = Callable[[int, int], nn.Module]
 
@@ -122,7 +135,11 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "classes or more."
             )
         settings = self._settings()
-        self._scale = _scale_of(X) if self.module is None else None
+        self._inputs_of_a_sample = math.prod(X.shape[1:])
+        self._mean = self._deviation = None
+        if self.module is None:
+            scaler = StandardScaler().fit(X.reshape(len(X), -1))
+            self._mean, self._deviation = scaler.mean_, scaler.scale_
         data = self._data(X, labels)
         trusted = None if clean is None else self._clean(clean)
         with torch.random.fork_rng():
@@ -169,25 +186,81 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ImportError: When pandas is not installed.
         """
         check_is_fitted(self)
+        return label_issues(self.classes_, self._given, self._probabilities, self.sample_weights_)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the trained model into a folder, as one file in the safetensors format.
+
+        Raises:
+            ValueError: For classes that JSON does not hold, such as dates.
+            ImportError: When safetensors is not installed.
+        """
+        check_is_fitted(self)
+        tensors = {f"module.{name}": each for name, each in self.module_.state_dict().items()}
+        tensors |= {f"weights.{name}": v for name, v in self.weight_module_.state_dict().items()}
+        arrays = {name: getattr(self, name) for name in _SAVED if getattr(self, name) is not None}
+        tensors |= {name: torch.from_numpy(each) for name, each in arrays.items()}
+        settings = {k: v for k, v in self.get_params(deep=False).items() if k != "module"}
+        if not isinstance(self.random_state, int):
+            settings["random_state"] = None
+        kind = self.classes_.dtype.kind
+        if kind not in "iufbUO":
+            raise ValueError(
+                f"The classes are of type {self.classes_.dtype}; save() holds numbers and text."
+            )
+        fitted = {
+            "classes": self.classes_.tolist(),
+            "kind": kind,
+            "features": getattr(self, "n_features_in_", None),
+            "names": getattr(self, "feature_names_in_", np.array([])).tolist(),
+            "inputs": self._inputs_of_a_sample,
+            "own module": self.module is not None,
+        }
+        return write(Path(folder), tensors, {"settings": settings, "fitted": fitted})
+
+    @classmethod
+    def load(
+        cls, folder: str | os.PathLike[str], module: nn.Module | MakeModule | None = None
+    ) -> Reweighter:
+        """Return the trained model that :meth:`save` wrote, on the CPU.
+
+        Args:
+            folder: The folder.
+            module: The module given to the constructor, where there was one: only its values are
+                saved.
+
+        Raises:
+            CheckpointError: When there is no such file, it is damaged, or ``module`` does not fit.
+            ImportError: When safetensors is not installed.
+        """
+        tensors, found = read(Path(folder))
+        fitted = found["fitted"]
+        if fitted["own module"] != (module is not None):
+            needed = "a module of its own; give it as" if module is None else "no module; leave out"
+            raise CheckpointError(f"The model in {folder} was trained with {needed} module=….")
+        model = cls(module, **found["settings"])
+        classes = np.array(fitted["classes"], dtype=object if fitted["kind"] == "O" else None)
+        model.classes_ = classes
+        if fitted["features"] is not None:
+            model.n_features_in_ = fitted["features"]
+        if fitted["names"]:
+            model.feature_names_in_ = np.array(fitted["names"], dtype=object)
+        for name in _SAVED:
+            setattr(model, name, tensors[name].numpy() if name in tensors else None)
+        model._inputs_of_a_sample = fitted["inputs"]
+        net, weigher = part(tensors, "module"), part(tensors, "weights")
+        dtype = torch.float64 if module is None else torch.get_default_dtype()
+        model.module_ = model._made(fitted["inputs"], len(classes), dtype)
+        model.weight_module_ = weight_network(model.class_aware, len(classes))
+        model.weight_module_.to(next(v.dtype for v in weigher.values() if v.is_floating_point()))
         try:
-            import pandas as pd  # noqa: PLC0415 (optional)
-        except ImportError as missing:
-            raise ImportError(
-                "label_issues_ is a frame of pandas, which is not installed; pip install pandas."
-            ) from missing
-        suggested = self._probabilities.argmax(1)
-        confidence = self._probabilities[np.arange(len(suggested)), self._given]
-        where = np.flatnonzero(suggested != self._given)
-        where = where[np.argsort(confidence[where], kind="stable")]
-        return pd.DataFrame(
-            {
-                "index": where,
-                "given": self.classes_[self._given[where]],
-                "suggested": self.classes_[suggested[where]],
-                "weight": self.sample_weights_[where],
-                "self_confidence": confidence[where],
-            }
-        )
+            model.module_.load_state_dict(net)
+            model.weight_module_.load_state_dict(weigher)
+        except RuntimeError as error:
+            raise CheckpointError(f"The model in {folder} is of another module: {error}") from error
+        model.module_.eval()
+        model.weight_module_.eval()
+        return model
 
     def _settings(self) -> Settings:
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
@@ -215,25 +288,25 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return train_reweighted(module, data, clean, settings)
 
     def _module(self, data: LabelledTensors) -> nn.Module:
-        inputs = math.prod(data.inputs.shape[1:])
-        if self.module is None:
-            return DenseNet(inputs, data.num_classes).to(data.inputs.dtype)
-        if isinstance(self.module, nn.Module):
-            module = copy.deepcopy(self.module)
-        else:
-            module = self.module(inputs, data.num_classes)
-        _require_width(module, data)
+        module = self._made(self._inputs_of_a_sample, data.num_classes, data.inputs.dtype)
+        require_width(module, data)
         return module
+
+    def _made(self, inputs: int, classes: int, dtype: torch.dtype) -> nn.Module:
+        if self.module is None:
+            return DenseNet(inputs, classes).to(dtype)
+        if isinstance(self.module, nn.Module):
+            return copy.deepcopy(self.module)
+        return self.module(inputs, classes)
 
     def _data(self, X: NDArray[Any], labels: NDArray[np.int64]) -> LabelledTensors:
         return LabelledTensors(self._inputs(X), labels, num_classes=len(self.classes_))
 
     def _inputs(self, X: NDArray[Any]) -> Tensor:
-        if self._scale is None:
+        if self._mean is None:
             return torch.tensor(X, dtype=torch.get_default_dtype())
-        mean, deviation = self._scale
         flat = X.reshape(len(X), -1).astype(np.float64)
-        return torch.from_numpy((flat - mean) / deviation)
+        return torch.from_numpy((flat - self._mean) / self._deviation)
 
     def _clean(self, clean: tuple[Any, Any]) -> LabelledTensors:
         if not isinstance(clean, (tuple, list)) or len(clean) != 2:
@@ -243,44 +316,10 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         X = validate_data(self, clean[0], reset=False, **_READ)
         y = check_array(clean[1], ensure_2d=False, dtype=None)
-        if len(X) != len(y):
-            raise ValueError(
-                f"clean holds {len(X)} samples and {len(y)} labels; give one label for each."
-            )
-        for kind, found in (
-            ("clean labels hold the class", np.setdiff1d(y, self.classes_)),
-            ("no clean sample is of the class", np.setdiff1d(self.classes_, y)),
-        ):
-            if len(found):
-                raise ValueError(
-                    f"{kind} {found.tolist()[0]!r}; give clean samples of each of the classes of "
-                    f"y, {self.classes_.tolist()}, and of no other."
-                )
+        require_every_class(X, y, self.classes_)
         return self._data(X, np.searchsorted(self.classes_, y))
 
 
 # The order of memory would show in the rounding of sums.
+_SAVED = ("_mean", "_deviation", "_given", "_probabilities", "sample_weights_", "clean_indices_")
 _READ: dict[str, Any] = {"dtype": "numeric", "allow_nd": True, "order": "C"}
-
-
-def _scale_of(X: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and standard deviation of each feature; 1 for one that does not vary."""
-    flat = X.reshape(len(X), -1).astype(np.float64)
-    deviation = flat.std(0)
-    # A constant far from 0 has a deviation of rounding, which would be magnified.
-    still = deviation <= 1e-12 * np.abs(flat).max(0)
-    return flat.mean(0), np.where(still, 1.0, deviation)
-
-
-def _require_width(module: nn.Module, data: LabelledTensors) -> None:
-    module.eval()
-    parameter = next(module.parameters())
-    with torch.no_grad():
-        found = module(data.inputs[:2].to(parameter.device))
-    module.train()
-    if found.shape != (len(data.inputs[:2]), data.num_classes):
-        raise ValueError(
-            f"The module gives outputs of shape {tuple(found.shape)} for {len(data.inputs[:2])} "
-            f"samples; logits of {data.num_classes} classes have shape "
-            f"{(len(data.inputs[:2]), data.num_classes)}."
-        )

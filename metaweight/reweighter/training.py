@@ -43,9 +43,7 @@ def train_reweighted(
     dtype = next(module.parameters()).dtype
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        groups = torch.arange(data.num_classes)
-        weigher = ClassAwareWeightNet(groups) if settings.class_aware else MetaWeightNet()
-        weigher.to(dtype)
+        weigher = weight_network(settings.class_aware, data.num_classes).to(dtype)
         optimizer, scheduler = descent(module, settings, steps)
         classifier = WeightedClassifier(
             "classifier",
@@ -78,9 +76,17 @@ def train_reweighted(
             precision=settings.precision,
             progress=settings.progress,
         )
-        edges = {"u2l": {learner: [classifier]}, "l2u": {classifier: [learner]}}
-        Engine([learner, classifier], config, edges).run()
+        Engine(
+            [learner, classifier],
+            config,
+            {"u2l": {learner: [classifier]}, "l2u": {classifier: [learner]}},
+        ).run()
     return weigher
+
+
+def weight_network(class_aware: bool, classes: int) -> nn.Module:
+    """Return a network of a sample's loss, or of its loss and class."""
+    return ClassAwareWeightNet(torch.arange(classes)) if class_aware else MetaWeightNet()
 
 
 def descent(module: nn.Module, settings: Settings, steps: int) -> tuple[torch.optim.SGD, LambdaLR]:
@@ -93,6 +99,25 @@ def descent(module: nn.Module, settings: Settings, steps: int) -> tuple[torch.op
         weight_decay=settings.weight_decay,
     )
     return optimizer, LambdaLR(optimizer, _one_cycle(steps))
+
+
+def require_width(module: nn.Module, data: LabelledTensors) -> None:
+    """Refuse a network whose outputs are not logits of the classes.
+
+    Raises:
+        ValueError: Saying which shape they have.
+    """
+    module.eval()
+    few = data.inputs[:2]
+    with torch.no_grad():
+        found = module(few.to(next(module.parameters()).device))
+    module.train()
+    expected = (len(few), data.num_classes)
+    if found.shape != expected:
+        raise ValueError(
+            f"The module gives outputs of shape {tuple(found.shape)} for {len(few)} samples; "
+            f"logits of {data.num_classes} classes have shape {expected}."
+        )
 
 
 def logits_of(module: nn.Module, inputs: Tensor) -> Tensor:

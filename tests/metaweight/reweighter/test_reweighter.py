@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 from torch import nn
 
+from metaweight import CheckpointError
 from metaweight.reweighter import Reweighter
 
 CLASSES = ("left", "middle", "right")
@@ -144,6 +146,42 @@ def test_pipelines_and_searches(data: Data) -> None:
         cv=2,
     ).fit(x, given)
     assert search.best_params_["reweighter__learning_rate"] in (0.01, 0.1)
+
+
+@pytest.mark.parametrize("class_aware", [False, True])
+def test_a_saved_model_is_the_same(data: Data, tmp_path: Path, class_aware: bool) -> None:
+    pytest.importorskip("safetensors")
+    model = fitted(data, epochs=1, class_aware=class_aware)
+    path = model.save(tmp_path / "model")
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    again = Reweighter.load(tmp_path / "model")
+    assert again.get_params() == model.get_params()
+    np.testing.assert_array_equal(again.predict_proba(data[0]), model.predict_proba(data[0]))
+    assert (again.predict(data[0]) == model.predict(data[0])).all()
+    assert again.label_issues_.equals(model.label_issues_)
+    losses, labels = torch.tensor([0.1, 3.0]).double(), torch.tensor([0, 2])
+    expected = model.weight_module_(losses, labels)
+    assert torch.equal(again.weight_module_(losses, labels), expected)
+
+
+def test_a_saved_model_of_ones_own_network(data: Data, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    x = ((data[0] - 1e6) / 1e3).astype(np.float32)
+    model = Reweighter(nn.Linear(2, 3), epochs=1, random_state=0).fit(x, np.arange(180) % 3)
+    model.save(tmp_path)
+    again = Reweighter.load(tmp_path, nn.Linear(2, 3))
+    np.testing.assert_array_equal(again.predict_proba(x), model.predict_proba(x))
+    with pytest.raises(CheckpointError, match="was trained with a module of its own; give it as"):
+        Reweighter.load(tmp_path)
+    with pytest.raises(CheckpointError, match="is of another module: "):
+        Reweighter.load(tmp_path, nn.Linear(2, 4))
+    file = tmp_path / "reweighter.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*; save the model again"):
+        Reweighter.load(tmp_path, nn.Linear(2, 3))
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"holds no reweighter\.safetensors; give a folder"):
+        Reweighter.load(tmp_path)
 
 
 X = np.arange(12.0).reshape(6, 2)

@@ -1,11 +1,14 @@
-"""Samples to trust where none were looked at: those that out-of-fold predictions confirm."""
+"""Clean samples: what is asked of those given, and which to trust where none are."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metaweight.data import LabelledTensors
@@ -15,6 +18,27 @@ from .settings import Settings
 from .training import MOMENTUM
 
 _FOLDS = 3
+
+
+def require_every_class(X: NDArray[Any], y: NDArray[Any], classes: NDArray[Any]) -> None:
+    """Refuse clean samples without a label each, of another class, or not of every class.
+
+    Raises:
+        ValueError: Naming what is wrong.
+    """
+    if len(X) != len(y):
+        raise ValueError(
+            f"clean holds {len(X)} samples and {len(y)} labels; give one label for each."
+        )
+    for kind, found in (
+        ("clean labels hold the class", np.setdiff1d(y, classes)),
+        ("no clean sample is of the class", np.setdiff1d(classes, y)),
+    ):
+        if len(found):
+            raise ValueError(
+                f"{kind} {found.tolist()[0]!r}; give clean samples of each of the classes of y, "
+                f"{classes.tolist()}, and of no other."
+            )
 
 
 def trusted_samples(
@@ -58,8 +82,11 @@ def trusted_samples(
         device=settings.device,
     )
     confidence = search.probabilities(data).gather(1, data.labels[:, None]).squeeze(1)
-    classes = data.labels.unique()
-    return torch.cat([_most_confident(data.labels == c, confidence, share) for c in classes])
+    found = [
+        _most_confident(data.labels == number, confidence, share)
+        for number in range(data.num_classes)
+    ]
+    return torch.cat(found)
 
 
 def _most_confident(mask: Tensor, confidence: Tensor, share: float) -> Tensor:

@@ -1,0 +1,80 @@
+"""A trained estimator as one file of tensors in the safetensors format, with its settings as JSON.
+
+Nothing is pickled, so that a file of unknown origin runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from metaweight.problems import CheckpointError
+
+FILE = "reweighter.safetensors"
+_FORMAT = "metaweight.reweighter 1"
+
+
+def write(folder: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Path:
+    """Write tensors and settings atomically, and return the file.
+
+    Raises:
+        ImportError: When safetensors is not installed.
+    """
+    save_file = _safetensors().save_file
+    folder.mkdir(parents=True, exist_ok=True)
+    where = folder / FILE
+    partial = folder / f".{FILE}.{os.getpid()}.partial"
+    metadata = {"format": _FORMAT, "settings": json.dumps(settings)}
+    try:
+        save_file({name: each.contiguous() for name, each in tensors.items()}, partial, metadata)
+        os.replace(partial, where)
+    finally:
+        partial.unlink(missing_ok=True)
+    return where
+
+
+def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the settings of a file that :func:`write` made.
+
+    Raises:
+        CheckpointError: When there is none, or it is another's or damaged.
+        ImportError: When safetensors is not installed.
+    """
+    torch_part = _safetensors()
+    where = folder / FILE
+    if not where.is_file():
+        raise CheckpointError(f"{folder} holds no {FILE}; give a folder that save() wrote.")
+    import safetensors  # noqa: PLC0415 (optional)
+
+    try:
+        with safetensors.safe_open(where, "pt") as file:
+            metadata = file.metadata() or {}
+        if metadata.get("format") != _FORMAT:
+            raise CheckpointError(
+                f"{where} is of the format {metadata.get('format')!r}; this version reads "
+                f"{_FORMAT!r}."
+            )
+        return torch_part.load_file(where), json.loads(metadata["settings"])
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{where} cannot be read: {error}; save the model again.") from error
+
+
+def part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return the tensors below a name, without it."""
+    begin = f"{name}."
+    return {key[len(begin) :]: each for key, each in tensors.items() if key.startswith(begin)}
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch  # noqa: PLC0415 (optional)
+    except ImportError as missing:
+        raise ImportError(
+            "Models are saved by safetensors, which is not installed; pip install safetensors."
+        ) from missing
+    return safetensors.torch
