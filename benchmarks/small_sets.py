@@ -128,7 +128,8 @@ def accuracies(
     trusted = (x[clean], y[clean])
     found = {}
     for name, kind_of in (("cross-entropy", PlainClassifier), ("Reweighter", Reweighter)):
-        model = kind_of(random_state=seed, device="cpu", **settings)
+        own = {**settings, "train_on_clean": True} if kind_of is PlainClassifier else settings
+        model = kind_of(random_state=seed, device="cpu", **own)
         model.fit(x[rest], noisy, clean=trusted)
         found[name] = 100 * float(model.score(x_test, y_test))
     return found

@@ -54,9 +54,9 @@ _AGAINST_NOISE = (
     "elr+meta",
     "fine-tune",
     "prune+meta",
-    "meta-weight-net-normalised+meta",
-    "class-aware+meta",
-    "class-aware+meta/one-sided",
+    "meta-weight-net-normalised/one-sided",
+    "class-aware/one-sided",
+    "meta-weight-net-normalised+meta/one-sided",
 )
 _AGAINST_TAILS = (
     "ce",
@@ -75,9 +75,10 @@ _AGAINST_TAILS = (
 
 def _tuning() -> dict[str, Sweep]:
     """Return the sweeps that learning rates were chosen by, on seeds that are not reported."""
-    learned = ("class-aware+meta/one-sided", "meta-weight-net-normalised+meta/one-sided")
+    noise = ("meta-weight-net-normalised/one-sided", "meta-weight-net-normalised+meta/one-sided")
+    tail = ("class-aware/one-sided", "class-aware+meta/one-sided")
     sweeps = {}
-    for name, setting, tried in (("noise", _UNIFORM, learned[1]), ("tail", _TAIL, learned[0])):
+    for name, setting, tried in (("noise", _UNIFORM, noise), ("tail", _TAIL, tail)):
         held_out = f"{setting} --tuning --seeds 100 101"
         for rate in (0.03, 0.1, 0.3):
             sweeps[f"tuning-{name}-{rate}"] = Sweep(
@@ -85,7 +86,7 @@ def _tuning() -> dict[str, Sweep]:
             )
         for rate in (0.001, 0.01):
             sweeps[f"tuning-meta-{name}-{rate}"] = Sweep(
-                f"{held_out} --meta-lr {rate}", (tried,), f"tuning/meta-lr{rate}"
+                f"{held_out} --meta-lr {rate}", tried, f"tuning/meta-lr{rate}"
             )
     return sweeps
 

@@ -61,6 +61,8 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weight_decay: Weight decay of the network.
         meta_learning_rate: Learning rate of the weight network's Adam.
         class_aware: Whether weights depend on the class as well as on the loss.
+        train_on_clean: Whether the network trains on given clean samples too. It then knows them by
+            heart sooner, and they say less about the weights.
         warmup: Share of the steps, in [0, 1), before the weights are learned.
         clean_fraction: Without clean samples, the share of each class that is taken for clean;
             ``None`` for a tenth.
@@ -92,6 +94,7 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weight_decay: float = 5e-4,
         meta_learning_rate: float = 0.01,
         class_aware: bool = False,
+        train_on_clean: bool = True,
         warmup: float = 0.2,
         clean_fraction: float | None = None,
         random_state: Any = None,
@@ -106,6 +109,7 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.weight_decay = weight_decay
         self.meta_learning_rate = meta_learning_rate
         self.class_aware = class_aware
+        self.train_on_clean = train_on_clean
         self.warmup = warmup
         self.clean_fraction = clean_fraction
         self.random_state = random_state
@@ -152,7 +156,9 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.clean_indices_ = chosen.numpy()
             weigher = self._trained(module, data, data.subset(chosen), settings)
         else:
-            weigher = self._trained(module, data.concat(trusted), trusted, settings)
+            weigher = self._trained(
+                module, data.concat(trusted) if self.train_on_clean else data, trusted, settings
+            )
         self.module_, self.weight_module_ = module.eval(), weigher.eval()
         logits = logits_of(module, data.inputs)
         weights = weights_of(weigher, losses_of(logits, data.labels), data.labels)
