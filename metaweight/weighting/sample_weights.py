@@ -57,8 +57,9 @@ class SampleWeights(Hook):
     Args:
         problem: Name of a :class:`~metaweight.problems.ReweightedProblem`.
         size: Number of samples, N.
-        predictions: Whether to keep predictions, if the problem gives logits: a
-            :class:`WeightedClassifier` does for integer labels, and another by ``note_logits``.
+        predictions: Whether to keep predictions, if the problem gives logits:
+            :class:`~metaweight.weighting.WeightedClassifier` does for integer labels, and others
+            by ``note_logits``.
         index: Name or place of the indices of the samples in a batch, where it is not a usual one:
             ``(inputs, labels, indices)``, or a mapping with ``"index"`` or ``"indices"``.
         folder: Where to put the file of a large table; the system's folder of temporary files if

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import criterion_checks, hook_checks
-from support.checks import RESULTS
+from support import criterion_checks, hook_checks, sample_weight_checks
 from support.hook_checks import COLLECTED
 from support.two_processes import CLOSE, same
 
@@ -70,7 +69,7 @@ def test_teachers_keep_the_same_statistics_of_their_own(
 def test_values_of_samples_are_those_of_all(
     name: str, together: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    alone = RESULTS[name](0, 1, tmp_path)
+    alone = getattr(sample_weight_checks, name)(0, 1, tmp_path)
     assert alone["counts"].sum() == {"sample_weights_kept": 44}.get(name, 16)
     same(together, name, alone)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support.devices import DEVICES, no_waiting
 from torch import Tensor, nn
 
 from metaweight import (
@@ -190,6 +191,29 @@ def test_a_table_holds_repeated_samples_and_leaves_out_what_is_not_finite(
             rows = torch.stack([row[place] for row in found[i]])
             assert torch.equal(table.last(name)[i].double(), rows[-1])
             torch.testing.assert_close(table.mean(name)[i], rows.mean(0), **near)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_device_records_the_same_and_is_not_waited_for(device: str) -> None:
+    found = {}
+    for name in ("cpu", device):
+        generator = torch.Generator().manual_seed(5)
+        table = found[name] = sample_table.SampleTable("Table", 6, None)
+        for _ in range(4):
+            places = torch.randint(0, 5, (9,), generator=generator).to(name)
+            rows = torch.randn(9, 2, generator=generator).to(name)
+            with no_waiting(name):
+                table.put(places, {"rows": rows})
+    one, other = found["cpu"], found[device]
+    assert torch.equal(one.counts, other.counts.cpu())
+    near = {"rtol": 1e-5, "atol": 1e-6, "equal_nan": True}
+    torch.testing.assert_close(one.last("rows"), other.last("rows").cpu(), **near)
+    torch.testing.assert_close(one.mean("rows"), other.mean("rows").cpu(), **near)
+    if device != "cpu":
+        with no_waiting(device):
+            other.put(torch.tensor([7], device="cpu").to(device, non_blocking=True), {})
+        with pytest.raises(DataError, match="from 0 to 7"):
+            other.counts
 
 
 def test_skipped_steps_are_recorded_up_to_the_fault() -> None:
