@@ -35,6 +35,10 @@ class ReweightedProblem(ImplicitProblem):
     The sample losses must depend on the upper problem through the weights only.
     """
 
+    # The logits of the evaluation in progress. Passes of a hypergradient note none: they evaluate
+    # the sample losses by themselves.
+    _noted: list[Tensor] | None = None
+
     def sample_losses(self, batch: Any) -> Tensor:
         """Return one loss per sample, shape (B,) or (B, 1)."""
         raise LossError(
@@ -52,6 +56,12 @@ class ReweightedProblem(ImplicitProblem):
             f"Problem {self.name!r} has no sample_weights; define it in {type(self).__name__}."
         )
 
+    def note_logits(self, logits: Tensor) -> None:
+        """Tell hooks which logits, (B, C), the sample losses come from; to call in
+        :meth:`sample_losses`. It costs neither a pass nor a copy."""
+        if self._noted is not None:
+            self._noted.append(logits)
+
     def training_step(self, batch: Any) -> Tensor:
         """Return ``mean_i V_i(sg(l); θ) l_i``."""
         return self._weighted(batch).loss
@@ -62,14 +72,21 @@ class ReweightedProblem(ImplicitProblem):
     def _weighted(self, batch: Any) -> Evaluated:
         trajectory = self.step_state.trajectory
         reuse = trajectory.keep_activations(lambda: reusable_activations(self, batch))
-        if reuse is None:
-            losses = self.checked_losses(batch)
-        else:
-            losses = reuse.record(lambda: self.checked_losses(batch))
+        noted: list[Tensor] = []
+        self._noted = noted
+        try:
+            if reuse is None:
+                losses = self.checked_losses(batch)
+            else:
+                losses = reuse.record(lambda: self.checked_losses(batch))
+        finally:
+            self._noted = None
         self._require_free_losses(losses)
         trajectory.keep_losses(losses)
-        weights = self.checked_weights(losses.detach(), batch)
-        return Evaluated((weights * losses).mean(), {}, weights.detach())
+        free = losses.detach()
+        weights = self.checked_weights(free, batch)
+        logits = self._checked_logits(noted[-1], len(free)) if noted else None
+        return Evaluated((weights * losses).mean(), {}, weights.detach(), free, logits)
 
     def require_loss(self) -> None:
         """Refuse a class that says neither what its loss is nor what it is made of."""
@@ -118,6 +135,16 @@ class ReweightedProblem(ImplicitProblem):
                 f"for {losses.numel()} losses; return one weight per sample, (B,) or (B, 1)."
             )
         return weights.reshape(-1)
+
+    def _checked_logits(self, logits: object, number: int) -> Tensor:
+        known = isinstance(logits, Tensor) and logits.is_floating_point() and logits.ndim == 2
+        if not known or len(logits) != number:  # type: ignore[arg-type]
+            form = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise LossError(
+                f"note_logits of problem {self.name!r} received {form} for {number} losses; give "
+                f"the logits of the samples, ({number}, C), or leave the call out."
+            )
+        return logits.detach()  # type: ignore[attr-defined,no-any-return]
 
     def _require_free_losses(self, losses: Tensor) -> None:
         """Refuse, where it is looked for, a dependence that the hypergradient would leave out."""

@@ -7,17 +7,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from metaweight.problems import (
-    ConfigurationError,
-    GraphError,
-    Problem,
-    ReweightedProblem,
-    StepResult,
-)
+from metaweight.problems import ConfigurationError, Problem, ReweightedProblem, StepResult
 from metaweight.problems.base.settings import is_count, is_number, require_text
 from torch import Tensor
 
 from .base import Hook
+from .declared_weights import require_declared_weights
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -88,19 +83,7 @@ class WeightCollapse(Hook):
             GraphError: When the engine has no problem of that name.
             ConfigurationError: When the problem does not declare its weights.
         """
-        found = [p for p in engine.problems if p.name == self.problem]
-        if not found:
-            raise GraphError(
-                f"WeightCollapse({self.problem!r}) names a problem that is not among those of the "
-                f"engine ({', '.join(p.name for p in engine.problems)}); give one of these."
-            )
-        if not isinstance(found[0], ReweightedProblem) or not found[0].declares_its_loss:
-            raise ConfigurationError(
-                f"WeightCollapse({self.problem!r}) watches the weights of a ReweightedProblem, and "
-                f"{type(found[0]).__name__} does not declare any; derive it from "
-                "ReweightedProblem and define sample_losses and sample_weights, without a "
-                "training_step of its own."
-            )
+        require_declared_weights("WeightCollapse", self.problem, engine.problems)
 
     def after_step(self, engine: Engine, problem: Problem, result: StepResult) -> None:
         """Record the weights, and warn at the end of a window."""

@@ -6,7 +6,6 @@ JAIR 2021 (arXiv:1911.00068), as implemented by the package cleanlab, which is i
 
 from __future__ import annotations
 
-import csv
 import os
 import warnings
 from collections.abc import Hashable, Sequence
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from metaweight._labels import read_labels, read_values
+from metaweight._written import write_rows
 from metaweight.problems import ConfigurationError, DataError
 from metaweight.problems.base.settings import is_positive
 
@@ -42,9 +42,11 @@ class LabelIssues:
         indices: Positions among the samples given, (M,), int64.
         keys: The samples' keys; their positions where none were given.
         given: Their labels, (M,), int64.
-        suggested: The most probable class of each, (M,), int64.
-        confidence: Predicted probability of the label given, (M,), float64, ascending.
-        joint: Estimated number of samples by label given (row) and true (column), (C, C), int64.
+        suggested: The most probable class of each, (M,), int64; -1 without predictions.
+        confidence: Predicted probability of the label given, (M,), float64, in ascending order
+            unless ranked by something else; NaN without predictions.
+        joint: Estimated number of samples by label given (row) and true (column), (C, C), int64;
+            (0, 0) where it was not estimated.
         size: Number of samples given, N, unlabelled ones included.
     """
 
@@ -70,18 +72,8 @@ class LabelIssues:
 
         The file is written atomically; an existing file is replaced.
         """
-        where = Path(path)
         columns = (self.given.tolist(), self.suggested.tolist(), self.confidence.tolist())
-        partial = where.with_name(f".{where.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(_COLUMNS)
-                writer.writerows(zip(self.keys, *columns, strict=True))
-            os.replace(partial, where)
-        finally:
-            partial.unlink(missing_ok=True)
-        return where
+        return write_rows(path, _COLUMNS, zip(self.keys, *columns, strict=True))
 
 
 def confident_learning(

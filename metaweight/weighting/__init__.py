@@ -9,6 +9,7 @@ from .logit_adjusted import LogitAdjustedLoss
 from .meta_weight_net import MetaWeightNet
 from .normalise import normalise_weights
 from .problems import WeightedClassifier, WeightLearner
+from .sample_weights import SampleWeights
 
 __all__ = [
     "ClassAwareWeightNet",
@@ -18,6 +19,7 @@ __all__ = [
     "LogitAdjustedLoss",
     "MetaWeightNet",
     "NormalisedLinear",
+    "SampleWeights",
     "WeightLearner",
     "WeightedClassifier",
     "class_balanced_weights",

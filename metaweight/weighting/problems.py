@@ -75,6 +75,8 @@ class WeightedClassifier(ReweightedProblem):
         outputs = logits_of(call_network(self.module, parts.inputs))
         targets = self._loss.read(parts.labels, outputs)
         self._of_classes = isinstance(targets, Labels)
+        if self._of_classes and outputs.ndim == 2:
+            self.note_logits(outputs)
         return self._loss.each(outputs, targets)
 
     def sample_weights(self, losses: Tensor, batch: Any) -> Tensor:

@@ -47,8 +47,12 @@ class Evaluated(NamedTuple):
         loss: The loss, a 0-dim tensor.
         metrics: What else ``training_step`` returned, to be logged.
         sample_weights: The weights of a problem that declares them, shape (B,), without a graph.
+        sample_losses: Its sample losses, (B,), likewise.
+        sample_logits: The logits that it said they come from, (B, C), likewise.
     """
 
     loss: Tensor
     metrics: Mapping[str, Any]
     sample_weights: Tensor | None = None
+    sample_losses: Tensor | None = None
+    sample_logits: Tensor | None = None

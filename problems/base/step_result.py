@@ -17,6 +17,8 @@ class StepResult:
         loss: The loss, as it was differentiated.
         metrics: The other values that ``training_step`` returned.
         sample_weights: The weights of a problem that declares them, shape (B,), without a graph.
+        sample_losses: Its sample losses, (B,), likewise.
+        sample_logits: The logits that it said they come from, (B, C), likewise.
         error: Why its hypergradient could not be formed.
 
     Attributes:
@@ -27,18 +29,25 @@ class StepResult:
             has been averaged over processes and a hook may refuse the step.
     """
 
-    __slots__ = ("_loss", "error", "metrics", "overflow", "own", "sample_weights", "skipped")
+    __slots__ = (
+        *("_loss", "error", "metrics", "overflow", "own", "skipped"),
+        *("sample_logits", "sample_losses", "sample_weights"),
+    )
 
     def __init__(
         self,
         loss: Tensor,
         metrics: Mapping[str, Any],
         sample_weights: Tensor | None = None,
+        sample_losses: Tensor | None = None,
+        sample_logits: Tensor | None = None,
         error: HypergradientError | None = None,
     ) -> None:
         self._loss = loss
         self.metrics = metrics
         self.sample_weights = sample_weights
+        self.sample_losses = sample_losses
+        self.sample_logits = sample_logits
         self.error = error
         self.skipped = False
         self.overflow = False

@@ -16,6 +16,7 @@ from metaweight import (
     SAMA,
     Config,
     ConjugateGradient,
+    Engine,
     EngineConfig,
     FiniteDifference,
     LastLayers,
@@ -39,7 +40,7 @@ from metaweight.consistency import (
     SemiSupervisedProblem,
     learn_sample_weights,
 )
-from metaweight.weighting import MetaWeightNet
+from metaweight.weighting import MetaWeightNet, SampleWeights, WeightedClassifier
 
 ONE_SIDED = Reweighting(derivative="one_sided")
 
@@ -148,6 +149,24 @@ def test_a_semi_supervised_step_reads_nothing_back(method):
         engine = learn_sample_weights(student, [labelled], config, hooks=[ramp, average])
         engine.run()
     assert engine.gate.count == 2
+
+
+def test_keeping_the_weights_of_samples_reads_nothing_back():
+    with FakeTensorMode():
+        net, weights = network(dropout=0.5), MetaWeightNet(8)
+        data = [(torch.randn(8, 6), torch.randint(0, 4, (8,)), torch.randint(0, 20, (8,)))]
+        sgd = torch.optim.SGD(net.parameters(), 0.1)
+        classifier = WeightedClassifier(
+            "classifier", weights="judge", module=net, optimizer=sgd, train_data_loader=data
+        )
+        adam = torch.optim.Adam(weights.parameters())
+        judge = Judge("judge", None, weights, adam, train_data_loader=[data[0][:2]])
+        config = EngineConfig(train_iters=3, strategy="cpu")
+        edges = {"u2l": {judge: [classifier]}, "l2u": {classifier: [judge]}}
+        hook = SampleWeights("classifier", 20)
+        Engine([judge, classifier], config, edges, hooks=[hook]).run()
+        with pytest.raises(DataDependentOutputException):
+            hook.counts.tolist()
 
 
 def test_a_host_read_would_be_noticed():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import criterion_checks, hook_checks
+from support import criterion_checks, hook_checks, sample_weight_checks
 from support.hook_checks import COLLECTED
 from support.two_processes import CLOSE, same
 
@@ -63,6 +63,28 @@ def test_teachers_keep_the_same_statistics_of_their_own(
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     alone = hook_checks.own_teachers(0, 1, tmp_path)
     torch.testing.assert_close(first["mean"], alone["mean"], **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["sample_weights_kept", "uneven_sample_weights_kept"])
+def test_values_of_samples_are_those_of_all(
+    name: str, together: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    alone = getattr(sample_weight_checks, name)(0, 1, tmp_path)
+    assert alone["counts"].sum() == {"sample_weights_kept": 44}.get(name, 16)
+    same(together, name, alone)
+
+
+def test_values_of_samples_are_saved_for_all(together: list[dict[str, Any]]) -> None:
+    for found in together:
+        whole, again = found["sample_weights_resumed"]
+        torch.testing.assert_close(again, whole, rtol=0, atol=0)
+
+
+def test_an_index_that_does_not_fit_is_refused_in_both(together: list[dict[str, Any]]) -> None:
+    for found in together:
+        assert found["sample_weights_outside"].startswith(
+            "DataError: SampleWeights('low', 24) has 24 samples, and batches hold indices from 0"
+        )
 
 
 def test_class_weights_begin_at_the_same_step(

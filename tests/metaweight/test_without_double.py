@@ -82,6 +82,7 @@ from metaweight.weighting import (
     LogitAdjustedLoss,
     MetaWeightNet,
     NormalisedLinear,
+    SampleWeights,
     class_balanced_weights,
     class_size_groups,
     focal_loss,
@@ -141,6 +142,7 @@ def test_hooks() -> None:
         WeightCollapse("classifier", every=1),
         AdaptiveInterval("judge"),
         EMAHook("classifier", beta=0.9),
+        SampleWeights("classifier", 20, index=1),
     ]
     engine = program(Declared, dtype=torch.float32)
     problems = [engine.judge, engine.classifier]

@@ -13,6 +13,7 @@ from . import (  # noqa: F401 (they register themselves)
     non_finite_checks,
     norm_checks,
     process_checks,
+    sample_weight_checks,
 )
 from .checks import RESULTS, run_checks
 
