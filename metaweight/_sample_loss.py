@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaweight.problems import ConfigurationError, LossError
@@ -91,6 +92,11 @@ class SampleLoss:
     def read(self, given: Any, outputs: Any) -> Any:
         """Return the labels for these outputs: as classes where they are, else as they are."""
         return read_targets(given, outputs, of_classes=self._ignored is not None)
+
+    @property
+    def of_logits(self) -> bool:
+        """Whether the loss is one of torch's that take logits and nothing else."""
+        return self._loss is F.cross_entropy or isinstance(self._loss, nn.CrossEntropyLoss)
 
     def _checked(self, losses: Any, outputs: Any) -> Tensor:
         size = len(outputs) if isinstance(outputs, Tensor) and outputs.ndim else None

@@ -42,7 +42,7 @@ def learn_weight(
 
     Args:
         student: The lower problem; its ``gate`` is set.
-        trusted: Loader of trusted batches ``(inputs, labels)``.
+        trusted: Loader of trusted batches, of the form of the student's labelled ones.
         config: Settings of the engine.
         initial: The weight at the start.
         lr: Learning rate of the upper problem, whose optimizer is Adam.
@@ -143,6 +143,9 @@ def learn_gate(
         module=gate,
         optimizer=torch.optim.Adam(gate.parameters(), lr=lr),
         train_data_loader=trusted,
+        inputs=student.reader.inputs,
+        labels=student.reader.labels,
+        logits=student.reader.logits,
     )
     dependencies: Any = {"u2l": {upper: [student]}, "l2u": {student: [upper]}}
     return Engine([upper, student], config, dependencies, hooks=hooks)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,6 +50,10 @@ class Network:
 
     embed: Apply = as_given
     classify: Apply = called
+
+    def finding(self, logits: Callable[[Any], Tensor]) -> Network:
+        """Return a network whose logits are found in what ``classify`` returns."""
+        return replace(self, classify=partial(_found, logits, self.classify))
 
 
 @dataclass
@@ -173,6 +178,12 @@ class ConsistencyMethod(ABC):
     @abstractmethod
     def __call__(self, step: ConsistencyStep) -> Consistency:
         """Return the divergences of the unlabelled samples of a step."""
+
+
+def _found(
+    logits: Callable[[Any], Tensor], classify: Apply, model: nn.Module, embedded: Tensor
+) -> Tensor:
+    return logits(classify(model, embedded))
 
 
 def checked_threshold(who: str, threshold: float | None) -> None:

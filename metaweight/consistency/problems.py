@@ -24,7 +24,8 @@ from metaweight.averaging import EMAHook
 from metaweight.problems import Config, ConfigurationError, DataError, ImplicitProblem, LossError
 from metaweight.problems.state.random_streams import seeded_streams
 
-from .._batch import Key, require_tensor, split_batch
+from .._batch import Part
+from .._batch_reader import BatchReader
 from .._label_loss import full_precision, predict
 from .._labels import read_labels
 from ._checks import (
@@ -34,7 +35,7 @@ from ._checks import (
     costs_nothing_to_read,
     require_finite,
 )
-from .batch import SemiSupervisedBatch
+from .batch import SemiSupervisedBatch, read_pair
 from .divergences import entropy
 from .gates import UnlabelledFeatures
 from .method import Consistency, ConsistencyMethod, ConsistencyStep, Network, Transform, unchanged
@@ -74,7 +75,9 @@ class SemiSupervisedProblem(ImplicitProblem):
         gate: Name of an upper problem that turns
             :class:`~metaweight.consistency.UnlabelledFeatures` into weights (B_u,).
         seed: Seed of the noise of the consistency passes.
-        labels_key: Name or place of the labels in a batch, where it is not a usual one.
+        inputs: As for :class:`~metaweight.weighting.WeightedClassifier`.
+        labels: As there.
+        logits: As there, of what ``network.classify`` returns.
         **problem: ``module``, ``optimizer``, ``train_data_loader`` and the rest of
             :class:`~metaweight.problems.Problem`. The loaders are a pair of any lengths, of batches
             ``(inputs, labels, …)`` and of batches ``inputs`` or ``(inputs, …)``, or of mappings;
@@ -86,6 +89,7 @@ class SemiSupervisedProblem(ImplicitProblem):
         consistency_weight: ``c`` of the next batch.
         average: The hook that averages the problem, or none.
         gated_by: Name of the upper problem that weights unlabelled samples, or none.
+        reader: Where the parts of batches are.
 
     Raises:
         ConfigurationError: For a setting that is unknown, out of range or missing.
@@ -107,7 +111,9 @@ class SemiSupervisedProblem(ImplicitProblem):
         teacher: EMAHook | None = None,
         gate: str | None = None,
         seed: int = 0,
-        labels_key: Key | None = None,
+        inputs: Part = None,
+        labels: Part = None,
+        logits: Part = None,
         **problem: Any,
     ) -> None:
         super().__init__(name, Config(type="unroll") if config is None else config, **problem)
@@ -125,10 +131,11 @@ class SemiSupervisedProblem(ImplicitProblem):
         self._include_labelled = include_labelled
         self._augment = unchanged if augment is None else augment
         self._strong_augment = strong_augment
-        self._network = Network() if network is None else network
         self.average = teacher
         self.gated_by = gate
-        self._labels_key = labels_key
+        self.reader = BatchReader(f"Problem {name!r}", inputs, labels, logits)
+        network = Network() if network is None else network
+        self._network = network.finding(self.reader.find_tensor)
         # Not torch's generator: its numbers are tensors, each to be read.
         self._noise = np.random.RandomState(seed)
         self._looked = False
@@ -153,20 +160,11 @@ class SemiSupervisedProblem(ImplicitProblem):
                 "steps, but its teacher changes with every step and its earlier states are not "
                 "kept; use Config(unroll_steps=1), or a method without a teacher."
             )
-        first, second = (
-            f"Problem {self.name!r}, from its {place} loader," for place in ("first", "second")
-        )
         given, pool = (self.get_batch_single_loader(i) for i in (0, 1))
-        labelled = split_batch(first, given, self._labels_key)
-        unlabelled = split_batch(second, pool, self._labels_key, labelled=False)
-        inputs = require_tensor(first, labelled.inputs)
-        size = inputs.shape[:1]
-        labels = read_labels(labelled.labels, shape=size, device=inputs.device, error=DataError)
-        return SemiSupervisedBatch(
-            inputs,
-            labels.marked(),
-            require_tensor(second, unlabelled.inputs),
-            unlabelled.indices,
+        return read_pair(
+            self.reader,
+            given,
+            pool,
             float(self.consistency_weight),
             int(self._noise.randint(2**62, dtype=np.int64)),
         )

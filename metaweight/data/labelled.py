@@ -23,7 +23,9 @@ class LabelledTensors:
     ``labels`` is copied.
 
     Args:
-        inputs: Samples, shape (N, ...), any dtype, which they keep.
+        inputs: Samples, shape (N, ...), any dtype, which they keep; only numbers in float64 that
+            are no tensor, NumPy's and pandas' default, become ``torch.get_default_dtype()``, that
+            of networks.
         labels: Labels for training, possibly wrong, (N,) integers in [0, C), or one-hot, (N, C).
         clean_labels: True labels, in the same form; ``labels`` when left out.
         indices: Position of every sample in its original source, (N,) integers ≥ 0; 0 … N - 1 when
@@ -55,6 +57,8 @@ class LabelledTensors:
                 f"num_classes={num_classes} was given; use the number of classes, at least 1."
             )
         samples = read_values(inputs, "LabelledTensors received inputs", DataError)
+        if samples.dtype == torch.float64 and not isinstance(inputs, Tensor):
+            samples = samples.to(torch.get_default_dtype())
         if samples.dim() < 1:
             raise ValueError("inputs is a single number; give a tensor of shape (N, ...).")
         clean_labels = labels if clean_labels is None else clean_labels

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from metaweight._generator import generator_of
 from metaweight.problems import DataError
@@ -37,7 +38,8 @@ class TensorLoader:
     (:meth:`take_share`).
 
     Args:
-        data: Samples to read.
+        data: Samples to read; or ``(inputs, labels)``, of tensors, arrays, tables or lists, or a
+            ``torch.utils.data.TensorDataset`` of the two, as :class:`LabelledTensors` reads them.
         batch_size: Samples per batch, at least 1.
         shuffle: Whether to permute the samples in each epoch.
         drop_last: Whether to leave out a last batch smaller than the others.
@@ -57,7 +59,7 @@ class TensorLoader:
 
     def __init__(
         self,
-        data: LabelledTensors,
+        data: LabelledTensors | TensorDataset | tuple[Any, Any],
         batch_size: int,
         *,
         shuffle: bool = True,
@@ -69,11 +71,7 @@ class TensorLoader:
         with_replacement: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
-        if not isinstance(data, LabelledTensors):
-            raise DataError(
-                f"TensorLoader received data of type {type(data).__name__}; give LabelledTensors, "
-                "or use SampleLoader or torch's DataLoader for other data sets."
-            )
+        data = _labelled(data)
         require_function("TensorLoader", "transform", transform)
         if not len(data):
             raise ValueError("TensorLoader was given data without samples; give at least one.")
@@ -215,3 +213,17 @@ class TensorLoader:
             "with_replacement": self.with_replacement,
             **({"processes": self._world} if self._world > 1 else {}),
         }
+
+
+def _labelled(data: Any) -> LabelledTensors:
+    if isinstance(data, LabelledTensors):
+        return data
+    parts = data.tensors if isinstance(data, TensorDataset) else data
+    if not isinstance(parts, tuple) or len(parts) != 2:
+        number = f" of {len(parts)} parts" if isinstance(parts, tuple) else ""
+        raise DataError(
+            f"TensorLoader received data of type {type(data).__name__}{number}; give "
+            "LabelledTensors, a tuple (inputs, labels) or a TensorDataset of the two, or use "
+            "SampleLoader or torch's DataLoader for other data sets."
+        )
+    return LabelledTensors(*parts)

@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from metaweight._batch import Key
+from metaweight._batch import Part
+from metaweight._batch_reader import BatchReader
 from metaweight.engines import Engine, Hook
 from metaweight.problems import ConfigurationError, DataError, Problem
 from metaweight.problems.base.settings import is_count
@@ -50,8 +51,11 @@ class EnsembleHook(Hook):
         data: Data to score, if not those of the problem's first loader; see
             :meth:`OnlineEnsemble.member_scores`. Their order must be that of the loader's data.
             Each of several processes needs all of them.
-        index: Place or name of the indices of the samples in a batch of ``data``.
-        labels_key: Name or place of the labels in a batch, where it is not a usual one.
+        index: Place or name of the indices of the samples in a batch of ``data``, or a function.
+        inputs: Key or place of the inputs in such a batch, or a function of it, as for
+            :meth:`OnlineEnsemble.member_scores`.
+        labels: As there.
+        logits: As there.
         make_loader: Maps positions (M,) in the data to a loader that reads only these; for loaders
             other than a plain ``TensorLoader`` or ``DataLoader``. Needs ``data``.
         batch_size: Samples per batch of scoring.
@@ -79,8 +83,10 @@ class EnsembleHook(Hook):
         mode: ReweightMode = "linear",
         metric: Metric = cross_entropy_scores,
         data: Any = None,
-        index: Key | None = None,
-        labels_key: Key | None = None,
+        index: Part = None,
+        inputs: Part = None,
+        labels: Part = None,
+        logits: Part = None,
         make_loader: Callable[[Tensor], Any] | None = None,
         batch_size: int = 256,
         progress: bool = False,
@@ -97,6 +103,7 @@ class EnsembleHook(Hook):
                 "samples there are to choose from; give the data to score as well."
             )
         require_mode(mode)
+        BatchReader(f"EnsembleHook of problem {problem!r}", inputs, labels, logits)
         self.ensemble = ensemble
         self.problem = problem
         self.action = action
@@ -110,7 +117,9 @@ class EnsembleHook(Hook):
         self._scoring: dict[str, Any] = {
             "metric": metric,
             "index": index,
-            "labels_key": labels_key,
+            "inputs": inputs,
+            "labels": labels,
+            "logits": logits,
             "batch_size": batch_size,
             "progress": progress,
         }

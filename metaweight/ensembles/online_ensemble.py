@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaweight._batch import Key
+from metaweight._batch import Part
+from metaweight._batch_reader import BatchReader
 from metaweight.problems import ConfigurationError, DataError
 from metaweight.problems.base.ordinary_tensors import without_graph
 from metaweight.problems.base.settings import is_count
@@ -71,9 +72,11 @@ class OnlineEnsemble:
         self,
         data: Any,
         metric: Metric = cross_entropy_scores,
-        index: Key | None = None,
+        index: Part = None,
         *,
-        labels_key: Key | None = None,
+        inputs: Part = None,
+        labels: Part = None,
+        logits: Part = None,
         batch_size: int = 256,
         progress: bool = False,
     ) -> Tensor:
@@ -86,7 +89,9 @@ class OnlineEnsemble:
             data,
             metric,
             index,
-            labels_key=labels_key,
+            inputs=inputs,
+            labels=labels,
+            logits=logits,
             batch_size=batch_size,
             progress=progress,
         ).sum(dim=1)
@@ -96,9 +101,11 @@ class OnlineEnsemble:
         self,
         data: Any,
         metric: Metric = cross_entropy_scores,
-        index: Key | None = None,
+        index: Part = None,
         *,
-        labels_key: Key | None = None,
+        inputs: Part = None,
+        labels: Part = None,
+        logits: Part = None,
         batch_size: int = 256,
         progress: bool = False,
     ) -> Tensor:
@@ -113,10 +120,13 @@ class OnlineEnsemble:
                 - a ``DataLoader`` that does not shuffle, or a list of batches;
                 - with ``index``, any iterable of batches, in any order, that reads every sample.
 
-            metric: ``metric(outputs, labels)``, one number per sample, shape (B,).
+            metric: ``metric(logits, labels)``, one number per sample, shape (B,); of all that a
+                member returns where no logits are found in it.
             index: Which part of a batch holds the indices of its samples, 0 … N − 1: 2 for
-                batches ``(inputs, labels, indices)``, or a name in a mapping.
-            labels_key: Name or place of the labels in a batch, where it is not a usual one.
+                batches ``(inputs, labels, indices)``, a name in a mapping, or a function of it.
+            inputs: As for :class:`~metaweight.weighting.WeightedClassifier`.
+            labels: As there.
+            logits: As there.
             batch_size: Samples per batch where the data are read here.
             progress: Show a progress bar.
 
@@ -139,7 +149,8 @@ class OnlineEnsemble:
         for member in self.ensemble_models:
             member.eval()
         source = source_of(data, index, batch_size)
-        return member_scores(self.ensemble_models, source, metric, progress, labels_key)
+        reader = BatchReader("An ensemble", inputs, labels, logits)
+        return member_scores(self.ensemble_models, source, metric, progress, reader)
 
     def sort_and_resample(
         self, outputs: Any, scores: Any, n: int, low: float = 0.05, high: float = 0.95

@@ -40,8 +40,8 @@ class ScoreWeightedClassifier(WeightedClassifier):
             is that of the sample with index i. It may be replaced by another table at any time.
         normalise: Scale the weights of each batch to mean 1.
         loss: As for :class:`~metaweight.weighting.WeightedClassifier`.
-        **problem: ``labels_key``, ``module``, ``optimizer``, ``train_data_loader`` and the rest of
-            :class:`~metaweight.problems.Problem`.
+        **problem: ``inputs``, ``labels`` and ``logits`` as there, ``module``, ``optimizer``,
+            ``train_data_loader`` and the rest of :class:`~metaweight.problems.Problem`.
 
     Raises:
         ConfigurationError: For scores of another shape.

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from tqdm import tqdm
 
-from metaweight._batch import Key, call_network, logits_of, part_of, split_batch
+from metaweight._batch import Part, part_of
+from metaweight._batch_reader import BatchReader
 from metaweight._label_loss import full_precision, labels_of
 from metaweight._labels import read_values
 from metaweight.data import LabelledTensors, Resumable, TensorLoader
@@ -36,7 +37,7 @@ def cross_entropy_scores(outputs: Any, labels: Any) -> Tensor:
         LossError: For logits or labels of another shape or type, or a sample without a label, which
             has no rank among the others.
     """
-    logits = logits_of(outputs)
+    logits = BatchReader("cross_entropy_scores").find_tensor(outputs)
     classes = labels_of(logits, labels, required=True).classes
     # Torch's own cross-entropy gives 0, the best of scores, for a label of -100.
     log_p = full_precision(logits).log_softmax(1)
@@ -50,16 +51,16 @@ class Source:
     Attributes:
         batches: Batches ``(inputs, labels, …)``, or mappings.
         size: How many samples there are, where that is known.
-        index: Place or name of the indices of the samples in a batch; ``None`` when batches come in
-            the order of the samples.
+        index: Place or name of the indices of the samples in a batch, or a function of it; ``None``
+            when batches come in the order of the samples.
     """
 
     batches: Iterable[Any]
     size: int | None
-    index: Key | None
+    index: Part
 
 
-def source_of(data: Any, index: Key | None, batch_size: int) -> Source:
+def source_of(data: Any, index: Part, batch_size: int) -> Source:
     """Decide how ``data`` is read and how its samples are identified.
 
     Raises:
@@ -97,7 +98,7 @@ def member_scores(
     source: Source,
     metric: Metric,
     progress: bool,
-    labels_key: Key | None = None,
+    reader: BatchReader,
 ) -> Tensor:
     """Return the score of every sample by every member, (N, K), without a graph.
 
@@ -117,10 +118,10 @@ def member_scores(
         tqdm(total=source.size, desc="scoring", unit="sample", disable=not progress) as bar,
     ):
         for batch in source.batches:
-            inputs, labels, _ = split_batch("An ensemble", batch, labels_key)
+            inputs, labels, _ = reader.read(batch)
             if device is not None:
                 inputs, labels = move_batch((inputs, labels), device)
-            outputs = (call_network(member, inputs) for member in members)
+            outputs = (reader.outputs(member, inputs) for member in members)
             scores = [_checked(metric(output, labels), labels) for output in outputs]
             rows.append(torch.stack(scores, dim=1))
             places.append(_places(batch, source.index, read, rows[-1]))
@@ -172,11 +173,11 @@ def _checked(scores: Tensor, labels: Any) -> Tensor:
     return scores if scores.dtype.itemsize >= 4 and scores.is_floating_point() else scores.float()
 
 
-def _places(batch: Any, index: Key | None, read: int, rows: Tensor) -> Tensor:
+def _places(batch: Any, index: Part, read: int, rows: Tensor) -> Tensor:
     size = len(rows)
     if index is None:
         return torch.arange(read, read + size, device=rows.device)
-    places = read_values(part_of("index", batch, index), "Sample indices", DataError)
+    places = read_values(part_of("An ensemble", batch, index, "index"), "Sample indices", DataError)
     integers = not places.is_floating_point() and places.dtype != torch.bool
     if places.shape != (size,) or not integers:
         raise DataError(

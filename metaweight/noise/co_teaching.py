@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem, LossError
 from metaweight.problems.base.settings import is_count, is_number, is_part, shown
 
-from .._batch import Key, call_network, logits_of, split_batch
+from .._batch import Part
+from .._batch_reader import BatchReader
 from .._label_loss import labels_of, predict
 
 
@@ -43,6 +44,8 @@ class NetworkPair(nn.Module):
         ConfigurationError: For something that is no module, for networks that share parameters, or
             that start with the same values: these would stay the same.
     """
+
+    _called = "first"
 
     def __init__(self, first: nn.Module, second: nn.Module) -> None:
         super().__init__()
@@ -134,7 +137,9 @@ class CoTeachingClassifier(ImplicitProblem):
         ramp_steps: ``T``, the steps of the problem after which they are; 10 epochs of 200 in the
             paper.
         module: A :class:`NetworkPair`.
-        labels_key: Name or place of the labels in a batch, where it is not a usual one.
+        inputs: As for :class:`~metaweight.weighting.WeightedClassifier`.
+        labels: As there.
+        logits: As there.
         **problem: ``optimizer``, ``train_data_loader`` and the rest of
             :class:`~metaweight.problems.Problem`.
 
@@ -150,7 +155,9 @@ class CoTeachingClassifier(ImplicitProblem):
         noise_rate: float,
         ramp_steps: int,
         module: NetworkPair,
-        labels_key: Key | None = None,
+        inputs: Part = None,
+        labels: Part = None,
+        logits: Part = None,
         **problem: Any,
     ) -> None:
         super().__init__(name, config, module, **problem)
@@ -167,12 +174,11 @@ class CoTeachingClassifier(ImplicitProblem):
             )
         self._noise_rate = noise_rate
         self._ramp_steps = ramp_steps
-        self._labels_key = labels_key
+        self._reader = BatchReader(f"Problem {name!r}", inputs, labels, logits)
 
     def get_batch(self) -> CoTeachingBatch:
         """Return the next batch, with the share to keep in this step."""
-        who = f"Problem {self.name!r}"
-        parts = split_batch(who, self.get_batch_single_loader(0), self._labels_key)
+        parts = self._reader.read(self.get_batch_single_loader(0))
         return CoTeachingBatch(parts.inputs, parts.labels, self.kept_share(self.count - 1))
 
     def kept_share(self, step: int) -> float:
@@ -182,7 +188,7 @@ class CoTeachingClassifier(ImplicitProblem):
     def training_step(self, batch: CoTeachingBatch) -> Tensor:
         """Return the losses of both networks."""
         first, second = (
-            logits_of(call_network(network, batch.inputs))
+            self._reader.predict(network, batch.inputs)
             for network in (self.module.first, self.module.second)
         )
         return co_teaching_loss(first, second, batch.labels, batch.kept)

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metaweight._batch import Part
+from metaweight._batch_reader import BatchReader
 from metaweight._generator import generator_of
 from metaweight._labels import read_labels
 from metaweight.data import LabelledTensors, TensorLoader
@@ -65,11 +67,22 @@ class CrossValidated:
 
 
 class FoldClassifier(ImplicitProblem):
-    """One fold's network, trained by cross-entropy on ``(inputs, labels)``."""
+    """One fold's network, trained by cross-entropy on ``(inputs, labels)``.
+
+    Args:
+        name: Its name.
+        logits: As for :class:`~metaweight.weighting.WeightedClassifier`.
+        **problem: ``module``, ``optimizer``, ``train_data_loader`` and the rest.
+    """
+
+    def __init__(self, name: str, *, logits: Part = None, **problem: Any) -> None:
+        super().__init__(name, **problem)
+        self._reader = BatchReader(f"Problem {name!r}", logits=logits)
 
     def training_step(self, batch: Any) -> Tensor:
         """Return the cross-entropy of a batch."""
-        return F.cross_entropy(self.module(batch[0]), batch[1])
+        parts = self._reader.read(batch)
+        return F.cross_entropy(self._reader.predict(self.module, parts.inputs), parts.labels)
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,7 @@ class CrossValidatedConfidence:
         device: Where networks train; chosen by the engine when left out.
         filter_by: As for :func:`confident_learning`.
         frac_noise: As for :func:`confident_learning`.
+        logits: As for :class:`~metaweight.weighting.WeightedClassifier`.
 
     Raises:
         ConfigurationError: For a setting out of range, or for ``make_problem`` together with
@@ -111,8 +125,10 @@ class CrossValidatedConfidence:
     device: str | None = None
     filter_by: FilterBy = "prune_by_noise_rate"
     frac_noise: float = 1.0
+    logits: Part = None
 
     def __post_init__(self) -> None:
+        self._reader()
         makers = (self.make_module is not None, self.make_optimizer is not None)
         if makers not in ((True, True), (False, False)) or makers[0] == (
             self.make_problem is not None
@@ -179,7 +195,7 @@ class CrossValidatedConfidence:
         logits = torch.empty(len(data), data.num_classes, dtype=torch.float64, device="cpu")
         for fold, problem in enumerate(problems):
             held_out = (folds == fold).nonzero().squeeze(1)
-            logits[held_out.cpu()] = _predict(problem, data, held_out)
+            logits[held_out.cpu()] = _predict(problem, data, held_out, self._reader())
         return logits, folds.cpu()
 
     def _problem(self, fold: int, part: LabelledTensors) -> Problem:
@@ -190,10 +206,14 @@ class CrossValidatedConfidence:
         module = self.make_module()
         return FoldClassifier(
             name,
+            logits=self.logits,
             module=module,
             optimizer=self.make_optimizer(module),
             train_data_loader=TensorLoader(part, self.batch_size, seed=seed),
         )
+
+    def _reader(self) -> BatchReader:
+        return BatchReader("CrossValidatedConfidence", logits=self.logits)
 
     def _given(self) -> list[str]:
         makers = ("make_module", "make_optimizer", "make_problem")
@@ -229,10 +249,12 @@ def stratified_folds(labels: Any, folds: int, *, seed: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def _predict(problem: Problem, data: LabelledTensors, positions: Tensor) -> Tensor:
+def _predict(
+    problem: Problem, data: LabelledTensors, positions: Tensor, reader: BatchReader
+) -> Tensor:
     """Return the logits of some samples, in double precision on the CPU."""
     found = [
-        problem(data.inputs.index_select(0, part).to(problem.device)).cpu().double()
+        reader.predict(problem, data.inputs.index_select(0, part).to(problem.device)).cpu().double()
         for part in torch.split(positions, _EVALUATED_TOGETHER)
     ]
     expected = (len(positions), data.num_classes)

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from metaweight.problems import Config, ConfigurationError, DataError, ImplicitProblem, LossError
 from metaweight.problems.base.settings import is_count, is_number, is_part
 
-from .._batch import Key, call_network, logits_of, split_batch
+from .._batch import Part
+from .._batch_reader import BatchReader
 from .._label_loss import LabelLoss, labels_of, predict
 from .._labels import on_host, read_values
 
@@ -207,7 +208,9 @@ class EarlyLearningClassifier(ImplicitProblem):
         config: Its settings; ``Config(type="unroll")`` when left out.
         module: A network with an :class:`EarlyLearningRegularisation` as its ``criterion``, such as
             :class:`WithCriterion`, so that checkpoints hold the targets.
-        labels_key: Name or place of the labels in a batch, where it is not a usual one.
+        inputs: As for :class:`~metaweight.weighting.WeightedClassifier`.
+        labels: As there.
+        logits: As there.
         **problem: ``optimizer``, ``train_data_loader`` and the rest of
             :class:`~metaweight.problems.Problem`.
 
@@ -222,7 +225,9 @@ class EarlyLearningClassifier(ImplicitProblem):
         config: Config | None = None,
         *,
         module: nn.Module,
-        labels_key: Key | None = None,
+        inputs: Part = None,
+        labels: Part = None,
+        logits: Part = None,
         **problem: Any,
     ) -> None:
         super().__init__(
@@ -234,7 +239,7 @@ class EarlyLearningClassifier(ImplicitProblem):
                 "EarlyLearningRegularisation as its criterion; give it module=WithCriterion("
                 "network, EarlyLearningRegularisation(num_samples, num_classes))."
             )
-        self._labels_key = labels_key
+        self._reader = BatchReader(f"Problem {name!r}", inputs, labels, logits)
 
     def build(self, device: torch.device, *, channels_last: bool = False) -> None:
         """Build what the constructor was not given.
@@ -256,8 +261,7 @@ class EarlyLearningClassifier(ImplicitProblem):
         Raises:
             DataError: When it has no positions, or they are out of range.
         """
-        who = f"Problem {self.name!r}"
-        parts = split_batch(who, self.get_batch_single_loader(0), self._labels_key)
+        parts = self._reader.read(self.get_batch_single_loader(0))
         criterion: EarlyLearningRegularisation = self.module.criterion
         places = criterion.positions(parts.indices)
         targets = criterion.targets.index_select(0, places)
@@ -265,7 +269,7 @@ class EarlyLearningClassifier(ImplicitProblem):
 
     def training_step(self, batch: EarlyLearningBatch) -> Tensor:
         """Return the loss of a batch."""
-        logits = logits_of(call_network(self.module, batch.inputs))
+        logits = self._reader.predict(self.module, batch.inputs)
         loss: Tensor = self.module.criterion(
             logits, batch.labels, batch.indices, previous=batch.targets
         )

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
 from metaweight.problems.base.settings import is_between
 
-from .._batch import Key, call_network, logits_of, split_batch
+from .._batch import Part
+from .._batch_reader import BatchReader
 from .._label_loss import full_precision, labels_of
 from .bootstrapping import HardBootstrappingLoss, SoftBootstrappingLoss
 
@@ -65,7 +66,9 @@ class BootstrappedClassifier(ImplicitProblem):
         beta: Name of the problem that turns ``(losses, labels)`` into ``β``, (B,).
         kind: ``"soft"`` or ``"hard"`` bootstrapping.
         ignore_index: Label, beside -1 and -100, whose samples are left out.
-        labels_key: Name or place of the labels in a batch, where it is not a usual one.
+        inputs: As for :class:`~metaweight.weighting.WeightedClassifier`.
+        labels: As there.
+        logits: As there.
         **problem: ``module``, ``optimizer``, ``train_data_loader`` and the rest of
             :class:`~metaweight.problems.Problem`.
 
@@ -81,7 +84,9 @@ class BootstrappedClassifier(ImplicitProblem):
         beta: str,
         kind: Literal["soft", "hard"] = "soft",
         ignore_index: int = -1,
-        labels_key: Key | None = None,
+        inputs: Part = None,
+        labels: Part = None,
+        logits: Part = None,
         **problem: Any,
     ) -> None:
         super().__init__(name, Config(type="unroll") if config is None else config, **problem)
@@ -93,12 +98,12 @@ class BootstrappedClassifier(ImplicitProblem):
         self.note_references(beta=beta)
         self._beta = beta
         self._loss = _LOSSES[kind](ignore_index=ignore_index)
-        self._labels_key = labels_key
+        self._reader = BatchReader(f"Problem {name!r}", inputs, labels, logits)
 
     def training_step(self, batch: Any) -> Tensor:
         """Return the bootstrapping loss of ``(inputs, labels, …)``."""
-        parts = split_batch(f"Problem {self.name!r}", batch, self._labels_key)
-        logits = full_precision(logits_of(call_network(self.module, parts.inputs)))
+        parts = self._reader.read(batch)
+        logits = full_precision(self._reader.predict(self.module, parts.inputs))
         labels = labels_of(logits, parts.labels, self._loss.ignore_index)
         losses = F.cross_entropy(logits.detach(), labels.classes, reduction="none")
         losses = torch.where(labels.kept, losses, 0)

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
 from metaweight.problems.base.settings import is_between, is_count
 
-from .._batch import Key, call_network, logits_of, split_batch
+from .._batch import Part
+from .._batch_reader import BatchReader
 from .._sample_loss import SampleLoss
 from .online_confident_learning import OnlineConfidentLearning, smoothed_targets
 
@@ -94,7 +95,9 @@ class ConfidentClassifier(ImplicitProblem):
             the criterion's own α and targets are used.
         module: A network with an :class:`OnlineConfidentLearning` as its ``criterion``, such as
             :class:`WithCriterion`.
-        labels_key: Name or place of the labels in a batch, where it is not a usual one.
+        inputs: As for :class:`~metaweight.weighting.WeightedClassifier`.
+        labels: As there.
+        logits: As there.
         **problem: ``optimizer``, ``train_data_loader`` and the rest of
             :class:`~metaweight.problems.Problem`.
 
@@ -109,7 +112,9 @@ class ConfidentClassifier(ImplicitProblem):
         *,
         confidence: str | None = None,
         module: nn.Module,
-        labels_key: Key | None = None,
+        inputs: Part = None,
+        labels: Part = None,
+        logits: Part = None,
         **problem: Any,
     ) -> None:
         super().__init__(name, config, module, **problem)
@@ -122,12 +127,12 @@ class ConfidentClassifier(ImplicitProblem):
         if confidence is not None:
             self.note_references(confidence=confidence)
         self._confidence = confidence
-        self._labels_key = labels_key
+        self._reader = BatchReader(f"Problem {name!r}", inputs, labels, logits)
 
     def training_step(self, batch: Any) -> Tensor:
         """Return the mixed loss of a noisy batch."""
-        parts = split_batch(f"Problem {self.name!r}", batch, self._labels_key)
-        logits, labels = logits_of(call_network(self.module, parts.inputs)), parts.labels
+        parts = self._reader.read(batch)
+        logits, labels = self._reader.predict(self.module, parts.inputs), parts.labels
         if self._confidence is None:
             loss: Tensor = self.module.criterion(logits, labels)
         else:
@@ -143,7 +148,9 @@ class ConfidenceLearner(ImplicitProblem):
         name: Its name.
         config: Its settings.
         classifier: Name of the problem whose network is evaluated.
-        labels_key: Name or place of the labels in a batch, where it is not a usual one.
+        inputs: As for :class:`~metaweight.weighting.WeightedClassifier`.
+        labels: As there.
+        logits: As there.
         **problem: ``module`` (a :class:`LearnedConfidence`), ``optimizer``, ``train_data_loader``
             and the rest.
     """
@@ -154,16 +161,18 @@ class ConfidenceLearner(ImplicitProblem):
         config: Config | None = None,
         *,
         classifier: str,
-        labels_key: Key | None = None,
+        inputs: Part = None,
+        labels: Part = None,
+        logits: Part = None,
         **problem: Any,
     ) -> None:
         super().__init__(name, config, **problem)
         self.note_references(classifier=classifier)
         self._classifier = classifier
-        self._labels_key = labels_key
+        self._reader = BatchReader(f"Problem {name!r}", inputs, labels, logits)
 
     def training_step(self, batch: Any) -> Tensor:
         """Return the classifier's loss on a clean batch."""
-        parts = split_batch(f"Problem {self.name!r}", batch, self._labels_key)
-        outputs = logits_of(call_network(getattr(self, self._classifier), parts.inputs))
-        return _CLEAN.mean(outputs, parts.labels)
+        parts = self._reader.read(batch)
+        logits = self._reader.predict(getattr(self, self._classifier), parts.inputs)
+        return _CLEAN.mean(logits, parts.labels)

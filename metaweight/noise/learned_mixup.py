@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
 from metaweight.problems.base.settings import is_positive
 
-from .._batch import Key, logits_of, require_tensor, split_batch
+from .._batch import Part
+from .._batch_reader import BatchReader
 from .._sample_loss import SampleLoss
 from .mixup import Loss, mixup, mixup_loss
 
@@ -58,7 +59,9 @@ class MixupClassifier(ImplicitProblem):
         alpha: Name of the problem that returns ``α`` when called.
         per_sample: Draw one ``d`` for each sample, which gives a hypergradient of less variance.
         loss: As the criterion of :func:`mixup_loss`.
-        labels_key: Name or place of the labels in a batch, where it is not a usual one.
+        inputs: As for :class:`~metaweight.weighting.WeightedClassifier`.
+        labels: As there.
+        logits: As there.
         **problem: ``module``, ``optimizer``, ``train_data_loader`` and the rest of
             :class:`~metaweight.problems.Problem`.
     """
@@ -71,7 +74,9 @@ class MixupClassifier(ImplicitProblem):
         alpha: str,
         per_sample: bool = True,
         loss: Loss = F.cross_entropy,
-        labels_key: Key | None = None,
+        inputs: Part = None,
+        labels: Part = None,
+        logits: Part = None,
         **problem: Any,
     ) -> None:
         super().__init__(name, Config(type="unroll") if config is None else config, **problem)
@@ -79,14 +84,12 @@ class MixupClassifier(ImplicitProblem):
         self._alpha = alpha
         self._per_sample = per_sample
         self._loss = SampleLoss(f"MixupClassifier {name!r}", loss)
-        self._labels_key = labels_key
+        self._reader = BatchReader(f"Problem {name!r}", inputs, labels, logits)
 
     def training_step(self, batch: Any) -> Tensor:
         """Return the mixed loss of ``(inputs, labels, …)``."""
         alpha: Tensor = getattr(self, self._alpha)()
-        who = f"Problem {self.name!r}"
-        parts = split_batch(who, batch, self._labels_key)
-        inputs = require_tensor(who, parts.inputs)
-        mixed = mixup(inputs, parts.labels, alpha, per_sample=self._per_sample)
-        logits = logits_of(self.module(mixed.inputs))
+        parts = self._reader.read_tensor(batch)
+        mixed = mixup(parts.inputs, parts.labels, alpha, per_sample=self._per_sample)
+        logits = self._reader.outputs(self.module, mixed.inputs, tensor=self._loss.of_logits)
         return mixup_loss(logits, *mixed[1:], criterion=self._loss)

@@ -18,6 +18,8 @@ class WithCriterion(nn.Module):
         criterion: A criterion whose buffers belong to the training state.
     """
 
+    _called = "network"
+
     def __init__(self, network: nn.Module, criterion: nn.Module) -> None:
         super().__init__()
         for name, part in (("network", network), ("criterion", criterion)):

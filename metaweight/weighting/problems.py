@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metaweight._batch import Batch, Key, call_network, logits_of, split_batch
+from metaweight._batch import Batch, Part
+from metaweight._batch_reader import BatchReader
 from metaweight._labels import Labels, read_labels, read_values
 from metaweight._sample_loss import SampleLoss
 from metaweight.problems import Config, ImplicitProblem, LossError, ReweightedProblem
@@ -32,7 +33,7 @@ Loss = Callable[..., Tensor]
 class WeightedClassifier(ReweightedProblem):
     """Lower problem: ``min_w mean_i V(sg(l_i), y_i) l_i`` over batches ``(inputs, labels, …)``.
 
-    Batches are tuples, lists or mappings; a network is called with several named inputs by name.
+    Batches are tuples, lists or mappings (a dictionary, a Hugging Face ``BatchEncoding``).
     Integer labels of logits (B, C) are classes; samples of label -1 or -100 are left out of the
     mean.
 
@@ -44,7 +45,14 @@ class WeightedClassifier(ReweightedProblem):
             weights small, which would only reduce the learning rate.
         loss: A function or module of ``(logits, labels)``: with ``reduction="none"``, as an
             argument or attribute, or by itself one number per sample.
-        labels_key: Name or place of the labels in a batch, where it is not a usual one.
+        inputs: Key or place of the inputs in a batch, or a function of the batch. When left out,
+            the first part of a sequence. Of a mapping, all but labels and positions: those that the
+            network has arguments for, by name, else the one with a usual name, such as ``"image"``.
+        labels: The same of the labels. When left out, the second part of a sequence, or the one
+            named ``"labels"``, ``"label"``, ``"y"``, ``"targets"``, ``"target"`` or
+            ``"label_ids"``.
+        logits: Key, attribute or place of the logits in what the network returns, or a function of
+            it. When left out, its ``logits`` where it has any, else all of it.
         **problem: ``module``, ``optimizer``, ``train_data_loader`` and the rest of
             :class:`~metaweight.problems.Problem`.
     """
@@ -57,7 +65,9 @@ class WeightedClassifier(ReweightedProblem):
         weights: str,
         normalise: bool = False,
         loss: Loss = F.cross_entropy,
-        labels_key: Key | None = None,
+        inputs: Part = None,
+        labels: Part = None,
+        logits: Part = None,
         **problem: Any,
     ) -> None:
         super().__init__(name, config, **problem)
@@ -65,14 +75,14 @@ class WeightedClassifier(ReweightedProblem):
         self._weights = weights
         self._normalise = normalise
         self._loss = SampleLoss(f"WeightedClassifier {name!r}", loss)
-        self._labels_key = labels_key
+        self._reader = BatchReader(f"Problem {name!r}", inputs, labels, logits)
         # Whether labels are classes is known from the outputs that they belong to.
         self._of_classes = True
 
     def sample_losses(self, batch: Any) -> Tensor:
         """Return the loss of each sample, (B,); 0 for one without a label."""
         parts = self.parts_of(batch)
-        outputs = logits_of(call_network(self.module, parts.inputs))
+        outputs = self._reader.outputs(self.module, parts.inputs, tensor=self._loss.of_logits)
         targets = self._loss.read(parts.labels, outputs)
         self._of_classes = isinstance(targets, Labels)
         if self._of_classes and outputs.ndim == 2:
@@ -85,7 +95,7 @@ class WeightedClassifier(ReweightedProblem):
 
     def parts_of(self, batch: Any) -> Batch:
         """Return inputs, labels and positions of a batch."""
-        return split_batch(f"Problem {self.name!r}", batch, self._labels_key)
+        return self._reader.read(batch)
 
     def weights_from(self, features: Tensor, given: Any, device: torch.device) -> Tensor:
         """Return the weights of samples with these features, one row per sample, and labels."""
@@ -122,7 +132,9 @@ class WeightLearner(ImplicitProblem):
         config: Its settings.
         classifier: Name of the problem whose network is evaluated.
         loss: ``loss(logits, labels)``, a mean over the batch or one number per sample.
-        labels_key: Name or place of the labels in a batch, where it is not a usual one.
+        inputs: As for :class:`WeightedClassifier`.
+        labels: As there.
+        logits: As there.
         **problem: ``module`` (a weight network), ``optimizer``, ``train_data_loader`` and the rest.
     """
 
@@ -133,17 +145,20 @@ class WeightLearner(ImplicitProblem):
         *,
         classifier: str,
         loss: Loss = F.cross_entropy,
-        labels_key: Key | None = None,
+        inputs: Part = None,
+        labels: Part = None,
+        logits: Part = None,
         **problem: Any,
     ) -> None:
         super().__init__(name, config, **problem)
         self.note_references(classifier=classifier)
         self._classifier = classifier
         self._loss = SampleLoss(f"WeightLearner {name!r}", loss)
-        self._labels_key = labels_key
+        self._reader = BatchReader(f"Problem {name!r}", inputs, labels, logits)
 
     def training_step(self, batch: Any) -> Tensor:
         """Return the classifier's loss on a trusted batch, over the samples with a label."""
-        parts = split_batch(f"Problem {self.name!r}", batch, self._labels_key)
-        outputs = logits_of(call_network(getattr(self, self._classifier), parts.inputs))
+        parts = self._reader.read(batch)
+        classifier = getattr(self, self._classifier)
+        outputs = self._reader.outputs(classifier, parts.inputs, tensor=self._loss.of_logits)
         return self._loss.mean(outputs, parts.labels)

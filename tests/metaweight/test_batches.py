@@ -11,43 +11,35 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from support.semi_supervised import network, run, student
+from support.batch_tools import (
+    OF_ANY_INPUTS,
+    PLACES,
+    TOOLS,
+    B,
+    C,
+    Encoding,
+    ModelOutput,
+    Output,
+    Returning,
+    Words,
+    X,
+    Y,
+    parts,
+    plain,
+    seeded,
+)
 from support.zoo import over
 from torch import Tensor, nn
 
-from metaweight import ConfigurationError, DataError, ImplicitProblem, LossError
-from metaweight.consistency import FixMatch, MixMatch
+from metaweight import ConfigurationError, DataError, LossError
 from metaweight.data import LabelledTensors, TensorLoader
-from metaweight.ensembles import OnlineEnsemble, ScoreWeightedClassifier
-from metaweight.noise import (
-    BootstrappedClassifier,
-    ConfidenceLearner,
-    ConfidentClassifier,
-    LearnedConcentration,
-    LearnedConfidence,
-    LearnedTrust,
-    MixupClassifier,
-    OnlineConfidentLearning,
-    WithCriterion,
-    inject_label_noise,
-)
+from metaweight.ensembles import OnlineEnsemble
+from metaweight.noise import inject_label_noise
 from metaweight.weighting import MetaWeightNet, WeightedClassifier, WeightLearner
-
-B, FEATURES, C = 8, 6, 3
-X = torch.randn(B, FEATURES, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-Y = torch.arange(B) % C
-PLACES = torch.arange(B).flip(0)
 
 Named = namedtuple("Named", "image label index")
 Backwards = namedtuple("Backwards", "targets index inputs")
 Unnamed = namedtuple("Unnamed", "a b c")
-
-
-class Encoding(UserDict):  # type: ignore[type-arg]
-    """Like a Hugging Face ``BatchEncoding``."""
-
-    def to(self, device: Any) -> Encoding:
-        return Encoding({key: value.to(device) for key, value in self.items()})
 
 
 BATCHES: dict[str, Any] = {
@@ -62,119 +54,24 @@ BATCHES: dict[str, Any] = {
     "named tuple, backwards": Backwards(Y, PLACES, X),
     "named tuple without names": Unnamed(X, Y, PLACES),
 }
-UNREADABLE: dict[str, tuple[Any, str]] = {
-    "a tensor": (X, r"a tensor of shape \(8, 6\)"),
-    "one part": ((X,), r"a tuple of 1 parts \(Tensor\)"),
-    "no label": ({"inputs": X, "mask": Y}, "a dict with 'inputs', 'mask'"),
-    "two labels": ({"x": X, "y": Y, "labels": Y}, "a dict with 'x', 'y', 'labels'"),
-    "labels alone": ({"labels": Y}, "a dict with 'labels'"),
-    "samples": ([(x, y) for x, y in zip(X, Y, strict=True)], "a list of 8 parts .tuple, tuple"),
-}
-
-
-class ByName(nn.Module):
-    """A network of two named inputs that returns what a Hugging Face model does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = network(batch_norm=False)
-
-    def forward(self, first: Tensor, second: Tensor) -> Any:
-        return namedtuple("Output", "loss logits")(None, self.net(first) * second)
-
-
-class OfMapping(ByName):
-    def forward(self, batch: Any) -> Any:  # type: ignore[override]
-        return {"logits": super().forward(batch["first"], batch["second"]).logits}
-
-
-class Upper(ImplicitProblem):
-    """The squares of the parameters below."""
-
-    def training_step(self, batch: Any) -> Tensor:
-        del batch
-        return sum((p**2).sum() for p in self.lower.module.parameters())  # type: ignore[return-value]
-
-
-class Lower(ImplicitProblem):
-    def training_step(self, batch: Any) -> Tensor:
-        del batch
-        return sum((p**2).sum() for p in self.module.parameters())  # type: ignore[return-value]
-
-
-def seeded(make: Any) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        module: nn.Module = make().double()
-    return module
-
-
-def parts(module: nn.Module, batch: Any) -> dict[str, Any]:
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    return {"module": module, "optimizer": optimizer, "train_data_loader": [batch]}
-
-
-def lower(
-    batch: Any, make: Any, upper: Any = MetaWeightNet, net: Any = None, **settings: Any
-) -> Any:
-    """What a lower problem's parameters become in one step on a batch."""
-    net = network(batch_norm=False) if net is None else net()
-    problem = make("lower", **parts(net, batch), **settings)
-    top = Upper("upper", **parts(seeded(upper), X))
-    torch.default_generator.manual_seed(0)
-    over(top, problem, train_iters=1).run()
-    return torch.cat([p.detach().flatten() for p in net.parameters()])
-
-
-def upper(batch: Any, make: Any, module: Any, **settings: Any) -> Any:
-    """The loss of an upper problem on a batch."""
-    problem = make("upper", classifier="lower", **parts(seeded(module), batch), **settings)
-    below = Lower("lower", **parts(network(batch_norm=False), X))
-    over(problem, below, train_iters=1)
-    return problem.training_step(problem.get_batch())
-
-
-def semi_supervised(batch: Any, method: Any, **settings: Any) -> Any:
-    net = network(batch_norm=False)
-    problem = student(
-        method, net=net, loader=([batch], [batch]), augment=None,
-        strong_augment=lambda x: x + 1, **settings,
-    )  # fmt: skip
-    torch.default_generator.manual_seed(0)
-    run(problem, 1)
-    return torch.cat([p.detach().flatten() for p in net.parameters()])
-
-
-def criterion() -> nn.Module:
-    return WithCriterion(network(batch_norm=False), OnlineConfidentLearning(C))
-
-
-SCORES = torch.linspace(0, 2, B, dtype=torch.float64)
-TOOLS: dict[str, Any] = {
-    "WeightedClassifier": partial(lower, make=partial(WeightedClassifier, weights="upper")),
-    "ScoreWeightedClassifier": partial(
-        lower, make=partial(ScoreWeightedClassifier, weights="upper", scores=SCORES)
+UNREADABLE: dict[str, tuple[Any, str, str]] = {
+    "a tensor": (X, r"a tensor of shape \(8, 6\), without labels", "labels"),
+    "one part": ((X,), r"a tuple of 1 parts \(Tensor\), without labels", "labels"),
+    "no label": (
+        {"inputs": X, "mask": Y},
+        "a dict with 'inputs', 'mask', without labels",
+        "labels",
     ),
-    "BootstrappedClassifier": partial(
-        lower, make=partial(BootstrappedClassifier, beta="upper"), upper=LearnedTrust
+    "two labels": (
+        {"x": X, "y": Y, "labels": Y},
+        "a dict with 'x', 'y', 'labels', of which labels and y may be labels",
+        "labels",
     ),
-    "MixupClassifier": partial(
-        lower, make=partial(MixupClassifier, alpha="upper"), upper=LearnedConcentration
-    ),
-    "ConfidentClassifier": partial(
-        lower,
-        make=partial(ConfidentClassifier, confidence="upper"),
-        upper=partial(LearnedConfidence, C),
-        net=criterion,
-    ),
-    "WeightLearner": partial(upper, make=WeightLearner, module=MetaWeightNet),
-    "ConfidenceLearner": partial(
-        upper, make=ConfidenceLearner, module=partial(LearnedConfidence, C)
-    ),
-    "FixMatch": partial(semi_supervised, method=FixMatch(threshold=0.4)),
-    "MixMatch": partial(semi_supervised, method=MixMatch()),
-    "OnlineEnsemble": lambda batch, **settings: OnlineEnsemble([network()]).score(
-        [batch], **settings
+    "labels alone": ({"labels": Y}, "a dict with 'labels', without inputs", "inputs"),
+    "samples": (
+        [(x, y) for x, y in zip(X, Y, strict=True)],
+        "a list of 8 parts .tuple, tuple.*, without labels",
+        "labels",
     ),
 }
 
@@ -186,50 +83,231 @@ def test_a_batch_of_every_kind_means_the_same(tool: str) -> None:
         assert torch.equal(TOOLS[tool](batch), right), kind
 
 
+OWN: dict[str, tuple[Any, dict[str, Any]]] = {
+    "keys": (
+        {"scan": X, "diagnosis": Y, "labels": 2 - Y, "id": X, "indices": PLACES},
+        {"inputs": "scan", "labels": "diagnosis"},
+    ),
+    "a key": ({"inputs": X, "diagnosis": Y, "indices": PLACES}, {"labels": "diagnosis"}),
+    "places": ((Y, X, PLACES), {"inputs": 1, "labels": 0}),
+    "one place": ((Y, X, PLACES), {"inputs": 1}),
+    "the other place": ((Y, X, PLACES), {"labels": 0}),
+    "places from the end": ([X, Y, PLACES], {"inputs": -3, "labels": -2}),
+    "names": (Unnamed(X, Y, PLACES), {"inputs": "a", "labels": "b"}),
+    "functions": (
+        {"study": {"scan": X}, "diagnosis": [Y], "indices": PLACES},
+        {"inputs": lambda b: b["study"]["scan"], "labels": lambda b: b["diagnosis"][0]},
+    ),
+    "a function": (
+        {"inputs": X, "target": 2 - Y, "indices": PLACES},
+        {"labels": lambda b: 2 - b["target"]},
+    ),
+}
+WITH_POSITIONS = ("ScoreWeightedClassifier", "EarlyLearningClassifier")
+
+
 @pytest.mark.parametrize("tool", TOOLS)
-def test_labels_can_have_a_name_or_a_place_of_their_own(tool: str) -> None:
-    right = TOOLS[tool]((X, Y, PLACES))
-    named = {"inputs": X, "diagnosis": Y, "indices": PLACES}
-    assert torch.equal(TOOLS[tool](named, labels_key="diagnosis"), right)
-    assert torch.equal(TOOLS[tool]((X, Y, PLACES), labels_key=-2), right)
+def test_inputs_and_labels_can_be_anywhere(tool: str) -> None:
+    right = TOOLS[tool]((X, Y, PLACES), steps=2)
+    for kind, (batch, reading) in OWN.items():
+        if kind == "names" and tool in WITH_POSITIONS:
+            continue
+        assert torch.equal(TOOLS[tool](batch, steps=2, **reading), right), kind
     missing = {"inputs": X, "labels": Y, "indices": PLACES}
-    with pytest.raises(DataError, match=r"'labels', 'indices' and labels_key='diagnosis'; give"):
-        TOOLS[tool](missing, labels_key="diagnosis")
+    for name, message in (("inputs", "scan"), ("labels", "diagnosis")):
+        found = rf"'labels', 'indices' and {name}='{message}' \(KeyError: '{message}'\); give"
+        with pytest.raises(DataError, match=found):
+            TOOLS[tool](missing, **{name: message})
 
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_a_batch_that_cannot_be_read_is_described(tool: str) -> None:
-    for kind, (batch, message) in UNREADABLE.items():
+    for kind, (batch, message, name) in UNREADABLE.items():
         with pytest.raises(DataError, match=f"received {message}.*; give batches") as error:
             TOOLS[tool](batch)
-        assert "(inputs, labels)" in str(error.value) and "labels_key=" in str(error.value), kind
+        assert "(inputs, labels)" in str(error.value) and f"with {name}=..." in str(error.value), (
+            kind
+        )
+
+
+@pytest.mark.parametrize(
+    "given", [(Y,), (True,), (1.5,), (str,)], ids=["tensor", "bool", "float", "class"]
+)
+@pytest.mark.parametrize("name", ["inputs", "labels", "logits"])
+def test_what_says_where_a_part_is_has_to_be_a_place_or_a_function(name: str, given: Any) -> None:
+    for tool in TOOLS:
+        with pytest.raises(
+            ConfigurationError, match=rf"received {name}=.*; give a key or place in"
+        ):
+            TOOLS[tool]((X, Y, PLACES), **{name: given[0]})
+
+
+def test_a_place_is_one_in_a_sequence_of_parts() -> None:
+    """The second row of a tensor, or of a list of samples, is no part of a batch."""
+    for batch in (X, list(zip(X, Y, strict=True))):
+        with pytest.raises(DataError, match=r"and labels=1 \(LookupError: it is no sequence"):
+            TOOLS["WeightedClassifier"](batch, labels=1)
+
+
+FORMS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "ModelOutput": (lambda z: ModelOutput(loss=None, logits=z), {}),
+    "attribute": (Output, {}),
+    "a key": (lambda z: {"scores": z, "hidden": 2 * z}, {"logits": "scores"}),
+    "an attribute": (lambda z: namedtuple("Out", "hidden scores")(2 * z, z), {"logits": "scores"}),
+    "a place": (lambda z: (2 * z, z), {"logits": 1}),
+    "a function": (lambda z: {"logits": 2 * z}, {"logits": lambda out: out["logits"] / 2}),
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_logits_are_found_in_what_a_network_returns(tool: str) -> None:
+    right = TOOLS[tool]((X, Y, PLACES), steps=2)
+    batch = Encoding(image=X, label=Y, index=PLACES)
+    for kind, (form, reading) in FORMS.items():
+        found = TOOLS[tool](
+            batch, wrap=lambda net, form=form: Returning(net, form), steps=2, **reading
+        )
+        assert torch.equal(found, right), kind
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_logits_that_are_not_found_are_asked_for(tool: str) -> None:
+    for form, where, message in (
+        (lambda z: (z, z), None, r"a tuple of 2 parts \(Tensor, Tensor\).*logits=None"),
+        (lambda z: {"scores": z}, "logit", "a dict with 'scores'.*logits='logit'"),
+        (lambda z: z, 0, r"a tensor of shape \(\d+, 3\).*logits=0"),
+    ):
+        with pytest.raises(DataError, match=f"returned {message}; give .* say with logits=..."):
+            TOOLS[tool](
+                (X, Y, PLACES), wrap=lambda net, form=form: Returning(net, form), logits=where
+            )
+
+
+@pytest.mark.parametrize("tool", OF_ANY_INPUTS)
+def test_tokens_are_given_by_name(tool: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    tokens = {
+        "input_ids": torch.randint(7, (B, 4), generator=generator),
+        "attention_mask": torch.randint(2, (B, 4), generator=generator),
+    }
+    right = OF_ANY_INPUTS[tool]((tokens, Y, PLACES), base=Words, steps=2)
+    batch = Encoding(**tokens, labels=Y, idx=PLACES, sentence=["a"] * B)
+    assert torch.equal(OF_ANY_INPUTS[tool](batch, base=Words, steps=2), right)
+
+
+class ByName(nn.Module):
+    """A network of two named inputs that returns what a Hugging Face model does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = plain()
+
+    def forward(self, first: Tensor, second: Tensor) -> Any:
+        return ModelOutput(loss=None, logits=self.net(first) * second)
+
+
+class OfMapping(ByName):
+    def forward(self, batch: Any) -> Any:  # type: ignore[override]
+        return {"logits": super().forward(batch["first"], batch["second"]).logits}
+
+
+class OneByName(ByName):
+    """The first argument is another one, as where several kinds of inputs may be given."""
+
+    def forward(self, ids: Any = None, first: Any = None, second: Any = 1.0) -> Any:  # type: ignore[override]
+        assert ids is None
+        return super().forward(first, second)
 
 
 @pytest.mark.parametrize("net", [ByName, OfMapping])
 def test_several_named_inputs_are_given_by_name(net: Any) -> None:
     scale = torch.rand(B, 1, dtype=torch.float64)
     batch = {"first": X, "second": scale, "labels": Y, "idx": PLACES}
-    logits = network(batch_norm=False)(X) * scale
+    logits = plain()(X) * scale
     losses = F.cross_entropy(logits, Y, reduction="none")
     found = OnlineEnsemble([net()]).score([batch])
     # In double precision, rounding of torch's two ways to a cross-entropy.
     torch.testing.assert_close(found, losses, rtol=1e-12, atol=1e-12)
 
-    problem = WeightedClassifier("lower", weights="upper", **parts(net(), batch))
-    over(Upper("upper", **parts(seeded(MetaWeightNet), X)), problem, train_iters=1)
+    problem = prepared(net(), batch)
     assert torch.equal(problem.sample_losses(problem.get_batch()), losses)
     # What the network has no argument for is left out.
     if net is ByName:
         assert torch.equal(problem.sample_losses(batch | {"text": ["a"] * B}), losses)
 
 
+def prepared(net: nn.Module, batch: Any, **settings: Any) -> WeightedClassifier:
+    problem = WeightedClassifier("lower", weights="upper", **parts(net, batch), **settings)
+    above = parts(seeded(MetaWeightNet), batch)
+    over(WeightLearner("upper", classifier="lower", **above), problem, train_iters=1)
+    return problem
+
+
+CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "the one with a usual name": (plain, {"image": X, "path": ["a"] * B, "id": PLACES}),
+    "the only one, by its name": (OneByName, {"first": X}),
+    "one with a usual name and another": (ByName, {"image": X, "second": torch.ones(B, 1)}),
+}
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_the_input_is_known_by_name(kind: str) -> None:
+    make, inputs = CALLS[kind]
+    problem = prepared(make(), inputs | {"labels": Y})
+    right = F.cross_entropy(plain()(X), Y, reduction="none")
+    # In double precision, rounding of torch's two ways to a cross-entropy.
+    found = problem.sample_losses(problem.get_batch())
+    torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-12)
+
+
+def test_an_input_that_is_not_known_is_asked_for() -> None:
+    batch = {"left": X, "right": X, "labels": Y}
+    message = r"a dict with 'left', 'right', as it has no arguments of these names.*inputs=\.\.\."
+    problem = prepared(plain(), batch)
+    with pytest.raises(DataError, match=message):
+        problem.sample_losses(problem.get_batch())
+    with pytest.raises(DataError, match=r"mixes.*a dict with 'left', 'right'.*inputs=\.\.\."):
+        TOOLS["MixupClassifier"](batch)
+    right = TOOLS["MixupClassifier"]((X, Y))
+    assert torch.equal(TOOLS["MixupClassifier"](batch, inputs="left"), right)
+
+
+def test_unlabelled_batches_are_read_alike() -> None:
+    right = TOOLS["FixMatch"]((X, Y))
+    for pool in (X, (X,), {"scan": X, "id": PLACES}, Unnamed(X, PLACES, PLACES)):
+        scan = "scan" if isinstance(pool, dict) else 0
+        batch = {"scan": X, "diagnosis": Y} if scan else (X, Y)
+        reading = {"inputs": scan} | ({"labels": "diagnosis"} if scan else {})
+        assert torch.equal(TOOLS["FixMatch"](batch, pool=pool, **reading), right)
+    with pytest.raises(DataError, match=r"from its second loader, received a dict with 'id'"):
+        TOOLS["FixMatch"]({"scan": X, "labels": Y}, pool={"id": PLACES}, inputs="scan")
+
+
+def test_transformers_models_train_as_they_do_by_hand() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1,
+        intermediate_size=4, num_labels=C, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    net = seeded(partial(transformers.BertForSequenceClassification, config))
+    ids = torch.arange(B * 3).reshape(B, 3) % 9
+    batch = transformers.BatchEncoding(
+        {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": Y, "idx": PLACES}
+    )
+    problem = prepared(net, batch)
+    outputs = net(input_ids=ids, attention_mask=(ids > 0).long())
+    right = F.cross_entropy(outputs.logits, Y, reduction="none")
+    assert torch.equal(problem.sample_losses(problem.get_batch()), right)
+
+
 def test_indices_of_a_mapping_have_a_name() -> None:
-    ensemble = OnlineEnsemble([network()])
+    ensemble = OnlineEnsemble([plain()])
     batch = {"x": X, "y": Y, "number": PLACES}
     whole = ensemble.score([(X, Y, PLACES)], index=2)
     named = {"inputs": X, "labels": Y, "indices": PLACES}
     assert torch.equal(ensemble.score([named], index="indices"), whole)
-    with pytest.raises(DataError, match=r"index='places' was given, but .* 'x', 'y', 'number'"):
+    with pytest.raises(DataError, match=r"'x', 'y', 'number' and index='places' \(KeyError"):
         ensemble.score([batch], index="places")
 
 
@@ -301,7 +379,7 @@ GIVEN: dict[str, tuple[Any, Any]] = {
 @pytest.mark.parametrize("kind", GIVEN)
 def test_labelled_data_are_made_of_what_people_have(kind: str) -> None:
     data = LabelledTensors(*GIVEN[kind])
-    assert torch.equal(data.inputs, X.float() if kind == "lists" else X)
+    assert torch.equal(data.inputs, X if kind in ("tensors", "one-hot") else X.float())
     assert torch.equal(data.labels, Y) and data.labels.dtype == torch.int64
     assert torch.equal(data.clean_labels, Y) and torch.equal(data.indices, torch.arange(B))
     assert data.num_classes == C

@@ -119,6 +119,21 @@ def test_a_learned_weight_arrives_at_its_optimum() -> None:
     assert engine.gate.module.weight.item() == pytest.approx(3.0, abs=1e-3)
 
 
+def test_trusted_batches_are_read_as_the_students_are() -> None:
+    (x, y), u = labelled_batch(), unlabelled_batch()
+    learned = []
+    for form, reading in (
+        (lambda x, y: (x, y), {}),
+        (lambda x, y: {"scan": x, "id": y, "found": y}, {"inputs": "scan", "labels": "found"}),
+    ):
+        problem = student(PiModel(), loader=([form(x, y)], [u]), **reading)
+        torch.default_generator.manual_seed(0)
+        engine = learn_weight(problem, [form(x, y)], EngineConfig(train_iters=2, strategy="cpu"))
+        engine.run()
+        learned.append([p.detach() for p in engine.gate.module.parameters()])
+    assert all(map(torch.equal, *learned))
+
+
 GATES: dict[str, Any] = {
     "weight": LearnedConsistencyWeight,
     "threshold": lambda: LearnedThreshold(0.4, 0.1),

@@ -3,9 +3,13 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
+from metaweight import DataError
 from metaweight.data import LabelledTensors, RandomCropFlip, TensorLoader
 
 
@@ -208,3 +212,51 @@ def test_a_state_of_another_loader_is_refused(arguments, message):
 def test_impossible_loaders_are_refused(size, arguments, message):
     with pytest.raises(ValueError, match=message):
         TensorLoader(make(size), **arguments)
+
+
+ROWS, CLASSES = [[0.5, 1.0], [1.5, 2.0], [2.5, 3.0]], [2, 0, 1]
+PAIRS = {
+    "tensors": (torch.tensor(ROWS), torch.tensor(CLASSES)),
+    "NumPy": (np.array(ROWS), np.array(CLASSES, dtype=np.uint8)),
+    "pandas": (pd.DataFrame(ROWS), pd.Series(CLASSES, dtype="int32")),
+    "pandas, Int64": (pd.DataFrame(ROWS), pd.Series(CLASSES, dtype="Int64")),
+    "lists": (ROWS, CLASSES),
+    "TensorDataset": TensorDataset(torch.tensor(ROWS), torch.tensor(CLASSES, dtype=torch.int16)),
+}
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_inputs_and_labels_are_read_as_labelled_tensors(kind):
+    inputs, labels = next(iter(TensorLoader(PAIRS[kind], 3, shuffle=False)))
+    assert torch.equal(inputs, torch.tensor(ROWS)) and inputs.dtype == torch.float32
+    assert torch.equal(labels, torch.tensor(CLASSES)) and labels.dtype == torch.int64
+    first = [batch[2].tolist() for batch in TensorLoader(PAIRS[kind], 2, seed=3, with_indices=True)]
+    assert first == positions(TensorLoader(make(3), 2, seed=3, with_indices=True))
+
+
+def test_only_numbers_that_are_no_tensor_take_the_default_type():
+    for given, dtype in (
+        (torch.tensor(ROWS, dtype=torch.float64), torch.float64),
+        (np.array(ROWS), torch.float32),
+        (np.array(ROWS, dtype=np.float16), torch.float16),
+        (np.array([[1], [2], [3]], dtype=np.int32), torch.int32),
+    ):
+        assert TensorLoader((given, CLASSES), 3).data.inputs.dtype == dtype
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert TensorLoader((np.array(ROWS), CLASSES), 3).data.inputs.dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_data_that_are_no_pair_are_refused():
+    three = TensorDataset(*[torch.zeros(2)] * 3)
+    for given, message in (
+        ((torch.zeros(2),), r"type tuple of 1 parts; give LabelledTensors, a tuple \(inputs, lab"),
+        (three, "type TensorDataset of 3 parts; give"),
+        ([torch.zeros(2), [0, 1]], "type list; give"),
+    ):
+        with pytest.raises(DataError, match=message):
+            TensorLoader(given, 2)
+    with pytest.raises(ValueError, match=r"labels has shape \(2,\) but inputs holds 3 samples"):
+        TensorLoader((ROWS, [0, 1]), 2)

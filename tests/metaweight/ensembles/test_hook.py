@@ -105,6 +105,17 @@ def test_only_the_middle_of_the_ranking_is_read(kind, shuffle, data, table) -> N
         assert (epoch == kept) is not shuffle
 
 
+def test_batches_to_score_are_read_as_they_are_said_to_be(data, table) -> None:
+    batch = {"scan": data.inputs, "diagnosis": data.labels, "labels": data.labels}
+    reading = {"inputs": "scan", "labels": "diagnosis", "logits": lambda outputs: 2 * outputs}
+    hook = hook_on(table, data=[batch], **reading)
+    program, _ = engine(make("tensors", data, False), hook, steps=1)
+    program.run()
+    assert torch.equal(hook.scores, 2 * table)
+    with pytest.raises(ConfigurationError, match=r"EnsembleHook of .* received labels=1\.5; give"):
+        hook_on(table, labels=1.5)
+
+
 def test_scoring_reads_what_training_drops_and_draws_nothing(data, table) -> None:
     generator = torch.Generator().manual_seed(5)
     dataset = TensorDataset(data.inputs, data.labels)

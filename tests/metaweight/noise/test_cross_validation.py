@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.batch_tools import Returning
 from torch import Tensor, nn
 
 from metaweight import ConfigurationError, DataError
@@ -88,6 +89,20 @@ class Memory(nn.Module):
         known = same.double() @ nn.functional.one_hot(self.seen.labels, 3).double()
         known[:, 0] += ~same.any(1)
         return 10 * self.scale * known
+
+
+def test_logits_are_found_in_what_a_network_returns() -> None:
+    def make() -> nn.Module:
+        return Returning(make_module(), lambda z: {"hidden": 2 * z, "scores": z})
+
+    data, steps = clusters(60), {"steps": 2, "batch_size": 40, "device": "cpu"}
+    right = search(steps=2).run(data).probabilities
+    found = CrossValidatedConfidence(make, make_optimizer, logits="scores", **steps).run(data)
+    assert torch.equal(found.probabilities, right)
+    with pytest.raises(DataError, match=r"returned a dict with 'hidden', 'scores'.*logits=None"):
+        CrossValidatedConfidence(make, make_optimizer, **steps).run(data)
+    with pytest.raises(ConfigurationError, match=r"Confidence received logits=1\.5"):
+        search(logits=1.5)
 
 
 def test_no_prediction_comes_from_a_network_that_saw_the_sample() -> None:
