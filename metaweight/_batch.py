@@ -60,9 +60,14 @@ def split_batch(
         return Batch(batch, None, None)
     parts = _by_name(batch, inputs, labels)
     labels = _place_of_labels(who, parts, inputs, labelled) if labels is None else labels
-    found = part_of(who, parts, labels, "labels") if labelled else None
+    found = part_of(who, batch, labels, "labels") if labelled else None
     taken = [_place(parts, part) for part in (inputs, labels)]
-    read = _inputs_in(who, parts, inputs, taken)
+    if inputs is None:
+        read = _left(who, parts, taken)
+    else:
+        read = part_of(who, batch, inputs, "inputs")
+        # Under its name, for a network that has an argument of this name.
+        read = {inputs: read} if isinstance(inputs, str) else read
     return Batch(read, found, _indices_in(parts, taken))
 
 
@@ -143,12 +148,10 @@ def _place(parts: Any, part: Part) -> Part:
     return part + len(parts) if backwards else part  # type: ignore[operator]
 
 
-def _inputs_in(who: str, parts: Any, inputs: Part, taken: list[Part]) -> Any:
+def _left(who: str, parts: Any, taken: list[Part]) -> Any:
+    """Return what can be inputs: the first part of a sequence, or those of a mapping."""
     named = isinstance(parts, Mapping)
     left: Any
-    if inputs is not None:
-        read = part_of(who, parts, inputs, "inputs")
-        return {inputs: read} if named and not callable(inputs) else read
     if named:
         others = (*LABELS, *INDICES, *taken)
         left = {key: parts[key] for key in parts if key not in others}

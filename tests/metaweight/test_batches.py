@@ -24,8 +24,10 @@ from support.batch_tools import (
     Words,
     X,
     Y,
+    pair,
     parts,
     plain,
+    same,
     seeded,
 )
 from support.zoo import over
@@ -93,11 +95,13 @@ OWN: dict[str, tuple[Any, dict[str, Any]]] = {
     "one place": ((Y, X, PLACES), {"inputs": 1}),
     "the other place": ((Y, X, PLACES), {"labels": 0}),
     "places from the end": ([X, Y, PLACES], {"inputs": -3, "labels": -2}),
+    "a place from the end": ((Y, X, PLACES), {"labels": -3}),
     "names": (Unnamed(X, Y, PLACES), {"inputs": "a", "labels": "b"}),
     "functions": (
         {"study": {"scan": X}, "diagnosis": [Y], "indices": PLACES},
         {"inputs": lambda b: b["study"]["scan"], "labels": lambda b: b["diagnosis"][0]},
     ),
+    "a function of a named tuple": (Backwards(Y, PLACES, X), {"inputs": lambda b: b.inputs}),
     "a function": (
         {"inputs": X, "target": 2 - Y, "indices": PLACES},
         {"labels": lambda b: 2 - b["target"]},
@@ -193,6 +197,9 @@ def test_tokens_are_given_by_name(tool: str) -> None:
     right = OF_ANY_INPUTS[tool]((tokens, Y, PLACES), base=Words, steps=2)
     batch = Encoding(**tokens, labels=Y, idx=PLACES, sentence=["a"] * B)
     assert torch.equal(OF_ANY_INPUTS[tool](batch, base=Words, steps=2), right)
+    # Labels that are not those asked for are not given to the network either.
+    batch = Encoding(**tokens, labels=2 - Y, checked=Y, idx=PLACES)
+    assert torch.equal(OF_ANY_INPUTS[tool](batch, base=Words, steps=2, labels="checked"), right)
 
 
 class ByName(nn.Module):
@@ -246,6 +253,14 @@ def prepared(net: nn.Module, batch: Any, **settings: Any) -> WeightedClassifier:
 CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "the one with a usual name": (plain, {"image": X, "path": ["a"] * B, "id": PLACES}),
     "the only one, by its name": (OneByName, {"first": X}),
+    "its first argument by name": (
+        ByName,
+        {"first": X, "second": torch.ones(B, 1), "image": 2 * X},
+    ),
+    "by names through a pair": (
+        lambda: pair(same, ByName()),
+        {"first": X, "second": torch.ones(B, 1), "text": ["a"] * B},
+    ),
     "one with a usual name and another": (ByName, {"image": X, "second": torch.ones(B, 1)}),
 }
 
