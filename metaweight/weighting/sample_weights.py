@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metaweight._batch import Key
+from metaweight._batch import Part
 from metaweight.engines import Engine, Hook
 from metaweight.engines.hooks.declared_weights import require_declared_weights
 from metaweight.noise import FilterBy, LabelIssues
@@ -60,8 +60,9 @@ class SampleWeights(Hook):
         predictions: Whether to keep predictions, if the problem gives logits:
             :class:`~metaweight.weighting.WeightedClassifier` does for integer labels, and others
             by ``note_logits``.
-        index: Name or place of the indices of the samples in a batch, where it is not a usual one:
-            ``(inputs, labels, indices)``, or a mapping with ``"index"`` or ``"indices"``.
+        index: Name or place of the indices of the samples in a batch, or a function of it, where it
+            is not a usual one: ``(inputs, labels, indices)``, or a mapping with ``"index"`` or
+            ``"indices"``.
         folder: Where to put the file of a large table; the system's folder of temporary files if
             left out.
 
@@ -79,7 +80,7 @@ class SampleWeights(Hook):
         size: int,
         *,
         predictions: bool = True,
-        index: Key | None = None,
+        index: Part = None,
         folder: str | os.PathLike[str] | None = None,
     ) -> None:
         require_text("SampleWeights", "problem", problem)

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaweight._batch import Key, part_of, shown_batch, split_batch
+from metaweight._batch import Part, part_of, shown_batch, split_batch
 from metaweight._labels import read_values
 from metaweight.engines.distributed.processes import Processes
 from metaweight.problems import DataError
 
 
-def places_of(who: str, batch: Any, index: Key | None, number: int) -> Tensor:
+def places_of(who: str, batch: Any, index: Part, number: int) -> Tensor:
     """Return the indices of the samples of a batch, (B,), of an integer type.
 
     Args:
         who: Who reads it, for an error.
         batch: The batch.
-        index: Name or place of the indices; ``None`` for a usual one.
+        index: Name, place or function of the indices; ``None`` for a usual one.
         number: B.
 
     Raises:
@@ -29,7 +29,7 @@ def places_of(who: str, batch: Any, index: Key | None, number: int) -> Tensor:
     if index is None:
         given = split_batch(who, batch, labelled=False).indices
     else:
-        given = part_of("index", batch, index)
+        given = part_of(who, batch, index, "index")
     if given is None:
         raise DataError(
             f"{who} received {shown_batch(batch)}, which does not say which samples it holds; give "

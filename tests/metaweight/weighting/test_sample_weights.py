@@ -498,7 +498,7 @@ def test_other_problems_are_refused() -> None:
             None,
             r"a dict with 'x', 'y'.* mapping with 'index'",
         ),
-        (lambda x, y, i: (x, y), 2, r"index=2 was given, but a batch has 2 parts"),
+        (lambda x, y, i: (x, y), 2, r"a tuple of 2 parts \(Tensor, Tensor\) and index=2"),
         (lambda x, y, i: (x, y, i[:2]), None, r"indices of shape \(2,\) .* for 4 samples; give"),
         (lambda x, y, i: (x, y, i.double()), None, r"type torch.float64 for 4 samples; give one"),
         (lambda x, y, i: (x, y, i + 9), None, r"has 14 samples, .* from \d+ to 1[4-9]; give"),
