@@ -153,7 +153,7 @@ class SampleWeights(Hook):
             logits = result.sample_logits
             logits = logits.float() if logits.dtype.itemsize < 4 else logits
             values["prediction"] = logits.softmax(1)
-        places = places_of(self._who, problem.cur_batch, self._index, len(values["loss"]))
+        places = places_of(self._who, problem, self._index, len(values["loss"]))
         places = places.to(values["loss"].device, torch.int64, non_blocking=True)
         self._table.put(*of_all_processes(engine.processes, places, values))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,25 +10,31 @@ from torch import Tensor
 from metaweight._batch import Part, part_of, shown_batch, split_batch
 from metaweight._labels import read_values
 from metaweight.engines.distributed.processes import Processes
-from metaweight.problems import DataError
+from metaweight.problems import DataError, Problem
+
+from .problems import WeightedClassifier
 
 
-def places_of(who: str, batch: Any, index: Part, number: int) -> Tensor:
-    """Return the indices of the samples of a batch, (B,), of an integer type.
+def places_of(who: str, problem: Problem, index: Part, number: int) -> Tensor:
+    """Return the indices of the samples of a problem's batch, (B,), of an integer type.
 
     Args:
         who: Who reads it, for an error.
-        batch: The batch.
-        index: Name, place or function of the indices; ``None`` for a usual one.
+        problem: The problem.
+        index: Key or place of the indices, or a function of the batch; ``None`` for a usual one.
         number: B.
 
     Raises:
         DataError: When it has none there.
     """
-    if index is None:
-        given = split_batch(who, batch, labelled=False).indices
-    else:
+    batch = problem.cur_batch
+    if index is not None:
         given = part_of(who, batch, index, "index")
+    elif isinstance(problem, WeightedClassifier):
+        # It knows what is not guessed: the place of its labels is none of indices.
+        given = problem.parts_of(batch).indices
+    else:
+        given = split_batch(who, batch, labelled=False).indices
     if given is None:
         raise DataError(
             f"{who} received {shown_batch(batch)}, which does not say which samples it holds; give "

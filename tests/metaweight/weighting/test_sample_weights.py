@@ -130,19 +130,41 @@ def named(found: list[Any]) -> list[Any]:
     return [{"x": x, "label": y, "index": i} for x, y, i in found]
 
 
+def last_part(batch: Any) -> Tensor:
+    return batch[-1]
+
+
 def elsewhere(found: list[Any]) -> list[Any]:
     return [(x, y, torch.zeros_like(y), i.int()) for x, y, i in found]
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize(
-    ("form", "index"), [(list, None), (named, None), (elsewhere, 3)], ids=["", "named", "place"]
+    ("form", "index"),
+    [(list, None), (named, None), (elsewhere, 3), (elsewhere, last_part)],
+    ids=["", "named", "place", "function"],
 )
 def test_all_is_what_a_dictionary_holds(accumulation: int, form: Any, index: Any) -> None:
     hook = SampleWeights("classifier", N, index=index)
     program(hook, form(batches()), accumulation=accumulation).run()
     compare(hook, by_hand(10, accumulation))
     assert hook.last[N - 3 :].isnan().all()
+
+
+class Swapped(WeightedClassifier):
+    """Labels are the last part of its batches."""
+
+    def __init__(self, name: str, config: Config, **problem: Any) -> None:
+        super().__init__(name, config, labels=2, **problem)
+
+
+def test_the_place_of_labels_is_not_taken_for_that_of_indices() -> None:
+    found = [(x, i, y) for x, y, i in batches()]
+    with pytest.raises(DataError, match=r"does not say which samples it holds; give batches"):
+        program(SampleWeights("classifier", N), found, kind=Swapped).run()
+    hook = SampleWeights("classifier", N, index=1)
+    program(hook, found, kind=Swapped).run()
+    compare(hook, by_hand(10, 1))
 
 
 def test_a_loader_of_samples_one_by_one_says_which_they_are() -> None:
@@ -451,10 +473,10 @@ class Wrong(ReweightedProblem):
         return torch.ones_like(losses)
 
 
-def alone(kind: type[Any], hook: Any = None, name: str = "classifier", **more: Any) -> Engine:
+def alone(kind: type[Any], hook: Any = None, **more: Any) -> Engine:
     net, _ = networks()
     sgd = torch.optim.SGD(net.parameters(), 0.1)
-    problem = kind(name, module=net, optimizer=sgd, train_data_loader=batches(), **more)
+    problem = kind("classifier", module=net, optimizer=sgd, train_data_loader=batches(), **more)
     config = EngineConfig(train_iters=2, strategy="cpu")
     return Engine([problem], config, hooks=[] if hook is None else [hook])
 
