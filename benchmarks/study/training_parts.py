@@ -19,6 +19,7 @@ from metaweight.data import (
     RandomCropFlip,
     TensorLoader,
 )
+from metaweight.reweighter.training import one_cycle
 
 from .networks import NETWORKS
 from .run import Run
@@ -26,7 +27,6 @@ from .settings import stream
 
 LAST_PART = 0.8
 """Share of the steps after which deferred methods begin."""
-_RISE = 0.2
 
 
 def trained(
@@ -98,15 +98,6 @@ def meta_schedule(optimizer: torch.optim.Optimizer, run: Run) -> LRScheduler | N
         start = round(LAST_PART * run.steps)
         return LambdaLR(optimizer, lambda step: 10.0 if step >= start else 1.0)
     return schedule(optimizer, run) if run.protocol.meta_schedule else None
-
-
-def one_cycle(step: int, steps: int) -> float:
-    """Return the share of the learning rate: linearly up for a fifth of the steps, then down to 0.
-
-    Source: Smith, "Super-Convergence", 2019 (arXiv:1708.07120), without the cycle of momentum.
-    """
-    top = max(1.0, _RISE * steps)
-    return (step + 1) / top if step + 1 < top else max(0.0, (steps - step) / (steps - top + 1))
 
 
 def loader(data: LabelledTensors, run: Run, part: str, augmented: bool = True) -> TensorLoader:

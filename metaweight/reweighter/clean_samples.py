@@ -42,11 +42,11 @@ def require_every_class(X: NDArray[Any], y: NDArray[Any], classes: NDArray[Any])
 
 
 def trusted_samples(
-    make_module: Callable[[], nn.Module], data: LabelledTensors, share: float, settings: Settings
+    make_module: Callable[[], nn.Module], data: LabelledTensors, settings: Settings
 ) -> Tensor:
     """Return positions of the samples whose labels out-of-fold predictions confirm best.
 
-    Of each class a ``share`` of its samples is taken, at least one: those whose label has the
+    Of each class a share of its samples is taken, at least one: those whose label has the
     largest predicted probability, predictions coming from networks that have not seen the sample.
     It is weaker than samples that were looked at: what all networks get wrong, they confirm. With
     fewer than six samples all are taken.
@@ -54,7 +54,6 @@ def trusted_samples(
     Args:
         make_module: Makes a network, from torch's global random stream.
         data: The samples.
-        share: Share of each class, in (0, 1].
         settings: How to train.
     """
     samples = len(data)
@@ -81,6 +80,7 @@ def trusted_samples(
         seed=settings.seed,
         device=settings.device,
     )
+    share = 0.1 if settings.clean_fraction is None else settings.clean_fraction
     confidence = search.probabilities(data).gather(1, data.labels[:, None]).squeeze(1)
     found = [
         _most_confident(data.labels == number, confidence, share)

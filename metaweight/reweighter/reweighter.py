@@ -13,17 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.preprocessing import StandardScaler
-from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
-from torch import Tensor, nn
+from torch import nn
 
 from metaweight.data import LabelledTensors
 from metaweight.problems import CheckpointError
 
 from .clean_samples import require_every_class, trusted_samples
 from .dense_net import DenseNet
+from .inputs import Inputs
 from .label_issues import label_issues
 from .saved import part, read, write
 from .settings import Settings
@@ -61,8 +60,7 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weight_decay: Weight decay of the network.
         meta_learning_rate: Learning rate of the weight network's Adam.
         class_aware: Whether weights depend on the class as well as on the loss.
-        train_on_clean: Whether the network trains on given clean samples too. It then knows them by
-            heart sooner, and they say less about the weights.
+        train_on_clean: Whether the network trains on the clean samples that it is given, too.
         warmup: Share of the steps, in [0, 1), before the weights are learned.
         clean_fraction: Without clean samples, the share of each class that is taken for clean;
             ``None`` for a tenth.
@@ -123,55 +121,53 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Args:
             X: Samples, (N, features) or (N, …): an array, a frame or a tensor of numbers.
             y: Their labels, (N,), possibly wrong: numbers or text.
-            clean: ``(X_clean, y_clean)``: a few samples of every class whose labels are right. They
-                are trained on as well. Without them, samples of ``X`` are taken for clean whose
-                labels are confirmed by networks that were not trained on them; this is weaker.
+            clean: ``(X_clean, y_clean)``: a few samples of every class whose labels are right.
+                Without them, samples of ``X`` are taken for clean whose labels are confirmed by
+                networks that were not trained on them; this is weaker.
 
         Raises:
             ValueError: For data or settings that cannot be used, saying why.
         """
+        settings = Settings.of(self)
         X, y = validate_data(self, X, y, **_READ)
         check_classification_targets(y)
-        self.classes_, labels = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
+        classes, labels = np.unique(y, return_inverse=True)
+        if len(classes) < 2:
             raise ValueError(
-                f"Reweighter received labels of one class, {self.classes_.tolist()[0]!r}; give two "
+                f"Reweighter received labels of one class, {classes.tolist()[0]!r}; give two "
                 "classes or more."
             )
-        settings = self._settings()
-        self._inputs_of_a_sample = math.prod(X.shape[1:])
-        self._mean = self._deviation = None
-        if self.module is None:
-            scaler = StandardScaler().fit(X.reshape(len(X), -1))
-            self._mean, self._deviation = scaler.mean_, scaler.scale_
-        data = self._data(X, labels)
-        trusted = None if clean is None else self._clean(clean)
+        given = None if clean is None else self._read_clean(clean, classes)
+        width = math.prod(X.shape[1:])
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
-            module = self._module(data)
-        self.clean_indices_ = None
-        if trusted is None:
-            share = 0.1 if self.clean_fraction is None else self.clean_fraction
-            chosen = trusted_samples(lambda: self._module(data), data, share, settings)
-            self.clean_indices_ = chosen.numpy()
-            weigher = self._trained(module, data, data.subset(chosen), settings)
+            module = self._made(width, len(classes))
+        inputs = Inputs.scaled(X) if self.module is None else Inputs.of_module(module)
+        data = LabelledTensors(inputs.tensor(X), labels, num_classes=len(classes))
+        require_width(module, data)
+        chosen = None
+        if given is None:
+            chosen = trusted_samples(lambda: self._made(width, len(classes)), data, settings)
+            trained, trusted = data, data.subset(chosen)
         else:
-            weigher = self._trained(
-                module, data.concat(trusted) if self.train_on_clean else data, trusted, settings
-            )
-        self.module_, self.weight_module_ = module.eval(), weigher.eval()
+            trusted = LabelledTensors(inputs.tensor(given[0]), given[1], num_classes=len(classes))
+            trained = data.concat(trusted) if self.train_on_clean else data
+        weigher = self._trained(module, trained, trusted, settings)
         logits = logits_of(module, data.inputs)
         weights = weights_of(weigher, losses_of(logits, data.labels), data.labels)
+        self.classes_, self.clean_indices_ = classes, None if chosen is None else chosen.numpy()
+        self.module_, self.weight_module_ = module.eval(), weigher.eval()
         self.sample_weights_: NDArray[np.float64] = weights.numpy()
+        self._width, self._inputs = width, inputs
         self._given, self._probabilities = labels, logits.softmax(1).numpy()
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Return the probability of each class, (N, C), in the order of ``classes_``."""
-        check_is_fitted(self)
+        check_is_fitted(self, "module_")
         X = validate_data(self, X, reset=False, **_READ)
         probabilities: NDArray[np.float64] = (
-            logits_of(self.module_, self._inputs(X)).softmax(1).numpy()
+            logits_of(self.module_, self._inputs.tensor(X)).softmax(1).numpy()
         )
         return probabilities
 
@@ -191,7 +187,7 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             ImportError: When pandas is not installed.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "module_")
         return label_issues(self.classes_, self._given, self._probabilities, self.sample_weights_)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -201,11 +197,12 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ValueError: For classes that JSON does not hold, such as dates.
             ImportError: When safetensors is not installed.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "module_")
         tensors = {f"module.{name}": each for name, each in self.module_.state_dict().items()}
         tensors |= {f"weights.{name}": v for name, v in self.weight_module_.state_dict().items()}
-        arrays = {name: getattr(self, name) for name in _SAVED if getattr(self, name) is not None}
-        tensors |= {name: torch.from_numpy(each) for name, each in arrays.items()}
+        arrays = {name: getattr(self, name) for name in _SAVED}
+        arrays |= {name: getattr(self._inputs, name) for name in _SCALE}
+        tensors |= {k: torch.from_numpy(each) for k, each in arrays.items() if each is not None}
         settings = {k: v for k, v in self.get_params(deep=False).items() if k != "module"}
         if not isinstance(self.random_state, int):
             settings["random_state"] = None
@@ -219,7 +216,7 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "kind": kind,
             "features": getattr(self, "n_features_in_", None),
             "names": getattr(self, "feature_names_in_", np.array([])).tolist(),
-            "inputs": self._inputs_of_a_sample,
+            "width": self._width,
             "own module": self.module is not None,
         }
         return write(Path(folder), tensors, {"settings": settings, "fitted": fitted})
@@ -253,10 +250,11 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             model.feature_names_in_ = np.array(fitted["names"], dtype=object)
         for name in _SAVED:
             setattr(model, name, tensors[name].numpy() if name in tensors else None)
-        model._inputs_of_a_sample = fitted["inputs"]
         net, weigher = part(tensors, "module"), part(tensors, "weights")
-        dtype = torch.float64 if module is None else torch.get_default_dtype()
-        model.module_ = model._made(fitted["inputs"], len(classes), dtype)
+        model._width = fitted["width"]
+        model.module_ = model._made(model._width, len(classes))
+        scale = [tensors[name].numpy() for name in _SCALE if name in tensors]
+        model._inputs = Inputs(torch.float64, *scale) if scale else Inputs.of_module(model.module_)
         model.weight_module_ = weight_network(model.class_aware, len(classes))
         model.weight_module_.to(next(v.dtype for v in weigher.values() if v.is_floating_point()))
         try:
@@ -268,53 +266,23 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         model.weight_module_.eval()
         return model
 
-    def _settings(self) -> Settings:
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        share = self.clean_fraction
-        if share is not None and not (0 < share <= 1):
-            raise ValueError(f"clean_fraction={share} was given; use a share in (0, 1], or None.")
-        return Settings(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            meta_learning_rate=self.meta_learning_rate,
-            class_aware=self.class_aware,
-            warmup=self.warmup,
-            seed=seed,
-            device=self.device,
-            precision=self.precision,
-            progress=self.progress,
-        )
-
     def _trained(
         self, module: nn.Module, data: LabelledTensors, clean: LabelledTensors, settings: Settings
     ) -> nn.Module:
         """Train the module and return the weight network."""
         return train_reweighted(module, data, clean, settings)
 
-    def _module(self, data: LabelledTensors) -> nn.Module:
-        module = self._made(self._inputs_of_a_sample, data.num_classes, data.inputs.dtype)
-        require_width(module, data)
-        return module
-
-    def _made(self, inputs: int, classes: int, dtype: torch.dtype) -> nn.Module:
+    def _made(self, width: int, classes: int) -> nn.Module:
+        """Return a new network for samples of so many numbers."""
         if self.module is None:
-            return DenseNet(inputs, classes).to(dtype)
+            return DenseNet(width, classes).double()
         if isinstance(self.module, nn.Module):
             return copy.deepcopy(self.module)
-        return self.module(inputs, classes)
+        return self.module(width, classes)
 
-    def _data(self, X: NDArray[Any], labels: NDArray[np.int64]) -> LabelledTensors:
-        return LabelledTensors(self._inputs(X), labels, num_classes=len(self.classes_))
-
-    def _inputs(self, X: NDArray[Any]) -> Tensor:
-        if self._mean is None:
-            return torch.tensor(X, dtype=torch.get_default_dtype())
-        flat = X.reshape(len(X), -1).astype(np.float64)
-        return torch.from_numpy((flat - self._mean) / self._deviation)
-
-    def _clean(self, clean: tuple[Any, Any]) -> LabelledTensors:
+    def _read_clean(
+        self, clean: tuple[Any, Any], classes: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
         if not isinstance(clean, (tuple, list)) or len(clean) != 2:
             raise ValueError(
                 f"clean received {type(clean).__name__}; give (X_clean, y_clean), samples and "
@@ -322,10 +290,11 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         X = validate_data(self, clean[0], reset=False, **_READ)
         y = check_array(clean[1], ensure_2d=False, dtype=None)
-        require_every_class(X, y, self.classes_)
-        return self._data(X, np.searchsorted(self.classes_, y))
+        require_every_class(X, y, classes)
+        return X, np.searchsorted(classes, y)
 
 
+_SAVED = ("_given", "_probabilities", "sample_weights_", "clean_indices_")
+_SCALE = ("mean", "deviation")
 # The order of memory would show in the rounding of sums.
-_SAVED = ("_mean", "_deviation", "_given", "_probabilities", "sample_weights_", "clean_indices_")
 _READ: dict[str, Any] = {"dtype": "numeric", "allow_nd": True, "order": "C"}

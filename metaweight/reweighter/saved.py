@@ -6,13 +6,14 @@ Nothing is pickled, so that a file of unknown origin runs no code.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from metaweight._written import replacing
 from metaweight.problems import CheckpointError
 
 FILE = "reweighter.safetensors"
@@ -28,13 +29,14 @@ def write(folder: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, An
     save_file = _safetensors().save_file
     folder.mkdir(parents=True, exist_ok=True)
     where = folder / FILE
-    partial = folder / f".{FILE}.{os.getpid()}.partial"
-    metadata = {"format": _FORMAT, "settings": json.dumps(settings)}
-    try:
-        save_file({name: each.contiguous() for name, each in tensors.items()}, partial, metadata)
-        os.replace(partial, where)
-    finally:
-        partial.unlink(missing_ok=True)
+    # Numbers of NumPy, as searches over settings give them.
+    text = json.dumps(settings, default=lambda number: number.item())
+    # Tensors that share memory, as tied weights do, are refused by safetensors.
+    own = {
+        name: each.clone(memory_format=torch.contiguous_format) for name, each in tensors.items()
+    }
+    with replacing(where) as partial:
+        save_file(own, partial, {"format": _FORMAT, "settings": text})
     return where
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from sklearn.utils import check_random_state
 
 from metaweight.problems import ConfigurationError
 from metaweight.problems.base.settings import is_count, is_positive
@@ -24,6 +28,7 @@ class Settings:
         meta_learning_rate: Learning rate of the weight network's Adam.
         class_aware: Whether weights depend on the class as well as on the loss.
         warmup: Share of the steps before the weight network starts.
+        clean_fraction: Share of each class that is taken for clean; ``None`` for a tenth.
         seed: Source of all random numbers.
         device: Device; chosen by the engine where ``None``.
         precision: As for :class:`~metaweight.EngineConfig`.
@@ -37,6 +42,7 @@ class Settings:
     meta_learning_rate: float
     class_aware: bool
     warmup: float
+    clean_fraction: float | None
     seed: int
     device: str | None
     precision: str | None
@@ -56,6 +62,24 @@ class Settings:
                 )
         if not 0 <= self.warmup < 1:
             raise ConfigurationError(f"warmup={self.warmup!r} was given; use a share in [0, 1).")
+
+        share = self.clean_fraction
+        if share is not None and not (0 < share <= 1):
+            raise ConfigurationError(
+                f"clean_fraction={share!r} was given; use a share in (0, 1], or None."
+            )
+
+    @classmethod
+    def of(cls, estimator: Any) -> Settings:
+        """Return those of an estimator, whose parameters have the same names.
+
+        Raises:
+            ConfigurationError: For one out of range.
+        """
+        names = [each.name for each in fields(cls) if each.name != "seed"]
+        random = check_random_state(estimator.random_state)
+        seed = int(random.randint(np.iinfo(np.int32).max))
+        return cls(seed=seed, **{name: getattr(estimator, name) for name in names})
 
     def batch_of(self, samples: int) -> int:
         """Return the samples in a batch."""

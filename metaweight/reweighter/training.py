@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,7 +38,7 @@ def train_reweighted(
         settings: How to train.
     """
     steps = settings.steps_of(len(data))
-    dtype = next(module.parameters()).dtype
+    dtype = data.inputs.dtype
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         weigher = weight_network(settings.class_aware, data.num_classes).to(dtype)
@@ -98,7 +96,16 @@ def descent(module: nn.Module, settings: Settings, steps: int) -> tuple[torch.op
         nesterov=True,
         weight_decay=settings.weight_decay,
     )
-    return optimizer, LambdaLR(optimizer, _one_cycle(steps))
+    return optimizer, LambdaLR(optimizer, lambda step: one_cycle(step, steps))
+
+
+def one_cycle(step: int, steps: int) -> float:
+    """Return the share of the learning rate: linearly up for a fifth of the steps, then down to 0.
+
+    Source: Smith, "Super-Convergence", 2019 (arXiv:1708.07120), without the cycle of momentum.
+    """
+    top = max(1.0, _RISE * steps)
+    return (step + 1) / top if step + 1 < top else max(0.0, (steps - step) / (steps - top + 1))
 
 
 def require_width(module: nn.Module, data: LabelledTensors) -> None:
@@ -138,17 +145,6 @@ def weights_of(weigher: nn.Module, losses: Tensor, labels: Tensor) -> Tensor:
     with torch.no_grad():
         weights = weigher(losses.to(parameter.device, parameter.dtype), labels.to(parameter.device))
     return normalise_weights(weights.double().cpu())
-
-
-def _one_cycle(steps: int) -> Callable[[int], float]:
-    top = max(1.0, _RISE * steps)
-
-    def share(step: int) -> float:
-        if step + 1 < top:
-            return (step + 1) / top
-        return max(0.0, (steps - step) / (steps - top + 1))
-
-    return share
 
 
 def losses_of(logits: Tensor, labels: Tensor) -> Tensor:

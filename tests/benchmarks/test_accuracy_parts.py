@@ -129,15 +129,6 @@ def test_evaluations_take_their_share_of_the_time_and_the_last_one_is_never_left
     assert part("evaluation").Evaluations(1000, 3).every == 334
 
 
-def test_one_cycle_rises_for_a_fifth_and_falls_to_nothing(part):
-    shares = [part("training_parts").one_cycle(step, 10) for step in range(11)]
-    # Two steps up, and nine from the top to the step behind the last.
-    assert shares[:3] == pytest.approx([0.5, 8 / 9 + 1 / 9, 8 / 9])
-    assert shares[2:] == sorted(shares[2:], reverse=True)
-    assert 0 < shares[9] < 0.2
-    assert shares[10] == 0
-
-
 def test_batches_of_one_loader_then_of_another(part):
     def loaders():
         one = LabelledTensors(torch.arange(6.0), torch.zeros(6, dtype=torch.int64))

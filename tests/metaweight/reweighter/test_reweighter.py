@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
@@ -19,7 +20,16 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 from torch import nn
 
-from metaweight import CheckpointError
+from metaweight import (
+    CheckpointError,
+    Config,
+    Engine,
+    EngineConfig,
+    ImplicitProblem,
+    ReweightedProblem,
+    Reweighting,
+)
+from metaweight.data import LabelledTensors, TensorLoader
 from metaweight.reweighter import Reweighter
 
 CLASSES = ("left", "middle", "right")
@@ -80,6 +90,90 @@ def test_predictions_are_those_of_the_network(data: Data, model: Reweighter) -> 
     np.testing.assert_allclose(model.predict_proba(x), logits.softmax(1).numpy(), rtol=1e-9)
     assert (model.predict(x) == np.array(CLASSES)[logits.argmax(1)]).all()
     assert list(model.classes_) == sorted(CLASSES)
+
+
+class Classifier(ReweightedProblem):
+    def sample_losses(self, batch: Any) -> torch.Tensor:
+        return F.cross_entropy(self.module(batch[0]), batch[1], reduction="none")
+
+    def sample_weights(self, losses: torch.Tensor, batch: Any) -> torch.Tensor:
+        weights: torch.Tensor = self.weigher(losses)
+        return weights / weights.mean()
+
+
+class Weigher(ImplicitProblem):
+    def training_step(self, batch: Any) -> torch.Tensor:
+        return F.cross_entropy(self.classifier(batch[0]), batch[1])
+
+
+def test_it_is_the_program_written_out(data: Data) -> None:
+    """Problems of one's own on the engine, from the same initial values and batches."""
+    x, _, given = data
+    model = fitted(data, epochs=2, batch_size=50, learning_rate=0.3)
+    numbers = {name: number for number, name in enumerate(sorted(CLASSES))}
+    mean, deviation = x[15:].mean(0), x[15:].std(0)
+    scaled = torch.from_numpy((x - mean) / deviation)
+    labels = torch.tensor([numbers[name] for name in (*data[1][:15], *given[15:])])
+    seed = int(np.random.RandomState(0).randint(np.iinfo(np.int32).max))
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(seed)
+        net = nn.Sequential(
+            *(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+        ).double()
+        torch.default_generator.manual_seed(seed)
+        weigher = nn.Sequential(
+            *(nn.Unflatten(0, (-1, 1)), nn.Linear(1, 100), nn.ReLU(), nn.Linear(100, 1)),
+            *(nn.Sigmoid(), nn.Flatten(0)),
+        ).double()
+    # 165 samples and the 15 clean ones behind them: four batches of 50 an epoch.
+    order = torch.cat([torch.arange(15, 180), torch.arange(15)])
+    noisy = LabelledTensors(scaled[order], labels[order], num_classes=3)
+    clean = LabelledTensors(scaled[:15], labels[:15], num_classes=3)
+    steps = 8
+    sgd = torch.optim.SGD(net.parameters(), 0.3, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    # Up to the whole rate within 1.6 steps, then down to nothing.
+    shares = [1 / 1.6, *(min(1.0, (8 - k) / (8 - 1.6 + 1)) for k in range(1, 9))]
+    lower = Classifier(
+        "classifier",
+        # A fifth of 8 steps, rounded.
+        Config(type=Reweighting(derivative="one_sided"), warmup_steps=2),
+        module=net,
+        optimizer=sgd,
+        scheduler=torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: shares[step]),
+        train_data_loader=TensorLoader(noisy, 50, seed=seed),
+    )
+    upper = Weigher(
+        "weigher",
+        module=weigher,
+        optimizer=torch.optim.Adam(weigher.parameters(), 0.01),
+        train_data_loader=TensorLoader(clean, 15, seed=seed + 1),
+    )
+    edges: Any = {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}
+    Engine([upper, lower], EngineConfig(train_iters=steps, strategy="cpu"), edges).run()
+    with torch.no_grad():
+        logits = net.eval()(scaled)
+        losses = F.cross_entropy(logits, labels, reduction="none")[15:]
+        weights = weigher(losses)
+    # The same sums, but for the order of the division by the mean weight.
+    close = {"rtol": 1e-8, "atol": 1e-10}
+    np.testing.assert_allclose(model.predict_proba(x), logits.softmax(1).numpy(), **close)
+    np.testing.assert_allclose(model.sample_weights_, (weights / weights.mean()).numpy(), **close)
+
+
+def test_a_fit_that_fails_leaves_the_model_as_it_was(data: Data, model: Reweighter) -> None:
+    x, _, given = data
+    before = model.predict_proba(x)
+    for settings, labels in (({"epochs": 0}, given), ({}, ["one"] * len(x))):
+        with pytest.raises(ValueError, match=r"was given|of one class"):
+            model.set_params(**settings).fit(x, labels)
+        model.set_params(epochs=8)
+        np.testing.assert_array_equal(model.predict_proba(x), before)
+        assert model.label_issues_["given"].isin(CLASSES).all()
+    never = Reweighter(random_state=0)
+    with pytest.raises(ValueError, match="of one class"):
+        never.fit(x, ["one"] * len(x))
+    with pytest.raises(NotFittedError):
+        never.predict(x)
 
 
 def test_the_same_seed_gives_the_same_model(data: Data, model: Reweighter) -> None:
@@ -162,6 +256,33 @@ def test_a_saved_model_is_the_same(data: Data, tmp_path: Path, class_aware: bool
     losses, labels = torch.tensor([0.1, 3.0]).double(), torch.tensor([0, 2])
     expected = model.weight_module_(losses, labels)
     assert torch.equal(again.weight_module_(losses, labels), expected)
+
+
+class Tied(nn.Module):
+    """Two layers of one weight, in double precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 2).double()
+        self.second = nn.Linear(2, 2).double()
+        self.second.weight = self.first.weight
+        self.last = nn.Linear(2, 3).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.last(self.second(self.first(x).tanh()))
+        return out
+
+
+def test_tied_weights_numbers_of_numpy_and_double_precision(data: Data, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    x = (data[0] - 1e6) / 1e3
+    rate = np.float64(0.1)
+    model = Reweighter(Tied(), epochs=1, learning_rate=rate, random_state=np.int64(3))
+    model.fit(x, np.arange(180) % 3).save(tmp_path)
+    again = Reweighter.load(tmp_path, Tied())
+    np.testing.assert_array_equal(again.predict_proba(x), model.predict_proba(x))
+    assert again.module_.second.weight is again.module_.first.weight
+    assert (again.learning_rate, again.random_state) == (0.1, None)
 
 
 def test_a_saved_model_of_ones_own_network(data: Data, tmp_path: Path) -> None:

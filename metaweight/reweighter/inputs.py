@@ -1,0 +1,45 @@
+"""Samples of numbers as the tensors that a network is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How samples become inputs: as they are, or as scaled features ``(x - mean) / deviation``.
+
+    Args:
+        dtype: Type of the inputs.
+        mean: Mean of each feature, (F,), float64; ``None`` to leave samples as they are.
+        deviation: Standard deviation of each, likewise; 1 for one that does not vary.
+    """
+
+    dtype: torch.dtype
+    mean: NDArray[np.float64] | None = None
+    deviation: NDArray[np.float64] | None = None
+
+    @classmethod
+    def scaled(cls, X: NDArray[np.generic]) -> Inputs:
+        """Return the scaling to mean 0 and variance 1 of these samples, in float64."""
+        scaler = StandardScaler().fit(X.reshape(len(X), -1))
+        return cls(torch.float64, scaler.mean_, scaler.scale_)
+
+    @classmethod
+    def of_module(cls, module: nn.Module) -> Inputs:
+        """Return samples as they are, in the floating type of a network's parameters."""
+        found = (p.dtype for p in module.parameters() if p.is_floating_point())
+        return cls(next(found, torch.get_default_dtype()))
+
+    def tensor(self, X: NDArray[np.generic]) -> Tensor:
+        """Return the inputs of samples, (N, …)."""
+        if self.mean is None:
+            return torch.tensor(X, dtype=self.dtype)
+        flat = X.reshape(len(X), -1).astype(np.float64)
+        return torch.from_numpy((flat - self.mean) / self.deviation)
