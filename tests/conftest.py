@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import warnings
@@ -29,6 +30,12 @@ torch.set_num_threads(1)
 for _name, _logger in logging.root.manager.loggerDict.items():
     if _name.startswith("torch") and isinstance(_logger, logging.Logger):
         _logger.propagate = True
+
+
+def pytest_collection_finish() -> None:
+    """Leave all that was imported out of every later search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

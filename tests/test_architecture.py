@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.each import for_each
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"problems": "metaweight.problems", "engines": "metaweight.engines"}
@@ -85,7 +86,7 @@ def of_ours(name: str) -> bool:
     return name.partition(".")[0] in FOLDERS
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if folder_of(p) in ALLOWED], ids=ids)
+@for_each((p for p in FILES if folder_of(p) in ALLOWED), ids)
 def test_no_arrow_points_up(path: Path) -> None:
     folder = folder_of(path)
     own = PACKAGES[folder]
@@ -95,7 +96,7 @@ def test_no_arrow_points_up(path: Path) -> None:
             assert any(name == a or name.startswith(f"{a}.") for a in allowed), name
 
 
-@pytest.mark.parametrize("path", FILES, ids=ids)
+@for_each(FILES, ids)
 def test_imports_are_relative_within_a_folder_and_absolute_across(path: Path) -> None:
     folder = folder_of(path)
     for name, level in imports(path):
@@ -127,7 +128,7 @@ def test_every_room_has_its_place_and_its_sentence(folder: str) -> None:
         assert sentence and sentence.endswith("."), f"{folder}/{room} does not say what it knows"
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if folder_of(p) in ROOMS], ids=ids)
+@for_each((p for p in FILES if folder_of(p) in ROOMS), ids)
 def test_no_arrow_between_rooms_points_up(path: Path) -> None:
     folder = folder_of(path)
     order = ROOMS[folder]
@@ -186,8 +187,8 @@ def test_files_do_not_import_each_other_in_a_circle() -> None:
     assert cycle(edges) == []
 
 
-@pytest.mark.parametrize("name", MODULES)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@for_each(MODULES)
 def test_every_module_can_be_imported(name: str) -> None:
     if not name.endswith("__main__"):
         assert importlib.import_module(name).__name__ == name
@@ -199,7 +200,7 @@ PROBLEMS = {ROOT / "problems" / name for name in ("problem.py", "levels.py", "re
 ALGORITHM_FILES = [p for p in files("problems") if room_of(p) in ALGORITHMS]
 
 
-@pytest.mark.parametrize("path", ALGORITHM_FILES, ids=ids)
+@for_each(ALGORITHM_FILES, ids)
 def test_no_algorithm_knows_a_problem(path: Path) -> None:
     """Not for types either: what they see is a protocol."""
     everything = ast.walk(ast.parse(path.read_text()))
@@ -213,7 +214,7 @@ def test_no_algorithm_knows_a_problem(path: Path) -> None:
             assert not PROBLEMS & {MODULES[n] for n in names if n in MODULES}, ast.unparse(node)
 
 
-@pytest.mark.parametrize("path", ALGORITHM_FILES, ids=ids)
+@for_each(ALGORITHM_FILES, ids)
 def test_no_algorithm_imports_within_a_function(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):

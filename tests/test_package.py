@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.each import for_each
 
 import metaweight
 
@@ -75,7 +76,7 @@ def test_the_listed_names_are_there_sorted_and_listed_once(package: str) -> None
     assert all(hasattr(module, name) for name in listed)
 
 
-@pytest.mark.parametrize("place", PUBLIC)
+@for_each(PUBLIC)
 def test_public_names_are_documented(place: str) -> None:
     thing = PUBLIC[place]
     documentation = vars(thing).get("__doc__") if inspect.isclass(thing) else thing.__doc__
@@ -90,7 +91,7 @@ def test_public_names_are_documented(place: str) -> None:
             assert documented, f"{place}.{name} has no docstring"
 
 
-@pytest.mark.parametrize("place", PUBLIC)
+@for_each(PUBLIC)
 def test_public_names_are_fully_annotated(place: str) -> None:
     for name, function in callables(PUBLIC[place]):
         signature = inspect.signature(function)

@@ -5,8 +5,6 @@ A failure shows the seed and the program; ``draw(seed)`` makes it again.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +14,6 @@ from support.random_programs import draw
 
 FAST, SLOW = 5, 505
 """Where the seeds of the fast tests end, and those of the slow ones."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_collections() -> Iterator[None]:
-    """Objects that are there before are not looked through at each collection of garbage."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def check_seeds(seeds: range, folder: Path) -> float:

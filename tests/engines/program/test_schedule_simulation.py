@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-import pytest
 from metaweight.engines import Action, Instruction, Rhythm, Schedule
+from support.each import for_each
 from support.schedule_simulation import Simulation
 
 
@@ -40,7 +40,7 @@ def program(seed: int) -> tuple[Schedule, Simulation, list[str]]:
 SEEDS = range(60)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@for_each(SEEDS)
 def test_order_equals_the_simulation(seed: int) -> None:
     schedule, simulation, leaves = program(seed)
     for _ in range(40):
@@ -66,7 +66,7 @@ def below(name: str, simulation: Simulation) -> set[str]:
     return lower.union(*(below(c, simulation) for c in lower))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@for_each(SEEDS)
 def test_recorded_steps_are_exactly_those_of_windows_upper_problems_may_replay(seed: int) -> None:
     schedule, simulation, leaves = program(seed)
     steps: dict[str, list[Instruction]] = {name: [] for name in simulation.parents}
@@ -90,7 +90,7 @@ def test_recorded_steps_are_exactly_those_of_windows_upper_problems_may_replay(s
         assert {i.count for i in complete if i.record} == replayed
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@for_each(SEEDS)
 def test_unsettled_steps_are_exactly_those_since_the_snapshot_of_a_loop_handed_over(
     seed: int,
 ) -> None:

@@ -324,9 +324,10 @@ def test_the_garbage_collector_of_a_worker_leaves_alone_what_is_inherited():
         def __getitem__(self, index: int) -> int:
             return gc.get_freeze_count()
 
-    assert gc.get_freeze_count() == 0
+    inherited = [[] for _ in range(20_000)]
+    before = gc.get_freeze_count()
     (frozen,) = SampleLoader(Frozen(), 4, num_workers=1)
-    assert frozen.min() > 10_000
+    assert frozen.min() > before + len(inherited)
 
 
 def test_the_transform_sees_the_inputs_of_the_batch():

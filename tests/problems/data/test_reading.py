@@ -49,6 +49,15 @@ def drawn(source: BatchSource, number: int) -> list[Any]:
     return found
 
 
+def end_workers(*sources: BatchSource) -> None:
+    """End them now: the collector of garbage waits 5 s for each."""
+    for each in sources:
+        each.readings[0].iterator = None
+        if hasattr(each.loaders[0], "_iterator"):
+            # Workers that stay are held by their loader.
+            each.loaders[0]._iterator = None
+
+
 def assert_goes_on(make: Any, before: int, after: int, where: Any = None) -> None:
     seed_all(0)
     first = source(make())
@@ -62,10 +71,7 @@ def assert_goes_on(make: Any, before: int, after: int, where: Any = None) -> Non
     torch.set_rng_state(state)
     assert drawn(second, after) == expected
     assert second.epochs == first.epochs
-    for one in (first, second):
-        one.readings[0].iterator = None
-        # Workers that stay are held by their loader; left to the collector of garbage, 5 s each.
-        one.loaders[0]._iterator = None
+    end_workers(first, second)
 
 
 LOADERS: dict[str, Any] = {
@@ -146,8 +152,7 @@ def test_it_warns_where_it_cannot_know_that_batches_are_the_same() -> None:
         second.go_to(0, position, CPU)
         with pytest.warns(UserWarning, match=message):
             drawn(second, 1)
-        for one in (first, second):
-            one.readings[0].iterator = None
+        end_workers(first, second)
 
 
 def test_a_loader_with_fewer_batches_says_so() -> None:

@@ -17,6 +17,7 @@ from metaweight.problems.recording.trajectory import OptimizerMoment, optimizer_
 from metaweight.problems.unrolling import adjoint
 from metaweight.problems.unrolling import sgd_adjoint as sgd_adjoint_module
 from metaweight.problems.unrolling.sgd_adjoint import BUFFER, sgd_adjoint
+from support.each import for_each
 from support.naive import relative_error
 from support.unrolled import Lower, Setting, engine_gradient, lower_loss, naive_gradient
 from torch import Tensor
@@ -102,10 +103,9 @@ class Program:
         return [p.clone() for p in self.parameters], [b.clone() for b in buffers]
 
 
-@pytest.mark.parametrize("steps", [0, 2], ids=["first step", "later step"])
-@pytest.mark.parametrize("settings", CASES, ids=lambda s: " ".join(f"{v}" for v in s.values()))
-def test_is_the_transpose_of_torchs_step(settings: dict[str, Any], steps: int) -> None:
-    program = Program(settings, steps)
+@for_each(itertools.product(CASES, (0, 2)))
+def test_is_the_transpose_of_torchs_step(setting: tuple[dict[str, Any], int]) -> None:
+    program = Program(*setting)
     generator = torch.Generator().manual_seed(1)
     of_w = {p: drawn(generator, *p.shape) for p in program.parameters}
     # A first step without momentum leaves no buffer to have a cotangent.
@@ -154,10 +154,9 @@ def test_a_buffer_that_rests_passes_its_cotangent_on() -> None:
     assert torch.equal(found.states[a][BUFFER], torch.full_like(a, 2.0))
 
 
-@pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize("steps", [0, 2], ids=["first step", "later step"])
-@pytest.mark.parametrize("settings", CASES, ids=lambda s: " ".join(f"{v}" for v in s.values()))
-def test_gradients_alone_are_the_same(settings: dict[str, Any], steps: int, groups: int) -> None:
+@for_each(itertools.product(CASES, (0, 2), (1, 3)))
+def test_gradients_alone_are_the_same(given: tuple[dict[str, Any], int, int]) -> None:
+    settings, steps, groups = given
     program = Program(settings, steps)
     chosen = program.parameters[: 2 if groups == 1 else None]
     one = {p: torch.ones_like(p) for p in chosen}
@@ -171,13 +170,10 @@ def test_gradients_alone_are_the_same(settings: dict[str, Any], steps: int, grou
         )
 
 
-@pytest.mark.parametrize("only", [False, True])
-@pytest.mark.parametrize("steps", [0, 2], ids=["first step", "later step"])
-@pytest.mark.parametrize("settings", CASES, ids=lambda s: " ".join(f"{v}" for v in s.values()))
-def test_settings_may_stay_on_their_device(
-    settings: dict[str, Any], steps: int, only: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@for_each(itertools.product(CASES, (0, 2), (False, True)))
+def test_settings_may_stay_on_their_device(given: tuple[dict[str, Any], int, bool]) -> None:
     """Where reading a number would wait for a device, it remains a tensor."""
+    settings, steps, only = given
     program = Program(settings, steps)
     generator = torch.Generator().manual_seed(1)
     of_w = {p: drawn(generator, *p.shape) for p in program.parameters}
@@ -197,8 +193,10 @@ def test_settings_may_stay_on_their_device(
         # A momentum of zero is another program, which torch itself reads on the host.
         return torch.as_tensor(setting, dtype=torch.float64) if setting else 0.0
 
-    monkeypatch.setattr(sgd_adjoint_module, "_number", number)
-    for actual, other in zip(adjoint_of(), expected, strict=True):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sgd_adjoint_module, "_number", number)
+        found = adjoint_of()
+    for actual, other in zip(found, expected, strict=True):
         torch.testing.assert_close(actual, other, rtol=TOLERANCE, atol=TOLERANCE)
 
 
