@@ -2,10 +2,11 @@
 
 ::
 
-    python benchmarks/small_sets.py                    # the table of the documentation
+    python benchmarks/small_sets.py --jobs 2           # the records of the documentation's table
     python benchmarks/small_sets.py --tuning --setting class_aware=True --setting epochs=60
 
-Both train the same network for as many steps, on the noisy samples and on five clean ones a class.
+All train the same network for as many passes over the noisy samples: with five clean ones a class,
+which cross-entropy trains on too; and without them, where confident learning prunes first.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
@@ -30,12 +33,14 @@ from torch import nn
 
 from metaweight import Engine, EngineConfig
 from metaweight.data import LabelledTensors, TensorLoader
-from metaweight.noise import NoiseKind, inject_label_noise
+from metaweight.noise import NoiseKind, confident_learning, inject_label_noise
 from metaweight.noise.cross_validation import FoldClassifier
 from metaweight.reweighter import Reweighter
+from metaweight.reweighter.clean_samples import out_of_fold_probabilities
+from metaweight.reweighter.dense_net import DenseNet
+from metaweight.reweighter.inputs import Inputs
 from metaweight.reweighter.settings import Settings
-from metaweight.reweighter.training import descent
-from metaweight.weighting import MetaWeightNet
+from metaweight.reweighter.training import descent, logits_of
 
 Arrays = tuple[NDArray[Any], NDArray[np.int64]]
 CLEAN_EACH = 5
@@ -88,65 +93,157 @@ NOISES: Mapping[str, tuple[NoiseKind, float]] = {
 }
 
 
-class PlainClassifier(Reweighter):
-    """The same network and steps, by cross-entropy on all samples."""
-
-    def _trained(
-        self, module: nn.Module, data: LabelledTensors, clean: LabelledTensors, settings: Settings
-    ) -> nn.Module:
-        steps = settings.steps_of(len(data))
-        optimizer, scheduler = descent(module, settings, steps)
-        loader = TensorLoader(data, settings.batch_of(len(data)), seed=settings.seed)
-        problem = FoldClassifier(
-            "classifier",
-            module=module,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            train_data_loader=loader,
-        )
-        Engine([problem], EngineConfig(train_iters=steps, valid_step=steps + 1, device="cpu")).run()
-        return MetaWeightNet().double()
+METHODS = {
+    "ce": "cross-entropy",
+    "reweighter": "Reweighter",
+    "ce alone": "cross-entropy, no clean samples",
+    "pruned alone": "confident learning, no clean samples",
+    "reweighter alone": "Reweighter, no clean samples",
+}
 
 
-def accuracies(
-    load: Callable[[], Arrays], noise: str, seed: int, settings: Mapping[str, Any]
-) -> dict[str, float]:
-    """Return the test accuracy of both, in %."""
-    x, y = load()
-    x, x_test, y, y_test = train_test_split(
-        x, y, test_size=TEST_SHARE, stratify=y, random_state=seed
+def network(inputs: int, classes: int, seed: int) -> nn.Module:
+    """Return the network that the estimator makes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return DenseNet(inputs, classes).double()
+
+
+def trained(data: LabelledTensors, settings: Settings) -> nn.Module:
+    """Return the estimator's network, trained by cross-entropy as the estimator trains."""
+    module = network(data.inputs.shape[1], data.num_classes, settings.seed)
+    steps = settings.steps_of(len(data))
+    optimizer, scheduler = descent(module, settings, steps)
+    problem = FoldClassifier(
+        "classifier",
+        module=module,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        train_data_loader=TensorLoader(data, settings.batch_of(len(data)), seed=settings.seed),
     )
-    order = np.random.default_rng(seed).permutation(len(y))
-    clean = np.concatenate([order[y[order] == c][:CLEAN_EACH] for c in np.unique(y)])
-    rest = np.setdiff1d(order, clean)
-    kind, rate = NOISES[noise]
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.from_numpy(y[rest])
-    noisy = inject_label_noise(
-        labels, rate, num_classes=len(np.unique(y)), kind=kind, generator=generator
-    ).noisy.numpy()
-    trusted = (x[clean], y[clean])
-    found = {}
-    for name, kind_of in (("cross-entropy", PlainClassifier), ("Reweighter", Reweighter)):
-        own = {**settings, "train_on_clean": True} if kind_of is PlainClassifier else settings
-        model = kind_of(random_state=seed, device="cpu", **own)
-        model.fit(x[rest], noisy, clean=trusted)
-        found[name] = 100 * float(model.score(x_test, y_test))
+    config = EngineConfig(train_iters=steps, valid_step=steps + 1, device="cpu", progress=False)
+    Engine([problem], config).run()
+    return module
+
+
+def pruned(data: LabelledTensors, settings: Settings) -> LabelledTensors:
+    """Return the data without the labels that confident learning finds to be wrong."""
+    found = out_of_fold_probabilities(
+        lambda: DenseNet(data.inputs.shape[1], data.num_classes).double(), data, settings
+    )
+    return data.subset(~confident_learning(data.labels, probabilities=found).mask())
+
+
+@dataclass(frozen=True)
+class Case:
+    """One seed of one set with one kind of noise."""
+
+    samples: str
+    noise: str
+    seed: int
+
+    def split(self, load: Callable[[], Arrays]) -> tuple[Arrays, Arrays, Arrays]:
+        """Return noisy training, clean and test samples."""
+        x, y = load()
+        x, x_test, y, y_test = train_test_split(
+            x, y, test_size=TEST_SHARE, stratify=y, random_state=self.seed
+        )
+        order = np.random.default_rng(self.seed).permutation(len(y))
+        clean = np.concatenate([order[y[order] == c][:CLEAN_EACH] for c in np.unique(y)])
+        rest = np.setdiff1d(order, clean)
+        kind, rate = NOISES[self.noise]
+        noisy = inject_label_noise(
+            torch.from_numpy(y[rest]),
+            rate,
+            num_classes=len(np.unique(y)),
+            kind=kind,
+            generator=torch.Generator().manual_seed(self.seed),
+        ).noisy.numpy()
+        return (x[rest], noisy), (x[clean], y[clean]), (x_test, y_test)
+
+    def accuracies(self, tuning: bool, given: Mapping[str, Any]) -> dict[str, float]:
+        """Return the test accuracy of every method, in %; when tuning, of the first two."""
+        torch.set_num_threads(1)
+        (x, y), clean, test = self.split((TUNING_SETS if tuning else SETS)[self.samples])
+        settings = Settings.of(Reweighter(random_state=self.seed, device="cpu", **given))
+        inputs = Inputs.scaled(x)
+        classes = len(np.unique(clean[1]))
+        noisy = LabelledTensors(inputs.tensor(x), y, num_classes=classes)
+        trusted = LabelledTensors(inputs.tensor(clean[0]), clean[1], num_classes=classes)
+
+        def of_cross_entropy(data: LabelledTensors) -> float:
+            predicted = logits_of(trained(data, settings), inputs.tensor(test[0])).argmax(1)
+            return 100 * float((predicted.numpy() == test[1]).mean())
+
+        def of_reweighter(clean: Arrays | None) -> float:
+            model = Reweighter(random_state=self.seed, device="cpu", **given)
+            return 100 * float(model.fit(x, y, clean=clean).score(*test))
+
+        found = {"ce": of_cross_entropy(noisy.concat(trusted)), "reweighter": of_reweighter(clean)}
+        if tuning:
+            return found
+        return found | {
+            "ce alone": of_cross_entropy(noisy),
+            "pruned alone": of_cross_entropy(pruned(noisy, settings)),
+            "reweighter alone": of_reweighter(None),
+        }
+
+
+def measure(cases: Sequence[Case], arguments: argparse.Namespace) -> dict[Case, dict[str, float]]:
+    """Return the accuracies of all cases; those whose record is there are read."""
+    given = {
+        name: ast.literal_eval(value)
+        for name, _, value in (each.partition("=") for each in arguments.setting)
+    }
+    found, asked = {}, []
+    for case in cases:
+        path = arguments.out / name_of(case) if arguments.out else None
+        if path is not None and path.exists():
+            found[case] = json.loads(path.read_text())["accuracy"]
+        else:
+            asked.append(case)
+    measured = Parallel(n_jobs=arguments.jobs, return_as="generator")(
+        delayed(case.accuracies)(arguments.tuning, given) for case in asked
+    )
+    for case, accuracy in zip(asked, measured, strict=True):
+        found[case] = accuracy
+        if arguments.out:
+            record = {**asdict(case), "settings": given, "accuracy": accuracy}
+            text = json.dumps(record | {"versions": versions("cpu")}, indent=1)
+            write_text(arguments.out / name_of(case), text + "\n")
     return found
 
 
-def table(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return mean accuracies and the mean gain of each set and noise."""
-    lines = ["| data | noise | cross-entropy | Reweighter | gain |", "|:--|:--|--:|--:|--:|"]
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for record in records:
-        groups.setdefault((record["set"], record["noise"]), []).append(record)
-    for (name, noise), found in groups.items():
-        plain, own = (
-            statistics.fmean(record["accuracy"][method] for record in found)
-            for method in ("cross-entropy", "Reweighter")
-        )
-        lines.append(f"| {name} | {noise} | {plain:.1f} | {own:.1f} | {own - plain:+.1f} |")
+def name_of(case: Case) -> str:
+    """Return the name of the record of a case."""
+    words = f"{case.samples} {case.noise.replace(' %', '')} seed{case.seed}"
+    return words.replace(" ", "-") + ".json"
+
+
+def cases_of(tuning: bool, seeds: int, noises: Sequence[str]) -> list[Case]:
+    """Return all cases; those of the choice of defaults have other sets and seeds."""
+    first = 100 if tuning else 0
+    return [
+        Case(name, noise, seed)
+        for name in (TUNING_SETS if tuning else SETS)
+        for noise in noises
+        for seed in range(first, first + seeds)
+    ]
+
+
+def table(found: Mapping[Case, Mapping[str, float]]) -> str:
+    """Return the mean accuracy of each method for each set and noise, and over all."""
+    groups: dict[tuple[str, str], list[Mapping[str, float]]] = {}
+    for case, accuracy in found.items():
+        groups.setdefault((case.samples, case.noise), []).append(accuracy)
+    methods = [name for name in METHODS if name in next(iter(found.values()))]
+    lines = [
+        "| data | noise | " + " | ".join(METHODS[name] for name in methods) + " |",
+        "|:--|:--" + "|--:" * len(methods) + "|",
+    ]
+    for (name, noise), of_group in [*groups.items(), (("**all**", ""), list(found.values()))]:
+        means = [statistics.fmean(each[method] for each in of_group) for method in methods]
+        lines.append(f"| {name} | {noise} | " + " | ".join(f"{m:.1f}" for m in means) + " |")
     return "\n".join(lines)
 
 
@@ -157,35 +254,14 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--noise", action="append", choices=[*NOISES])
-    parser.add_argument("--out", type=Path, help="folder of the records")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--out", type=Path, help="folder of the records (default: results)")
     arguments = parser.parse_args(given)
-    torch.set_num_threads(1)
-    settings = {
-        name: ast.literal_eval(value)
-        for name, _, value in (each.partition("=") for each in arguments.setting)
-    }
-    sets, first = (TUNING_SETS, 100) if arguments.tuning else (SETS, 0)
-    records = [
-        {
-            "set": name,
-            "noise": noise,
-            "seed": seed,
-            "settings": settings,
-            "accuracy": accuracies(load, noise, seed, settings),
-        }
-        for name, load in sets.items()
-        for noise in arguments.noise or NOISES
-        for seed in range(first, first + arguments.seeds)
-    ]
-    print(table(records))
-    plain, own = (
-        statistics.fmean(record["accuracy"][method] for record in records)
-        for method in ("cross-entropy", "Reweighter")
-    )
-    print(f"\nmean: cross-entropy {plain:.2f}, Reweighter {own:.2f}, gain {own - plain:+.2f}")
-    if arguments.out is not None:
-        text = json.dumps({"versions": versions("cpu"), "records": records}, indent=1)
-        write_text(arguments.out / "small_sets.json", text + "\n")
+    if arguments.out is None and not arguments.tuning and not arguments.setting:
+        arguments.out = RESULTS
+    cases = cases_of(arguments.tuning, arguments.seeds, arguments.noise or [*NOISES])
+    found = measure(cases, arguments)
+    print(table({case: found[case] for case in cases}))
     return 0
 
 

@@ -56,10 +56,23 @@ def trusted_samples(
         data: The samples.
         settings: How to train.
     """
-    samples = len(data)
-    if samples < 2 * _FOLDS:
-        return torch.arange(samples)
-    training = samples - math.ceil(samples / _FOLDS)
+    if len(data) < 2 * _FOLDS:
+        return torch.arange(len(data))
+    share = 0.1 if settings.clean_fraction is None else settings.clean_fraction
+    probabilities = out_of_fold_probabilities(make_module, data, settings)
+    confidence = probabilities.gather(1, data.labels[:, None]).squeeze(1)
+    found = [
+        _most_confident(data.labels == number, confidence, share)
+        for number in range(data.num_classes)
+    ]
+    return torch.cat(found)
+
+
+def out_of_fold_probabilities(
+    make_module: Callable[[], nn.Module], data: LabelledTensors, settings: Settings
+) -> Tensor:
+    """Return class probabilities, (N, C), by networks that have not seen the sample."""
+    training = len(data) - math.ceil(len(data) / _FOLDS)
 
     def optimizer(module: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(
@@ -80,13 +93,7 @@ def trusted_samples(
         seed=settings.seed,
         device=settings.device,
     )
-    share = 0.1 if settings.clean_fraction is None else settings.clean_fraction
-    confidence = search.probabilities(data).gather(1, data.labels[:, None]).squeeze(1)
-    found = [
-        _most_confident(data.labels == number, confidence, share)
-        for number in range(data.num_classes)
-    ]
-    return torch.cat(found)
+    return search.probabilities(data)
 
 
 def _most_confident(mask: Tensor, confidence: Tensor, share: float) -> Tensor:
