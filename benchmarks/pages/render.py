@@ -17,6 +17,9 @@ A page says what it shows in a comment, and has it up to the next end mark::
 ``seeds SWEEP``                            number of seeds
 ``minutes SWEEP [SWEEP ...]``              minutes of a core that all runs took
 ``machine SWEEP``                          processor, versions and threads of the runs
+``small table``                            the estimator on small data sets
+``small gain METHOD OTHER``                its mean accuracy less that of OTHER, in points
+``small least METHOD OTHER``               the same for the set without noise where it is least
 =========================================  =========================================================
 """
 
@@ -31,10 +34,17 @@ from typing import Any
 from study.summary import COLUMNS, cell
 
 from .claims import SWEEPS
+from .small import SmallSets
 from .sweeps import ROOT
 from .tables import TABLES
 
-PAGES = ("README.md", "docs/results.md", "docs/speed.md", "benchmarks/README.md")
+PAGES = (
+    "README.md",
+    "docs/results.md",
+    "docs/reweighter.md",
+    "docs/speed.md",
+    "benchmarks/README.md",
+)
 _MARK = re.compile(r"(<!-- ([a-z]+) ([^>\n]*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -58,6 +68,7 @@ class Pages:
             "seeds": self._seeds,
             "minutes": self._minutes,
             "machine": self._machine,
+            "small": SmallSets(root).shown,
         }
 
     def rendered(self, text: str) -> str:
