@@ -17,6 +17,8 @@ from .program.env import Env
 if TYPE_CHECKING:
     from .engine import Engine
 
+Dependencies = Mapping[str, Mapping[Problem, Sequence[Problem]]]
+
 
 def checked_config(config: object) -> EngineConfig:
     """Return the settings of an engine; the defaults where there are none.
@@ -32,6 +34,42 @@ def checked_config(config: object) -> EngineConfig:
             "EngineConfig(train_iters=1000), or leave it out. Config(...) is for a problem."
         )
     return config
+
+
+def config_or_settings(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
+    """Return the settings of an engine that are given as an object or by their names.
+
+    Raises:
+        ConfigurationError: For both.
+    """
+    if config is not None and settings:
+        names = ", ".join(f"{name}=..." for name in settings)
+        raise ConfigurationError(
+            f"Engine.bilevel(config=..., {names}) gives settings twice; write all of them in one "
+            "EngineConfig, or leave config out."
+        )
+    return checked_config(config) if config is not None else EngineConfig(**settings)
+
+
+def two_levels(upper: object, lower: object) -> tuple[list[Problem], Dependencies]:
+    """Return one problem over one or several as a list, with the edges between them.
+
+    Raises:
+        GraphError: For what is no problem, and without a lower one.
+    """
+    lowers = list(lower) if isinstance(lower, (list, tuple)) else [lower]
+    found = []
+    for role, problem in [("upper", upper), *(("lower", each) for each in lowers)]:
+        if not isinstance(problem, Problem):
+            raise GraphError(
+                f"Engine.bilevel({role}={shown(problem)}) is no problem; give objects of classes "
+                "derived from ImplicitProblem or IterativeProblem."
+            )
+        found.append(problem)
+    if not lowers:
+        raise GraphError("Engine.bilevel(lower=[]) has no lower problem; give one or several.")
+    top, *below = found
+    return found, {"u2l": {top: below}, "l2u": {each: [top] for each in below}}
 
 
 def checked_problems(problems: Any) -> list[Problem]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from metaweight.problems import GraphError, Hypergradient, HypergradientReport, Problem
 from metaweight.problems.base.ordinary_tensors import ordinary, with_ordinary_buffers
@@ -16,13 +16,16 @@ from metaweight.problems.state.random_streams import reseed
 from metaweight.problems.step.absent_hypergradients import expect_dependence
 
 from .arguments import (
+    Dependencies,
     checked_config,
     checked_hooks,
     checked_problems,
+    config_or_settings,
     require_env,
     require_free_names,
     require_runnable,
     require_validation,
+    two_levels,
     unchanged_on_error,
 )
 from .assembly import make_schedule, prepare_problems, wire
@@ -46,7 +49,7 @@ from .program.run_state import RunState
 from .program.schedule import Schedule
 from .stopping import StopRequest, asked_to_end, stops_between_steps
 
-Dependencies = Mapping[str, Mapping[Problem, Sequence[Problem]]]
+AnyEngine = TypeVar("AnyEngine", bound="Engine")
 
 
 class Engine:
@@ -119,6 +122,40 @@ class Engine:
         if not self.is_rank_zero():
             # Each process draws different dropout; process 0 draws as a single process would.
             reseed(self.device, self.processes.seed + self.processes.rank)
+
+    @classmethod
+    def bilevel(
+        cls: type[AnyEngine],
+        upper: Problem,
+        lower: Problem | Sequence[Problem],
+        *,
+        config: EngineConfig | None = None,
+        env: Env | None = None,
+        hooks: Iterable[Hook] = (),
+        **settings: Any,
+    ) -> AnyEngine:
+        """Return an engine of one problem over another, or over several.
+
+        The upper problem's parameters enter the loss of each lower one, which steps before it: the
+        edges ``{"u2l": {upper: [lower, …]}, "l2u": {lower: [upper], …}}``.
+
+        Args:
+            upper: The upper problem.
+            lower: The lower problem, or a list of several.
+            config: Settings, in place of ``settings``.
+            env: State that the problems share.
+            hooks: Further hooks.
+            **settings: Settings by their names in :class:`EngineConfig`, such as
+                ``train_iters=1000``.
+
+        Raises:
+            ConfigurationError: For both ``config`` and ``settings``, and for settings that do not
+                fit.
+            GraphError: For what is no problem.
+        """
+        chosen = config_or_settings(config, settings)
+        problems, dependencies = two_levels(upper, lower)
+        return cls(problems, chosen, dependencies, env=env, hooks=hooks)
 
     def __getattr__(self, name: str) -> Any:
         by_name = self.__dict__.get("_by_name", {})

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from metaweight import Engine, EngineConfig, Hook
+from metaweight import Engine, Hook
 from metaweight.data import LabelledTensors, TensorLoader, load_digits, meta_split
 from metaweight.models import DigitsNet
 from metaweight.noise import (
@@ -100,12 +100,7 @@ def learn(
         optimizer=torch.optim.Adam(number.parameters(), lr=0.02),
         train_data_loader=TensorLoader(clean, BATCH, seed=seed),
     )
-    engine = Engine(
-        [upper, lower],
-        EngineConfig(train_iters=steps, logger_type="none"),
-        {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
-        hooks=[*hooks, follow],
-    )
+    engine = Engine.bilevel(upper, lower, train_iters=steps, hooks=[*hooks, follow])
     engine.run()
     return float(torch.stack(follow.values[steps // 2 :]).mean())
 

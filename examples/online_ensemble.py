@@ -72,9 +72,11 @@ def problem(
 
 def train(lower: Any, steps: int, hooks: tuple[Hook, ...] = (), upper: Any = None) -> nn.Module:
     """Run one or two problems and return the trained network."""
-    problems = [lower] if upper is None else [upper, lower]
-    edges = None if upper is None else {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}
-    Engine(problems, EngineConfig(train_iters=steps, logger_type="none"), edges, hooks=hooks).run()
+    config = EngineConfig(train_iters=steps)
+    if upper is None:
+        Engine([lower], config, hooks=hooks).run()
+    else:
+        Engine.bilevel(upper, lower, config=config, hooks=hooks).run()
     module: nn.Module = lower.module
     return module
 

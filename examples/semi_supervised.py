@@ -67,7 +67,6 @@ def train(weight: float, steps: int, seed: int = 0) -> dict[str, float]:
     Evaluating(
         [student],
         EngineConfig(train_iters=steps, valid_step=steps, strategy="cpu"),
-        {"u2l": {}, "l2u": {}},
         hooks=[RampHook("student", Ramp(weight)), average],
     ).run()
     return found

@@ -147,5 +147,4 @@ def learn_gate(
         labels=student.reader.labels,
         logits=student.reader.logits,
     )
-    dependencies: Any = {"u2l": {upper: [student]}, "l2u": {student: [upper]}}
-    return Engine([upper, student], config, dependencies, hooks=hooks)
+    return Engine.bilevel(upper, student, config=config, hooks=hooks)

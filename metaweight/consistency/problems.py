@@ -6,7 +6,7 @@
     student = SemiSupervisedProblem("student", method=MeanTeacher(), teacher=average, module=net,
                                     optimizer=adam, augment=CropFlip(2),
                                     train_data_loader=(labelled, unlabelled))
-    Engine([student], EngineConfig(train_iters=5000), {"u2l": {}, "l2u": {}},
+    Engine([student], EngineConfig(train_iters=5000),
            hooks=[RampHook(student, Ramp(weight=8.0)), average]).run()
 """
 

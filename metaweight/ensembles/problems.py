@@ -8,7 +8,7 @@
                                   train_data_loader=TensorLoader(data, 100, with_indices=True))
     top = WeightLearner("weights", classifier="classifier", module=ScoreWeightNet(members=K),
                         optimizer=adam, train_data_loader=clean)
-    Engine([top, low], config, {"u2l": {top: [low]}, "l2u": {low: [top]}}).run()
+    Engine.bilevel(top, low, config=config).run()
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@
                                         train_data_loader=noisy)
     trust = WeightLearner("trust", classifier="classifier", module=LearnedTrust(),
                           optimizer=adam, train_data_loader=clean)
-    Engine([trust, classifier], config, {"u2l": {trust: [classifier]},
-                                         "l2u": {classifier: [trust]}}).run()
+    Engine.bilevel(trust, classifier, config=config).run()
 
 With ``MetaWeightNet()`` in place of ``LearnedTrust()`` each sample has its own ``β(l_i)``.
 """

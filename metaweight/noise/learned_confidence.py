@@ -9,8 +9,7 @@ upper one owns ``α = sigmoid(s)`` and, on request, soft targets whose columns a
                                 train_data_loader=noisy)
     upper = ConfidenceLearner("confidence", classifier="classifier", module=confidence,
                               optimizer=adam, train_data_loader=clean)
-    Engine([upper, lower], config, {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
-           hooks=[OnlineConfidentLearningHook()]).run()
+    Engine.bilevel(upper, lower, config=config, hooks=[OnlineConfidentLearningHook()]).run()
 """
 
 from __future__ import annotations

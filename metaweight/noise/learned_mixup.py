@@ -6,8 +6,7 @@
                                  train_data_loader=noisy)
     mixing = WeightLearner("mixing", classifier="classifier", module=LearnedConcentration(),
                            optimizer=adam, train_data_loader=clean)
-    Engine([mixing, classifier], config, {"u2l": {mixing: [classifier]},
-                                          "l2u": {classifier: [mixing]}}).run()
+    Engine.bilevel(mixing, classifier, config=config).run()
 """
 
 from __future__ import annotations

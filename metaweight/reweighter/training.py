@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from metaweight.data import LabelledTensors, TensorLoader
-from metaweight.engines import Engine, EngineConfig
+from metaweight.engines import Engine
 from metaweight.problems import Config, Reweighting
 from metaweight.weighting import (
     ClassAwareWeightNet,
@@ -67,17 +67,14 @@ def train_reweighted(
                 clean, _CLEAN_BATCH, seed=settings.seed + 1, device=settings.device
             ),
         )
-        config = EngineConfig(
+        Engine.bilevel(
+            learner,
+            classifier,
             train_iters=steps,
             valid_step=steps + 1,
             device=settings.device,
             precision=settings.precision,
             progress=settings.progress,
-        )
-        Engine(
-            [learner, classifier],
-            config,
-            {"u2l": {learner: [classifier]}, "l2u": {classifier: [learner]}},
         ).run()
     return weigher
 

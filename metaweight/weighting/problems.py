@@ -6,8 +6,7 @@
                                     train_data_loader=noisy)
     reweight = WeightLearner("reweight", classifier="classifier", module=MetaWeightNet(),
                              optimizer=adam, train_data_loader=clean)
-    Engine([reweight, classifier], config, {"u2l": {reweight: [classifier]},
-                                            "l2u": {classifier: [reweight]}}).run()
+    Engine.bilevel(reweight, classifier, config=config).run()
 """
 
 from __future__ import annotations
