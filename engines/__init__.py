@@ -7,7 +7,7 @@ from .hooks.early_stopping import EarlyStopping
 from .hooks.hypergradient_check import HypergradientCheck
 from .hooks.non_finite import NonFinite
 from .hooks.norm_logger import NormLogger
-from .hooks.progress import ProgressBar
+from .hooks.progress import ProgressBar, ProgressLine
 from .hooks.weight_collapse import WeightCollapse
 from .loggers import Logger, RunLogger
 from .program.config import EngineConfig
@@ -31,6 +31,7 @@ __all__ = [
     "NonFinite",
     "NormLogger",
     "ProgressBar",
+    "ProgressLine",
     "Rhythm",
     "RunLogger",
     "Schedule",

@@ -18,6 +18,7 @@ from .engines import (
     NonFinite,
     NormLogger,
     ProgressBar,
+    ProgressLine,
     WeightCollapse,
     fastest_precision,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "Problem",
     "Product",
     "ProgressBar",
+    "ProgressLine",
     "Reinforce",
     "ReweightedProblem",
     "Reweighting",

@@ -8,7 +8,7 @@ from ..program.config import EngineConfig
 from .base import Hook
 from .early_stopping import EarlyStopping
 from .non_finite import NonFinite
-from .progress import ProgressBar, shows_on_terminal
+from .progress import ProgressBar, ProgressLine, shows_on_terminal
 
 
 def configured_hooks(config: EngineConfig, given: Sequence[Hook] = ()) -> list[Hook]:
@@ -24,7 +24,10 @@ def configured_hooks(config: EngineConfig, given: Sequence[Hook] = ()) -> list[H
         )
     if config.non_finite != "ignore":
         hooks.append(NonFinite(config.non_finite))
-    has_bar = any(isinstance(hook, ProgressBar) for hook in given)
-    if config.progress or (config.progress is None and shows_on_terminal() and not has_bar):
+    if config.progress:
         hooks.append(ProgressBar())
+    elif config.progress is None and not any(
+        isinstance(hook, (ProgressBar, ProgressLine)) for hook in given
+    ):
+        hooks.append(ProgressBar() if shows_on_terminal() else ProgressLine())
     return hooks

@@ -1,14 +1,14 @@
-"""A progress bar with losses, learning rates and the time left."""
+"""Progress with losses, learning rates and the time left: a bar, or a line now and then."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from metaweight.problems import Problem, StepResult
-from metaweight.problems.base.settings import require_text
+from metaweight.problems.base.settings import require_function, require_number, require_text
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 SECONDS = 0.5
 """How long values are shown before they are read again, which waits for the device."""
+
+SECONDS_OF_LINES = 30.0
+"""Time between two lines in a log."""
 
 
 class ProgressBar(Hook):
@@ -57,7 +60,7 @@ class ProgressBar(Hook):
 
     def after_step(self, engine: Engine, problem: Problem, result: StepResult) -> None:
         del engine
-        self._losses[problem] = result.loss.detach()
+        self._losses[problem] = result.loss
 
     def iteration_end(self, engine: Engine) -> None:
         is_last = engine.run_state.iteration >= engine.train_iters
@@ -78,10 +81,56 @@ class ProgressBar(Hook):
             self._bar.close()
 
     def _show(self) -> None:
-        losses = [f"{p.name}: {_values_of(p, loss)}" for p, loss in self._losses.items()]
         measured = [f"{name}={value}" for name, value in self._validation.items()]
-        self._bar.set_postfix_str(", ".join([*losses, *measured]), refresh=False)
+        shown = ", ".join([*_values_of(self._losses), *measured])
+        self._bar.set_postfix_str(shown, refresh=False)
         self._read_at = time.monotonic() + SECONDS
+
+
+class ProgressLine(Hook):
+    """Log a line every so many seconds, in one process: steps done of all, steps a second since the
+    line before, the time left at that speed, the loss and the learning rate of each problem.
+
+    Losses are read from the device for a line only.
+
+    Args:
+        seconds: Time between two lines; a run that is shorter logs none.
+        clock: Returns the time in seconds.
+
+    Raises:
+        ConfigurationError: For a time that is not above 0, and for a clock that cannot be called.
+    """
+
+    only_shows = True
+
+    def __init__(
+        self, seconds: float = SECONDS_OF_LINES, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        advice = f"{SECONDS_OF_LINES:g} is the default"
+        require_number("ProgressLine", "seconds", seconds, positive=True, advice=advice)
+        require_function("ProgressLine", "clock", clock)
+        self._seconds = seconds
+        self._clock = clock
+        self._losses: dict[Problem, Tensor] = {}
+        self._at, self._done = 0.0, 0
+
+    def run_start(self, engine: Engine) -> None:
+        self._losses, self._at, self._done = {}, self._clock(), engine.run_state.iteration
+
+    def after_step(self, engine: Engine, problem: Problem, result: StepResult) -> None:
+        del engine
+        self._losses[problem] = result.loss
+
+    def iteration_end(self, engine: Engine) -> None:
+        now = self._clock()
+        if now < self._at + self._seconds or not engine.is_rank_zero():
+            return
+        done, total = engine.run_state.iteration, engine.train_iters
+        speed = (done - self._done) / (now - self._at)
+        left = tqdm.format_interval(max(0, total - done) / speed)
+        parts = [f"{done}/{total} steps", f"{speed:.4g} a second", f"{left} left"]
+        engine.logger.info("[Progress] " + ", ".join([*parts, *_values_of(self._losses)]))
+        self._at, self._done = now, done
 
 
 def shows_on_terminal() -> bool:
@@ -89,7 +138,8 @@ def shows_on_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-def _values_of(problem: Problem, loss: Tensor) -> str:
-    groups = getattr(problem.optimizer, "param_groups", None) or [{}]
-    rate = f" lr={float(groups[0]['lr']):.3g}" if "lr" in groups[0] else ""
-    return f"loss={float(loss):.4g}{rate}"
+def _values_of(losses: Mapping[Problem, Tensor]) -> Iterator[str]:
+    for problem, loss in losses.items():
+        groups = getattr(problem.optimizer, "param_groups", None) or [{}]
+        rate = f" lr={float(groups[0]['lr']):.3g}" if "lr" in groups[0] else ""
+        yield f"{problem.name}: loss={float(loss):.4g}{rate}"

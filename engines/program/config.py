@@ -65,9 +65,10 @@ class EngineConfig:
             batches of images, which is mostly faster. Values are the same to rounding.
         sync_batch_norm: In several processes, let batch norm use the statistics of the batches of
             all processes instead of each process's own.
-        progress: Show a progress bar with losses, learning rates and the time left, in one
-            process. By default where standard error is a terminal; ``True`` or ``False``: always or
-            never.
+        progress: Show steps, speed, losses, learning rates and the time left, in one process. By
+            default as a bar where standard error is a terminal, and as a line of the log every 30
+            seconds where it is none (:class:`ProgressLine`). ``True``: always as a bar. ``False``:
+            not at all.
         checkpoint_dir: Folder for checkpoints, which hold the whole state of the run and are
             resumed by ``run(resume="auto")``. They are saved every ``checkpoint_step`` iterations,
             at the end, and when Ctrl-C or SIGTERM ends the run. ``None``: no checkpoints.

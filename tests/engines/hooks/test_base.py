@@ -88,7 +88,8 @@ def test_configured_hooks_come_before_given_ones() -> None:
         def validation(self) -> dict[str, float]:
             return {}
 
-    engine = single(problem(), engine=Measured, early_stopping=True, hooks=[Recorder()])
+    settings = {"early_stopping": True, "progress": False}
+    engine = single(problem(), engine=Measured, hooks=[Recorder()], **settings)
     assert [type(hook).__name__ for hook in engine.hooks.hooks] == ["EarlyStopping", "Recorder"]
 
 

@@ -105,6 +105,7 @@ def test_the_configuration_sets_metric_mode_and_tolerance() -> None:
         early_stopping_metric="acc",
         early_stopping_mode="max",
         early_stopping_tolerance=7,
+        progress=False,
     )
     (stopping,) = engine.hooks.hooks
     assert (stopping.metric, stopping.mode, stopping.tolerance) == ("acc", "max", 7)

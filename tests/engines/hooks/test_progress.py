@@ -1,4 +1,4 @@
-"""The progress bar, read from standard error."""
+"""The progress bar, read from standard error, and the lines of a log."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from metaweight.engines import Hook
 from metaweight.engines.hooks import progress
+from metaweight.engines.hooks.base import HookList
 from support.small import Inner, bilevel, problem, single
 
-from metaweight import ConfigurationError, Engine, EngineConfig, ProgressBar
+from metaweight import ConfigurationError, Engine, EngineConfig, ProgressBar, ProgressLine
 
 
 class Validating(Engine):
@@ -108,6 +110,109 @@ def test_losses_are_read_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
 
     single(problem(), steps=10, hooks=[Counting()]).run()
     assert read == [0.5, 1.0, 1.25]
+
+
+class Watched:
+    """A run whose every iteration takes ``tick`` seconds of its own clock, and what it logs."""
+
+    def __init__(self, tick: float, *, steps: int, seconds: float = 30.0) -> None:
+        self.now, self.tick = 1000.0, tick
+        self.messages: list[tuple[float, str]] = []
+        line = ProgressLine(seconds, clock=lambda: self.now)
+        inner = problem(Inner, "inner", lr=0.1)
+        self.engine = bilevel(inner=inner, steps=steps, engine=self.engine_class(), hooks=[line])
+        self.engine.logger.info = lambda text: self.messages.append((self.now - 1000, text))
+
+    def engine_class(self) -> type[Engine]:
+        watched = self
+
+        class Ticking(Engine):
+            def train_step(self) -> None:
+                super().train_step()
+                watched.now += watched.tick
+
+        return Ticking
+
+
+def test_a_log_gets_a_line_every_thirty_seconds() -> None:
+    watched = Watched(7.5, steps=10)
+    losses = []
+
+    class Told(Hook):
+        def iteration_end(self, engine: Engine) -> None:
+            below = 0.5 * (engine.inner.module.w.item() - 3.0) ** 2
+            losses.append(f"outer: loss={below:.4g} lr=0.1")
+
+    watched.engine.hooks = HookList([Told(), *watched.engine.hooks.hooks])
+    watched.engine.run()
+    (first_at, first), (second_at, second) = watched.messages
+    assert (first_at, second_at) == (30.0, 60.0)
+    assert first.startswith("[Progress] 4/10 steps, 0.1333 a second, 00:45 left, inner: loss=")
+    assert second.startswith("[Progress] 8/10 steps, 0.1333 a second, 00:15 left, inner: loss=")
+    assert first.endswith(losses[3])
+    assert second.endswith(losses[7])
+
+
+def test_the_speed_is_that_since_the_line_before() -> None:
+    watched = Watched(10.0, steps=20, seconds=20.0)
+    watched.engine.train_iters = 4
+    watched.engine.run()
+    watched.tick, watched.engine.train_iters = 2.0, 20
+    watched.engine.run()
+    told = [
+        text.partition(", inner")[0].removeprefix("[Progress] ") for _, text in watched.messages
+    ]
+    assert told == [
+        "2/4 steps, 0.1 a second, 00:20 left",
+        "4/4 steps, 0.1 a second, 00:00 left",
+        "10/20 steps, 0.5 a second, 00:20 left",
+        "20/20 steps, 0.5 a second, 00:00 left",
+    ]
+
+
+def test_a_step_without_a_line_reads_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[float] = []
+    watched = Watched(10.0, steps=7)
+    shown = progress._values_of
+    monkeypatch.setattr(
+        progress, "_values_of", lambda losses: read.append(watched.now) or shown(losses)
+    )
+    watched.engine.run()
+    assert read == [1030.0, 1060.0]
+
+
+def test_one_process_logs_lines() -> None:
+    watched = Watched(40.0, steps=2)
+    watched.engine.is_rank_zero = lambda: False
+    watched.engine.run()
+    assert watched.messages == []
+
+
+def lines(engine: Any) -> list[ProgressLine]:
+    return [hook for hook in engine.hooks.hooks if isinstance(hook, ProgressLine)]
+
+
+def test_lines_are_logged_by_default_where_there_is_no_terminal() -> None:
+    assert len(lines(single(problem()))) == 1
+    assert lines(single(problem(), progress=False)) == []
+    assert lines(single(problem(), progress=True)) == []
+    assert lines(single(problem(), hooks=[ProgressBar()])) == []
+    own = ProgressLine(5)
+    assert lines(single(problem(), hooks=[own])) == [own]
+    with redirect_stderr(Terminal()):
+        assert lines(single(problem())) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seconds": 0}, r"ProgressLine\(seconds=0\) must be a number above 0 and finite; 30 is"),
+        ({"clock": 3}, r"ProgressLine\(clock=3\) must be a function"),
+    ],
+)
+def test_wrong_settings_of_lines_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        ProgressLine(**settings)
 
 
 def test_it_is_true_false_or_left_out() -> None:
