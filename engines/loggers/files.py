@@ -11,12 +11,12 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from .base import Logger
+from .base import FolderLogger
 
 
-class _FileLogger(Logger):
+class _FileLogger(FolderLogger):
     def __init__(self, folder: Callable[[], Path], name: str) -> None:
-        self._folder = folder
+        super().__init__(folder)
         self._name = name
         self._file: TextIOWrapper | None = None
         self._written = 0

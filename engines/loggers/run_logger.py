@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
-from .base import Logger, flatten_stats
+from .base import FolderLogger, Logger, flatten_stats
+from .console import console
 from .files import CSVLogger, JSONLinesLogger
+from .mlflow import MLflowLogger
 from .tensorboard import TensorBoardLogger
 from .weights_and_biases import WandBLogger
-
-if TYPE_CHECKING:
-    _StreamHandler = logging.StreamHandler[TextIO]
-else:
-    # Subscriptable at run time only from Python 3.11 on.
-    _StreamHandler = logging.StreamHandler
 
 
 class RunLogger:
@@ -106,23 +99,28 @@ class RunLogger:
         """Continue in the folder of a saved run, without the records made after it was saved.
 
         A logger that the saved run did not have starts a new record. If the folder is no longer
-        below ``log_dir``, all loggers do, with a warning.
+        below ``log_dir``, those that write there do, with a warning.
         """
         self._tags = set(position.get("tags", ()))
         self._kept = {tag: (stats, step) for tag, stats, step in position.get("kept", ())}
-        if self._folder is None or position["folder"] is None:
-            return
-        if not self._folder.go_on_in(position["folder"]):
-            self._tags.clear()
-            self.warning(
-                f"The log folder {position['folder']!r} of the resumed run is not below "
-                f"log_dir={str(self._folder.parent)!r} any more; a new folder is used."
-            )
-            return
-        saved = dict(position["loggers"])
+        name, has_folder = position["folder"], False
+        if self._folder is not None and name is not None:
+            has_folder = self._folder.go_on_in(name)
+            if not has_folder:
+                self._tags.clear()
+                self.warning(
+                    f"The log folder {name!r} of the resumed run is not below "
+                    f"log_dir={str(self._folder.parent)!r} any more; a new folder is used."
+                )
+        saved: dict[str, list[Any]] = {}
+        for kind, found in position["loggers"]:
+            saved.setdefault(kind, []).append(found)
         for logger in self.loggers:
-            if type(logger).__name__ in saved:
-                logger.resume_from(saved[type(logger).__name__])
+            positions = saved.get(type(logger).__name__)
+            if positions:
+                found = positions.pop(0)
+                if has_folder or not isinstance(logger, FolderLogger):
+                    logger.resume_from(found)
 
     def close(self) -> None:
         """Write pending records."""
@@ -130,16 +128,25 @@ class RunLogger:
             logger.close()
 
 
-def make_run_logger(types: Sequence[str], log_dir: str | os.PathLike[str]) -> RunLogger:
+MAKERS: dict[str, Callable[[Callable[[], Path]], Logger]] = {
+    "tensorboard": TensorBoardLogger,
+    "wandb": WandBLogger,
+    "mlflow": lambda folder: MLflowLogger(),
+    "csv": CSVLogger,
+    "jsonl": JSONLinesLogger,
+}
+"""How loggers that are asked for by name are made, given the folder of the run."""
+
+
+def make_run_logger(given: Sequence[str | Logger], log_dir: str | os.PathLike[str]) -> RunLogger:
     """Build the loggers of ``EngineConfig(logger_type=...)``; files share one folder per run."""
     folder = RunFolder(Path(log_dir))
-    makers: dict[str, Callable[[Callable[[], Path]], Logger]] = {
-        "csv": CSVLogger,
-        "jsonl": JSONLinesLogger,
-        "tensorboard": TensorBoardLogger,
-        "wandb": WandBLogger,
-    }
-    return RunLogger([makers[name](folder) for name in types if name != "none"], folder)
+    loggers = [
+        each if isinstance(each, Logger) else MAKERS[each](folder)
+        for each in given
+        if each != "none"
+    ]
+    return RunLogger(loggers, folder)
 
 
 class RunFolder:
@@ -179,34 +186,3 @@ class RunFolder:
             else:
                 self._path = path
         return self._path
-
-
-class _StandardOutput(_StreamHandler):
-    """Writes to whatever ``sys.stdout`` is at the time, so that redirection works."""
-
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-
-    @property
-    def stream(self) -> TextIO:  # type: ignore[override]
-        return sys.stdout
-
-    def emit(self, record: logging.LogRecord) -> None:
-        # A progress bar is taken away and drawn again below the message.
-        with tqdm.external_write_mode(file=sys.stdout) if tqdm._instances else nullcontext():
-            super().emit(record)
-
-
-def console() -> logging.Logger:
-    """Return the logger ``"metaweight"``; it writes to standard output unless set up before."""
-    logger = logging.getLogger("metaweight")
-    if not logger.handlers and not logging.getLogger().handlers:
-        handler = _StandardOutput()
-        handler.setFormatter(
-            logging.Formatter("[%(asctime)s] [%(levelname)s] %(message)s", "%Y-%m-%d %H:%M:%S")
-        )
-        logger.addHandler(handler)
-        logger.propagate = False
-    if logger.level == logging.NOTSET:
-        logger.setLevel(logging.INFO)
-    return logger

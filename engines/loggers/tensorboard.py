@@ -9,10 +9,10 @@ from typing import Any
 
 from metaweight.problems import ConfigurationError
 
-from .base import Logger
+from .base import FolderLogger
 
 
-class TensorBoardLogger(Logger):
+class TensorBoardLogger(FolderLogger):
     """Write scalars ``tag/name`` as TensorBoard event files.
 
     Args:
@@ -30,8 +30,8 @@ class TensorBoardLogger(Logger):
                 "logger_type='tensorboard' needs the package tensorboard; "
                 "pip install 'metaweight[tensorboard]', or choose 'csv' or 'jsonl'."
             ) from error
+        super().__init__(folder)
         self._make: Callable[..., Any] = SummaryWriter
-        self._folder = folder
         self._writer: Any = None
         self._begun = False
 

@@ -12,12 +12,15 @@ from metaweight.problems.base.settings import (
     require_count,
     require_flag,
     require_text,
+    shown,
 )
 from metaweight.problems.config import PRECISIONS
 
+from ..loggers import MAKERS, Logger
+
 STRATEGIES = ("default", "cpu", "gpu", "distributed", "zero", "fsdp", "accelerate")
 NON_FINITE = ("ignore", "raise", "skip", "stop")
-LOGGER_TYPES = ("none", "tensorboard", "wandb", "csv", "jsonl")
+LOGGER_TYPES = ("none", *MAKERS)
 OWNER = "EngineConfig"
 CHOICES = {
     "strategy": STRATEGIES,
@@ -37,8 +40,9 @@ class EngineConfig:
     Args:
         train_iters: Steps of the leaf problems.
         valid_step: Steps between two validations.
-        logger_type: ``"none"`` (console only), ``"tensorboard"``, ``"wandb"``, ``"csv"``,
-            ``"jsonl"``, or a tuple of several.
+        logger_type: ``"none"`` (console only), ``"tensorboard"``, ``"wandb"``, ``"mlflow"``,
+            ``"csv"``, ``"jsonl"``, an object of a class derived from :class:`Logger`, or a tuple of
+            several.
         log_dir: Folder for file loggers; a folder per run is made in it at the first record.
         roll_back: After an upper problem has stepped, undo the lower problem's steps since its
             inner loop started and take the last one again with the new upper parameters.
@@ -97,7 +101,7 @@ class EngineConfig:
 
     train_iters: int = 50000
     valid_step: int = 500
-    logger_type: str | tuple[str, ...] = "none"
+    logger_type: str | Logger | tuple[str | Logger, ...] = "none"
     log_dir: str | os.PathLike[str] = "metaweight_logs"
     roll_back: bool = False
     backend: str = "nccl"
@@ -127,8 +131,7 @@ class EngineConfig:
             require_choice(OWNER, field, getattr(self, field), choices)
         if self.precision is not None:
             require_choice(OWNER, "precision", self.precision, PRECISIONS)
-        for logger_type in self.logger_types:
-            require_choice(OWNER, "logger_type", logger_type, LOGGER_TYPES)
+        self._check_loggers()
         for field, least in COUNTS.items():
             require_count(OWNER, field, getattr(self, field), least)
         for field in FLAGS:
@@ -162,6 +165,20 @@ class EngineConfig:
             )
         object.__setattr__(self, "strategy", "distributed")
 
+    def _check_loggers(self) -> None:
+        for index, given in enumerate(self.logger_types):
+            if isinstance(given, str):
+                require_choice(OWNER, "logger_type", given, LOGGER_TYPES)
+            elif not isinstance(given, Logger):
+                raise ConfigurationError(
+                    f"EngineConfig(logger_type={shown(given)}) is no logger; give one of "
+                    f"{', '.join(LOGGER_TYPES)}, or an object of a class derived from Logger."
+                )
+            if any(given is other or given == other for other in self.logger_types[:index]):
+                raise ConfigurationError(
+                    f"EngineConfig(logger_type=...) has {shown(given)} twice; list it once."
+                )
+
     def _check_checkpoints(self) -> None:
         for field in ("checkpoint_step", "keep_last"):
             if getattr(self, field) is not None:
@@ -175,7 +192,7 @@ class EngineConfig:
             )
 
     @property
-    def logger_types(self) -> tuple[str, ...]:
+    def logger_types(self) -> tuple[str | Logger, ...]:
         """The loggers other than the console, as a tuple."""
         given = self.logger_type
         if isinstance(given, (tuple, list)):

@@ -111,7 +111,7 @@ def test_tensorboard_events_read_back_as_they_were_logged(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("logger_type", "module"),
-    [("wandb", "wandb"), ("tensorboard", "torch.utils.tensorboard")],
+    [("wandb", "wandb"), ("tensorboard", "torch.utils.tensorboard"), ("mlflow", "mlflow")],
 )
 def test_a_missing_package_is_named(
     logger_type: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -122,43 +122,6 @@ def test_a_missing_package_is_named(
         match=rf"needs the package {logger_type};\s+pip install 'metaweight\[{logger_type}\]'",
     ):
         make_run_logger([logger_type], tmp_path)
-
-
-class FakeWandB:
-    """The three names of wandb a logger uses."""
-
-    def __init__(self) -> None:
-        self.run: Any = None
-        self.records: list[dict[str, float]] = []
-        self.finished = 0
-
-    def init(self, **settings: Any) -> FakeWandB:
-        self.run = self
-        self.settings = settings
-        return self
-
-    def log(self, record: dict[str, float]) -> None:
-        self.records.append(record)
-
-    def finish(self) -> None:
-        self.run = None
-        self.finished += 1
-
-
-def test_wandb_gets_tagged_values_and_a_run_it_did_not_start_is_left_open(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = FakeWandB()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    logger = make_run_logger(["wandb"], tmp_path)
-    logger.log({"loss": 0.5}, tag="inner", step=7)
-    logger.close()
-    assert fake.records == [{"inner/loss": 0.5, "global_step": 7}]
-    assert fake.finished == 1
-    fake.run = object()
-    logger.log({"loss": 0.25}, tag="inner", step=8)
-    logger.close()
-    assert fake.finished == 1
 
 
 def test_several_loggers_share_a_folder_made_at_the_first_record(tmp_path: Path) -> None:
@@ -187,9 +150,13 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
 class Kept(Logger):
     def __init__(self) -> None:
         self.records: list[tuple[dict[str, float], str, int]] = []
+        self.closed = 0
 
     def log(self, stats: Any, tag: str, step: int) -> None:
         self.records.append((dict(stats), tag, step))
+
+    def close(self) -> None:
+        self.closed += 1
 
 
 class WithAccuracy(Chase):
@@ -223,6 +190,49 @@ def test_log_local_step_chooses_the_step_logged_against(local: bool, steps: list
     engine.logger.loggers = (kept,)
     engine.run()
     assert [(tag, step) for _, tag, step in kept.records] == [("chase", s) for s in steps]
+
+
+def test_a_logger_of_ones_own_is_given_in_place_of_a_name_or_beside_it(tmp_path: Path) -> None:
+    chosen: list[Any] = [Kept(), (Kept(), "jsonl", Kept())]
+    for given in chosen:
+        lower = problem(config=Config(log_step=1))
+        single(lower, steps=2, logger_type=given, log_dir=tmp_path / "logs").run()
+        for own in [given] if isinstance(given, Kept) else [given[0], given[2]]:
+            assert [(tag, step) for _, tag, step in own.records] == [("chase", 1), ("chase", 2)]
+            assert own.closed == 1
+    assert rows_of(tmp_path / "logs") == [(1, "chase"), (2, "chase")]
+
+
+class Cutting(Kept):
+    """Keeps its records elsewhere, and can cut them."""
+
+    def __init__(self, records: list[Any]) -> None:
+        super().__init__()
+        self.records = records
+
+    def position(self) -> dict[str, Any]:
+        return {"records": len(self.records)}
+
+    def resume_from(self, position: Any) -> None:
+        del self.records[position["records"] :]
+
+
+def test_loggers_of_ones_own_are_resumed_each_from_its_position(tmp_path: Path) -> None:
+    kept: list[list[Any]] = [[], [("earlier", "a", 0)]]
+
+    def built() -> Engine:
+        own = tuple(Cutting(records) for records in kept)
+        return single(problem(config=Config(log_step=1)), steps=3, logger_type=own)
+
+    first = built()
+    first.train_iters = 1
+    first.run()
+    first.save(tmp_path / "saved.pt")
+    first.train_iters = 2
+    first.run()
+    built().run(resume=tmp_path / "saved.pt")
+    assert [step for _, _, step in kept[0]] == [1, 2, 3]
+    assert kept[1] == [("earlier", "a", 0), *kept[0]]
 
 
 @contextmanager

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,24 +101,6 @@ def test_a_logger_the_saved_run_had_not_begins_in_the_same_folder(tmp_path: Path
     (folder,) = folders(tmp_path)
     assert (folder / "metrics.csv").read_text().count("\n") == 3
     assert (folder / "metrics.jsonl").read_text().count("\n") == 1
-
-
-def test_wandb_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[dict[str, Any]] = []
-
-    def init(**settings: Any) -> Any:
-        started.append(settings)
-        return SimpleNamespace(id="abc", finish=lambda: None)
-
-    fake = SimpleNamespace(run=None, init=init, log=lambda values: None)
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    first = make_run_logger(["wandb"], tmp_path)
-    first.log({"a": 1.0})
-    second = make_run_logger(["wandb"], tmp_path)
-    second.resume_from(first.position())
-    second.log({"a": 2.0})
-    assert "id" not in started[0]
-    assert (started[1]["id"], started[1]["resume"]) == ("abc", "allow")
 
 
 def test_loading_alone_cuts_no_log(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from metaweight import ConfigurationError, EngineConfig
+from metaweight import ConfigurationError, EngineConfig, Logger
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,12 @@ from metaweight import ConfigurationError, EngineConfig
         ({"strategy": "dstributed"}, r"strategy='dstributed'\) is not one of default, cpu, gpu"),
         ({"logger_type": "tensorbord"}, r"logger_type='tensorbord'\) is not one of none, tensor"),
         ({"logger_type": ("csv", "json")}, r"logger_type='json'\) is not one of"),
+        (
+            {"logger_type": 3},
+            r"logger_type=3\) is no logger; give one of none, tensor.* from Logger",
+        ),
+        ({"logger_type": ("csv", Logger)}, r"logger_type=the class Logger\) is no logger"),
+        ({"logger_type": ("csv", "csv")}, r"logger_type=...\) has 'csv' twice; list it once"),
         ({"early_stopping_mode": "least"}, r"early_stopping_mode='least'\) is not one of min, max"),
         ({"train_iters": -1}, r"train_iters=-1\) must be an integer of at least 0"),
         ({"train_iters": 1e4}, r"train_iters=10000.0\) must be an integer of at least 0"),
