@@ -47,6 +47,7 @@ from .program.env import Env
 from .program.graph import Graph
 from .program.run_state import RunState
 from .program.schedule import Schedule
+from .run_length import steps_of_run
 from .stopping import StopRequest, asked_to_end, stops_between_steps
 
 AnyEngine = TypeVar("AnyEngine", bound="Engine")
@@ -90,7 +91,7 @@ class Engine:
         require_validation(self)
         graph = Graph.build(self.problems, dependencies)
         self.env = env
-        self.train_iters = self.config.train_iters
+        self.train_iters = int(self.config.train_iters)
         self.valid_step = self.config.valid_step
         self.global_step = 0
         self.device = choose_device(self.config)
@@ -117,6 +118,7 @@ class Engine:
             self._execution = Execution(self)
             self._wire(graph)
             prepare_problems(self, self._execution.drive, self._execution.end_epoch)
+            self.train_iters = steps_of_run(self.config, self.leaves, self.processes)
             self._schedule = self._make_schedule(graph)
             self.train()
         if not self.is_rank_zero():

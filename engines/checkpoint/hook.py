@@ -238,8 +238,8 @@ def _require_ahead(engine: Engine, path: Path, state: Mapping[str, Any]) -> None
     if done > engine.train_iters:
         raise ConfigurationError(
             f"{path} was saved at iteration {done}, beyond the end of the run, EngineConfig("
-            f"train_iters={engine.train_iters}); raise train_iters, or use engine.load() if "
-            "nothing is to be trained."
+            f"train_iters={engine.train_iters}); raise train_iters or epochs, or use engine.load() "
+            "if nothing is to be trained."
         )
 
 

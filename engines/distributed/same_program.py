@@ -19,7 +19,7 @@ SETTINGS = (
     *("unroll_steps", "gradient_accumulation", "warmup_steps", "gradient_clipping"),
     "precision",
 )
-RUN = ("train_iters", "valid_step", "roll_back", "checkpoint_step")
+RUN = ("train_iters", "epochs", "valid_step", "roll_back", "checkpoint_step")
 
 
 def require_same_program(

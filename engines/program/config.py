@@ -8,6 +8,7 @@ from dataclasses import InitVar, dataclass
 import torch
 from metaweight.problems.base.errors import ConfigurationError
 from metaweight.problems.base.settings import (
+    LeftOut,
     require_choice,
     require_count,
     require_flag,
@@ -38,7 +39,10 @@ class EngineConfig:
     """Settings of a run.
 
     Args:
-        train_iters: Steps of the leaf problems.
+        train_iters: Steps of the leaf problems, those that wait for no other; 50000 when left out.
+        epochs: Passes over the (first) loader of a leaf problem, in place of ``train_iters``. A
+            step takes one batch. The engine counts them as steps when it is built, as
+            ``engine.train_iters``.
         valid_step: Steps between two validations.
         logger_type: ``"none"`` (console only), ``"tensorboard"``, ``"wandb"``, ``"mlflow"``,
             ``"csv"``, ``"jsonl"``, an object of a class derived from :class:`Logger`, or a tuple of
@@ -99,7 +103,8 @@ class EngineConfig:
         ConfigurationError: For an unknown name, a value out of range, or contradicting values.
     """
 
-    train_iters: int = 50000
+    train_iters: int = LeftOut(50000)
+    epochs: int | None = None
     valid_step: int = 500
     logger_type: str | Logger | tuple[str | Logger, ...] = "none"
     log_dir: str | os.PathLike[str] = "metaweight_logs"
@@ -136,6 +141,7 @@ class EngineConfig:
             require_count(OWNER, field, getattr(self, field), least)
         for field in FLAGS:
             require_flag(OWNER, field, getattr(self, field))
+        self._check_epochs()
         if self.progress is not None:
             require_flag(OWNER, "progress", self.progress)
         for field in ("backend", "early_stopping_metric", "checkpoint_metric"):
@@ -164,6 +170,16 @@ class EngineConfig:
                 "strategies; keep only strategy=."
             )
         object.__setattr__(self, "strategy", "distributed")
+
+    def _check_epochs(self) -> None:
+        if self.epochs is None:
+            return
+        require_count(OWNER, "epochs", self.epochs, least=0)
+        if not isinstance(self.train_iters, LeftOut):
+            raise ConfigurationError(
+                f"EngineConfig(train_iters={self.train_iters}, epochs={self.epochs}) says twice "
+                "how long to train; keep one of the two."
+            )
 
     def _check_loggers(self) -> None:
         for index, given in enumerate(self.logger_types):
