@@ -1,30 +1,95 @@
-"""A program in words: its graph, and the passes of each step."""
+"""A program in words: its graph, the passes of each step, and what is kept in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from metaweight.problems import Problem
 from metaweight.problems.step.lower_view import lower_view
 
+from .memory import (
+    bytes_of,
+    bytes_of_module,
+    bytes_of_optimizer,
+    bytes_of_record,
+    shown_bytes,
+)
 
-def describe(problems: Sequence[Problem]) -> str:
-    """Return upper and lower problems, hypergradient paths and passes of each problem as text."""
-    return "\n".join(line for problem in problems for line in _lines(problem))
+if TYPE_CHECKING:
+    from .engine import Engine
 
 
-def _lines(problem: Problem) -> Iterator[str]:
+def describe(engine: Engine) -> str:
+    """Return upper and lower problems, hypergradient paths, size, memory and passes of each problem
+    as text, and the length of the run."""
+    lines = [line for problem in engine.problems for line in _lines(problem, engine)]
+    epochs = engine.config.epochs
+    passes = "" if epochs is None else f" (epochs={epochs})"
+    leaves = ", ".join(problem.name for problem in engine.leaves)
+    return "\n".join([*lines, f"run: {engine.train_iters} steps of {leaves}{passes}"])
+
+
+def _lines(problem: Problem, engine: Engine) -> Iterator[str]:
     paths = [" -> ".join(p.name for p in path) for path in problem.paths]
     yield (
         f"{problem.name}: uppers {[p.name for p in problem.parents]}, "
         f"lowers {[p.name for p in problem.children]}, paths {paths}"
     )
+    yield _size(problem)
+    yield _memory(problem, engine)
+    if any(problem in path[1:-1] for upper in engine.problems for path in upper.paths):
+        yield _kept_by_method(problem)
     count = problem.config.gradient_accumulation
     batches = "a micro-batch, of which a step has " + str(count) if count > 1 else "a step"
     yield f"  {batches}: a forward and a backward pass in {_training_precision(problem)}"
     lowers = {lower: None for path in problem.paths for lower in path[1:-1]}
     for lower in lowers:
         yield from _hypergradient(problem, lower)
+
+
+def _size(problem: Problem) -> str:
+    parameters = list(problem.module.parameters())
+    trained = sum(p.numel() for p in problem.trainable_parameters())
+    kinds = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
+    return (
+        f"  {sum(p.numel() for p in parameters):,} parameters, {trained:,} of them trained, in "
+        f"{' and '.join(kinds)} on {problem.device}"
+    )
+
+
+def _memory(problem: Problem, engine: Engine) -> str:
+    module, optimizer = bytes_of_module(problem.module), problem.optimizer
+    parts = [
+        f"{shown_bytes(module)} of parameters and buffers",
+        f"{shown_bytes(bytes_of(problem.trainable_parameters()))} of gradients in a step",
+    ]
+    found = None if optimizer is None else bytes_of_optimizer(optimizer)
+    if optimizer is not None:
+        name, size = type(optimizer).__name__, "unknown before its first step"
+        if found is not None:
+            whole = " over all processes" if engine.config.strategy == "zero" else ""
+            estimated = "" if found.is_counted else f", estimated before its first step{whole}"
+            size = f"{shown_bytes(found.bytes)}{estimated}"
+        parts.append(f"state of {name}: {size}")
+    if engine.config.roll_back and problem.parents:
+        known = module + (0 if found is None else found.bytes)
+        least = "at least " if found is None and optimizer is not None else ""
+        parts.append(f"snapshot for roll_back: {least}{shown_bytes(known)}")
+    return f"  memory: {'; '.join(parts)}"
+
+
+def _kept_by_method(problem: Problem) -> str:
+    record, size = problem.step_state.trajectory.recording, bytes_of_record(problem)
+    parts = ["batches"]
+    parts += ["graphs"] if record.graphs else []
+    parts += ["activations"] if record.activations else []
+    uncounted = f"{', '.join(parts)} (not counted)"
+    known = "states of unknown size, " if size is None else f"{shown_bytes(size)} of states, "
+    return (
+        f"  {type(problem.hypergradient).__name__} goes through {record.updates} of unroll_steps="
+        f"{problem.config.unroll_steps} steps, and keeps {known if size != 0 else ''}{uncounted}"
+    )
 
 
 def _hypergradient(problem: Problem, lower: Problem) -> Iterator[str]:

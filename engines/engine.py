@@ -338,9 +338,14 @@ class Engine:
         return self._schedule
 
     def describe(self) -> str:
-        """Return the program as text: the graph, its hypergradient paths, and the passes that each
-        step takes, in which precision."""
-        return describe(self.problems)
+        """Return the program as text: the graph and its hypergradient paths; of each problem the
+        size, device, memory, method, and the passes that a step takes, in which precision.
+
+        Memory is that of this process between two steps, without activations, batches, and what
+        torch's allocator holds beside. The state of an optimizer that has not stepped yet is
+        estimated, for torch's own by a step on tensors without values.
+        """
+        return describe(self)
 
     def _wire(self, graph: Graph[Problem]) -> None:
         self.leaves = list(graph.leaves)
