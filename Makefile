@@ -44,6 +44,8 @@ lint: install ## formatting, lint and types
 	rm -rf build
 	$(BIN)/python -m pip install --quiet --no-deps --target build/typed .
 	cd build/typed && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml -p metaweight
+	cd build/typed && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml \
+	    ../../examples/*.py ../../tests/problems/test_module_types.py
 
 results: install ## tables and figures of README and documentation, from the records of their runs
 	$(BIN)/python benchmarks/claims.py

@@ -40,7 +40,7 @@ def main(epochs: int = 10, seed: int = 0) -> tuple[float, float]:
     for epoch in range(1, epochs + 1):
         for images, labels in loader:
             optimizer.zero_grad()
-            F.cross_entropy(model(images), labels).backward()
+            torch.autograd.backward(F.cross_entropy(model(images), labels))
             optimizer.step()
             ema.update()
 

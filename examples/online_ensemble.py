@@ -53,7 +53,8 @@ class Weighted(ReweightedProblem):
 
     def sample_weights(self, losses: Tensor, batch: Any) -> Tensor:
         del losses
-        return self.cfg.weights[batch[2]]
+        weights: Tensor = self.cfg.weights[batch[2]]
+        return weights
 
 
 def problem(

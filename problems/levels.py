@@ -5,10 +5,10 @@ from __future__ import annotations
 from .base.errors import ConfigurationError
 from .hypergradients.base import Hypergradient
 from .hypergradients.unroll import Unroll
-from .problem import Problem
+from .problem import ModuleType, Problem
 
 
-class ImplicitProblem(Problem):
+class ImplicitProblem(Problem[ModuleType]):
     """A level whose upper problems use its best response without unrolling its steps.
 
     Define :meth:`training_step` and give it a module, an optimizer and data::
@@ -23,7 +23,7 @@ class ImplicitProblem(Problem):
     """
 
 
-class IterativeProblem(Problem):
+class IterativeProblem(Problem[ModuleType]):
     """A level whose upper problems differentiate through its last ``unroll_steps`` optimizer steps.
 
     It is an :class:`~metaweight.problems.ImplicitProblem` whose hypergradient is

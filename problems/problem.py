@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from .base.errors import ConfigurationError, GraphError, LossError
 from .base.graph_node import GraphNode
@@ -41,10 +42,15 @@ from .state.optimizer_state import load_optimizer
 from .state.parameter_groups import put_parameter_groups
 from .unrolling import apply_learned_settings
 
+ModuleType = TypeVar("ModuleType", bound=nn.Module, default=Any)
 
-class Problem(Overridables, GraphNode):
+
+class Problem(Overridables, GraphNode, Generic[ModuleType]):
     """Base class of every level. Users derive from
     :class:`~metaweight.problems.ImplicitProblem` and define :meth:`training_step`.
+
+    For type checkers ``ImplicitProblem[Net]`` is a problem whose ``module`` is a ``Net``; without
+    the brackets it is anything.
 
     Other problems of the same engine are attributes by their names: ``self.outer(x)`` calls
     ``forward`` of the problem named ``"outer"``.
@@ -74,7 +80,7 @@ class Problem(Overridables, GraphNode):
         self,
         name: str,
         config: Config | None = None,
-        module: nn.Module | None = None,
+        module: ModuleType | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: Any = None,
         train_data_loader: Any = None,
@@ -96,7 +102,8 @@ class Problem(Overridables, GraphNode):
             require_loaders(name, train_data_loader)
         self._config = Config() if config is None else config
         self.cfg = extra_config
-        self.module: Any = module
+        # Without one, configure_module makes it when the engine is built.
+        self.module = cast(ModuleType, module)
         self.optimizer: Any = optimizer
         self.scheduler = scheduler
         self.train_data_loader = train_data_loader
@@ -223,7 +230,7 @@ class Problem(Overridables, GraphNode):
             )
         self._step_state.driver(self, global_step)
 
-    def set_module(self, module: nn.Module) -> None:
+    def set_module(self, module: ModuleType) -> None:
         """Use another module from now on, on the problem's device. The optimizer stays.
 
         With several processes all must call it; the module gets the values of the first one.
@@ -237,14 +244,14 @@ class Problem(Overridables, GraphNode):
         self._step_state.processes.own_module(self._name, module)
         self._put_module(module)
 
-    def _on_device(self, module: nn.Module) -> nn.Module:
+    def _on_device(self, module: ModuleType) -> ModuleType:
         require_module(self._name, module)
         if any(t.device != self.device for t in (*module.parameters(), *module.buffers())):
             require_movable(self._name, module, self.device)
             module = module.to(self.device)
         return module
 
-    def _put_module(self, module: nn.Module) -> None:
+    def _put_module(self, module: ModuleType) -> None:
         self.module = with_memory_format(module, self._step_state.channels_last)
         compile_module(self.module, self._config.compile)
 
@@ -358,13 +365,13 @@ class Problem(Overridables, GraphNode):
         if loaders is not None and (source is None or loaders is not source.loaders):
             require_loaders(self._name, loaders)
             self.train_data_loader = list(loaders) if isinstance(loaders, tuple) else [loaders]
-        module = self.configure_module() if self.module is None else self.module
-        if module is None:
+        made = self.configure_module() if self.module is None else self.module
+        if made is None:
             raise GraphError(
                 f"Problem {self._name!r} has no module; give it module=, or define "
                 "configure_module."
             )
-        self._put_module(self._on_device(module))
+        self._put_module(self._on_device(made))
         optimizer = self.configure_optimizer() if self.optimizer is None else self.optimizer
         if optimizer is not None:
             self.set_optimizer(optimizer)

@@ -12,10 +12,11 @@ from .hypergradients.base import Hypergradient
 from .hypergradients.reweighting import Reweighting
 from .levels import ImplicitProblem
 from .partial_hypergradient import reusable_activations
+from .problem import ModuleType
 from .products.dependence import reaches
 
 
-class ReweightedProblem(ImplicitProblem):
+class ReweightedProblem(ImplicitProblem[ModuleType]):
     """A level trained on ``mean_i V_i(sg(l); θ) l_i``, weights by an upper problem.
 
     Because losses and weights are declared apart, the hypergradient needs no graph through the

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeVar
 
 import torch
+from torch import nn
+
+ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
 
-def with_memory_format(module: Any, channels_last: bool) -> Any:
+def with_memory_format(module: ModuleType, channels_last: bool) -> ModuleType:
     """Return the module, with its weights of four dimensions in ``channels_last`` format if asked.
 
     Parameters stay the same objects with the same values.
