@@ -39,7 +39,7 @@ class Inputs:
 
     def tensor(self, X: NDArray[np.generic]) -> Tensor:
         """Return the inputs of samples, (N, …)."""
-        if self.mean is None:
+        if self.mean is None or self.deviation is None:
             return torch.tensor(X, dtype=self.dtype)
         flat = X.reshape(len(X), -1).astype(np.float64)
         return torch.from_numpy((flat - self.mean) / self.deviation)
