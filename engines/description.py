@@ -69,7 +69,7 @@ def _memory(problem: Problem, engine: Engine) -> str:
         name, size = type(optimizer).__name__, "unknown before its first step"
         if found is not None:
             whole = " over all processes" if engine.config.strategy == "zero" else ""
-            estimated = "" if found.is_counted else f", estimated before its first step{whole}"
+            estimated = "" if found.is_counted else f"{whole}, estimated before its first step"
             size = f"{shown_bytes(found.bytes)}{estimated}"
         parts.append(f"state of {name}: {size}")
     if engine.config.roll_back and problem.parents:
