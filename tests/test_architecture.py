@@ -238,7 +238,7 @@ def test_no_algorithm_imports_within_a_function(path: Path) -> None:
 
 # Each takes seconds to import; who needs one, imports it where it is used.
 SLOW = {"sklearn", "scipy", "torchvision", "matplotlib", "accelerate", "wandb", "pandas"}
-SLOW |= {"transformers"}
+SLOW |= {"transformers", "lightning"}
 
 
 def test_nothing_slow_is_imported_before_it_is_needed() -> None:

@@ -1,8 +1,9 @@
 """Learned sample weights where people already train.
 
-``metaweight.integrations.huggingface`` has ``ReweightingTrainer``, a ``transformers.Trainer``. It
-takes, step for step, what :class:`~metaweight.weighting.WeightedClassifier` and
-:class:`~metaweight.weighting.WeightLearner` take in an engine. No other package is imported before
+``metaweight.integrations.huggingface`` has ``ReweightingTrainer``, a ``transformers.Trainer``, and
+``metaweight.integrations.lightning`` has ``ReweightedModule``, a ``LightningModule``. Each takes,
+step for step, what :class:`~metaweight.weighting.WeightedClassifier` and
+:class:`~metaweight.weighting.WeightLearner` take in an engine. Neither package is imported before
 its own module is.
 """
 

@@ -44,7 +44,7 @@ def test_the_weight_network_is_a_copy_or_drawn_from_the_seed() -> None:
 
 @pytest.mark.parametrize(
     ("door", "package"),
-    [("huggingface", "accelerate"), ("huggingface", "transformers")],
+    [("huggingface", "accelerate"), ("huggingface", "transformers"), ("lightning", "lightning")],
 )
 def test_a_missing_package_is_named_with_the_command(
     door: str, package: str, monkeypatch: pytest.MonkeyPatch
