@@ -27,7 +27,7 @@ class WeightingConfig:
         weight_network: A network ``V(losses, labels)`` of one weight per sample, which is copied;
             ``None`` for ``MetaWeightNet()``. ``ClassAwareWeightNet(torch.arange(C))`` sees the
             class as well as the loss.
-        learning_rate: Learning rate of the weight network's Adam.
+        learning_rate: Learning rate of the weight network's Adam; by default the published one.
         normalise: Scale the weights of each batch to mean 1.
         warmup: Share of the optimizer steps, in [0, 1), before the weight network starts. Until
             then it weighs as it was made.
@@ -41,7 +41,7 @@ class WeightingConfig:
     """
 
     weight_network: nn.Module | None = None
-    learning_rate: float = 0.01
+    learning_rate: float = 0.001
     normalise: bool = True
     warmup: float = 0.2
     every: int = 1
@@ -57,7 +57,7 @@ class WeightingConfig:
                 raise ConfigurationError(
                     f"{who} received {name}={shown(getattr(self, name))}; {advice}."
                 )
-        advice = "0.01 is the usual choice"
+        advice = "0.001 is the usual choice"
         require_number(who, "learning_rate", self.learning_rate, positive=True, advice=advice)
         require_flag(who, "normalise", self.normalise)
         require_count(who, "every", self.every, least=1)

@@ -20,7 +20,7 @@ from metaweight.weighting import MetaWeightNet
     ("settings", "message"),
     [
         ({"weight_network": MetaWeightNet}, "weight_network=the class MetaWeightNet; give a mod"),
-        ({"learning_rate": 0.0}, "learning_rate=0.0.* above 0 and finite; 0.01 is the usual"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0.* above 0 and finite; 0.001 is the us"),
         ({"normalise": "yes"}, "normalise='yes'"),
         ({"warmup": 1.0}, r"warmup=1.0\) must be a share of the steps in \[0, 1\)"),
         ({"every": 0}, r"every=0\) must be an integer of at least 1"),
