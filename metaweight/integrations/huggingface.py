@@ -57,8 +57,8 @@ class ReweightingTrainer(Trainer):  # type: ignore[misc]
 
     Raises:
         ConfigurationError: Without clean samples, for a model of another kind, and for several
-            devices, ``fp16``, ``torch_compile``, ``use_liger_kernel`` and
-            ``auto_find_batch_size``.
+            devices, ``fp16``, ``torch_compile``, ``use_liger_kernel``, ``auto_find_batch_size`` and
+            the optimizers LOMO and AdaLomo, which step within the backward pass.
 
     Source: Shu et al., "Meta-Weight-Net", NeurIPS 2019 (arXiv:1902.07379).
     """
@@ -219,6 +219,7 @@ def _require_supported(trainer: Trainer) -> None:
         (args.fp16, "fp16=True", "use bf16=True or neither"),
         (args.torch_compile, "torch_compile=True", "leave it out"),
         (args.use_liger_kernel, "use_liger_kernel=True, which gives no logits", "leave it out"),
+        (args.optim in ("lomo", "adalomo"), f"optim={args.optim.value!r}", "use another one"),
         (args.auto_find_batch_size, "auto_find_batch_size=True", "give a batch size"),
     ):
         if refused:

@@ -14,7 +14,7 @@ from metaweight.problems.base.settings import shown
 from metaweight.weighting import normalise_weights
 
 from .required import required_for
-from .two_levels import TwoLevels
+from .two_levels import TwoLevels, load_network
 from .weighting_config import WeightingConfig
 
 with required_for(__name__, "lightning"):
@@ -147,8 +147,15 @@ class ReweightedModule(LightningModule):  # type: ignore[misc]
             checkpoint[STATE] = self._levels.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the weight network's state for the next training; call it where you override it."""
+        """Load the weight network, and the rest when training begins; call it where you override
+        it.
+
+        Raises:
+            CheckpointError: For another weight network.
+        """
         self._saved = checkpoint.get(STATE)
+        if self._saved is not None:
+            load_network(self.weight_network, self._saved)
 
     def _connected(self) -> TwoLevels:
         """Return the levels of the present optimizer."""

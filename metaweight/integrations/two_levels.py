@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from metaweight.engines import Engine, EngineConfig
 from metaweight.engines.program.schedule import Action
-from metaweight.problems import Config
+from metaweight.problems import CheckpointError, Config
 from metaweight.problems.persistence.names import Names
 from metaweight.problems.persistence.problem_state import (
     load_problem,
@@ -25,6 +25,7 @@ from metaweight.problems.persistence.problem_state import (
     require_same_lengths,
 )
 from metaweight.problems.recording.trajectory import RecordedStep
+from metaweight.problems.state.plain_data import from_plain
 from metaweight.problems.state.random_streams import RandomState
 from metaweight.problems.step.absent_hypergradients import note_dependence
 from metaweight.problems.step.descent import descend
@@ -171,6 +172,22 @@ class TwoLevels:
             if problem is self.learner:
                 with torch.enable_grad():
                     descend(problem, record=False, first=True, last=True, after_gradient=_nothing)
+
+
+def load_network(network: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load the weight network alone of what :meth:`TwoLevels.state_dict` returned.
+
+    Raises:
+        CheckpointError: When it is of another one.
+    """
+    saved = from_plain(state["learner"]["state"])["module"]
+    try:
+        network.load_state_dict(saved)
+    except RuntimeError as misfit:
+        raise CheckpointError(
+            f"The checkpoint holds another weight network than {type(network).__name__} here; "
+            f"give the one it was saved with. {misfit}"
+        ) from misfit
 
 
 def _nothing(problem: Any) -> None:

@@ -276,14 +276,14 @@ def test_a_loss_of_ones_own(tmp_path: Path) -> None:
         ({"label_names": ["labels", "more"]}, "with the labels labels, more; give one with"),
         ({"torch_compile": True}, "received torch_compile=True.*leave it out"),
         ({"auto_find_batch_size": True}, "received auto_find_batch_size=True.*give a batch size"),
+        ({"optim": "lomo"}, "received optim='lomo', with which.*use another one"),
+        ({"use_liger_kernel": True}, "received use_liger_kernel=True, which gives no logits"),
         ({"fp16": True}, "received fp16=True.*use bf16=True or neither"),
     ],
 )
 def test_what_cannot_be_learned_is_refused(
-    tmp_path: Path, changed: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, changed: dict[str, Any], message: str
 ) -> None:
-    # torch's loss scaler for the CPU does all it does on a GPU.
-    monkeypatch.setattr("accelerate.accelerator.is_fp16_available", lambda **_: True, raising=False)
     given: dict[str, Any] = {"clean_dataset": CLEAN, "weighting": None, "clean_batch_size": None}
     given = {key: changed.get(key, value) for key, value in given.items()}
     settings = {k: v for k, v in changed.items() if k not in (*given, "model")}
@@ -294,3 +294,10 @@ def test_what_cannot_be_learned_is_refused(
             train_dataset=CLEAN,
             **given,
         )
+
+
+def test_several_devices_are_refused(tmp_path: Path) -> None:
+    args = arguments(tmp_path)
+    args._n_gpu = 2
+    with pytest.raises(ConfigurationError, match=r"several devices.*let the process see one"):
+        ReweightingTrainer(bert(), args, train_dataset=CLEAN, clean_dataset=CLEAN)

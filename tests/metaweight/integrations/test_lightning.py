@@ -17,7 +17,14 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from metaweight.problems.state.random_streams import RandomState
 
-from metaweight import Config, ConfigurationError, Engine, EngineConfig, Reweighting
+from metaweight import (
+    CheckpointError,
+    Config,
+    ConfigurationError,
+    Engine,
+    EngineConfig,
+    Reweighting,
+)
 from metaweight.data import TensorLoader
 from metaweight.integrations import WeightingConfig
 from metaweight.integrations.lightning import ReweightedModule
@@ -235,6 +242,20 @@ def test_a_resumed_run_ends_as_one_without_a_break(tmp_path: Path, steps: int) -
         assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
     # No part of it is among the module's own.
     assert not [name for name in whole.state_dict() if not name.startswith("network.")]
+
+
+def test_the_weight_network_is_loaded_without_training(tmp_path: Path) -> None:
+    module, run = Classifier(WeightingConfig()), trainer(tmp_path)
+    run.fit(module, noisy_batches())
+    run.save_checkpoint(tmp_path / "saved.ckpt")
+    loaded = Classifier.load_from_checkpoint(tmp_path / "saved.ckpt", weighting=WeightingConfig())
+    for found, value in zip(
+        loaded.weight_network.parameters(), module.weight_network.parameters(), strict=True
+    ):
+        assert torch.equal(found, value)
+    other = WeightingConfig(weight_network())
+    with pytest.raises(CheckpointError, match="another weight network than ClassAwareWeightNet"):
+        Classifier.load_from_checkpoint(tmp_path / "saved.ckpt", weighting=other)
 
 
 def test_losses_are_logged_and_validated_as_usual(tmp_path: Path) -> None:
