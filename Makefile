@@ -7,7 +7,7 @@ PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 # Rewritten assertions are kept for the next run. Plugins of other packages would be rewritten too.
 PYTEST := PYTHONDONTWRITEBYTECODE= PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist.plugin
 
-.PHONY: help install demo test test-slow docs lint results bench bench-check gpu clean
+.PHONY: help install demo test test-slow test-integrations docs lint results bench bench-check gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -31,6 +31,13 @@ test: install ## all tests but the slow ones
 
 test-slow: install ## the slow tests too
 	$(PYTEST) $(PARALLEL) -m ""
+
+# `make test` leaves out what its packages are missing for.
+DOORS := tests/metaweight/integrations tests/docs/test_integrations.py tests/examples/test_noisy_text.py
+test-integrations: install ## the tests of transformers and Lightning, which it installs
+	$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(None in map(u.find_spec, ("transformers", "lightning")))' || \
+	    $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[huggingface,lightning]'
+	$(PYTEST) $(PARALLEL) -m "" $(DOORS)
 
 # Code cells are executed; a warning is an error.
 docs: install ## the documentation, into build/docs

@@ -34,7 +34,7 @@ exclude_patterns = ["images"]
 
 PACKAGES = (
     *("problems", "engines", "products", "weighting", "averaging", "ensembles"),
-    *("consistency", "noise", "data", "models", "plots"),
+    *("consistency", "noise", "data", "models", "plots", "integrations"),
 )
 EXPORTED = {name for room in PACKAGES for name in import_module(f"metaweight.{room}").__all__}
 

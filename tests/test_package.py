@@ -6,6 +6,7 @@ import importlib
 import inspect
 from collections.abc import Iterator
 from dataclasses import is_dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ PACKAGES = (
     "metaweight.models",
     "metaweight.noise",
     "metaweight.products",
+    "metaweight.integrations",
+    # Where the package that each is for is installed.
+    *(
+        f"metaweight.integrations.{module}"
+        for module, package in (("huggingface", "transformers"), ("lightning", "lightning"))
+        if find_spec(package) is not None
+    ),
 )
 
 
