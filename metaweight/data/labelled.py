@@ -118,6 +118,10 @@ class LabelledTensors:
             self.num_classes,
         )
 
+    def gather(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Copy inputs and labels at ``positions``, (M,), int64, for a batch; nothing is checked."""
+        return self.inputs.index_select(0, positions), self.labels.index_select(0, positions)
+
     def _chosen(self, positions: Tensor) -> Tensor:
         size = len(self)
         if positions.dtype == torch.bool and positions.shape == (size,):

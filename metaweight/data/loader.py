@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,25 @@ from metaweight.problems.data.validation import checked_device
 
 from ._saved_state import load_transform, require_same, with_transform
 from .labelled import LabelledTensors
+
+
+class Gathered(Protocol):
+    """Samples in memory, of any form, of which a batch is gathered by positions."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device | str) -> Any:
+        """Return the samples on a device."""
+
+    def subset(self, positions: Tensor) -> Any:
+        """Return the samples at positions."""
+
+    def gather(self, positions: Tensor) -> tuple[Any, Tensor]:
+        """Return the inputs and the targets at positions."""
 
 
 @dataclass
@@ -39,7 +58,8 @@ class TensorLoader:
 
     Args:
         data: Samples to read; or ``(inputs, labels)``, of tensors, arrays, tables or lists, or a
-            ``torch.utils.data.TensorDataset`` of the two, as :class:`LabelledTensors` reads them.
+            ``torch.utils.data.TensorDataset`` of the two, as :class:`LabelledTensors` reads them;
+            or an object with its ``len``, ``device``, ``to``, ``subset`` and ``gather``.
         batch_size: Samples per batch, at least 1.
         shuffle: Whether to permute the samples in each epoch.
         drop_last: Whether to leave out a last batch smaller than the others.
@@ -59,7 +79,7 @@ class TensorLoader:
 
     def __init__(
         self,
-        data: LabelledTensors | TensorDataset | tuple[Any, Any],
+        data: LabelledTensors | Gathered | TensorDataset | tuple[Any, Any],
         batch_size: int,
         *,
         shuffle: bool = True,
@@ -82,7 +102,9 @@ class TensorLoader:
                 "with_replacement=True was given with shuffle=False, but draws with replacement "
                 "have no fixed order; leave out one of the two."
             )
-        self.data = data if device is None else data.to(checked_device("TensorLoader", device))
+        self.data: Gathered = (
+            data if device is None else data.to(checked_device("TensorLoader", device))
+        )
         self._asked = batch_size
         self._rank, self._world = 0, 1
         self.shuffle = shuffle
@@ -164,8 +186,7 @@ class TensorLoader:
         return positions[self._rank :: self._world]
 
     def _batch(self, positions: Tensor) -> tuple[Tensor, ...]:
-        inputs = self.data.inputs.index_select(0, positions)
-        labels = self.data.labels.index_select(0, positions)
+        inputs, labels = self.data.gather(positions)
         if self.transform is not None:
             inputs = self.transform(inputs)
         return (inputs, labels, positions) if self.with_indices else (inputs, labels)
@@ -215,9 +236,10 @@ class TensorLoader:
         }
 
 
-def _labelled(data: Any) -> LabelledTensors:
-    if isinstance(data, LabelledTensors):
-        return data
+def _labelled(data: Any) -> Gathered:
+    if hasattr(data, "gather") and not isinstance(data, Tensor):
+        gathered: Gathered = data
+        return gathered
     parts = data.tensors if isinstance(data, TensorDataset) else data
     if not isinstance(parts, tuple) or len(parts) != 2:
         number = f" of {len(parts)} parts" if isinstance(parts, tuple) else ""

@@ -20,6 +20,7 @@ from metaweight._batch_reader import BatchReader
 from metaweight._label_loss import full_precision, labels_of
 from metaweight._labels import read_values
 from metaweight.data import LabelledTensors, Resumable, TensorLoader
+from metaweight.data.loader import Gathered
 from metaweight.problems import DataError, LossError
 from metaweight.problems.data.batches import move_batch
 
@@ -133,14 +134,13 @@ def member_scores(
 
 
 def _in_order(
-    data: LabelledTensors, batch_size: int, transform: Callable[[Tensor], Tensor] | None
+    data: Gathered, batch_size: int, transform: Callable[[Tensor], Tensor] | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     held: object = transform
     state = held.state_dict() if isinstance(held, Resumable) else None
     try:
-        for start in range(0, len(data), batch_size):
-            inputs = data.inputs[start : start + batch_size]
-            labels = data.labels[start : start + batch_size]
+        for positions in torch.split(torch.arange(len(data), device=data.device), batch_size):
+            inputs, labels = data.gather(positions)
             yield (inputs if transform is None else transform(inputs)), labels
     finally:
         if isinstance(held, Resumable) and state is not None:

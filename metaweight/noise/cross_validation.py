@@ -178,7 +178,21 @@ class CrossValidatedConfidence:
         Raises:
             DataError: When there are fewer samples than folds, or predictions cannot be used.
         """
-        return self._out_of_fold(data)[0].softmax(1)
+        return self.outputs(data).softmax(1)
+
+    def outputs(self, data: LabelledTensors) -> Tensor:
+        """Train one network per fold and return what it gives for its own samples.
+
+        Args:
+            data: Samples; ``clean_labels`` are not read.
+
+        Returns:
+            (N, C), float64, on the CPU: logits, or numbers with a ``make_problem`` of others.
+
+        Raises:
+            DataError: As :meth:`probabilities`.
+        """
+        return self._out_of_fold(data)[0]
 
     def _out_of_fold(self, data: LabelledTensors) -> tuple[Tensor, Tensor]:
         folds = stratified_folds(data.labels, self.folds, seed=self.seed).to(data.device)
