@@ -11,10 +11,12 @@ from __future__ import annotations
 from .accuracy import per_class_accuracy
 from .curves import training_curves
 from .histogram import weight_histogram
+from .reweighting import reweighting_summary
 from .weights import weight_against_loss
 
 __all__ = [
     "per_class_accuracy",
+    "reweighting_summary",
     "training_curves",
     "weight_against_loss",
     "weight_histogram",
