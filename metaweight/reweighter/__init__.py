@@ -1,5 +1,6 @@
-"""The door: a scikit-learn classifier that learns a weight for each training sample."""
+"""The door: scikit-learn estimators that learn a weight for each training sample."""
 
+from .regressor import ReweightingRegressor
 from .reweighter import Reweighter
 
-__all__ = ["Reweighter"]
+__all__ = ["Reweighter", "ReweightingRegressor"]

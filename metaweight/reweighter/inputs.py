@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +39,22 @@ class Inputs:
         found = (p.dtype for p in module.parameters() if p.is_floating_point())
         return cls(next(found, torch.get_default_dtype()))
 
+    def of(self, samples: Any, names: Iterable[str] | None = None) -> Any:
+        """Return the inputs of samples, (N, …), in a network's type.
+
+        Args:
+            samples: An array; a tensor, of which only one of floating numbers changes its type; or
+                several tensors by name.
+            names: Which of these to take.
+        """
+        if isinstance(samples, Mapping):
+            return {name: self.of(samples[name]) for name in (samples if names is None else names)}
+        if isinstance(samples, Tensor):
+            return samples.to(self.dtype) if samples.is_floating_point() else samples
+        return self.tensor(samples) if isinstance(samples, np.ndarray) else samples
+
     def tensor(self, X: NDArray[np.generic]) -> Tensor:
-        """Return the inputs of samples, (N, …)."""
+        """Return the inputs of samples of a table, (N, …)."""
         if self.mean is None or self.deviation is None:
             return torch.tensor(X, dtype=self.dtype)
         flat = X.reshape(len(X), -1).astype(np.float64)

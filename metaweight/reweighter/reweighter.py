@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-import math
-import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from sklearn.base import ClassifierMixin
+from sklearn.utils.multiclass import type_of_target
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from metaweight.data import LabelledTensors
-from metaweight.problems import CheckpointError
+from metaweight._batch import Part
+from metaweight.problems import ConfigurationError
 
-from .clean_samples import require_every_class, trusted_samples
-from .dense_net import DenseNet
-from .inputs import Inputs
-from .label_issues import label_issues
-from .saved import part, read, write
-from .settings import Settings
-from .training import (
-    logits_of,
-    losses_of,
-    require_width,
-    train_reweighted,
-    weight_network,
-    weights_of,
-)
-
-MakeModule = Callable[[int, int], nn.Module]
+from .classes import Classes, Indicators
+from .estimator import Loss, MakeModule, WeightingEstimator
+from .targets import Targets
 
 
-class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class Reweighter(ClassifierMixin, WeightingEstimator):  # type: ignore[misc]
     """A classifier whose training samples weigh what a few clean samples say they should.
 
     ``min_θ Σ_j L(f_{w*(θ)}(x_j), y_j)`` over clean samples, where
@@ -49,9 +30,13 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         model.predict(X_test)
         model.label_issues_          # labels that are likely to be wrong, the least plausible first
 
+    As elsewhere in scikit-learn, labels (N, K) of zeros and ones are several labels a sample, each
+    of which holds or not.
+
     Args:
         module: A network, (B, …) to logits (B, C), which is copied; or a function of the number of
-            inputs of a sample and of classes that makes one. ``None``: two hidden layers of 64
+            inputs of a sample and of classes that makes one. It is called with several inputs by
+            their names, and may return an object with ``logits``. ``None``: two hidden layers of 64
             units, on features scaled to mean 0 and variance 1, in double precision.
         epochs: Passes over the training samples.
         batch_size: Samples in a batch; ``None`` for a tenth of the samples, from 8 to 128.
@@ -67,15 +52,34 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         random_state: Seed, generator or ``None``, as elsewhere in scikit-learn.
         device: Device such as ``"cpu"`` or ``"cuda:1"``; ``None`` for a GPU if there is one.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``; ``None`` for that of the module.
-        progress: Show a progress bar.
+        progress: Show a progress bar with losses, accuracies of the last epoch and the time left.
+        inputs: Where the inputs are in samples that are not an array; see :meth:`fit`. A key, a
+            place, or a function of a batch; guessed when left out.
+        labels: The same of the labels.
+        logits: The same of the logits in what ``module`` returns: all of it when left out, or its
+            ``logits``.
+        early_stopping: Whether to hold out some of the clean samples, stop when the loss on them
+            no longer improves, and keep the networks of the epoch with the smallest.
+        patience: Epochs without improvement before stopping.
+        held_out: Share of the clean samples of each class that is held out, in (0, 1).
+        loss: ``loss(logits, y)`` of one number a sample, (N,), or a loss of torch's with a
+            ``reduction``; ``y`` are numbers of ``classes_``, or rows of zeros and ones.
+            ``None``: cross-entropy, or the mean of the labels' binary cross-entropies.
 
     Attributes:
         classes_: The classes, (C,), sorted.
         module_: The trained network.
         weight_module_: The trained weight network, of losses and class numbers.
         sample_weights_: Weight of each training sample, (N,), of mean 1, in the order of ``X``.
+        sample_losses_: Loss of each training sample, (N,), by the trained network.
         label_issues_: A frame of the labels that the network contradicts; see there.
         clean_indices_: Without clean samples, positions of those taken for clean; else ``None``.
+        history_: Values of each epoch by name, (E,) each: ``epoch``, of the training steps ``loss``
+            before weighting, ``accuracy``, ``clean_loss``, ``effective_share``, which is
+            ``(Σ w)² / (N Σ w²)``, and ``contradicted_weight``, the share of the weight on samples
+            whose label is not the most probable one; of ``eval_set`` ``eval_loss`` and
+            ``eval_accuracy``, and with ``early_stopping`` those of ``held_out_``.
+        best_epoch_: With ``early_stopping``, the epoch that was kept.
         n_features_in_: Number of features of tables.
 
     Source: Shu et al., "Meta-Weight-Net", NeurIPS 2019 (arXiv:1902.07379); with ``class_aware``,
@@ -99,6 +103,13 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         device: str | None = None,
         precision: str | None = None,
         progress: bool = False,
+        inputs: Part = None,
+        labels: Part = None,
+        logits: Part = None,
+        early_stopping: bool = False,
+        patience: int = 5,
+        held_out: float = 0.3,
+        loss: Loss | None = None,
     ) -> None:
         self.module = module
         self.epochs = epochs
@@ -114,67 +125,36 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.device = device
         self.precision = precision
         self.progress = progress
-
-    def fit(self, X: Any, y: Any, clean: tuple[Any, Any] | None = None) -> Reweighter:
-        """Train the network and the weights.
-
-        Args:
-            X: Samples, (N, features) or (N, …): an array, a frame or a tensor of numbers.
-            y: Their labels, (N,), possibly wrong: numbers or text.
-            clean: ``(X_clean, y_clean)``: a few samples of every class whose labels are right.
-                Without them, samples of ``X`` are taken for clean whose labels are confirmed by
-                networks that were not trained on them; this is weaker.
-
-        Raises:
-            ValueError: For data or settings that cannot be used, saying why.
-        """
-        settings = Settings.of(self)
-        X, y = validate_data(self, X, y, **_READ)
-        check_classification_targets(y)
-        classes, labels = np.unique(y, return_inverse=True)
-        if len(classes) < 2:
-            raise ValueError(
-                f"Reweighter received labels of one class, {classes.tolist()[0]!r}; give two "
-                "classes or more."
-            )
-        given = None if clean is None else self._read_clean(clean, classes)
-        width = math.prod(X.shape[1:])
-        with torch.random.fork_rng():
-            torch.manual_seed(settings.seed)
-            module = self._made(width, len(classes))
-        inputs = Inputs.scaled(X) if self.module is None else Inputs.of_module(module)
-        data = LabelledTensors(inputs.tensor(X), labels, num_classes=len(classes))
-        require_width(module, data)
-        chosen = None
-        if given is None:
-            chosen = trusted_samples(lambda: self._made(width, len(classes)), data, settings)
-            trained, trusted = data, data.subset(chosen)
-        else:
-            trusted = LabelledTensors(inputs.tensor(given[0]), given[1], num_classes=len(classes))
-            trained = data.concat(trusted) if self.train_on_clean else data
-        weigher = self._trained(module, trained, trusted, settings)
-        logits = logits_of(module, data.inputs)
-        weights = weights_of(weigher, losses_of(logits, data.labels), data.labels)
-        self.classes_, self.clean_indices_ = classes, None if chosen is None else chosen.numpy()
-        self.module_, self.weight_module_ = module.eval(), weigher.eval()
-        self.sample_weights_: NDArray[np.float64] = weights.numpy()
-        self._width, self._inputs = width, inputs
-        self._given, self._probabilities = labels, logits.softmax(1).numpy()
-        return self
+        self.inputs = inputs
+        self.labels = labels
+        self.logits = logits
+        self.early_stopping = early_stopping
+        self.patience = patience
+        self.held_out = held_out
+        self.loss = loss
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Return the probability of each class, (N, C), in the order of ``classes_``."""
-        check_is_fitted(self, "module_")
-        X = validate_data(self, X, reset=False, **_READ)
-        probabilities: NDArray[np.float64] = (
-            logits_of(self.module_, self._inputs.tensor(X)).softmax(1).numpy()
-        )
-        return probabilities
+        """Return the probability of each class, or label, (N, C), in the order of ``classes_``."""
+        outputs = self._outputs(X)
+        return self._targets.predicted(outputs)
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Return the most probable class of each sample, (N,)."""
-        best = self.predict_proba(X).argmax(1)
-        found: NDArray[Any] = self.classes_[best]
+        """Return the most probable class of each sample, (N,), or which labels hold, (N, K)."""
+        probabilities = self.predict_proba(X)
+        if isinstance(self._targets, Indicators):
+            return (probabilities > 0.5).astype(int)
+        found: NDArray[Any] = self.classes_[probabilities.argmax(1)]
+        return found
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Return the share of samples whose class is predicted.
+
+        Args:
+            X: Samples, as for :meth:`fit`.
+            y: Their labels, (N,); left out where ``X`` has them.
+            sample_weight: How much each counts, (N,).
+        """
+        found: float = super().score(X, self._found(X, y), sample_weight)
         return found
 
     @property
@@ -182,119 +162,43 @@ class Reweighter(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """A frame of the training labels that the network contradicts, least plausible first.
 
         Columns: ``index`` in ``X``, ``given`` and ``suggested`` label, ``weight`` (mean 1) and
-        ``self_confidence``, the probability that the trained network gives to the label.
+        ``self_confidence``, the probability that the trained network gives to the label. Of several
+        labels a sample, ``label`` is the number of the one that is contradicted.
 
         Raises:
             ImportError: When pandas is not installed.
         """
         check_is_fitted(self, "module_")
-        return label_issues(self.classes_, self._given, self._probabilities, self.sample_weights_)
+        return self._targets.issues(self._given, self._predicted, self.sample_weights_)
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the trained model into a folder, as one file in the safetensors format.
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
 
-        Raises:
-            ValueError: For classes that JSON does not hold, such as dates.
-            ImportError: When safetensors is not installed.
-        """
-        check_is_fitted(self, "module_")
-        tensors = {f"module.{name}": each for name, each in self.module_.state_dict().items()}
-        tensors |= {f"weights.{name}": v for name, v in self.weight_module_.state_dict().items()}
-        arrays = {name: getattr(self, name) for name in _SAVED}
-        arrays |= {name: getattr(self._inputs, name) for name in _SCALE}
-        tensors |= {k: torch.from_numpy(each) for k, each in arrays.items() if each is not None}
-        settings = {k: v for k, v in self.get_params(deep=False).items() if k != "module"}
-        if not isinstance(self.random_state, int):
-            settings["random_state"] = None
-        kind = self.classes_.dtype.kind
-        if kind not in "iufbUO":
-            raise ValueError(
-                f"The classes are of type {self.classes_.dtype}; save() holds numbers and text."
+    _y_read: ClassVar[dict[str, Any]] = {"multi_output": True}
+
+    def _labels_of(self, y: Any) -> NDArray[Any]:
+        if type_of_target(y, input_name="y") != "multilabel-indicator":
+            return super()._labels_of(y)
+        found: NDArray[Any] = y.toarray() if hasattr(y, "toarray") else y
+        return found
+
+    def _targets_of(self, y: NDArray[Any]) -> Targets:
+        if y.ndim == 1:
+            return Classes.of(type(self).__name__, y)
+        if self.class_aware:
+            raise ConfigurationError(
+                "class_aware=True was given, but samples have several labels each; leave it out, "
+                "or give one class a sample."
             )
-        fitted = {
-            "classes": self.classes_.tolist(),
-            "kind": kind,
-            "features": getattr(self, "n_features_in_", None),
-            "names": getattr(self, "feature_names_in_", np.array([])).tolist(),
-            "width": self._width,
-            "own module": self.module is not None,
-        }
-        return write(Path(folder), tensors, {"settings": settings, "fitted": fitted})
+        return Indicators.of(y)
+
+    def _set_targets(self, targets: Targets) -> None:
+        super()._set_targets(targets)
+        known = isinstance(targets, Classes)
+        self.classes_ = targets.classes if known else np.arange(targets.outputs)  # type: ignore[attr-defined]
 
     @classmethod
-    def load(
-        cls, folder: str | os.PathLike[str], module: nn.Module | MakeModule | None = None
-    ) -> Reweighter:
-        """Return the trained model that :meth:`save` wrote, on the CPU.
-
-        Args:
-            folder: The folder.
-            module: The module given to the constructor, where there was one: only its values are
-                saved.
-
-        Raises:
-            CheckpointError: When there is no such file, it is damaged, or ``module`` does not fit.
-            ImportError: When safetensors is not installed.
-        """
-        tensors, found = read(Path(folder))
-        fitted = found["fitted"]
-        if fitted["own module"] != (module is not None):
-            needed = "a module of its own; give it as" if module is None else "no module; leave out"
-            raise CheckpointError(f"The model in {folder} was trained with {needed} module=….")
-        model = cls(module, **found["settings"])
-        classes = np.array(fitted["classes"], dtype=object if fitted["kind"] == "O" else None)
-        model.classes_ = classes
-        if fitted["features"] is not None:
-            model.n_features_in_ = fitted["features"]
-        if fitted["names"]:
-            model.feature_names_in_ = np.array(fitted["names"], dtype=object)
-        for name in _SAVED:
-            setattr(model, name, tensors[name].numpy() if name in tensors else None)
-        net, weigher = part(tensors, "module"), part(tensors, "weights")
-        model._width = fitted["width"]
-        model.module_ = model._made(model._width, len(classes))
-        scale = [tensors[name].numpy() for name in _SCALE if name in tensors]
-        model._inputs = Inputs(torch.float64, *scale) if scale else Inputs.of_module(model.module_)
-        model.weight_module_ = weight_network(model.class_aware, len(classes))
-        model.weight_module_.to(next(v.dtype for v in weigher.values() if v.is_floating_point()))
-        try:
-            model.module_.load_state_dict(net)
-            model.weight_module_.load_state_dict(weigher)
-        except RuntimeError as error:
-            raise CheckpointError(f"The model in {folder} is of another module: {error}") from error
-        model.module_.eval()
-        model.weight_module_.eval()
-        return model
-
-    def _trained(
-        self, module: nn.Module, data: LabelledTensors, clean: LabelledTensors, settings: Settings
-    ) -> nn.Module:
-        """Train the module and return the weight network."""
-        return train_reweighted(module, data, clean, settings)
-
-    def _made(self, width: int, classes: int) -> nn.Module:
-        """Return a new network for samples of so many numbers."""
-        if self.module is None:
-            return DenseNet(width, classes).double()
-        if isinstance(self.module, nn.Module):
-            return copy.deepcopy(self.module)
-        return self.module(width, classes)
-
-    def _read_clean(
-        self, clean: tuple[Any, Any], classes: NDArray[Any]
-    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        if not isinstance(clean, (tuple, list)) or len(clean) != 2:
-            raise ValueError(
-                f"clean received {type(clean).__name__}; give (X_clean, y_clean), samples and "
-                "their labels."
-            )
-        X = validate_data(self, clean[0], reset=False, **_READ)
-        y = check_array(clean[1], ensure_2d=False, dtype=None)
-        require_every_class(X, y, classes)
-        return X, np.searchsorted(classes, y)
-
-
-_SAVED = ("_given", "_probabilities", "sample_weights_", "clean_indices_")
-_SCALE = ("mean", "deviation")
-# The order of memory would show in the rounding of sums.
-_READ: dict[str, Any] = {"dtype": "numeric", "allow_nd": True, "order": "C"}
+    def _restored(cls, saved: dict[str, Any]) -> Targets:
+        return Classes.restored(saved) if "classes" in saved else Indicators(**saved)

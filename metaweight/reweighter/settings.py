@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_random_state
 
+from metaweight._batch import Part
+from metaweight.engines import Hook
 from metaweight.problems import ConfigurationError
-from metaweight.problems.base.settings import is_count, is_positive
+from metaweight.problems.base.settings import is_between, is_count, is_positive
 
 _LEAST_BATCHES = 10
 _SMALLEST, _LARGEST = 8, 128
@@ -33,6 +35,13 @@ class Settings:
         device: Device; chosen by the engine where ``None``.
         precision: As for :class:`~metaweight.EngineConfig`.
         progress: As for :class:`~metaweight.EngineConfig`.
+        logits: As for :class:`~metaweight.weighting.WeightedClassifier`.
+        early_stopping: Whether to hold out clean samples, and keep the epoch that is best on them.
+        patience: Epochs without improvement before stopping.
+        held_out: Share of the clean samples of each class that is held out.
+        loss: A function of outputs and targets that returns one loss a sample.
+        outputs: Number of outputs of the network; known once the labels are.
+        hooks: Hooks of the run.
     """
 
     epochs: int
@@ -47,6 +56,13 @@ class Settings:
     device: str | None
     precision: str | None
     progress: bool
+    logits: Part = None
+    early_stopping: bool = False
+    patience: int = 5
+    held_out: float = 0.3
+    loss: Any = None
+    outputs: int = 0
+    hooks: tuple[Hook, ...] = ()
 
     def __post_init__(self) -> None:
         if not is_count(self.epochs, least=1):
@@ -63,6 +79,12 @@ class Settings:
         if not 0 <= self.warmup < 1:
             raise ConfigurationError(f"warmup={self.warmup!r} was given; use a share in [0, 1).")
 
+        if not is_count(self.patience, least=1):
+            raise ConfigurationError(f"patience={self.patience!r} was given; use at least 1.")
+        if not is_between(self.held_out, 0, 1):
+            raise ConfigurationError(
+                f"held_out={self.held_out!r} was given; use a share in (0, 1)."
+            )
         share = self.clean_fraction
         if share is not None and not (0 < share <= 1):
             raise ConfigurationError(
@@ -76,7 +98,7 @@ class Settings:
         Raises:
             ConfigurationError: For one out of range.
         """
-        names = [each.name for each in fields(cls) if each.name != "seed"]
+        names = [each.name for each in fields(cls) if each.name not in ("seed", "outputs", "hooks")]
         random = check_random_state(estimator.random_state)
         seed = int(random.randint(np.iinfo(np.int32).max))
         return cls(seed=seed, **{name: getattr(estimator, name) for name in names})
@@ -87,6 +109,10 @@ class Settings:
             return min(self.batch_size, samples)
         return min(max(samples // _LEAST_BATCHES, _SMALLEST), _LARGEST, samples)
 
+    def steps_of_epoch(self, samples: int) -> int:
+        """Return the steps of an epoch."""
+        return math.ceil(samples / self.batch_of(samples))
+
     def steps_of(self, samples: int) -> int:
         """Return the steps of a run."""
-        return self.epochs * math.ceil(samples / self.batch_of(samples))
+        return self.epochs * self.steps_of_epoch(samples)

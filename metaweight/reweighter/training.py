@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from metaweight.data import LabelledTensors, TensorLoader
+from metaweight._batch_reader import BatchReader
 from metaweight.engines import Engine
 from metaweight.problems import Config, Reweighting
+from metaweight.problems.data.batches import move_batch
 from metaweight.weighting import (
     ClassAwareWeightNet,
     MetaWeightNet,
@@ -18,30 +20,33 @@ from metaweight.weighting import (
     normalise_weights,
 )
 
+from .inputs import Inputs
+from .samples import Samples, TensorSamples
 from .settings import Settings
 
 MOMENTUM = 0.9
 _RISE = 0.2
-_EVALUATED_TOGETHER = 1024
 _CLEAN_BATCH = 128
+USUAL = BatchReader("Reweighter")
+"""Reads batches and outputs in which nothing has to be said."""
 
 
 def train_reweighted(
-    module: nn.Module, data: LabelledTensors, clean: LabelledTensors, settings: Settings
+    module: nn.Module, data: Samples, clean: Samples, settings: Settings
 ) -> nn.Module:
     """Train a classifier on weighted samples, in place, and return the weight network.
 
     Args:
-        module: The classifier, (B, …) to logits (B, C).
+        module: The classifier, of inputs of a batch to logits (B, C).
         data: Samples to train on.
         clean: Samples whose labels are trusted, which the weights are learned on.
         settings: How to train.
     """
     steps = settings.steps_of(len(data))
-    dtype = data.inputs.dtype
+    dtype = Inputs.of_module(module).dtype
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        weigher = weight_network(settings.class_aware, data.num_classes).to(dtype)
+        weigher = weight_network(settings.class_aware, settings.outputs).to(dtype)
         optimizer, scheduler = descent(module, settings, steps)
         classifier = WeightedClassifier(
             "classifier",
@@ -50,21 +55,25 @@ def train_reweighted(
                 warmup_steps=round(settings.warmup * steps),
             ),
             weights="reweight",
+            loss=settings.loss,
             normalise=True,
             module=module,
             optimizer=optimizer,
             scheduler=scheduler,
-            train_data_loader=TensorLoader(
-                data, settings.batch_of(len(data)), seed=settings.seed, device=settings.device
+            logits=settings.logits,
+            train_data_loader=data.loader(
+                settings.batch_of(len(data)), seed=settings.seed, device=settings.device
             ),
         )
         learner = WeightLearner(
             "reweight",
             classifier="classifier",
+            loss=settings.loss,
             module=weigher,
             optimizer=torch.optim.Adam(weigher.parameters(), lr=settings.meta_learning_rate),
-            train_data_loader=TensorLoader(
-                clean, _CLEAN_BATCH, seed=settings.seed + 1, device=settings.device
+            logits=settings.logits,
+            train_data_loader=clean.loader(
+                _CLEAN_BATCH, seed=settings.seed + 1, device=settings.device
             ),
         )
         Engine.bilevel(
@@ -75,6 +84,7 @@ def train_reweighted(
             device=settings.device,
             precision=settings.precision,
             progress=settings.progress,
+            hooks=settings.hooks,
         ).run()
     return weigher
 
@@ -105,35 +115,36 @@ def one_cycle(step: int, steps: int) -> float:
     return (step + 1) / top if step + 1 < top else max(0.0, (steps - step) / (steps - top + 1))
 
 
-def require_width(module: nn.Module, data: LabelledTensors) -> None:
-    """Refuse a network whose outputs are not logits of the classes.
+def require_outputs(
+    module: nn.Module, data: Samples, shape: tuple[int, ...], what: str, reader: BatchReader
+) -> None:
+    """Refuse a network whose outputs are not what they are taken for.
 
     Raises:
         ValueError: Saying which shape they have.
     """
-    module.eval()
-    few = data.inputs[:2]
-    with torch.no_grad():
-        found = module(few.to(next(module.parameters()).device))
+    inputs, targets = next(data.in_order(2))
+    found = _evaluated(module, inputs, reader)
     module.train()
-    expected = (len(few), data.num_classes)
+    expected = (len(targets), *shape)
     if found.shape != expected:
         raise ValueError(
-            f"The module gives outputs of shape {tuple(found.shape)} for {len(few)} samples; "
-            f"logits of {data.num_classes} classes have shape {expected}."
+            f"The module gives outputs of shape {tuple(found.shape)} for {len(targets)} samples; "
+            f"{what} have shape {expected}."
         )
 
 
-def logits_of(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Return the logits of samples, (N, C), in evaluation mode, on the CPU and in float64."""
-    parameter = next(module.parameters())
+def logits_of(module: nn.Module, data: Samples | Tensor, reader: BatchReader = USUAL) -> Tensor:
+    """Return the outputs of samples, (N, …), in evaluation mode, on the CPU and in float64."""
+    samples = TensorSamples(data, torch.zeros(len(data))) if isinstance(data, Tensor) else data
+    parts = [_evaluated(module, inputs, reader).double().cpu() for inputs, _ in samples.in_order()]
+    return torch.cat(parts)
+
+
+def _evaluated(module: nn.Module, inputs: Any, reader: BatchReader) -> Tensor:
     module.eval()
     with torch.no_grad():
-        parts = [
-            module(part.to(parameter.device)).double().cpu()
-            for part in torch.split(inputs, _EVALUATED_TOGETHER)
-        ]
-    return torch.cat(parts)
+        return reader.predict(module, move_batch(inputs, next(module.parameters()).device))
 
 
 def weights_of(weigher: nn.Module, losses: Tensor, labels: Tensor) -> Tensor:
@@ -142,8 +153,3 @@ def weights_of(weigher: nn.Module, losses: Tensor, labels: Tensor) -> Tensor:
     with torch.no_grad():
         weights = weigher(losses.to(parameter.device, parameter.dtype), labels.to(parameter.device))
     return normalise_weights(weights.double().cpu())
-
-
-def losses_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of each sample, (N,)."""
-    return F.cross_entropy(logits, labels, reduction="none")

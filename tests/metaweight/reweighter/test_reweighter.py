@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.sparse import dok_array
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
@@ -80,6 +81,15 @@ def test_wrong_labels_weigh_less_and_are_found(data: Data, model: Reweighter) ->
     assert (issues["given"] == given[15:][issues["index"]]).all()
     assert (issues["suggested"] != issues["given"]).all()
     assert (issues["weight"] == model.sample_weights_[issues["index"]]).all()
+
+
+def test_the_figure_tells_the_suspicious_samples_apart(model: Reweighter) -> None:
+    points, bars, *_ = model.plot().axes
+    found = points.collections[1].get_offsets()
+    issues = model.label_issues_["index"].sort_values()
+    np.testing.assert_array_equal(found[:, 0], model.sample_losses_[issues])
+    np.testing.assert_array_equal(found[:, 1], model.sample_weights_[issues])
+    assert f"suspicious ({len(issues)})" in [t.get_text() for t in bars.get_legend().get_texts()]
 
 
 def test_predictions_are_those_of_the_network(data: Data, model: Reweighter) -> None:
@@ -320,6 +330,7 @@ Y = ["a", "b"] * 3
         ({}, {"y": Y[:5]}, "inconsistent numbers of samples"),
         ({}, {"X": np.where(X == 3, np.nan, X)}, "contains NaN"),
         ({}, {"X": np.array([["red", "blue"]] * 6)}, "Convert your data to numeric values"),
+        ({}, {"X": dok_array(X)}, "Sparse data was passed for X, but dense data is required"),
         ({}, {"y": ["a"] * 6}, "labels of one class, 'a'"),
         ({}, {"clean": (X[:2], ["a", "c"])}, "clean labels hold the class 'c'"),
         ({}, {"clean": (X[:1], ["a"])}, "no clean sample is of the class 'b'"),
@@ -332,7 +343,7 @@ Y = ["a", "b"] * 3
 def test_bad_input_is_refused(
     settings: dict[str, Any], given: dict[str, Any], sentence: str
 ) -> None:
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
         Reweighter(**{"epochs": 1, **settings}).fit(**{"X": X, "y": Y, **given})
 
 

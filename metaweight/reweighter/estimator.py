@@ -1,0 +1,299 @@
+"""What the estimators have in common: reading samples, training, saving."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import (
+    check_array,
+    check_consistent_length,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
+from torch import Tensor, nn
+
+from metaweight._batch import Part
+from metaweight._batch_reader import BatchReader
+from metaweight.engines.hooks.early_stopping import EarlyStopping
+from metaweight.problems import DataError
+
+from .clean_samples import trusted_samples
+from .dense_net import DenseNet
+from .division import put_beside, taken_from
+from .epochs import HELD_OUT_LOSS, BestEpoch, EpochRecords, measures_of, split_callbacks
+from .given import Given, is_table, read_given
+from .inputs import Inputs
+from .losses import losses_of, named_loss
+from .samples import Samples
+from .saved import write
+from .settings import Settings
+from .state import restored, state_of
+from .targets import Targets
+from .training import logits_of, require_outputs, train_reweighted, weights_of
+
+MakeModule = Callable[[int, int], nn.Module]
+Loss = Callable[..., Tensor]
+
+
+class WeightingEstimator(BaseEstimator):  # type: ignore[misc]
+    """An estimator that trains a network on weighted samples."""
+
+    module: Any
+    class_aware: bool = False
+    train_on_clean: bool
+    random_state: Any
+    inputs: Part
+    labels: Part
+    logits: Part
+    loss: Any
+    _y_read: ClassVar[dict[str, Any]]
+
+    def fit(
+        self, X: Any, y: Any = None, clean: Any = None, *, eval_set: Any = None, callbacks: Any = ()
+    ) -> Any:
+        """Train the network and the weights.
+
+        Args:
+            X: Samples. An array, a frame or a tensor of numbers, (N, features) or (N, …). Or, for a
+                ``module`` of one's own, named arrays of N samples each, ``{"input_ids": …}``, or a
+                list of such dictionaries, one a sample; or a data set of torch's or Hugging Face's,
+                or a ``DataLoader`` of one, whose samples are ``(input, label)`` or dictionaries. A
+                data set draws its own augmentations, and its order is drawn here.
+            y: Their labels, (N,), possibly wrong: numbers or text. Left out where ``X`` has them.
+            clean: ``(X_clean, y_clean)``, or samples that have labels, in the form of ``X``: a few
+                of every class whose labels are right. Without them, samples of ``X`` are taken for
+                clean whose labels are confirmed by networks that were not trained on them; this is
+                weaker.
+            eval_set: ``(X_eval, y_eval)``, likewise: samples that are measured after each epoch,
+                as ``eval_loss`` and ``eval_accuracy`` in ``history_``, and not trained on.
+            callbacks: Functions that are called with the record of each epoch, a dictionary, or
+                hooks of the engine.
+
+        Raises:
+            ValueError: For data or settings that cannot be used, saying why.
+        """
+        settings = Settings.of(self)
+        reader = self._reader()
+        hooks, functions = split_callbacks(reader.who, callbacks)
+        given, y = self._read(X, y, reader)
+        targets = self._targets_of(y)
+        of_batch = settings.batch_size or given.batch_size
+        loss = targets.loss if self.loss is None else named_loss(self.loss)
+        settings = replace(
+            settings,
+            outputs=targets.outputs,
+            batch_size=of_batch,
+            loss=loss,
+            logits=reader.logits,
+        )
+        given_more = {"clean": clean, "eval_set": eval_set}
+        more = {
+            name: self._read_more(name, part, given, reader)
+            for name, part in given_more.items()
+            if part is not None
+        }
+        for name, (_, found) in more.items():
+            targets.require(name, found)
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seed)
+            module = self._made(given.width, targets.outputs)
+        inputs = Inputs.scaled(given.held) if self.module is None else Inputs.of_module(module)
+        data, *others = (
+            part.samples(reader, inputs, inputs.of(targets.encode(found)))
+            for part, found in ((given, y), *more.values())
+        )
+        apart = dict(zip(more, others, strict=True))
+        require_outputs(module, data, targets.shape, targets.what, reader)
+        chosen = None
+        if "clean" in apart:
+            joined = self.train_on_clean
+            division = put_beside(data, apart["clean"], targets, settings, joined=joined)
+        else:
+            make = partial(self._made, given.width, targets.outputs)
+            like = next(module.parameters())
+            chosen = trusted_samples(make, data, targets, settings, reader, like)
+            division = taken_from(data, chosen, targets, settings)
+        measured = {"eval_": apart.get("eval_set"), "held_out_": division.held_out}
+        records = EpochRecords(
+            settings.steps_of_epoch(len(division.trained)),
+            measures_of(measured, targets, loss, reader),
+            functions,
+        )
+        best = BestEpoch()
+        stop = (best, EarlyStopping(HELD_OUT_LOSS, settings.patience))
+        hooks = [*hooks, *(stop if settings.early_stopping else ()), records]
+        settings = replace(settings, hooks=tuple(hooks))
+        weigher = train_reweighted(module, division.trained, division.clean, settings)
+        self._set_targets(targets)
+        self._width, self._names, self._table = given.width, given.names, is_table(X)
+        self._inputs = inputs
+        self.clean_indices_ = None if chosen is None else chosen.numpy()
+        self.history_ = records.history()
+        self.best_epoch_ = best.epoch if settings.early_stopping else None
+        self._keep(module, weigher, data, y, loss)
+        return self
+
+    def _keep(
+        self, module: nn.Module, weigher: nn.Module, data: Samples, y: NDArray[Any], loss: Any
+    ) -> None:
+        """Keep the trained networks, and what they say of the training samples."""
+        reader = self._reader()
+        outputs = logits_of(module, data, reader)
+        losses = losses_of(reader.who, loss, outputs, data.targets, next(module.parameters()))
+        weights = weights_of(weigher, losses, data.targets)
+        self.module_, self.weight_module_ = module.eval(), weigher.eval()
+        self.sample_weights_: NDArray[np.float64] = weights.numpy()
+        self.sample_losses_: NDArray[np.float64] = losses.numpy()
+        self._given, self._predicted = self._targets.kept(y), self._targets.predicted(outputs)
+
+    def _outputs(self, X: Any) -> Tensor:
+        """Return the outputs of the trained network for samples, (N, C)."""
+        check_is_fitted(self, "module_")
+        reader = self._reader()
+        if self._table and is_table(X):
+            given = Given.table(validate_data(self, X, reset=False, **_READ))
+        else:
+            if self._inputs.mean is not None:
+                raise DataError(
+                    f"{reader.who} was fitted on a table, but received {type(X).__name__}; give an "
+                    "array, a frame or a tensor."
+                )
+            given = read_given(X, reader, labelled=False).named(reader.who, self._names)
+        return logits_of(self.module_, given.samples(reader, self._inputs), reader)
+
+    def plot(self) -> Any:
+        """Draw weights against losses, a histogram of the weights, and ``history_``.
+
+        Samples whose label the network contradicts, those of ``label_issues_``, are told apart.
+
+        Returns:
+            A ``matplotlib.figure.Figure`` of its own, which is not shown.
+        """
+        check_is_fitted(self, "module_")
+        from metaweight.plots import reweighting_summary  # noqa: PLC0415 (slow to import)
+
+        suspicious = self._targets.contradicted(self._given, self._predicted)
+        return reweighting_summary(
+            self.sample_losses_, self.sample_weights_, suspicious, self.history_
+        )
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the trained model into a folder, as one file in the safetensors format.
+
+        Raises:
+            ValueError: For classes that JSON does not hold, such as dates.
+            ImportError: When safetensors is not installed.
+        """
+        check_is_fitted(self, "module_")
+        return write(Path(folder), *state_of(self))
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        module: nn.Module | MakeModule | None = None,
+        **functions: Any,
+    ) -> Any:
+        """Return the trained model that :meth:`save` wrote, on the CPU.
+
+        Args:
+            folder: The folder.
+            module: The module given to the constructor, where there was one: only its values are
+                saved.
+            **functions: Settings that are functions, such as ``logits=``, which are not saved.
+
+        Raises:
+            CheckpointError: When there is no such file, it is damaged, or ``module`` does not fit.
+            ImportError: When safetensors is not installed.
+        """
+        return restored(cls, Path(folder), module, functions)
+
+    def _found(self, X: Any, y: Any) -> Any:
+        """Return labels, which may be with the samples."""
+        return y if y is not None or is_table(X) else self._read(X, y, self._reader())[1]
+
+    def _reader(self) -> BatchReader:
+        return BatchReader(type(self).__name__, self.inputs, self.labels, self.logits)
+
+    def _targets_of(self, y: NDArray[Any]) -> Targets:
+        """Return what labels say."""
+        raise NotImplementedError
+
+    def _set_targets(self, targets: Targets) -> None:
+        self._targets = targets
+
+    @classmethod
+    def _restored(cls, saved: dict[str, Any]) -> Targets:
+        """Return what :meth:`_targets_of` had returned, as it was saved."""
+        raise NotImplementedError
+
+    def _made(self, width: int, outputs: int) -> nn.Module:
+        """Return a new network for samples of so many numbers."""
+        if self.module is None:
+            return DenseNet(width, outputs).double()
+        if isinstance(self.module, nn.Module):
+            return copy.deepcopy(self.module)
+        made: nn.Module = self.module(width, outputs)
+        return made
+
+    def _read(self, X: Any, y: Any, reader: BatchReader) -> tuple[Given, NDArray[Any]]:
+        """Return samples and their labels, which are apart or with them."""
+        if is_table(X):
+            X, y = validate_data(self, X, y, **_READ, **self._y_read)
+            return Given.table(X), self._labels_of(y)
+        if self.module is None:
+            raise DataError(
+                f"{reader.who} received {type(X).__name__} and has no network for it; give "
+                "module=..., one that takes its inputs."
+            )
+        return self._read_parts(X, y, reader)
+
+    def _read_more(
+        self, name: str, more: Any, given: Given, reader: BatchReader
+    ) -> tuple[Given, NDArray[Any]]:
+        """Return further samples of the form of those given, and their labels."""
+        pair = isinstance(more, (tuple, list)) and len(more) == 2 and is_table(more)
+        X, y = more if pair else (more, None)
+        if isinstance(given.held, np.ndarray):
+            if not pair:
+                raise ValueError(
+                    f"{name} received {type(more).__name__}; give (X_{name}, y_{name}), samples "
+                    "and their labels."
+                )
+            table = Given.table(validate_data(self, X, reset=False, **_READ))
+            y = self._labels_of(check_array(y, ensure_2d=False, dtype=None))
+            if len(table) != len(y):
+                raise ValueError(
+                    f"{name} holds {len(table)} samples and {len(y)} labels; give one label for "
+                    "each."
+                )
+            return table, y
+        found, y = self._read_parts(X, y, reader)
+        return found.named(f"{reader.who} {name}", given.names), y
+
+    def _read_parts(self, X: Any, y: Any, reader: BatchReader) -> tuple[Given, NDArray[Any]]:
+        given = read_given(X, reader, labelled=True if y is None else None)
+        if y is not None and given.labels is not None:
+            raise DataError(f"{reader.who} received labels in X and as y; leave out y.")
+        found = check_array(given.labels if y is None else y, ensure_2d=False, dtype=None)
+        check_consistent_length(range(len(given)), found)
+        return given, self._labels_of(found)
+
+    def _labels_of(self, y: NDArray[Any]) -> NDArray[Any]:
+        """Return labels in the shape that is worked with."""
+        return column_or_1d(y, warn=True)  # type: ignore[no-any-return]
+
+
+# The order of memory would show in the rounding of sums.
+_READ: dict[str, Any] = {"dtype": "numeric", "allow_nd": True, "order": "C"}
