@@ -239,6 +239,23 @@ def test_bad_input_is_refused(given: dict[str, Any], sentence: str) -> None:
         bag().fit(**given)
 
 
+def test_parts_that_fit_did_not_have_are_left_out() -> None:
+    """Also for a network that takes everything."""
+
+    class Open(Bag):
+        def forward(self, **parts: Any) -> Any:
+            assert set(parts) == {"input_ids", "attention_mask"}
+            return super().forward(**parts)
+
+    model = Reweighter(Open(), epochs=1, random_state=0, device="cpu")
+    model.fit(TOKENS, LABELS, clean={**TOKENS, "length": MASK.sum(1), "labels": LABELS})
+    expected = model.predict_proba(TOKENS)
+    longer = {**TOKENS, "length": MASK.sum(1)}
+    rows = [{**row, "length": 3} for row in ROWS]
+    for other in (longer, rows, Rows(rows)):
+        np.testing.assert_array_equal(model.predict_proba(other), expected)
+
+
 def test_other_samples_than_those_of_fit_are_refused() -> None:
     model = bag().fit(ROWS)
     for other in ({"input_ids": IDS}, IDS):
