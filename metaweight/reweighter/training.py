@@ -91,7 +91,9 @@ def train_reweighted(
 
 def weight_network(class_aware: bool, classes: int) -> nn.Module:
     """Return a network of a sample's loss, or of its loss and class."""
-    return ClassAwareWeightNet(torch.arange(classes)) if class_aware else MetaWeightNet()
+    if class_aware:
+        return ClassAwareWeightNet(torch.arange(classes), output="exponential")
+    return MetaWeightNet(output="exponential")
 
 
 def descent(module: nn.Module, settings: Settings, steps: int) -> tuple[torch.optim.SGD, LambdaLR]:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from metaweight._host import as_tensor
 from metaweight._labels import read_labels
 from metaweight.problems import ConfigurationError
-from metaweight.problems.base.settings import require_count
+from metaweight.problems.base.settings import require_choice, require_count
 
 from .counts import read_counts
-from .meta_weight_net import loss_column, weight_mlp
+from .meta_weight_net import WEIGHT_OUTPUTS, WeightOutput, loss_column, weight_mlp
 
 
 class ClassAwareWeightNet(nn.Module):
@@ -35,6 +35,7 @@ class ClassAwareWeightNet(nn.Module):
             size together, as CMW-Net does.
         hidden_size: Width of the hidden layers.
         num_layers: Hidden layers.
+        output: As for :class:`~metaweight.weighting.MetaWeightNet`.
 
     Raises:
         ConfigurationError: For groups that are not one non-negative integer per class.
@@ -42,8 +43,16 @@ class ClassAwareWeightNet(nn.Module):
 
     groups: Tensor
 
-    def __init__(self, groups: Tensor, hidden_size: int = 100, num_layers: int = 1) -> None:
+    def __init__(
+        self,
+        groups: Tensor,
+        hidden_size: int = 100,
+        num_layers: int = 1,
+        output: WeightOutput = "sigmoid",
+    ) -> None:
         super().__init__()
+        require_choice("ClassAwareWeightNet", "output", output, WEIGHT_OUTPUTS)
+        self.output: WeightOutput = output
         groups = as_tensor(groups)
         if (
             groups.ndim != 1
@@ -85,7 +94,8 @@ class ClassAwareWeightNet(nn.Module):
         # As an index unsigned bytes would be a mask, and -1 the last class.
         groups = self.groups.index_select(0, read.classes)
         group = F.one_hot(groups, self.num_groups).to(column.dtype)
-        return torch.sigmoid(self.layers(torch.cat([column, group], dim=1))).reshape(losses.shape)
+        logits = self.layers(torch.cat([column, group], dim=1))
+        return WEIGHT_OUTPUTS[self.output](logits).reshape(losses.shape)
 
 
 def class_size_groups(counts: Any, num_groups: int = 3) -> Tensor:

@@ -6,11 +6,19 @@ NeurIPS 2019 (arXiv:1902.07379).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from metaweight.problems import ConfigurationError, LossError
-from metaweight.problems.base.settings import is_count
+from metaweight.problems.base.settings import is_count, require_choice
+
+WeightOutput = Literal["sigmoid", "exponential"]
+"""How the last number of a weight network becomes a weight."""
+
+_LARGEST_EXPONENT = 20.0
 
 
 class MetaWeightNet(nn.Module):
@@ -19,10 +27,18 @@ class MetaWeightNet(nn.Module):
     Args:
         hidden_size: Width of the hidden layers; 100 in the paper.
         num_layers: Hidden layers; 1 in the paper.
+        output: ``"sigmoid"``, as in the paper; or ``"exponential"``, ``exp(MLP(l))``, for weights
+            that are then normalised. Normalised weights depend on the ratios of ``V`` alone. The
+            sigmoid has ratios near 1, and next to no derivative, once all of its values are near
+            1; it may then stay there. Ratios of the exponential do not depend on its level.
     """
 
-    def __init__(self, hidden_size: int = 100, num_layers: int = 1) -> None:
+    def __init__(
+        self, hidden_size: int = 100, num_layers: int = 1, output: WeightOutput = "sigmoid"
+    ) -> None:
         super().__init__()
+        require_choice("MetaWeightNet", "output", output, WEIGHT_OUTPUTS)
+        self.output: WeightOutput = output
         self.layers = weight_mlp(1, hidden_size, num_layers)
 
     def forward(self, losses: Tensor, classes: Tensor | None = None) -> Tensor:
@@ -36,7 +52,18 @@ class MetaWeightNet(nn.Module):
             LossError: For losses of another shape.
         """
         del classes
-        return torch.sigmoid(self.layers(loss_column(losses))).reshape(losses.shape)
+        return WEIGHT_OUTPUTS[self.output](self.layers(loss_column(losses))).reshape(losses.shape)
+
+
+def _exponential(logits: Tensor) -> Tensor:
+    # Above the bound sums of weights would come near the largest number of single precision.
+    return logits.clamp(max=_LARGEST_EXPONENT).exp()
+
+
+WEIGHT_OUTPUTS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "exponential": _exponential,
+}
 
 
 def weight_mlp(inputs: int, hidden_size: int, num_layers: int) -> nn.Sequential:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from metaweight import ConfigurationError, LossError
-from metaweight.weighting import ClassAwareWeightNet, MetaWeightNet, class_size_groups
+from metaweight.weighting import (
+    ClassAwareWeightNet,
+    MetaWeightNet,
+    class_size_groups,
+    normalise_weights,
+)
 
 
 def size(net: torch.nn.Module) -> int:
@@ -33,6 +39,33 @@ def test_weights_are_the_sigmoid_of_the_perceptron() -> None:
     hidden = torch.relu(losses[:, None] * first.weight[:, 0] + first.bias)
     expected = torch.sigmoid(hidden @ last.weight[0] + last.bias[0])
     torch.testing.assert_close(net(losses), expected, rtol=1e-14, atol=0)
+
+
+def test_the_exponential_is_a_softmax_once_normalised() -> None:
+    losses, classes = torch.rand(6, dtype=torch.float64), torch.tensor([0, 1, 2, 2, 1, 0])
+    for make in (MetaWeightNet, lambda **given: ClassAwareWeightNet(torch.arange(3), **given)):
+        net = make(output="exponential").double()
+        weights = net(losses, classes)
+        with torch.no_grad():
+            odds = net(losses, classes)
+            net.layers[-1].bias += 15.0
+        # The level has no part in normalised weights; bound above, nothing overflows.
+        torch.testing.assert_close(
+            normalise_weights(net(losses, classes)), 6 * odds.log().softmax(0), rtol=1e-12, atol=0
+        )
+        (gradient,) = torch.autograd.grad(normalise_weights(weights)[0], net.layers[-1].bias)
+        assert gradient.abs() < 1e-14
+        with torch.no_grad():
+            net.layers[-1].bias += 1e6
+        assert (net.float()(losses.float(), classes) == math.exp(20.0)).all()
+
+
+def test_a_weight_network_without_such_an_output_is_refused() -> None:
+    message = r"\(output='exp'\) is not one of sigmoid, exponential; choose one of these"
+    with pytest.raises(ConfigurationError, match="MetaWeightNet" + message):
+        MetaWeightNet(output="exp")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="ClassAwareWeightNet" + message):
+        ClassAwareWeightNet(torch.arange(2), output="exp")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("net", [MetaWeightNet(8), ClassAwareWeightNet(torch.arange(3), 8)])
