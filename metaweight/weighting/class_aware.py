@@ -66,7 +66,7 @@ class ClassAwareWeightNet(nn.Module):
             )
         self.num_groups = int(groups.max()) + 1
         self.register_buffer("groups", groups.long().clone())
-        self.layers = weight_mlp(1 + self.num_groups, hidden_size, num_layers)
+        self.layers = weight_mlp(1 + self.num_groups, hidden_size, num_layers, output)
 
     def forward(self, losses: Tensor, classes: Any) -> Tensor:
         """Return one weight per sample, in the shape of ``losses``.

@@ -30,7 +30,8 @@ class MetaWeightNet(nn.Module):
         output: ``"sigmoid"``, as in the paper; or ``"exponential"``, ``exp(MLP(l))``, for weights
             that are then normalised. Normalised weights depend on the ratios of ``V`` alone. The
             sigmoid has ratios near 1, and next to no derivative, once all of its values are near
-            1; it may then stay there. Ratios of the exponential do not depend on its level.
+            1; it may then stay there. Ratios of the exponential do not depend on its level. All
+            of its weights are 1 at first.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class MetaWeightNet(nn.Module):
         super().__init__()
         require_choice("MetaWeightNet", "output", output, WEIGHT_OUTPUTS)
         self.output: WeightOutput = output
-        self.layers = weight_mlp(1, hidden_size, num_layers)
+        self.layers = weight_mlp(1, hidden_size, num_layers, output)
 
     def forward(self, losses: Tensor, classes: Tensor | None = None) -> Tensor:
         """Return one weight per loss, in the shape of ``losses``: (B,) or (B, 1).
@@ -66,8 +67,14 @@ WEIGHT_OUTPUTS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def weight_mlp(inputs: int, hidden_size: int, num_layers: int) -> nn.Sequential:
-    """Return ``Linear → ReLU`` repeated ``num_layers`` times, then ``Linear`` to one output."""
+def weight_mlp(
+    inputs: int, hidden_size: int, num_layers: int, output: WeightOutput = "sigmoid"
+) -> nn.Sequential:
+    """Return ``Linear → ReLU`` repeated ``num_layers`` times, then ``Linear`` to one output.
+
+    The last is zero where the output is exponential: drawn at random, large losses would have
+    weights of any size.
+    """
     if not is_count(hidden_size, least=1) or not is_count(num_layers, least=1):
         raise ConfigurationError(
             f"A weight network of hidden_size={hidden_size}, num_layers={num_layers} has no hidden "
@@ -77,7 +84,11 @@ def weight_mlp(inputs: int, hidden_size: int, num_layers: int) -> nn.Sequential:
     for _ in range(num_layers):
         layers += [nn.Linear(inputs, hidden_size), nn.ReLU()]
         inputs = hidden_size
-    return nn.Sequential(*layers, nn.Linear(inputs, 1))
+    last = nn.Linear(inputs, 1)
+    if output == "exponential":
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return nn.Sequential(*layers, last)
 
 
 def loss_column(losses: Tensor) -> Tensor:

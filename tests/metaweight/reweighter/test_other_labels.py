@@ -13,6 +13,7 @@ from scipy.sparse import csr_array
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.estimator_checks import check_estimator
+from support.weigher_by_hand import weigher_by_hand
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -168,10 +169,7 @@ def test_it_is_the_program_written_out(model: Any, labels: Any, loss: Any) -> No
         layers = (nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, outputs))
         net = nn.Sequential(*layers).double()
         torch.default_generator.manual_seed(seed)
-        weigher = nn.Sequential(
-            *(nn.Unflatten(0, (-1, 1)), nn.Linear(1, 100), nn.ReLU(), nn.Linear(100, 1)),
-            *(nn.Sigmoid(), nn.Flatten(0)),
-        ).double()
+        weigher = weigher_by_hand()
     sgd = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     lower = Predictor(
         "predictor",

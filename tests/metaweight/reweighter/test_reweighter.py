@@ -19,6 +19,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
+from support.weigher_by_hand import weigher_by_hand
 from torch import nn
 
 from metaweight import (
@@ -131,10 +132,7 @@ def test_it_is_the_program_written_out(data: Data) -> None:
             *(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
         ).double()
         torch.default_generator.manual_seed(seed)
-        weigher = nn.Sequential(
-            *(nn.Unflatten(0, (-1, 1)), nn.Linear(1, 100), nn.ReLU(), nn.Linear(100, 1)),
-            *(nn.Sigmoid(), nn.Flatten(0)),
-        ).double()
+        weigher = weigher_by_hand()
     # 165 samples and the 15 clean ones behind them: four batches of 50 an epoch.
     order = torch.cat([torch.arange(15, 180), torch.arange(15)])
     noisy = LabelledTensors(scaled[order], labels[order], num_classes=3)

@@ -45,6 +45,8 @@ def test_the_exponential_is_a_softmax_once_normalised() -> None:
     losses, classes = torch.rand(6, dtype=torch.float64), torch.tensor([0, 1, 2, 2, 1, 0])
     for make in (MetaWeightNet, lambda **given: ClassAwareWeightNet(torch.arange(3), **given)):
         net = make(output="exponential").double()
+        assert (net(losses, classes) == 1).all()
+        torch.nn.init.normal_(net.layers[-1].weight)
         weights = net(losses, classes)
         with torch.no_grad():
             odds = net(losses, classes)
