@@ -17,12 +17,13 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from sklearn import datasets
@@ -36,11 +37,12 @@ from metaweight.data import LabelledTensors, TensorLoader
 from metaweight.noise import NoiseKind, confident_learning, inject_label_noise
 from metaweight.noise.cross_validation import FoldClassifier
 from metaweight.reweighter import Reweighter
-from metaweight.reweighter.clean_samples import out_of_fold_probabilities
+from metaweight.reweighter.clean_samples import out_of_fold_outputs
 from metaweight.reweighter.dense_net import DenseNet
 from metaweight.reweighter.inputs import Inputs
+from metaweight.reweighter.samples import TensorSamples
 from metaweight.reweighter.settings import Settings
-from metaweight.reweighter.training import descent, logits_of
+from metaweight.reweighter.training import USUAL, descent, logits_of
 
 Arrays = tuple[NDArray[Any], NDArray[np.int64]]
 CLEAN_EACH = 5
@@ -128,10 +130,14 @@ def trained(data: LabelledTensors, settings: Settings) -> nn.Module:
 
 def pruned(data: LabelledTensors, settings: Settings) -> LabelledTensors:
     """Return the data without the labels that confident learning finds to be wrong."""
-    found = out_of_fold_probabilities(
-        lambda: DenseNet(data.inputs.shape[1], data.num_classes).double(), data, settings
+    found = out_of_fold_outputs(
+        lambda: DenseNet(data.inputs.shape[1], data.num_classes).double(),
+        TensorSamples(data.inputs, data.labels),
+        data.labels,
+        replace(settings, loss=F.cross_entropy, outputs=data.num_classes),
+        USUAL,
     )
-    return data.subset(~confident_learning(data.labels, probabilities=found).mask())
+    return data.subset(~confident_learning(data.labels, logits=found).mask())
 
 
 @dataclass(frozen=True)

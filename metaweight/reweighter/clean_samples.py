@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaweight._batch_reader import BatchReader
@@ -18,10 +16,10 @@ from metaweight.noise import CrossValidatedConfidence
 from metaweight.problems import ImplicitProblem
 
 from .losses import losses_of
-from .samples import Samples, TensorSamples
+from .samples import Samples
 from .settings import Settings
 from .targets import Targets
-from .training import MOMENTUM, USUAL, logits_of
+from .training import MOMENTUM, logits_of
 
 _FOLDS = 3
 
@@ -63,16 +61,6 @@ def trusted_samples(
         for number in torch.unique(strata).tolist()
     ]
     return torch.cat(found)
-
-
-def out_of_fold_probabilities(
-    make_module: Callable[[], nn.Module], data: LabelledTensors, settings: Settings
-) -> Tensor:
-    """Return class probabilities, (N, C), by networks that have not seen the sample."""
-    samples = TensorSamples(data.inputs, data.labels)
-    settings = replace(settings, loss=F.cross_entropy, outputs=data.num_classes)
-    outputs = out_of_fold_outputs(make_module, samples, data.labels, settings, USUAL)
-    return outputs.softmax(1)
 
 
 def out_of_fold_outputs(
