@@ -19,7 +19,7 @@ A page says what it shows in a comment, and has it up to the next end mark::
 ``machine SWEEP``                          processor, versions and threads of the runs
 ``small table``                            the estimator on small data sets
 ``small gain METHOD OTHER``                its mean accuracy less that of OTHER, in points
-``small least METHOD OTHER``               the same for the set without noise where it is least
+``small loss METHOD OTHER``                its largest loss on a set without noise, in points
 =========================================  =========================================================
 """
 

@@ -26,20 +26,20 @@ class SmallSets:
         self._found: Mapping[Case, Mapping[str, float]] = {}
 
     def shown(self, what: str, *methods: str) -> str:
-        """Return ``table``; ``gain A B``, of all in the mean; or ``least A B``, without noise."""
+        """Return ``table``; ``gain A B``, of all; or ``loss A B``, the most without noise."""
         if what == "table":
             return f"\n{table(self._records())}\n"
         names = [name.replace("-", " ") for name in methods]
         gains = {case: found[names[0]] - found[names[1]] for case, found in self._records().items()}
         if what == "gain":
             return f"{statistics.fmean(gains.values()):.1f}"
-        if what != "least":
-            raise ValueError(f"{what!r} is not shown of small sets; table, gain and least are.")
+        if what != "loss":
+            raise ValueError(f"{what!r} is not shown of small sets; table, gain and loss are.")
         of_sets: dict[str, list[float]] = {}
         for case, gain in gains.items():
             if case.noise == "none":
                 of_sets.setdefault(case.samples, []).append(gain)
-        return f"{min(map(statistics.fmean, of_sets.values())):.1f}"
+        return f"{-min(map(statistics.fmean, of_sets.values())):.1f}"
 
     def _records(self) -> Mapping[Case, Mapping[str, float]]:
         if not self._found:

@@ -60,9 +60,9 @@ def test_pages_show_what_the_records_say(small, tmp_path, monkeypatch):
         (folder / small.name_of(case)).write_text(json.dumps({"accuracy": accuracy}))
     shown = pages.SmallSets(tmp_path).shown
     assert shown("gain", "reweighter", "ce") == "2.3"
-    assert shown("least", "reweighter", "ce") == "-0.5"
+    assert shown("loss", "reweighter", "ce") == "0.5"
     assert "| iris | none | 80.0 | 79.5 |" in shown("table")
-    with pytest.raises(ValueError, match="'most' is not shown of small sets; table, gain and"):
+    with pytest.raises(ValueError, match="'most' is not shown of small sets; table, gain and loss"):
         shown("most", "reweighter", "ce")
     (folder / small.name_of(cases[3])).unlink()
     with pytest.raises(LookupError, match=r"iris-none-seed3.json is missing in .*; make it by: "):
