@@ -47,6 +47,7 @@ EXTRAS: Mapping[str, str] = {
     "averaged": "with learned weights: from each sample's loss averaged over the epochs",
     "plain-views": "with learned weights: clean samples without augmentation in the upper loss",
     "steady": "with learned weights: ten times the momentum in the weight network's steps",
+    "exponential": "with learned weights: the weight network's output is exponential",
     "late": "with learned weights: ten times its learning rate for the last fifth of the steps",
 }
 SEARCHES = ("prune", "ensemble-resample", "ensemble-reweight")

@@ -150,7 +150,8 @@ def _weight_learner(run: Run, splits: Splits, groups: Tensor) -> WeightLearner:
     # Layers without a generator argument draw from the global stream.
     torch.manual_seed(stream(run.seed, "weight network").initial_seed())
     aware = run.method.base == "class-aware"
-    network = ClassAwareWeightNet(groups) if aware else MetaWeightNet()
+    output = "exponential" if "exponential" in run.method.extras else "sigmoid"
+    network = ClassAwareWeightNet(groups, output=output) if aware else MetaWeightNet(output=output)
     optimizer = meta_optimizer(network, run)
     augmented = "plain-views" not in run.method.extras
     return WeightLearner(

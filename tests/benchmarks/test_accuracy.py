@@ -182,7 +182,7 @@ FIXED = ("soft-bootstrapping", "hard-bootstrapping", "gce", "sce", "mixup", "ema
 TAIL = ("focal", "logit-adjusted", "drw", "fine-tune")
 WEIGHTS = (
     "meta-weight-net+warm-up",
-    "class-aware+plain-views+steady/one-sided",
+    "class-aware+plain-views+steady+exponential/one-sided",
     "class-aware+late",
 )
 OWN = ("elr", "ldam-drw", "co-teaching")

@@ -55,7 +55,8 @@ def regressor() -> ReweightingRegressor:
 
 @pytest.fixture(scope="module")
 def multi_label() -> Reweighter:
-    return fitted(Reweighter(epochs=15, learning_rate=0.1, **PLAIN), INDICATORS, HELD)
+    rates = {"learning_rate": 0.1, "meta_learning_rate": 0.01}
+    return fitted(Reweighter(epochs=15, **rates, **PLAIN), INDICATORS, HELD)
 
 
 def test_wrong_numbers_weigh_less_and_are_found(regressor: ReweightingRegressor) -> None:
@@ -155,6 +156,7 @@ def test_it_is_the_program_written_out(model: Any, labels: Any, loss: Any) -> No
     """Problems of one's own on the engine, from the same initial values and batches."""
     noisy, right = labels
     model.set_params(epochs=2, batch_size=60, learning_rate=0.1)
+    model.set_params(meta_learning_rate=0.01, warmup=0.2)
     fitted(model, noisy, right)
     loss = loss or (lambda out, y: F.cross_entropy(out, y.long(), reduction="none"))
     of_numbers = isinstance(model, ReweightingRegressor)

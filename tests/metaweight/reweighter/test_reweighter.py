@@ -120,7 +120,8 @@ class Weigher(ImplicitProblem):
 def test_it_is_the_program_written_out(data: Data) -> None:
     """Problems of one's own on the engine, from the same initial values and batches."""
     x, _, given = data
-    model = fitted(data, epochs=2, batch_size=50, learning_rate=0.3)
+    settings = {"meta_learning_rate": 0.01, "warmup": 0.2}
+    model = fitted(data, epochs=2, batch_size=50, learning_rate=0.3, **settings)
     numbers = {name: number for number, name in enumerate(sorted(CLASSES))}
     mean, deviation = x[15:].mean(0), x[15:].std(0)
     scaled = torch.from_numpy((x - mean) / deviation)
