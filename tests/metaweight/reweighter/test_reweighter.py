@@ -224,7 +224,7 @@ def test_a_network_of_ones_own_is_copied_and_a_function_is_told_the_sizes(data: 
     for module in (net, make):
         model = Reweighter(module, epochs=8, random_state=0, device="cpu")
         model.fit(images[15:], given[15:], clean=(images[:15], right[:15]))
-        assert model.score(images, right) > 0.9
+        assert model.score(images, right) > 0.8
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
