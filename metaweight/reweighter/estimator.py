@@ -27,6 +27,7 @@ from metaweight._batch import Part
 from metaweight._batch_reader import BatchReader
 from metaweight.engines.hooks.early_stopping import EarlyStopping
 from metaweight.problems import DataError
+from metaweight.weighting.meta_weight_net import WeightOutput
 
 from .clean_samples import trusted_samples
 from .dense_net import DenseNet
@@ -58,6 +59,7 @@ class WeightingEstimator(BaseEstimator):  # type: ignore[misc]
     logits: Part
     loss: Any
     _y_read: ClassVar[dict[str, Any]]
+    weight_output: ClassVar[WeightOutput]
 
     def fit(
         self, X: Any, y: Any = None, clean: Any = None, *, eval_set: Any = None, callbacks: Any = ()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metaweight._batch import Part
 from metaweight._batch_reader import BatchReader
+from metaweight.weighting.meta_weight_net import WeightOutput
 
 from .estimator import Loss, MakeModule, WeightingEstimator
 from .targets import Numbers, Targets
@@ -142,6 +143,8 @@ class ReweightingRegressor(RegressorMixin, WeightingEstimator):  # type: ignore[
         return self._targets.issues(self._given, self._predicted, self.sample_weights_)
 
     _y_read: ClassVar[dict[str, Any]] = {"y_numeric": True}
+    # Losses of numbers have no bound, and an exponential of them none either.
+    weight_output: ClassVar[WeightOutput] = "sigmoid"
 
     def _reader(self) -> BatchReader:
         reader = super()._reader()

@@ -13,6 +13,7 @@ from torch import nn
 
 from metaweight._batch import Part
 from metaweight.problems import ConfigurationError
+from metaweight.weighting.meta_weight_net import WeightOutput
 
 from .classes import Classes, Indicators
 from .estimator import Loss, MakeModule, WeightingEstimator
@@ -177,6 +178,7 @@ class Reweighter(ClassifierMixin, WeightingEstimator):  # type: ignore[misc]
         return tags
 
     _y_read: ClassVar[dict[str, Any]] = {"multi_output": True}
+    weight_output: ClassVar[WeightOutput] = "exponential"
 
     def _labels_of(self, y: Any) -> NDArray[Any]:
         if type_of_target(y, input_name="y") != "multilabel-indicator":

@@ -13,6 +13,7 @@ from metaweight._batch import Part
 from metaweight.engines import Hook
 from metaweight.problems import ConfigurationError
 from metaweight.problems.base.settings import is_between, is_count, is_positive
+from metaweight.weighting.meta_weight_net import WeightOutput
 
 _LEAST_BATCHES = 10
 _SMALLEST, _LARGEST = 8, 128
@@ -29,6 +30,7 @@ class Settings:
         weight_decay: Weight decay of the classifier.
         meta_learning_rate: Learning rate of the weight network's Adam.
         class_aware: Whether weights depend on the class as well as on the loss.
+        weight_output: Output of the weight network.
         warmup: Share of the steps before the weight network starts.
         clean_fraction: Share of each class that is taken for clean; ``None`` for a tenth.
         seed: Source of all random numbers.
@@ -50,6 +52,7 @@ class Settings:
     weight_decay: float
     meta_learning_rate: float
     class_aware: bool
+    weight_output: WeightOutput
     warmup: float
     clean_fraction: float | None
     seed: int

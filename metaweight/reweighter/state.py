@@ -89,7 +89,7 @@ def _restore_networks(model: Any, folder: Path, tensors: Mapping[str, Tensor]) -
     model.module_ = model._made(model._width, outputs)
     scale = [tensors[name].numpy() for name in _SCALE if name in tensors]
     model._inputs = Inputs(torch.float64, *scale) if scale else Inputs.of_module(model.module_)
-    model.weight_module_ = weight_network(model.class_aware, outputs)
+    model.weight_module_ = weight_network(model.class_aware, model.weight_output, outputs)
     model.weight_module_.to(next(v.dtype for v in weigher.values() if v.is_floating_point()))
     try:
         model.module_.load_state_dict(net)

@@ -19,6 +19,7 @@ from metaweight.weighting import (
     WeightLearner,
     normalise_weights,
 )
+from metaweight.weighting.meta_weight_net import WeightOutput
 
 from .inputs import Inputs
 from .samples import Samples, TensorSamples
@@ -46,7 +47,9 @@ def train_reweighted(
     dtype = Inputs.of_module(module).dtype
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        weigher = weight_network(settings.class_aware, settings.outputs).to(dtype)
+        weigher = weight_network(settings.class_aware, settings.weight_output, settings.outputs).to(
+            dtype
+        )
         optimizer, scheduler = descent(module, settings, steps)
         classifier = WeightedClassifier(
             "classifier",
@@ -89,11 +92,11 @@ def train_reweighted(
     return weigher
 
 
-def weight_network(class_aware: bool, classes: int) -> nn.Module:
+def weight_network(class_aware: bool, output: WeightOutput, classes: int) -> nn.Module:
     """Return a network of a sample's loss, or of its loss and class."""
     if class_aware:
-        return ClassAwareWeightNet(torch.arange(classes), output="exponential")
-    return MetaWeightNet(output="exponential")
+        return ClassAwareWeightNet(torch.arange(classes), output=output)
+    return MetaWeightNet(output=output)
 
 
 def descent(module: nn.Module, settings: Settings, steps: int) -> tuple[torch.optim.SGD, LambdaLR]:

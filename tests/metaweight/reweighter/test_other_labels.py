@@ -171,7 +171,7 @@ def test_it_is_the_program_written_out(model: Any, labels: Any, loss: Any) -> No
         layers = (nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, outputs))
         net = nn.Sequential(*layers).double()
         torch.default_generator.manual_seed(seed)
-        weigher = weigher_by_hand()
+        weigher = weigher_by_hand("sigmoid" if of_numbers else "exponential")
     sgd = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     lower = Predictor(
         "predictor",
