@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from metaweight._batch import Part
 from metaweight._batch_reader import BatchReader
 from metaweight.engines.hooks.early_stopping import EarlyStopping
-from metaweight.problems import DataError
+from metaweight.problems import DataError, LossError
 from metaweight.weighting.meta_weight_net import WeightOutput
 
 from .clean_samples import trusted_samples
@@ -84,6 +84,7 @@ class WeightingEstimator(BaseEstimator):  # type: ignore[misc]
 
         Raises:
             ValueError: For data or settings that cannot be used, saying why.
+            LossError: When training diverged; the estimator stays as it was.
         """
         settings = Settings.of(self)
         reader = self._reader()
@@ -137,22 +138,34 @@ class WeightingEstimator(BaseEstimator):  # type: ignore[misc]
         hooks = [*hooks, *(stop if settings.early_stopping else ()), records]
         settings = replace(settings, hooks=tuple(hooks))
         weigher = train_reweighted(module, division.trained, division.clean, settings)
+        outputs = logits_of(module, data, reader)
+        if not outputs.isfinite().all():
+            raise LossError(
+                f"{reader.who} diverged: the trained network gives numbers that are not finite; "
+                "lower learning_rate or meta_learning_rate, or scale the samples."
+            )
         self._set_targets(targets)
         self._width, self._names, self._table = given.width, given.names, is_table(X)
         self._inputs = inputs
         self.clean_indices_ = None if chosen is None else chosen.numpy()
         self.history_ = records.history()
         self.best_epoch_ = best.epoch if settings.early_stopping else None
-        self._keep(module, weigher, data, y, loss)
+        self._keep(module, weigher, outputs, data, y, loss)
         return self
 
     def _keep(
-        self, module: nn.Module, weigher: nn.Module, data: Samples, y: NDArray[Any], loss: Any
+        self,
+        module: nn.Module,
+        weigher: nn.Module,
+        outputs: Tensor,
+        data: Samples,
+        y: NDArray[Any],
+        loss: Any,
     ) -> None:
         """Keep the trained networks, and what they say of the training samples."""
-        reader = self._reader()
-        outputs = logits_of(module, data, reader)
-        losses = losses_of(reader.who, loss, outputs, data.targets, next(module.parameters()))
+        losses = losses_of(
+            type(self).__name__, loss, outputs, data.targets, next(module.parameters())
+        )
         weights = weights_of(weigher, losses, data.targets)
         self.module_, self.weight_module_ = module.eval(), weigher.eval()
         self.sample_weights_: NDArray[np.float64] = weights.numpy()

@@ -23,6 +23,7 @@ from metaweight import (
     Engine,
     EngineConfig,
     ImplicitProblem,
+    LossError,
     ReweightedProblem,
     Reweighting,
 )
@@ -259,6 +260,14 @@ def test_saved_models_are_the_same(
     with pytest.raises(CheckpointError, match="with a function loss=…, which is not saved"):
         ReweightingRegressor.load(tmp_path)
     assert ReweightingRegressor.load(tmp_path, loss=cubed).predict(X)[0] == own.predict(X)[0]
+
+
+def test_training_that_diverges_says_so_and_leaves_the_model_as_it_was() -> None:
+    model = ReweightingRegressor(epochs=2, **PLAIN).fit(X, NUMBERS)
+    before = model.predict(X)
+    with pytest.raises(LossError, match=r"ReweightingRegressor diverged: .* lower learning_rate"):
+        model.set_params(learning_rate=1e200).fit(X, NUMBERS)
+    np.testing.assert_array_equal(model.predict(X), before)
 
 
 def test_epochs_are_recorded_and_the_best_one_kept() -> None:
