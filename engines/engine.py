@@ -89,7 +89,8 @@ class Engine:
         given_hooks = checked_hooks(hooks)
         require_env(env)
         require_validation(self)
-        graph = Graph.build(self.problems, dependencies)
+        noted = {problem: problem.noted_parents for problem in self.problems}
+        graph = Graph.build(self.problems, dependencies, noted)
         self.env = env
         self.train_iters = int(self.config.train_iters)
         self.valid_step = self.config.valid_step

@@ -46,7 +46,12 @@ class Graph(Generic[Node]):
     leaves: tuple[Node, ...]
 
     @classmethod
-    def build(cls, nodes: Sequence[Node], dependencies: Mapping[str, Any] | None) -> Graph[Node]:
+    def build(
+        cls,
+        nodes: Sequence[Node],
+        dependencies: Mapping[str, Any] | None,
+        noted_parents: Edges[Node] | None = None,
+    ) -> Graph[Node]:
         """Validate the dependencies and build the graph.
 
         Args:
@@ -55,6 +60,7 @@ class Graph(Generic[Node]):
                 problems whose parameters enter the loss of lower ones, and lower problems that step
                 before upper ones. Either may be left out; without both, every problem is
                 independent of the others.
+            noted_parents: Further ``l2u`` edges, which dependencies may have as well.
 
         Raises:
             GraphError: For no problems, two of one name, an unknown key, an edge to a problem that
@@ -62,7 +68,7 @@ class Graph(Generic[Node]):
                 path back.
         """
         _require_nodes(nodes)
-        up, down = _edges(nodes, dependencies or {})
+        up, down = _edges(nodes, dependencies or {}, noted_parents or {})
         _require_acyclic(nodes, up)
         parents = {node.name: tuple(up.get(node, ())) for node in nodes}
         children = {
@@ -91,7 +97,7 @@ def _require_nodes(nodes: Sequence[Node]) -> None:
 
 
 def _edges(
-    nodes: Sequence[Node], dependencies: Mapping[str, Any]
+    nodes: Sequence[Node], dependencies: Mapping[str, Any], noted_parents: Edges[Node]
 ) -> tuple[dict[Node, list[Node]], dict[Node, list[Node]]]:
     _require_mappings(dependencies)
     unknown = [key for key in dependencies if key not in ("u2l", "l2u")]
@@ -101,6 +107,10 @@ def _edges(
             "'l2u' (lower to upper)."
         )
     up = _lists("l2u", dependencies.get("l2u") or {})
+    for low, highs in noted_parents.items():
+        known = up.get(low, [])
+        if highs:
+            up[low] = [*known, *(high for high in highs if high not in known)]
     down = _lists("u2l", dependencies.get("u2l") or {})
     for kind, edges in (("l2u", up), ("u2l", down)):
         for start, ends in edges.items():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from .errors import GraphError
 from .settings import require_text
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class GraphNode:
     def __init__(self, name: str) -> None:
         self._name = name
         self._position = GraphPosition()
+        self.noted_parents: list[Problem] = []
         self.references: dict[str, str] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -64,6 +66,36 @@ class GraphNode:
         for argument, name in names.items():
             require_text(f"{type(self).__name__} {self._name!r} ", argument, name)
         self.references = {**self.references, **names}
+
+    def add_child(self, lower: Problem) -> None:
+        """Say that this problem steps after ``lower``, for engines that are made afterwards.
+
+        The same as ``lower.add_parent(self)``.
+
+        Raises:
+            GraphError: As there.
+        """
+        lower.add_parent(cast("Problem", self))
+
+    def add_parent(self, upper: Problem) -> None:
+        """Say that ``upper`` steps after this problem, for engines that are made afterwards.
+
+        It is an edge ``{"l2u": {self: [upper]}}`` of their dependencies, where it may stand as
+        well. A hypergradient needs the edge ``{"u2l": {upper: [self]}}`` too, which only
+        dependencies give.
+
+        Raises:
+            GraphError: When it was said before, or of the problem itself.
+        """
+        if upper is self or any(upper is known for known in self.noted_parents):
+            why = "itself" if upper is self else "the same problem a second time"
+            raise GraphError(
+                f"{self._name!r} received {why} as a parent; name each upper problem once."
+            )
+        here = cast("Problem", self)
+        self.noted_parents.append(upper)
+        self._position = replace(self._position, parents=(*self._position.parents, upper))
+        upper.place_in(replace(upper.position, children=(*upper.position.children, here)))
 
     def place_in(self, position: GraphPosition) -> None:
         """Take a place in a graph; its other problems become attributes by their names."""

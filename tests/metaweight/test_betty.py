@@ -90,6 +90,8 @@ PROBLEM = [
     "set_optimizer",
     "set_scheduler",
     "set_train_data_loader",
+    "add_child",
+    "add_parent",
     "state_dict",
     "load_state_dict",
     "count",
