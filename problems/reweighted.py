@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
 
 from .base.errors import ConfigurationError, GraphError, LossError
 from .base.loss import Evaluated
+from .base.nested import leaves, map_tensors
 from .hypergradients.base import Hypergradient
 from .hypergradients.reweighting import Reweighting
 from .levels import ImplicitProblem
 from .partial_hypergradient import reusable_activations
 from .problem import ModuleType
 from .products.dependence import reaches
+from .recording.samples import Samples
 
 
 class ReweightedProblem(ImplicitProblem[ModuleType]):
@@ -33,6 +39,12 @@ class ReweightedProblem(ImplicitProblem[ModuleType]):
             def sample_weights(self, losses, batch):
                 return self.reweight(losses)
 
+    Weights may depend on more than the loss of a sample. What the pass of the losses computes on
+    the way, such as hidden states, is returned beside them: ``return losses, features``. Weights
+    are then given it, without a graph, as ``sample_weights(self, losses, batch, features)``, in
+    all passes and for each micro-batch those of its losses. That saves a second forward pass. What
+    ``sample_losses`` keeps on ``self`` may be that of another micro-batch or pass.
+
     The sample losses must depend on the upper problem through the weights only.
     """
 
@@ -40,18 +52,23 @@ class ReweightedProblem(ImplicitProblem[ModuleType]):
     # the sample losses by themselves.
     _noted: list[Tensor] | None = None
 
-    def sample_losses(self, batch: Any) -> Tensor:
-        """Return one loss per sample, shape (B,) or (B, 1)."""
+    def sample_losses(self, batch: Any) -> Tensor | tuple[Tensor, Any]:
+        """Return one loss per sample, shape (B,) or (B, 1), or a pair of them and features: a
+        tensor, or tuples, lists and mappings of tensors and plain values."""
         raise LossError(
             f"Problem {self.name!r} has no sample_losses; define it in {type(self).__name__}."
         )
 
-    def sample_weights(self, losses: Tensor, batch: Any) -> Tensor:
+    def sample_weights(self, losses: Tensor, batch: Any, *features: Any, **_: Any) -> Tensor:
         """Return one weight per sample, shape (B,) or (B, 1), computed with an upper problem.
+
+        Define it as ``sample_weights(self, losses, batch)``, or with a third argument where
+        :meth:`sample_losses` returns features.
 
         Args:
             losses: The sample losses, shape (B,), without a graph.
             batch: The batch they belong to.
+            *features: The features, without a graph, if any.
         """
         raise LossError(
             f"Problem {self.name!r} has no sample_weights; define it in {type(self).__name__}."
@@ -74,18 +91,23 @@ class ReweightedProblem(ImplicitProblem[ModuleType]):
         trajectory = self.step_state.trajectory
         reuse = trajectory.keep_activations(lambda: reusable_activations(self, batch))
         noted: list[Tensor] = []
+        accumulates = self.step_state.dependence and self.config.gradient_accumulation > 1
+        before = dict(vars(self)) if accumulates else None
         self._noted = noted
         try:
             if reuse is None:
-                losses = self.checked_losses(batch)
+                samples = self.checked_samples(batch)
             else:
-                losses = reuse.record(lambda: self.checked_losses(batch))
+                samples = reuse.record(lambda: self.checked_samples(batch))
         finally:
             self._noted = None
+        losses = samples.losses
+        if before is not None:
+            self._warn_of_kept_tensors(before)
         self._require_free_losses(losses)
-        trajectory.keep_losses(losses)
+        trajectory.keep_samples(samples)
         free = losses.detach()
-        weights = self.checked_weights(free, batch)
+        weights = self.checked_weights(samples.detached(), batch)
         logits = self._checked_logits(noted[-1], len(free)) if noted else None
         return Evaluated((weights * losses).mean(), {}, weights.detach(), free, logits)
 
@@ -105,13 +127,16 @@ class ReweightedProblem(ImplicitProblem[ModuleType]):
         own."""
         return type(self).training_step is ReweightedProblem.training_step
 
-    def checked_losses(self, batch: Any) -> Tensor:
-        """Return the sample losses in single precision or better, shape (B,).
+    def checked_samples(self, batch: Any) -> Samples:
+        """Return the sample losses in single precision or better, shape (B,), and features without
+        a graph.
 
         Raises:
-            LossError: For any other shape.
+            LossError: For losses of any other shape, and features that are no tensors.
         """
-        losses = self.sample_losses(batch)
+        output: Any = self.sample_losses(batch)
+        pair = isinstance(output, tuple) and len(output) == 2
+        losses, features = output if pair else (output, None)
         self._require_floating("sample_losses", losses)
         if losses.ndim == 0 or losses.numel() != losses.shape[0]:
             raise LossError(
@@ -119,15 +144,20 @@ class ReweightedProblem(ImplicitProblem[ModuleType]):
                 "return one loss per sample, shape (B,), for instance with reduction='none'."
             )
         losses = losses.reshape(-1)
-        return losses.float() if losses.dtype.itemsize < 4 else losses
+        losses = losses.float() if losses.dtype.itemsize < 4 else losses
+        return Samples(losses, self._free_features(features))
 
-    def checked_weights(self, losses: Tensor, batch: Any) -> Tensor:
-        """Return the sample weights for given losses, shape (B,).
+    def checked_weights(self, samples: Samples, batch: Any) -> Tensor:
+        """Return the sample weights for given losses and features, shape (B,).
 
         Raises:
-            LossError: For any other shape.
+            LossError: For any other shape, and where features are returned but not taken, or taken
+                but not returned.
         """
-        weights = self.sample_weights(losses, batch)
+        losses, features, _ = samples
+        given = (losses, batch) if features is None else (losses, batch, features)
+        self._require_taken(len(given))
+        weights = self.sample_weights(*given)
         self._require_floating("sample_weights", weights)
         number = losses.numel()
         if weights.ndim == 0 or weights.numel() != number or weights.shape[0] != number:
@@ -136,6 +166,33 @@ class ReweightedProblem(ImplicitProblem[ModuleType]):
                 f"for {losses.numel()} losses; return one weight per sample, (B,) or (B, 1)."
             )
         return weights.reshape(-1)
+
+    def _free_features(self, features: Any) -> Any:
+        for leaf in leaves(features):
+            if not isinstance(leaf, (Tensor, int, float, str, type(None))):
+                raise LossError(
+                    f"sample_losses of problem {self.name!r} returned features that hold "
+                    f"{type(leaf).__name__}; return a tensor, or tuples, lists and mappings of "
+                    "tensors."
+                )
+        return map_tensors(Tensor.detach, features)
+
+    def _require_taken(self, number: int) -> None:
+        method: Any = self.sample_weights
+        function = getattr(method, "__func__", method)
+        if _takes(function, number + (function is not method)):
+            return
+        if number == 3:
+            raise LossError(
+                f"sample_losses of problem {self.name!r} returned features, but sample_weights has "
+                "no argument for them; define sample_weights(self, losses, batch, features), or "
+                "return the losses alone."
+            )
+        raise LossError(
+            f"sample_weights of problem {self.name!r} takes more than losses and a batch, but "
+            "sample_losses returned losses alone; return (losses, features), or define "
+            "sample_weights(self, losses, batch)."
+        )
 
     def _checked_logits(self, logits: object, number: int) -> Tensor:
         known = isinstance(logits, Tensor) and logits.is_floating_point() and logits.ndim == 2
@@ -146,6 +203,21 @@ class ReweightedProblem(ImplicitProblem[ModuleType]):
                 f"the logits of the samples, ({number}, C), or leave the call out."
             )
         return logits.detach()  # type: ignore[attr-defined,no-any-return]
+
+    def _warn_of_kept_tensors(self, before: Mapping[str, object]) -> None:
+        kept = [
+            name
+            for name, value in vars(self).items()
+            if before.get(name) is not value and any(isinstance(t, Tensor) for t in leaves(value))
+        ]
+        for name in self.step_state.not_mentioned(kept):
+            warnings.warn(
+                f"sample_losses of problem {self.name!r} keeps tensors as self.{name}. If "
+                "sample_weights reads them, hypergradients are wrong with gradient accumulation: "
+                "those of the last micro-batch are there for all. Return them beside the losses, "
+                "as (losses, features), and define sample_weights(self, losses, batch, features).",
+                stacklevel=2,
+            )
 
     def _require_free_losses(self, losses: Tensor) -> None:
         """Refuse, where it is looked for, a dependence that the hypergradient would leave out."""
@@ -182,3 +254,15 @@ class ReweightedProblem(ImplicitProblem[ModuleType]):
                 "use type=FiniteDifference(multitask=True) if that is meant."
             )
         return Reweighting(alpha=config.darts_alpha)
+
+
+@lru_cache(maxsize=128)
+def _takes(function: Callable[..., object], number: int) -> bool:
+    """Return whether a function can be called with so many arguments."""
+    try:
+        inspect.signature(function).bind(*[None] * number)
+    except TypeError:
+        return False
+    except ValueError:  # It has no signature to read.
+        return True
+    return True

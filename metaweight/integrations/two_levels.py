@@ -125,7 +125,7 @@ class TwoLevels:
     def weights(self, batch: Any) -> Tensor:
         """Return the weights of a batch, (B,), in the present mode of the network and before they
         are normalised."""
-        losses = self.classifier.checked_losses(batch)
+        losses = self.classifier.checked_samples(batch).losses
         labels = self.classifier.parts_of(batch).labels
         found: Tensor = self.learner(losses, labels)
         return found.reshape(-1)

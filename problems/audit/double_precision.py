@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.nested import map_tensors
 from ..problem import Problem
 from ..recording.trajectory import OptimizerMoment, RecordedStep, RecordedUpdate, Trajectory
 from ..state.buffers import buffer_slots
@@ -18,17 +19,13 @@ from ..state.buffers import buffer_slots
 
 def as_double(value: Any) -> Any:
     """Return floating-point tensors in double precision, also inside tuples, lists and mappings."""
-    if isinstance(value, Tensor):
-        if value.is_complex():
-            return value.to(torch.complex128)
-        return value.double() if value.is_floating_point() else value
-    if type(value) in (tuple, list):
-        return type(value)([as_double(item) for item in value])
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*[as_double(item) for item in value])
-    if type(value) is dict:
-        return {key: as_double(item) for key, item in value.items()}
-    return value
+    return map_tensors(_double, value)
+
+
+def _double(tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 @contextmanager
@@ -104,7 +101,7 @@ def _doubled(trajectory: Trajectory) -> Trajectory:
 
 
 def _doubled_step(step: RecordedStep) -> RecordedStep:
-    return replace(step, batch=as_double(step.batch), losses=None, graph=None)
+    return replace(step, batch=as_double(step.batch), samples=None, graph=None)
 
 
 def _doubled_moment(moment: OptimizerMoment) -> OptimizerMoment:

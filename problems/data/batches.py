@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.nested import with_content
+
 
 def move_batch(batch: Any, device: torch.device, *, channels_last: bool = False) -> Any:
     """Return ``batch`` with every tensor in it on ``device``.
@@ -33,7 +35,7 @@ def move_batch(batch: Any, device: torch.device, *, channels_last: bool = False)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*[move(item) for item in batch])
     if isinstance(batch, Mapping):
-        return _with_content(batch, {key: move(value) for key, value in batch.items()})
+        return with_content(batch, {key: move(value) for key, value in batch.items()})
     return batch
 
 
@@ -60,12 +62,3 @@ def _move_tensor(tensor: Tensor, device: torch.device, channels_last: bool) -> T
     if channels_last and tensor.ndim == 4:
         return tensor.to(device, non_blocking=True, memory_format=torch.channels_last)
     return tensor.to(device, non_blocking=True) if tensor.device != device else tensor
-
-
-def _with_content(batch: Mapping[Any, Any], content: dict[Any, Any]) -> Mapping[Any, Any]:
-    if type(batch) is dict:
-        return content
-    try:
-        return type(batch)(content)  # type: ignore[call-arg]
-    except TypeError:
-        return content

@@ -29,6 +29,7 @@ from ..base.errors import ConfigurationError, HypergradientError
 from ..base.settings import is_number, is_positive, require_choice, require_count
 from ..products.declared_loss import declared_loss, declared_products
 from ..products.recorded_loss import SampleLoss, require_recorded, window_gradient
+from ..recording.samples import Samples
 from .base import Approximation, Hypergradient, LowerProblem, Product, Status, require_finite
 
 FORMS = ("f2sa", "bome")
@@ -251,13 +252,13 @@ class _DeclaredLoss(_LowerLoss):
         super().__init__(lower, weights, rewind)
         self._sample = sample
         self._steps = require_recorded(lower).steps
-        self._losses: list[Tensor] = []
+        self._samples: list[Samples] = []
         self._held: list[Tensor] = []
         with torch.no_grad():
             for step in self._steps:
-                losses = sample.losses(step)
-                self._losses.append(losses)
-                self._held.append(sample.weights(losses, step))
+                samples = sample.samples(step)
+                self._samples.append(samples)
+                self._held.append(sample.weights(samples, step))
 
     def gradient(self) -> list[Tensor]:
         return self._at_present()[0]
@@ -270,7 +271,7 @@ class _DeclaredLoss(_LowerLoss):
         self, y: _Measurement, z: _Measurement, upper_parameters: Sequence[Tensor], factor: Tensor
     ) -> list[Tensor]:
         moved = [(a - b) * factor for a, b in zip(y.rest, z.rest, strict=True)]
-        pairs = list(zip(self._losses, moved, strict=True))
+        pairs = list(zip(self._samples, moved, strict=True))
         return declared_products(self._sample, self._steps, pairs, upper_parameters)
 
     def _at_present(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -278,7 +279,7 @@ class _DeclaredLoss(_LowerLoss):
         samples: list[Tensor] = []
         self.rewind()
         for step, held in zip(self._steps, self._held, strict=True):
-            losses = self._sample.losses(step)
+            losses = self._sample.samples(step).losses
             found = self.lower.gradients((held * losses).mean(), self.weights)
             total = vectors.add(total, found)
             samples.append(losses.detach())

@@ -35,7 +35,8 @@ from ..kernels.activation_reuse import ReusableActivations
 from ..products.declared_loss import declared_products, directional_derivatives
 from ..products.evaluation import Evaluation
 from ..products.recorded_loss import SampleLoss, require_recorded
-from ..products.sample_derivatives import Pairs, central_derivatives, one_sided_derivatives
+from ..products.sample_derivatives import Pairs, Pass, central_derivatives, one_sided_derivatives
+from ..recording.samples import Samples
 from ..recording.trajectory import RecordedStep, RecordedUpdate, Recording
 from ..unrolling import restore_start
 from .base import Approximation, Hypergradient, LowerProblem, Product, Status
@@ -181,7 +182,7 @@ def _central(
 ) -> Pairs:
     """Return ``(l_i, <∇_w l_i, v>)`` per micro-batch; second passes reuse activations of first."""
     noted = [lower.reusable(step) for step in steps]
-    passes = [_losses(sample, step) for step in steps]
+    passes = [_pass(sample, step) for step in steps]
     pairs = list(zip(noted, passes, strict=True))
     ahead = [f if r is None else partial(r.record, f) for r, f in pairs]
     behind = [f if r is None else partial(r.repeat, f) for r, f in pairs]
@@ -214,33 +215,33 @@ def _one_sided(
         )
     steps = update.steps
     recorded = [sample.recorded(step) for step in steps] if sample.is_the_loss else []
-    left = [losses for losses in recorded if losses is not None]
+    left = [samples for samples in recorded if samples is not None]
     complete = len(left) == len(steps)
     with torch.no_grad(), vectors.Displacement(update.start):
         restore_start(update)
         with evaluation.compared() as rewind:
-            base = left if complete and same_precision else [sample.losses(s) for s in steps]
+            base = left if complete and same_precision else [sample.samples(s) for s in steps]
             rewind()
             changing = evaluation.weights if same_precision else ()
-            moved = [partial(_moved_losses, sample, step, changing) for step in steps]
+            moved = [partial(_moved, sample, step, changing) for step in steps]
             pairs = one_sided_derivatives(base, moved, evaluation.weights, vector, inverse_eps)
     if not complete:
         return pairs
     return [(own, d) for own, (_, d) in zip(left, pairs, strict=True)]
 
 
-def _after(first: Callable[[], None], compute: Callable[[], Tensor]) -> Tensor:
+def _after(first: Callable[[], None], compute: Pass) -> Samples:
     first()
     return compute()
 
 
-def _losses(sample: SampleLoss, step: RecordedStep) -> Callable[[], Tensor]:
-    return lambda: sample.losses(step)
+def _pass(sample: SampleLoss, step: RecordedStep) -> Pass:
+    return lambda: sample.samples(step)
 
 
-def _moved_losses(sample: SampleLoss, step: RecordedStep, changing: Sequence[Tensor]) -> Tensor:
+def _moved(sample: SampleLoss, step: RecordedStep, changing: Sequence[Tensor]) -> Samples:
     """Return the sample losses at the present ``changing``, reusing activations of the step."""
     reuse: ReusableActivations | None = step.activations
     if reuse is None or not reuse.serves(changing):
-        return sample.losses(step)
-    return reuse.repeat(_losses(sample, step))
+        return sample.samples(step)
+    return reuse.repeat(_pass(sample, step))

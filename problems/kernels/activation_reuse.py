@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from torch.overrides import TorchFunctionMode
 
 from ..state.random_streams import RandomState
 from .torch_internals import saved_tensors_may_have_hooks
+
+Result = TypeVar("Result")
 
 # Their running statistics are written without a change of version.
 NORMALISATIONS = (F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm)
@@ -66,8 +68,12 @@ class ReusableActivations:
         same = len(now) == len(self._changing) and all(map(is_, now, self._changing))
         return self.usable and same
 
-    def record(self, compute: Callable[[], Tensor]) -> Tensor:
-        """Compute a pass and record its operations."""
+    def record(self, compute: Callable[[], Result]) -> Result:
+        """Compute a pass and record its operations.
+
+        Args:
+            compute: Returns a tensor, or a tuple with the tensors that the pass computes.
+        """
         parameters: list[Tensor] = [p for m in self._modules for p in m.parameters()]
         others = [*_tensors(self._batch), *(b for m in self._modules for b in m.buffers())]
         mode = _Recorder(self._changing, parameters, others, self._device)
@@ -76,7 +82,7 @@ class ReusableActivations:
         self._operations = mode.finished(result)
         return result
 
-    def repeat(self, compute: Callable[[], Tensor]) -> Tensor:
+    def repeat(self, compute: Callable[[], Result]) -> Result:
         """Compute the pass at other values of the changing parameters; in full if reuse fails.
 
         Args:
@@ -85,7 +91,7 @@ class ReusableActivations:
         if self._operations is None:
             return compute()
         mode = _Repeater(self._operations)
-        result: Tensor | None = None
+        result: Result | None = None
         # After any error in the shortened pass, the full one is computed.
         with suppress(Exception), mode:
             result = compute()
@@ -195,14 +201,15 @@ class _Recorder(TorchFunctionMode):
             self._operations.append(_Operation(func, False, sources, shown))
         return result
 
-    def finished(self, result: Tensor) -> list[_Operation] | None:
+    def finished(self, result: object) -> list[_Operation] | None:
         """Return the operations, or ``None`` if they cannot be reused."""
         self._watch_streams(depends=True)
-        live = self._of(result)
-        if live is None:
-            return None
-        if live.value is not None:
-            live.value.keep(result)
+        for tensor in _tensors(result):
+            live = self._of(tensor)
+            if live is None:
+                return None
+            if live.value is not None:
+                live.value.keep(tensor)
         if not self._followable or any(value.overwritten for value in self._values):
             return None
         return self._operations
@@ -286,10 +293,10 @@ class _Repeater(TorchFunctionMode):
             raise _Mismatch
         return _mapped(operation.result, self._give)
 
-    def followed(self, result: Tensor) -> bool:
-        """Return whether the whole pass went as recorded and gave a value."""
-        value = self._value(result)
-        usable = value is None or value.kept is not None
+    def followed(self, result: object) -> bool:
+        """Return whether the whole pass went as recorded and gave values."""
+        values = map(self._value, _tensors(result))
+        usable = all(value is None or value.kept is not None for value in values)
         return self._position == len(self._operations) and usable
 
     def _value(self, tensor: Tensor) -> _Value | None:

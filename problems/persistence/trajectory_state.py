@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.gradient_hooks import call_hooks
+from ..recording.samples import Samples
 from ..recording.trajectory import (
     OptimizerMoment,
     RecordedStep,
@@ -70,7 +71,7 @@ def _update_to_dict(update: RecordedUpdate, names: Names) -> dict[str, Any]:
             {
                 "batch": step.batch,
                 "random": step.random.state_dict(),
-                "losses": step.losses,
+                **_samples_to_dict(step.samples),
                 "hooked": names.keyed({p: h.before for p, h in step.hooked.items()}),
             }
             for step in update.steps
@@ -90,7 +91,7 @@ def _update_from_dict(
             RecordedStep(
                 step["batch"],
                 RandomState.from_state_dict(device, step["random"]),
-                step["losses"],
+                _samples_from_dict(step, device),
                 hooked={
                     p: call_hooks(p, gradient)
                     for p, gradient in _by_parameter(step.get("hooked", {}), names).items()
@@ -103,6 +104,22 @@ def _update_from_dict(
         moment=None if found["moment"] is None else _moment_from_dict(found["moment"], names),
         share=_by_parameter(found.get("share", {}), names),
     )
+
+
+def _samples_to_dict(samples: Samples | None) -> dict[str, Any]:
+    if samples is None:
+        return {"losses": None}
+    random = samples.random
+    state = None if random is None else random.state_dict()
+    return {"losses": samples.losses, "features": samples.features, "random of weights": state}
+
+
+def _samples_from_dict(step: Mapping[str, Any], device: torch.device) -> Samples | None:
+    if step["losses"] is None:
+        return None
+    state = step.get("random of weights")
+    random = None if state is None else RandomState.from_state_dict(device, state)
+    return Samples(step["losses"], step.get("features"), random)
 
 
 def _moment_to_dict(moment: OptimizerMoment, names: Names) -> dict[str, Any]:

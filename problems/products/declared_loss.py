@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from ..recording.samples import Samples
 from ..recording.trajectory import RecordedStep
 from .recorded_loss import RecordedLoss, SampleLoss
 from .sample_derivatives import Pairs, forward_mode_derivatives, weighted_gradient
@@ -25,8 +26,8 @@ def directional_derivatives(
 ) -> Pairs:
     """Return ``(l_i, <∇_w l_i, v>)`` per micro-batch from one pass of dual numbers."""
 
-    def of(step: RecordedStep) -> Callable[[list[Tensor]], Tensor]:
-        return lambda duals: sample.losses(step, dict(zip(weights, duals, strict=True)))
+    def of(step: RecordedStep) -> Callable[[list[Tensor]], Samples]:
+        return lambda duals: sample.samples(step, dict(zip(weights, duals, strict=True)))
 
     return forward_mode_derivatives([of(step) for step in steps], weights, vector)
 
@@ -42,11 +43,11 @@ def declared_products(
     Args:
         sample: The declared sample weights.
         steps: The micro-batches.
-        pairs: ``l`` and ``d`` of each, both of shape (B,).
+        pairs: ``l``, with its features, and ``d`` of each, (B,).
         upper_parameters: ``θ``.
     """
 
-    def of(step: RecordedStep) -> Callable[[Tensor], Tensor]:
-        return lambda losses: sample.weights(losses, step)
+    def of(step: RecordedStep) -> Callable[[Samples], Tensor]:
+        return lambda samples: sample.weights(samples, step)
 
     return weighted_gradient([of(step) for step in steps], pairs, upper_parameters)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..base import vectors
 from ..kernels.activation_pattern import ActivationPattern
+from ..recording.samples import Samples
 from ..recording.trajectory import RecordedUpdate
 from .declared_loss import declared_loss, declared_products
 from .displaced import measure_both_sides, measure_one_side
@@ -39,7 +40,7 @@ class _Point(NamedTuple):
     """The gradient by lower parameters."""
     above: list[Tensor]
     """The gradient by upper parameters; empty for a declared loss."""
-    losses: list[Tensor]
+    samples: list[Samples]
     """The sample losses of a declared loss, per micro-batch."""
 
 
@@ -112,10 +113,10 @@ class _Passes:
         self._patterns = [ActivationPattern() for _ in update.steps]
         self._held = self._note()
 
-    def _note(self) -> list[Tensor]:
-        """Record activation patterns per micro-batch; return the losses of a declared loss."""
+    def _note(self) -> list[Samples]:
+        """Record activation patterns per micro-batch; return the samples of a declared loss."""
         steps, declared = self._update.steps, self._declared
-        recorded = [step.losses for step in steps if step.losses is not None]
+        recorded = [step.samples for step in steps if step.samples is not None]
         known = declared is None or len(recorded) == len(steps)
         if known and not self._evaluation.has_kinks:
             return recorded
@@ -123,8 +124,10 @@ class _Passes:
         with torch.no_grad():
             for step, pattern in zip(steps, self._patterns, strict=True):
                 with pattern.noted():
-                    loss = self._lower.loss if declared is None else declared.losses
-                    found.append(loss(step))
+                    if declared is None:
+                        self._lower.loss(step)
+                    else:
+                        found.append(declared.samples(step))
         self._evaluation.has_kinks = any(len(pattern) for pattern in self._patterns)
         return recorded if known else found
 
@@ -153,16 +156,18 @@ class _Passes:
     def _declared_point(self, declared: SampleLoss, below: list[Tensor]) -> _Point:
         steps = self._update.steps
         total: list[Tensor] | None = None
-        losses = []
+        found = []
         for step, pattern, recorded in zip(steps, self._patterns, self._held, strict=True):
-            with torch.no_grad():
-                fixed = declared.weights(recorded, step) if below else recorded
+            fixed = None
+            if below:
+                with torch.no_grad():
+                    fixed = declared.weights(recorded, step)
             with pattern.held():
-                sample = declared.losses(step)
-                losses.append(sample.detach())
-                if below:
-                    total = _summed(total, (fixed * sample).mean() / len(steps), below)
-        return _Point(total or [], [], losses)
+                samples = declared.samples(step)
+                found.append(samples.detached())
+                if fixed is not None:
+                    total = _summed(total, (fixed * samples.losses).mean() / len(steps), below)
+        return _Point(total or [], [], found)
 
     def at_step_start(self) -> _Point:
         """Return the measurements before the step, from the recording where it has them."""
@@ -194,8 +199,8 @@ class _Passes:
         if self._above and self._declared is None:
             found = found + _scaled_difference(ahead.above, behind.above, scale)
         elif self._above and self._declared is not None:
-            ends = zip(self._held, ahead.losses, behind.losses, strict=True)
-            pairs = [(held, (a - b) * scale) for held, a, b in ends]
+            ends = zip(self._held, ahead.samples, behind.samples, strict=True)
+            pairs = [(held, (a.losses - b.losses) * scale) for held, a, b in ends]
             found = found + declared_products(
                 self._declared, self._update.steps, pairs, self._above
             )

@@ -10,19 +10,25 @@ from torch import Tensor
 
 from ..base import vectors
 from ..base.errors import HypergradientError
+from ..recording.samples import Samples
 from ..recording.trajectory import RecordedStep, RecordedUpdate, Trajectory
 from .evaluation import Evaluation
 
 
 class SampleLoss(Protocol):
-    """The sample losses ``l_i(w)`` and sample weights ``V_i(l; θ)`` that a problem declares."""
+    """The sample losses ``l_i(w)`` and sample weights ``V_i(l; θ)`` that a problem declares.
+
+    Weights may depend on features, too, which :class:`Samples` hold beside the losses.
+    """
 
     @property
     def is_the_loss(self) -> bool:
         """Whether the loss is ``mean_i V_i(sg(l); θ) l_i``, without further terms."""
 
-    def losses(self, step: RecordedStep, instead: Mapping[Tensor, Tensor] | None = None) -> Tensor:
-        """Return ``l`` of a recorded micro-batch, shape (B,), with its recorded random numbers.
+    def samples(
+        self, step: RecordedStep, instead: Mapping[Tensor, Tensor] | None = None
+    ) -> Samples:
+        """Return ``l`` of a recorded micro-batch, computed with its recorded random numbers.
 
         Args:
             step: The micro-batch.
@@ -30,11 +36,12 @@ class SampleLoss(Protocol):
                 constants, and its buffers only change their values, without a graph.
         """
 
-    def recorded(self, step: RecordedStep) -> Tensor | None:
+    def recorded(self, step: RecordedStep) -> Samples | None:
         """Return ``l`` as the training step computed it; ``None`` if it was not recorded."""
 
-    def weights(self, losses: Tensor, step: RecordedStep) -> Tensor:
-        """Return ``V(l; θ)``, shape (B,), for sample losses of shape (B,) without a graph."""
+    def weights(self, samples: Samples, step: RecordedStep) -> Tensor:
+        """Return ``V(l; θ)``, shape (B,), for samples without a graph, with the random numbers
+        that follow on their losses."""
 
 
 class RecordedLoss(Protocol):

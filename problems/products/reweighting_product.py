@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..base.nested import map_tensors
 from ..base.tensor_lists import checked_floating, checked_tensors, checked_vector
 from ..kernels.gradient_hooks import silent_hooks
 from ..kernels.twice_differentiable import differentiable_twice
+from ..recording.samples import Samples
 from .displaced import inverse_step
 from .loss_products import require_known, require_tangent
 from .sample_derivatives import (
@@ -25,8 +28,8 @@ ASKED = "reweighting_product"
 
 
 def reweighting_product(
-    losses: Callable[[list[Tensor]], Tensor],
-    weights: Callable[[Tensor], Tensor],
+    losses: Callable[[list[Tensor]], Tensor | tuple[Tensor, Any]],
+    weights: Callable[..., Tensor],
     params: Sequence[Tensor],
     v: Sequence[Tensor],
     upper: Sequence[Tensor] | None = None,
@@ -56,9 +59,11 @@ def reweighting_product(
     Args:
         losses: ``l``: returns sample losses, shape (B,), for a list of tensors like ``params``. It
             may ignore its argument if a module holds ``params``, except with ``"forward_mode"``,
-            which passes dual numbers.
+            which passes dual numbers. It may return ``(l, features)`` instead, a tensor or tuples,
+            lists and mappings of tensors.
         weights: ``V``: returns sample weights, shape (B,), for sample losses of shape (B,) without
-            a graph: a function of ``θ``, or a module that holds it.
+            a graph, and the features, if there are any: a function of ``θ``, or a module that
+            holds it.
         params: ``w``, floating-point tensors of any shapes.
         v: One tensor per entry of ``params``, of the same shape.
         upper: ``θ``, tensors that require a gradient; by default the parameters of ``weights``
@@ -83,19 +88,18 @@ def reweighting_product(
     vector = checked_vector(ASKED, v, at, "params")
     above = _upper(weights, upper)
     length = ALPHA[derivative] if alpha is None else alpha
-    pairs = _pairs(
-        lambda places: _samples("losses", losses(places)), at, vector, derivative, length
-    )
+    pairs = _pairs(lambda places: _split(losses(places)), at, vector, derivative, length)
 
-    def found(sample: Tensor) -> Tensor:
-        return _samples("weights", weights(sample), sample.numel())
+    def found(of: Samples) -> Tensor:
+        given = (of.losses,) if of.features is None else (of.losses, of.features)
+        return _one_each("weights", weights(*given), of.losses.numel())
 
     with torch.enable_grad(), silent_hooks(above):
         return weighted_gradient([found], pairs, above)
 
 
 def _pairs(
-    losses: Callable[[list[Tensor]], Tensor],
+    losses: Callable[[list[Tensor]], Samples],
     params: list[Tensor],
     vector: list[Tensor],
     derivative: str,
@@ -103,7 +107,7 @@ def _pairs(
 ) -> Pairs:
     """Return the sample losses and their directional derivatives."""
     if derivative == "forward_mode":
-        dual = [lambda places: require_tangent(ASKED, "losses", losses(places))]
+        dual = [lambda places: _with_tangent(losses(places))]
         with differentiable_twice():
             return forward_mode_derivatives(dual, params, vector)
     one_sided = derivative == "one_sided"
@@ -126,7 +130,18 @@ def _upper(weights: object, upper: Sequence[Tensor] | None) -> list[Tensor]:
     )
 
 
-def _samples(name: str, values: object, number: int | None = None) -> Tensor:
+def _split(output: Any) -> Samples:
+    pair = isinstance(output, tuple) and len(output) == 2
+    losses, features = output if pair else (output, None)
+    return Samples(_one_each("losses", losses), map_tensors(Tensor.detach, features))
+
+
+def _with_tangent(samples: Samples) -> Samples:
+    require_tangent(ASKED, "losses", samples.losses)
+    return samples
+
+
+def _one_each(name: str, values: object, number: int | None = None) -> Tensor:
     """Return one number per sample, shape (B,)."""
     if not isinstance(values, Tensor):
         raise TypeError(

@@ -1,6 +1,7 @@
 """Directional derivatives ``d_i = <∇_w l_i, v>`` of sample losses, and weighted means of them.
 
-Functions take the sample losses of several micro-batches and return a pair ``(l, d)`` for each.
+Functions take the sample losses of several micro-batches and return a pair ``(l, d)`` for each,
+``l`` with the features that go with the losses.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..base import vectors
+from ..recording.samples import Samples, midway
 from .displaced import measure_both_sides, measure_one_side
 from .second_derivatives import quiet_first_use
 
-Pairs = list[tuple[Tensor, Tensor]]
-Pass = Callable[[], Tensor]
+Pairs = list[tuple[Samples, Tensor]]
+Pass = Callable[[], Samples]
 """Computes the sample losses of a batch at the present parameters."""
 
 
 def forward_mode_derivatives(
-    losses: Sequence[Callable[[list[Tensor]], Tensor]],
+    losses: Sequence[Callable[[list[Tensor]], Samples]],
     params: Sequence[Tensor],
     vector: Sequence[Tensor],
 ) -> Pairs:
@@ -40,10 +42,8 @@ def forward_mode_derivatives(
             for p, v in zip(params, vector, strict=True)
         ]
         for compute in losses:
-            dual = forward_ad.unpack_dual(compute(duals))  # type: ignore[no-untyped-call]
-            primal = dual.primal.detach()
-            tangent = torch.zeros_like(primal) if dual.tangent is None else dual.tangent.detach()
-            pairs.append((primal, tangent))
+            found, tangent = compute(duals).parts()
+            pairs.append((found, torch.zeros_like(found.losses) if tangent is None else tangent))
     return pairs
 
 
@@ -56,7 +56,8 @@ def central_derivatives(
 ) -> Pairs:
     """Return ``(l_i, <∇_w l_i, v>)`` from losses at ``w ± eps v``, without a graph.
 
-    The returned losses are the mean of the two, equal to ``l_i(w)`` up to ``O(eps²)``.
+    The returned losses and features are the mean of the two, equal to those at ``w`` up to
+    ``O(eps²)``.
 
     Args:
         ahead: Compute the sample losses of each batch at ``w + eps v``.
@@ -71,11 +72,13 @@ def central_derivatives(
             params, shift, lambda: [f() for f in ahead], lambda: [f() for f in behind]
         )
         half = inverse_eps / 2
-        return [((p + m) / 2, (p - m) * half) for p, m in zip(plus, minus, strict=True)]
+        return [
+            (midway(p, m), (p.losses - m.losses) * half) for p, m in zip(plus, minus, strict=True)
+        ]
 
 
 def one_sided_derivatives(
-    base: Sequence[Tensor],
+    base: Sequence[Samples],
     moved: Sequence[Pass],
     params: Sequence[Tensor],
     vector: Sequence[Tensor],
@@ -93,11 +96,11 @@ def one_sided_derivatives(
     shift = vectors.divide(vector, inverse_eps)
     with torch.no_grad():
         ends = measure_one_side(params, shift, lambda: [f() for f in moved])
-        return [(b, (m - b) * inverse_eps) for b, m in zip(base, ends, strict=True)]
+        return [(b, (m.losses - b.losses) * inverse_eps) for b, m in zip(base, ends, strict=True)]
 
 
 def weighted_gradient(
-    weights: Sequence[Callable[[Tensor], Tensor]], pairs: Pairs, upper: Sequence[Tensor]
+    weights: Sequence[Callable[[Samples], Tensor]], pairs: Pairs, upper: Sequence[Tensor]
 ) -> list[Tensor]:
     """Return ``∇_θ mean_i V_i(sg(l); θ) sg(d_i)``, averaged over batches.
 
@@ -107,8 +110,8 @@ def weighted_gradient(
         upper: ``θ``.
     """
     total = [torch.zeros_like(t) for t in upper]
-    for compute, (losses, directional) in zip(weights, pairs, strict=True):
-        found = compute(losses)
+    for compute, (samples, directional) in zip(weights, pairs, strict=True):
+        found = compute(samples)
         if found.requires_grad:
             gradient = torch.autograd.grad((found * directional).mean(), upper, allow_unused=True)
             total = vectors.add(total, vectors.fill_none(gradient, upper))

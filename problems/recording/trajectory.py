@@ -15,6 +15,7 @@ from ..kernels.activation_reuse import ReusableActivations
 from ..kernels.gradient_hooks import HookedGradient, accumulate, accumulate_and_record
 from ..state.buffers import BufferSlot, buffer_slots
 from ..state.random_streams import RandomState
+from .samples import Samples
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -30,7 +31,7 @@ class Recording:
             step before the replay.
         optimizer: Keep gradients, optimizer state and optimizer settings of each step.
         values: Keep the values of gradients and state, not only their keys.
-        losses: Keep the sample losses of a reweighted problem.
+        losses: Keep the sample losses and features of a reweighted problem.
         graphs: Keep the graph of each micro-batch's gradient.
         activations: Keep the activations of a reweighted problem that do not depend on the
             parameters a hypergradient goes through.
@@ -87,7 +88,7 @@ class RecordedStep:
     Attributes:
         batch: The micro-batch.
         random: The random streams before the loss was computed.
-        losses: The sample losses of a reweighted problem, if recorded.
+        samples: The sample losses and features of a reweighted problem, if recorded.
         graph: The gradient with its graph, if recorded.
         activations: The activations to reuse, if recorded.
         hooked: What hooks on parameters made of their gradients, if the optimizer is recorded.
@@ -95,7 +96,7 @@ class RecordedStep:
 
     batch: Any
     random: RandomState
-    losses: Tensor | None = None
+    samples: Samples | None = None
     graph: GradientGraph | None = None
     activations: ReusableActivations | None = None
     hooked: dict[Tensor, HookedGradient] = field(default_factory=dict)
@@ -238,10 +239,13 @@ class Trajectory:
         """Drop the step being recorded."""
         self._open = None
 
-    def keep_losses(self, losses: Tensor) -> None:
-        """Record the sample losses of the present micro-batch, if asked for."""
+    def keep_samples(self, samples: Samples) -> None:
+        """Record the sample losses of the present micro-batch, what goes with them and the random
+        streams, if asked for."""
         if self._open is not None and self.recording.losses and self._open.steps:
-            self._open.steps[-1].losses = losses.detach()
+            step = self._open.steps[-1]
+            random = RandomState(step.random.device)
+            step.samples = samples.detached()._replace(random=random)
 
     def keep_activations(
         self, make: Callable[[], ReusableActivations | None]

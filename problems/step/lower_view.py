@@ -18,8 +18,10 @@ from ..kernels.activation_reuse import ReusableActivations
 from ..partial_hypergradient import reusable_activations
 from ..problem import Problem
 from ..products.evaluation import Evaluation
+from ..recording.samples import Samples
 from ..recording.trajectory import RecordedStep, Trajectory
 from ..reweighted import ReweightedProblem
+from ..state.random_streams import RandomState
 from ..state.swapped_tensors import swapped_with_buffers
 from ..unrolling import owns_settings, owns_start, settings_per_group, start_of_loop
 from .graph_buffers import buffers_of_all
@@ -198,20 +200,29 @@ class SampleLossView:
     def is_the_loss(self) -> bool:
         return self._problem.declares_its_loss
 
-    def losses(self, step: RecordedStep, instead: Mapping[Tensor, Tensor] | None = None) -> Tensor:
+    def samples(
+        self, step: RecordedStep, instead: Mapping[Tensor, Tensor] | None = None
+    ) -> Samples:
         step.random.restore()
         problem = self._problem
         if instead is None:
-            return _signed(problem.checked_losses(step.batch), self._view.sign)
-        constants = {p: p.detach() for p in problem.module.parameters()}
-        with swapped_with_buffers(problem.module, {**constants, **instead}):
-            return _signed(problem.checked_losses(step.batch), self._view.sign)
+            found = problem.checked_samples(step.batch)
+        else:
+            constants = {p: p.detach() for p in problem.module.parameters()}
+            with swapped_with_buffers(problem.module, {**constants, **instead}):
+                found = problem.checked_samples(step.batch)
+        return self._signed(found)._replace(random=RandomState(problem.device))
 
-    def recorded(self, step: RecordedStep) -> Tensor | None:
-        return None if step.losses is None else _signed(step.losses, self._view.sign)
+    def recorded(self, step: RecordedStep) -> Samples | None:
+        return None if step.samples is None else self._signed(step.samples)
 
-    def weights(self, losses: Tensor, step: RecordedStep) -> Tensor:
-        return self._problem.checked_weights(_signed(losses, self._view.sign), step.batch)
+    def weights(self, samples: Samples, step: RecordedStep) -> Tensor:
+        if samples.random is not None:
+            samples.random.restore()
+        return self._problem.checked_weights(self._signed(samples), step.batch)
+
+    def _signed(self, samples: Samples) -> Samples:
+        return samples._replace(losses=_signed(samples.losses, self._view.sign))
 
 
 class OptimizerStepView:

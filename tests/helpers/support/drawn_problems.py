@@ -43,13 +43,18 @@ class CoupledIterative(IterativeProblem):
 
 
 class Weighted(ReweightedProblem):
-    def sample_losses(self, batch: Any) -> Tensor:
-        return _sample_losses(self, batch)
+    """Weights are given the losses, less a function of the predictions."""
 
-    def sample_weights(self, losses: Tensor, batch: Any) -> Tensor:
+    def sample_losses(self, batch: Any) -> tuple[Tensor, Any]:
+        predictions = _predictions(self, batch)
+        losses = F.cross_entropy(predictions, _flat(batch)[1], reduction="none")
+        return losses, {"largest": predictions.amax(1)}
+
+    def sample_weights(self, losses: Tensor, batch: Any, features: Any) -> Tensor:
         (name,) = self.cfg["weighers"]
+        given = losses - features["largest"].tanh()
         # Sample losses of 16 bits come in single precision.
-        weights: Tensor = getattr(self, name)(losses.unsqueeze(1).to(self.cfg["dtype"]))
+        weights: Tensor = getattr(self, name)(given.unsqueeze(1).to(self.cfg["dtype"]))
         return weights
 
 
@@ -81,11 +86,16 @@ def _plain_loss(problem: Any, batch: Any) -> dict[str, Tensor]:
 
 
 def _sample_losses(problem: Any, batch: Any) -> Tensor:
-    inputs, labels = _flat(batch)
+    return F.cross_entropy(_predictions(problem, batch), _flat(batch)[1], reduction="none")
+
+
+def _predictions(problem: Any, batch: Any) -> Tensor:
+    inputs, _ = _flat(batch)
     predictions = [getattr(problem, name)(inputs) for name in problem.cfg["below"]]
     if not problem.cfg["weigher"]:
         predictions.append(problem.module(inputs))
-    return F.cross_entropy(sum(predictions), labels, reduction="none")
+    total: Any = sum(predictions)
+    return total
 
 
 def _weights(problem: Any, losses: Tensor) -> Tensor:

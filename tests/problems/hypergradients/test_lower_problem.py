@@ -75,10 +75,10 @@ def test_the_view_of_a_problem_is_a_lower_problem() -> None:
         loss = last_loss(lower)()
         sample = lower.sample_loss
         step = lower.trajectory.window[0]
-        losses = sample.losses(step)
-        weights = sample.weights(losses.detach(), step)
+        samples = sample.samples(step)
+        weights = sample.weights(samples.detached(), step)
     assert loss.ndim == 0
-    torch.testing.assert_close((weights * losses).mean(), loss)
+    torch.testing.assert_close((weights * samples.losses).mean(), loss)
     optimizer_step = lower.optimizer_step
     assert optimizer_step.optimizer is engine.classifier.optimizer
     assert not optimizer_step.is_custom

@@ -23,8 +23,9 @@ class OwnStep(Declared):
     """Trains on something else than what it declares, without leaving its losses."""
 
     def training_step(self, batch):
-        losses = self.checked_losses(batch)
-        return (self.checked_weights(losses.detach(), batch) * losses.exp()).mean()
+        samples = self.checked_samples(batch)
+        weights = self.checked_weights(samples.detached(), batch)
+        return (weights * samples.losses.exp()).mean()
 
 
 class OtherBatch(Declared):
@@ -165,7 +166,7 @@ def test_bf16_training_keeps_its_hypergradient(full_precision, least):
     )
     actual = product(method, classifier, theta, vector)
     step = classifier.step_state.trajectory.window[0]
-    assert step.losses is not None
+    assert step.samples is not None
     step.batch = (step.batch[0].double(), step.batch[1])
     classifier.module.double()
     classifier.judge.module.double()

@@ -560,14 +560,14 @@ def test_what_the_upper_problem_records_of_its_step_is_the_first_evaluation() ->
     upper.step_state.trajectory.add(RecordedStep(batch, RandomState(upper.device)))
     again = UpperLoss(upper, lambda: upper.evaluate(batch)[0])
     upper.evaluate(batch)
-    first = upper.step_state.trajectory._open.steps[-1].losses.clone()
+    first = upper.step_state.trajectory._open.steps[-1].samples.losses.clone()
     for p in upper.module.parameters():
         p.data.add_(0.1)
     before = [*everything(upper.module), torch.get_rng_state()]
     again()
     after = [*everything(upper.module), torch.get_rng_state()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert torch.equal(upper.step_state.trajectory._open.steps[-1].losses, first)
+    assert torch.equal(upper.step_state.trajectory._open.steps[-1].samples.losses, first)
 
 
 def test_has_no_vector_jacobian_product() -> None:
