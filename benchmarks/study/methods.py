@@ -44,6 +44,7 @@ EXTRAS: Mapping[str, str] = {
     "meta": "train on the clean samples as well, so that every method has the same data",
     "balanced": "with learned weights: on top of the logit-adjusted loss",
     "warm-up": "with learned weights: the weight network starts after a fifth of the steps",
+    "early": "with learned weights: on top of early-learning regularisation",
     "averaged": "with learned weights: from each sample's loss averaged over the epochs",
     "plain-views": "with learned weights: clean samples without augmentation in the upper loss",
     "steady": "with learned weights: ten times the momentum in the weight network's steps",
@@ -162,6 +163,8 @@ class Method:
                 f"{name!r} asks for {alone[0]!r}, which belongs to learned weights "
                 f"({', '.join(LEARNED)}); leave it out"
             )
+        if {"early", "averaged"} <= method.extras:
+            raise ValueError(f"{name!r} asks for +early and +averaged; take one of them")
         if base == "fine-tune" and extras:
             raise ValueError(
                 f"{name!r}: fine-tune always trains on the clean samples; leave out +meta"

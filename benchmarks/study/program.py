@@ -23,6 +23,7 @@ from metaweight.weighting import (
 )
 
 from .averaged import AveragedClassifier, WithAverages
+from .early import EarlyLearner, WithTargets
 from .fixed import Given, fixed, of_logits
 from .methods import ECONOMIES, SEARCHES
 from .run import Run
@@ -79,6 +80,9 @@ def build(run: Run, splits: Splits, folder: Path) -> Program:
     kind = WeightedClassifier
     if "averaged" in run.method.extras:
         wrap, kind = partial(WithAverages, samples=len(data)), AveragedClassifier
+    if "early" in run.method.extras:
+        wrap = partial(WithTargets, samples=len(data), classes=data.num_classes)
+        kind = EarlyLearner
     shared = trained("classifier", run, data, stream(run.seed, "network"), wrap)
     changes = {} if economy is None else dict(economy.config)
     if "warm-up" in run.method.extras:
