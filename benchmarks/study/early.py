@@ -1,8 +1,8 @@
 """Learned weights over early-learning regularisation.
 
-``l_i = CE_i + λ log(1 - ⟨p_i, t_i⟩)``, and the weight of a sample is ``V(CE_i)``. The target is that
-from before the step, a constant, so that a displaced pass finds the same one; it moves afterwards:
-``t_i ← β t_i + (1 - β) p_i``. See :mod:`metaweight.noise` for the regularisation by itself.
+``l_i = CE_i + λ log(1 - ⟨p_i, t_i⟩)``, and the weight of a sample is ``V(CE_i)``. The target is
+that from before the step, a constant, so that a displaced pass finds the same one; it moves
+afterwards: ``t_i ← β t_i + (1 - β) p_i``. See :mod:`metaweight.noise` for the regularisation alone.
 """
 
 from __future__ import annotations

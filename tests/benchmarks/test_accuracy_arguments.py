@@ -26,6 +26,7 @@ CIFAR = ("--dataset", "cifar10")
         (["--method", "ce/one-sided"], "'one-sided', which belongs to learned weights"),
         (["--method", "ce+warm-up"], "'warm-up', which belongs to learned weights"),
         (["--method", "ce+meta+meta"], "names an extra twice"),
+        (["--method", "class-aware+early+averaged"], "+early and +averaged; take one of them"),
         (["--method", "fine-tune+meta"], "fine-tune always trains on the clean samples"),
         (["--method", "ce++meta"], "is not of the form BASE[+EXTRA ...][/ECONOMY]"),
         (["--method", "ce", "--method", "ce"], "ce was given twice"),

@@ -9,12 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from metaweight import Config, Engine, EngineConfig, Reweighting
 from metaweight.data import LabelledTensors, TensorLoader
-from metaweight.weighting import WeightLearner
 
 
 @pytest.fixture
@@ -153,86 +149,6 @@ def test_batches_of_one_loader_then_of_another(part):
         rest = stream(resumed)
         for value in values[cut:]:
             assert torch.equal(next(rest)[0], value)
-
-
-def test_weights_from_average_losses_are_those_of_a_plain_program(part):
-    """Four steps of SGD on a linear network, exact hypergradients, in double precision."""
-    averaged = part("averaged")
-    draw = torch.Generator().manual_seed(0)
-    inputs = torch.randn(6, 3, generator=draw, dtype=torch.float64)
-    labels = torch.tensor([0, 1, 0, 1, 1, 0])
-    data = LabelledTensors(inputs, labels)
-    order = [[0, 1, 2], [3, 4, 5], [2, 4, 0], [1, 2, 5]]
-    batches = [(inputs[rows], labels[rows], torch.tensor(rows)) for rows in order]
-
-    def weigh(scale, losses):
-        return torch.sigmoid(scale * losses)
-
-    network = torch.nn.Linear(3, 2).double()
-    start = [p.detach().clone() for p in network.parameters()]
-    scale = torch.nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
-
-    class Scale(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = scale
-
-        def forward(self, losses, labels):
-            return weigh(self.scale, losses)
-
-    module = averaged.WithAverages(network, len(data)).double()
-    classifier = averaged.AveragedClassifier(
-        "classifier",
-        Config(type=Reweighting(derivative="forward_mode")),
-        weights="reweight",
-        module=module,
-        optimizer=torch.optim.SGD(network.parameters(), lr=0.5),
-        train_data_loader=batches,
-    )
-    learner = WeightLearner(
-        "reweight",
-        classifier="classifier",
-        module=Scale(),
-        optimizer=torch.optim.SGD([scale], lr=0.1),
-        train_data_loader=[(inputs, labels)],
-    )
-    edges = {"u2l": {learner: [classifier]}, "l2u": {classifier: [learner]}}
-    Engine([learner, classifier], EngineConfig(train_iters=4, device="cpu"), edges).run()
-
-    def each(rows, parameters):
-        outputs = F.linear(inputs[rows], *parameters)
-        return F.cross_entropy(outputs, labels[rows], reduction="none")
-
-    def moved(rows, losses, before):
-        found = zip(rows, losses.detach(), strict=True)
-        return [0.7 * before[r] + 0.3 * one if r in before else one for r, one in found]
-
-    parameters = [p.clone().requires_grad_() for p in start]
-    value = torch.tensor(0.5, dtype=torch.float64)
-    averages: dict[int, Tensor] = {}
-    for rows in order:
-        before = dict(averages)
-        losses = each(rows, parameters)
-        seen = moved(rows, losses, before)
-        averages.update(zip(rows, seen, strict=True))
-        slopes = torch.autograd.grad((weigh(value, torch.stack(seen)) * losses).mean(), parameters)
-        parameters = [
-            (w - 0.5 * s).detach().requires_grad_() for w, s in zip(parameters, slopes, strict=True)
-        ]
-        v = torch.autograd.grad(F.cross_entropy(F.linear(inputs, *parameters), labels), parameters)
-        # At the parameters after the step, without the learning rate.
-        scale_now = value.clone().requires_grad_()
-        losses = each(rows, parameters)
-        weighted = (weigh(scale_now, torch.stack(moved(rows, losses, before))) * losses).mean()
-        slopes = torch.autograd.grad(weighted, parameters, create_graph=True)
-        along = sum((s * one).sum() for s, one in zip(slopes, v, strict=True))
-        (slope,) = torch.autograd.grad(-along, scale_now)
-        value = value - 0.1 * slope
-    # Double precision and the same operations: rounding alone.
-    assert torch.allclose(scale, value, rtol=0, atol=1e-12)
-    assert torch.allclose(network.weight, parameters[0], rtol=0, atol=1e-12)
-    expected = torch.stack([averages[row] for row in range(6)])
-    assert torch.allclose(module.averages, expected, rtol=0, atol=1e-12)
 
 
 def test_meta_optimizers_of_the_remedies(part):
