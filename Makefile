@@ -44,11 +44,11 @@ docs: install ## the documentation, into build/docs
 	$(BIN)/python -c 'import furo, myst_nb, sphinx' 2>/dev/null || $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/python -m sphinx -W --keep-going -q -j 2 -b html -d build/docs-cache docs build/docs
 
-# Types are checked on an ordinary install: an editable one hides the folder mapping.
+# Types are checked on an ordinary install: an editable one hides the folder mapping (CONTRIBUTING.md).
 lint: install ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	rm -rf build
+	rm -rf build/typed build/lib build/bdist*
 	$(BIN)/python -m pip install --quiet --no-deps --target build/typed .
 	cd build/typed && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml -p metaweight
 	cd build/typed && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml \

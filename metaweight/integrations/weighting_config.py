@@ -53,7 +53,7 @@ class WeightingConfig:
             ("weight_network", (nn.Module, type(None)), "give a module, such as MetaWeightNet()"),
             ("derivative", Reweighting, "give Reweighting() or Reweighting(derivative=...)"),
         ):
-            if not isinstance(getattr(self, name), kind):  # type: ignore[arg-type]
+            if not isinstance(getattr(self, name), kind):
                 raise ConfigurationError(
                     f"{who} received {name}={shown(getattr(self, name))}; {advice}."
                 )
