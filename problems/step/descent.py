@@ -21,6 +21,9 @@ from .guarded_gradient import Accepts, guarded_gradient
 
 NONE_YET = object()
 
+KEPT_GRAPH = "backward through the graph a second time"
+"""What torch says of a graph that is gone."""
+
 
 def descend(
     problem: Problem,
@@ -139,3 +142,8 @@ def _add_context(error: BaseException, problem: Problem, batch: Any) -> None:
         return
     place = "while its batch was drawn" if batch is NONE_YET else f"on {batch_form(batch)}"
     error.add_note(f"This happened in step {problem.count} of problem {problem.name!r}, {place}.")
+    if KEPT_GRAPH in str(error):
+        error.add_note(
+            "A loss uses a tensor that was kept, with its graph, from an earlier evaluation, such as a "
+            "running mean of losses; .detach() what you keep between steps."
+        )

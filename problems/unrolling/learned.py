@@ -71,4 +71,4 @@ def apply_learned_settings(problem: LearnsSettings) -> None:
         each = settings_per_group(problem)
     for group, settings in zip(problem.optimizer.param_groups, each, strict=True):
         for name, value in settings.items():
-            group[name] = float(value)
+            group[name] = float(value.detach())
