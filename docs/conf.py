@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pkgutil
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import metaweight
@@ -45,6 +46,9 @@ nitpick_ignore_regex = [("py:.*", r"(?!metaweight\.).*")]
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
+# A page that compares with another package is shown without results where that is missing.
+PEERS = ("betty", "higher", "torchopt")
+nb_execution_excludepatterns = [f"migrate/{peer}.md" for peer in PEERS if find_spec(peer) is None]
 myst_enable_extensions = ["colon_fence", "substitution", "dollarmath"]
 myst_heading_anchors = 3
 
