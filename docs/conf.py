@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import pkgutil
+import sys
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import metaweight
@@ -28,7 +30,8 @@ author = "The metaweight developers"
 copyright = author
 version = release = metaweight.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+sys.path.insert(0, str(Path(__file__).parent))
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "html_links"]
 html_theme = "furo"
 html_title = "metaweight"
 exclude_patterns = ["images"]

@@ -8,19 +8,27 @@ import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+NAMED = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
+FILES = sorted([*(ROOT / name for name in NAMED), *(ROOT / "docs").rglob("*.md")])
+# The changelog names what earlier versions had too.
+PRESENT = [path for path in FILES if path.name != "CHANGELOG.md"]
 # Names that look like modules of ours and are none: the group of entry points.
 NOT_MODULES = {"metaweight.hypergradients"}
 # Their packages may be missing; test_integrations.py runs what the page shows of them.
 DOORS = {f"metaweight.integrations.{name}" for name in ("huggingface", "lightning")}
-LINK = re.compile(r"\]\(([^)\s]+)\)")
+LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: +(\S+)|(?:href|src)=\"([^\"]+)\"", re.MULTILINE)
+FENCED = re.compile(r"^(`{3,}|:{3,}).*?^\1", re.MULTILINE | re.DOTALL)
+SHOWN = re.compile(r"^```\{(?:literalinclude|image|figure)\} +(\S+)", re.MULTILINE)
+FILE = re.compile(r"\b(?:examples|benchmarks|docs|tests)/[\w/]+\.(?:py|md)\b")
 NAME = re.compile(r"\bmetaweight(?:\.[A-Za-z_]\w*)+")
 IMPORT = re.compile(r"^ *from metaweight[\w.]* import (?:\([^)]*\)|[^\n(]+)", re.MULTILINE)
-HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
+# MyST gives no anchor to a heading of a fourth level.
+HEADING = re.compile(r"^#{1,3} +(.+)$", re.MULTILINE)
 
 
 def ids(path: Path) -> str:
@@ -33,17 +41,43 @@ def anchor(heading: str) -> str:
     return kept.replace(" ", "-")
 
 
+def anchors(text: str) -> set[str]:
+    found: list[str] = []
+    for heading in map(anchor, HEADING.findall(FENCED.sub("", text))):
+        found.append(f"{heading}-{found.count(heading)}" if heading in found else heading)
+    return set(found)
+
+
 def broken_links(path: Path) -> Iterator[str]:
-    for target in LINK.findall(path.read_text()):
-        if "://" in target:
+    text = path.read_text()
+    for target in map("".join, LINK.findall(FENCED.sub("", text))):
+        if urlsplit(target).scheme:
+            if not well_formed(target):
+                yield target
             continue
         name, _, heading = target.partition("#")
         file = path if not name else path.parent / name
-        headings = (
-            HEADING.findall(file.read_text()) if file.suffix == ".md" and file.exists() else []
-        )
-        if not file.exists() or (heading and heading not in map(anchor, headings)):
+        if (
+            not file.exists()
+            or (heading and heading not in anchors(file.read_text()))
+            or leaves_the_pages(path, file)
+        ):
             yield target
+    yield from (name for name in SHOWN.findall(text) if not (path.parent / name).exists())
+
+
+def well_formed(address: str) -> bool:
+    """Whether an address of another site can be one; nothing is asked of the network."""
+    parts = urlsplit(address)
+    if parts.scheme == "mailto":
+        return "@" in parts.path
+    return parts.scheme == "https" and "." in parts.netloc and address[-1] not in ".,;:'"
+
+
+def leaves_the_pages(path: Path, target: Path) -> bool:
+    """Whether a page of the documentation links to a file that is not built with it."""
+    pages = (ROOT / "docs").resolve()
+    return pages in path.resolve().parents and pages not in target.resolve().parents
 
 
 def unknown_names(text: str) -> Iterator[str]:
@@ -66,15 +100,31 @@ def test_links_lead_somewhere(path: Path) -> None:
     assert not list(broken_links(path))
 
 
-@pytest.mark.parametrize("path", FILES, ids=ids)
+@pytest.mark.parametrize("path", PRESENT, ids=ids)
+def test_files_that_are_named_are_there(path: Path) -> None:
+    assert not [name for name in set(FILE.findall(path.read_text())) if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("path", PRESENT, ids=ids)
 def test_names_of_ours_are_real(path: Path) -> None:
     assert not list(unknown_names(path.read_text()))
 
 
 def test_what_is_not_there_is_noticed(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# One\n[a](#one) [b](#two) [c](other.md) [d](page.md#one) [e](https://x.y)")
-    assert list(broken_links(page)) == ["#two", "other.md"]
+    page.write_text(
+        "# One\n## One\n#### Deep\n```\n# code\n[f](gone.md)\n```\n"
+        "[a](#one) [b](#two) [c](other.md) [d](page.md#one) [e](https://x.y) "
+        "[f](#one-1) [g](#code) [h](#deep) [i](http://x.y) "
+        "[j](https://xy/z) [k](https://x.y/z.) ![l](no.png)\n\n"
+        '[m]: lost.md\n<a href="away.md">\n```{literalinclude} none.py\n```\n'
+    )
+    assert list(broken_links(page)) == [
+        *("#two", "other.md", "#code", "#deep", "http://x.y", "https://xy/z", "https://x.y/z."),
+        *("no.png", "lost.md", "away.md", "none.py"),
+    ]
+    assert leaves_the_pages(ROOT / "docs" / "faq.md", ROOT / "README.md")
+    assert not leaves_the_pages(ROOT / "README.md", ROOT / "docs" / "faq.md")
     text = "metaweight.nowhere metaweight.noise\nfrom metaweight import Engine, Motor"
     assert sorted(unknown_names(text)) == ["metaweight.Motor", "metaweight.nowhere"]
 
