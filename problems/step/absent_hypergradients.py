@@ -104,7 +104,8 @@ def require_hypergradients(problem: Problem) -> None:
         if absent and not problem.config.allow_absent_hypergradient:
             absent = [p for p in absent if p.grad is None or not bool(p.grad.any())]
             if absent:
-                raise LossError(_refusal(problem, absent))
+                unseen = [p[1] for p in problem.position.paths if p[1] not in found[problem]]
+                raise LossError(_refusal(problem, absent, unseen))
     for lower, above in edges:
         # A method of one's own may know a dependence that no graph shows.
         ours = type(lower.hypergradient).__module__.startswith("metaweight.")
@@ -161,19 +162,28 @@ def _learned_elsewhere(lower: Problem, parameters: Sequence[Tensor]) -> set[Tens
         return {p for value in values for p in reached(value, parameters)}
 
 
-def _refusal(problem: Problem, absent: Sequence[Tensor]) -> str:
+def _refusal(problem: Problem, absent: Sequence[Tensor], unseen: Sequence[Problem]) -> str:
     names = {p: name for name, p in problem.module.named_parameters()}
     shown = [repr(names.get(p, f"of shape {tuple(p.shape)}")) for p in absent[:5]]
     more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
     ends = list(dict.fromkeys(path[-2].name for path in problem.position.paths))
     edges = " or ".join(f"{problem.name} -> {name}" for name in ends)
     below = " and ".join(map(repr, ends))
+    why = (
+        f"the loss of problem {below} does not depend on them, together with what is trained "
+        f"there, nor does that of the upper problem {problem.name!r}, in its first step. Use "
+        f"self.{problem.name} in the training_step of {below}"
+    )
+    if len(unseen) == len(problem.position.paths):
+        starts = list(dict.fromkeys(lower.name for lower in unseen))
+        why = (
+            f"the loss of problem {problem.name!r} depends neither on them nor on what is trained "
+            f"in {' or '.join(map(repr, starts))}, in its first step. Use "
+            f"{' or '.join(f'self.{name}' for name in starts)} in its training_step"
+        )
     return (
         f"Parameters {', '.join(shown)}{more} of problem {problem.name!r} have no hypergradient "
-        f"(edge {edges}), so that they would never be learned: the loss of problem {below} does "
-        "not depend on them, together with what is trained there, nor does that of the upper "
-        f"problem {problem.name!r}, in its first step. Use self.{problem.name} in the "
-        f"training_step of {below}, without detaching its output; take them out of training by "
-        "requires_grad=False; or, if it is meant, set Config(allow_absent_hypergradient=True) of "
-        f"{problem.name!r}."
+        f"(edge {edges}), so that they would never be learned: {why}, without detaching its "
+        "output; take them out of training by requires_grad=False; or, if it is meant, set "
+        f"Config(allow_absent_hypergradient=True) of {problem.name!r}."
     )

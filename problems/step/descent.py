@@ -144,6 +144,6 @@ def _add_context(error: BaseException, problem: Problem, batch: Any) -> None:
     error.add_note(f"This happened in step {problem.count} of problem {problem.name!r}, {place}.")
     if KEPT_GRAPH in str(error):
         error.add_note(
-            "A loss uses a tensor that was kept, with its graph, from an earlier evaluation, such as "
-            "a running mean of losses; .detach() what you keep between steps."
+            "A loss uses a tensor that was kept, with its graph, from an earlier evaluation, "
+            "such as a running mean of losses; .detach() what you keep between steps."
         )

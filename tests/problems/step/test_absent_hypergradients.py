@@ -375,6 +375,26 @@ def test_an_edge_that_nothing_passes_is_warned_of() -> None:
         program(lower=Apart, module=Point(0.5)).run()
 
 
+def test_a_loss_that_sees_no_lower_problem_is_told_so() -> None:
+    """The lower loss does use the parameters; the upper one is to blame."""
+    seen = torch.ones(1, dtype=torch.float64, requires_grad=True)
+
+    class Blind(Outer):
+        def training_step(self, batch: Any) -> Any:
+            return (seen * batch).sum()
+
+    engine = bilevel(outer=problem(Blind, "outer", start=(0.5,), data=numbers(3.0)))
+    words = (
+        r"the loss of problem 'outer' depends neither on them nor on what is trained in 'inner'.*"
+        r"Use self\.inner in its training_step, without detaching"
+    )
+    with (
+        pytest.warns(UserWarning, match="does not depend on the parameters of 'inner' below it"),
+        pytest.raises(LossError, match=words),
+    ):
+        engine.train_step()
+
+
 def test_new_dependencies_are_looked_at_again() -> None:
     engine = program(extra=lambda lower, w: (unused(lower) * w).sum())
     engine.run()
