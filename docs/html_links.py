@@ -80,6 +80,7 @@ def check(app: Sphinx, error: Exception | None) -> None:
         raise SphinxError("links that lead nowhere:\n" + "\n".join(broken))
 
 
-def setup(app: Sphinx) -> None:
-    """Join Sphinx's run."""
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Join Sphinx's run, which may read and write pages in several processes."""
     app.connect("build-finished", check)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
