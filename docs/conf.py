@@ -52,6 +52,8 @@ nb_execution_timeout = 300
 # A page that compares with another package is shown without results where that is missing.
 PEERS = ("betty", "higher", "torchopt")
 nb_execution_excludepatterns = [f"migrate/{peer}.md" for peer in PEERS if find_spec(peer) is None]
+# Only a kernel says what language such a page is in.
+suppress_warnings = ["myst-nb.lexer"] if nb_execution_excludepatterns else []
 myst_enable_extensions = ["colon_fence", "substitution", "dollarmath"]
 myst_heading_anchors = 3
 
