@@ -10,7 +10,7 @@ before, by little. ::
 
     python examples/three_levels.py
 
-Source: Zhang et al., "Learning by Ignoring, with Application to Domain Adaptation", 2020
+Source: Zhao, He, Xie, "Learning by Ignoring, with Application to Domain Adaptation", 2020
 (arXiv:2012.14288).
 """
 
