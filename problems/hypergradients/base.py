@@ -56,6 +56,15 @@ class LowerProblem(RecordedLoss, Repeatable, Protocol):
     def has_problems_below(self) -> bool:
         """Whether it differentiates through other problems itself."""
 
+    def computes_in(self, *, in_full_precision: bool = True) -> torch.dtype:
+        """Return the type of numbers that passes over its loss compute in, with autocast or
+        without."""
+
+    @property
+    def has_forward_derivatives(self) -> bool:
+        """Whether dual numbers may pass through its network: it is neither sharded over processes
+        nor scripted."""
+
     def as_given(self) -> LowerProblem:
         """Return the same problem with its losses as it computes them, also where the optimizer
         maximises them; for methods that differentiate the optimizer's steps."""

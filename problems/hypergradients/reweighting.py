@@ -21,6 +21,7 @@ Ren et al., "Learning to Reweight Examples", ICML 2018 (arXiv:1803.09050).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,12 +33,14 @@ from ..base import vectors
 from ..base.errors import ConfigurationError, HypergradientError
 from ..base.settings import is_positive, require_choice, require_flag
 from ..kernels.activation_reuse import ReusableActivations
+from ..kernels.missing_derivatives import missing_derivative
+from ..kernels.precision import HALF
 from ..products.declared_loss import declared_products, directional_derivatives
 from ..products.evaluation import Evaluation
 from ..products.recorded_loss import SampleLoss, require_recorded
-from ..products.sample_derivatives import Pairs, Pass, central_derivatives, one_sided_derivatives
+from ..products.sample_derivatives import Pass, central_derivatives, one_sided_derivatives
 from ..recording.samples import Samples
-from ..recording.trajectory import RecordedStep, RecordedUpdate, Recording
+from ..recording.trajectory import RecordedStep, Recording
 from ..unrolling import restore_start
 from .base import Approximation, Hypergradient, LowerProblem, Product, Status
 
@@ -49,7 +52,9 @@ class Reweighting(Hypergradient):
     """``-∇_θ mean_i V_i(sg(l); θ) sg(<∇_w l_i, v>)`` for a :class:`ReweightedProblem`.
 
     Args:
-        derivative: How to compute the ``d_i``.
+        derivative: How to compute the ``d_i``. When left out, by a central difference, or in
+            forward mode where passes compute in 16 bits: there a difference of losses is mostly
+            rounding, of any length.
 
             - ``"central_difference"``: two forward passes of the sample losses without a graph,
               at the parameters after the step; error of order ``alpha²``.
@@ -70,17 +75,18 @@ class Reweighting(Hypergradient):
         full_precision: Compute the passes without autocast.
     """
 
-    derivative: str = "central_difference"
+    derivative: str | None = None
     alpha: float | None = None
     full_precision: bool = True
 
     def __post_init__(self) -> None:
-        require_choice("Reweighting", "derivative", self.derivative, ALPHA)
+        if self.derivative is not None:
+            require_choice("Reweighting", "derivative", self.derivative, ALPHA)
         require_flag("Reweighting", "full_precision", self.full_precision)
         if self.alpha is not None and not is_positive(self.alpha):
             raise ConfigurationError(
                 f"Reweighting(alpha={self.alpha!r}) must be positive and finite; leave it out for "
-                f"{ALPHA[self.derivative]}, the usual choice."
+                f"{replace(self, alpha=None).length}, the usual choice."
             )
 
     def recording(self, lower: LowerProblem) -> Recording:
@@ -95,7 +101,9 @@ class Reweighting(Hypergradient):
     def passes(self, lower: LowerProblem) -> str:
         if self.derivative == "forward_mode":
             return "1 forward pass with tangents"
-        if self.derivative == "central_difference":
+        if self.derivative is None and _usual(lower, self.full_precision) == "forward_mode":
+            return "1 forward pass with tangents, since passes compute in 16 bits"
+        if self.derivative != "one_sided":
             return "2 forward passes without a graph"
         if not require_declared(lower).is_the_loss:
             return "2 forward passes without a graph, since training_step is overridden"
@@ -108,10 +116,9 @@ class Reweighting(Hypergradient):
         return self.derivative != "forward_mode"
 
     def approximation(self, lower: LowerProblem) -> Approximation | None:
-        del lower
-        if self.derivative == "forward_mode":
+        if (self.derivative or _usual(lower, self.full_precision)) == "forward_mode":
             return None
-        central = self.derivative == "central_difference"
+        central = self.derivative != "one_sided"
         return Approximation(
             alpha=self.length,
             setting="alpha (Config(darts_alpha=...))" if central else "alpha",
@@ -125,34 +132,60 @@ class Reweighting(Hypergradient):
     @property
     def length(self) -> float:
         """Length of the displacement: ``alpha``, or the default of the derivative."""
-        return ALPHA[self.derivative] if self.alpha is None else self.alpha
+        usual = ALPHA[self.derivative or "central_difference"]
+        return usual if self.alpha is None else self.alpha
 
     def vjp(
         self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
         sample = require_declared(lower)
-        update = require_recorded(lower)
-        exact = self.derivative == "forward_mode"
+        derivative = self.derivative or _usual(lower, self.full_precision)
+        values: list[Tensor] | None = None
+        if derivative == "forward_mode":
+            try:
+                values = self._by_forward_mode(lower, sample, vector, upper_parameters)
+            except HypergradientError as error:
+                if self.derivative is not None or missing_derivative(error.__cause__) is None:
+                    raise
+                _warn_of_difference(lower.name, error)
+        if values is None:
+            form = _one_sided if derivative == "one_sided" else _central
+            with lower.evaluation(graph=False, in_full_precision=self.full_precision) as evaluation:
+                values = form(lower, sample, evaluation, vector, upper_parameters, self.length)
+        return Product(vectors.scale(values, -1.0), Status("Reweighting"))
+
+    def _by_forward_mode(
+        self,
+        lower: LowerProblem,
+        sample: SampleLoss,
+        vector: Sequence[Tensor],
+        upper_parameters: Sequence[Tensor],
+    ) -> list[Tensor]:
+        steps = require_recorded(lower).steps
+        narrow = lower.computes_in(in_full_precision=self.full_precision) in HALF
+        # Tangents of 16 bits overflow and vanish as numbers do.
+        length = vectors.norm(vector).clamp_min(1e-30) if narrow else 1.0
+        along = vectors.divide(vector, length) if narrow else vector
         with lower.evaluation(
-            graph=False, in_full_precision=self.full_precision, second_order=exact
+            graph=False, in_full_precision=self.full_precision, second_order=True
         ) as evaluation:
-            weights = evaluation.weights
-            if exact:
-                pairs = directional_derivatives(sample, update.steps, weights, vector)
-            elif self.derivative == "central_difference":
-                inverse_eps = evaluation.inverse_step(vector, self.length)
-                with evaluation.compared() as rewind:
-                    pairs = _central(
-                        lower, sample, update.steps, weights, vector, inverse_eps, rewind
-                    )
-            else:
-                inverse_eps = evaluation.inverse_step(vector, self.length, order=1)
-                same = evaluation.computes_as_training
-                pairs = _one_sided(
-                    lower.name, sample, update, evaluation, vector, inverse_eps, same
-                )
-            mixed = declared_products(sample, update.steps, pairs, upper_parameters)
-        return Product(vectors.scale(mixed, -1.0), Status("Reweighting"))
+            pairs = directional_derivatives(sample, steps, evaluation.weights, along)
+            found = declared_products(sample, steps, pairs, upper_parameters)
+        return vectors.scale(found, length) if narrow else found
+
+
+def _usual(lower: LowerProblem, full_precision: bool) -> str:
+    narrow = lower.computes_in(in_full_precision=full_precision) in HALF
+    return "forward_mode" if narrow and lower.has_forward_derivatives else "central_difference"
+
+
+def _warn_of_difference(name: str, error: HypergradientError) -> None:
+    warnings.warn(
+        f"Reweighting takes a central difference through problem {name!r}, since forward mode, its "
+        "choice where passes compute in 16 bits, is not to be had. The relative error may be 0.1 "
+        f"and more. {error.__cause__}",
+        stacklevel=2,
+    )
 
 
 def require_declared(lower: LowerProblem) -> SampleLoss:
@@ -174,60 +207,65 @@ def require_declared(lower: LowerProblem) -> SampleLoss:
 def _central(
     lower: LowerProblem,
     sample: SampleLoss,
-    steps: Sequence[RecordedStep],
-    weights: Sequence[Tensor],
+    evaluation: Evaluation,
     vector: Sequence[Tensor],
-    inverse_eps: Tensor,
-    rewind: Callable[[], None],
-) -> Pairs:
-    """Return ``(l_i, <∇_w l_i, v>)`` per micro-batch; second passes reuse activations of first."""
-    noted = [lower.reusable(step) for step in steps]
-    passes = [_pass(sample, step) for step in steps]
-    pairs = list(zip(noted, passes, strict=True))
-    ahead = [f if r is None else partial(r.record, f) for r, f in pairs]
-    behind = [f if r is None else partial(r.repeat, f) for r, f in pairs]
-    behind[0] = partial(_after, rewind, behind[0])
-    return central_derivatives(ahead, behind, weights, vector, inverse_eps)
+    upper_parameters: Sequence[Tensor],
+    alpha: float,
+) -> list[Tensor]:
+    """Return ``(∂²L/∂θ∂w) v`` at the present parameters; second passes reuse activations of first
+    ones."""
+    steps, weights = require_recorded(lower).steps, evaluation.weights
+    inverse_eps = evaluation.inverse_step(vector, alpha)
+    with evaluation.compared() as rewind:
+        noted = [lower.reusable(step) for step in steps]
+        passes = list(zip(noted, [_pass(sample, step) for step in steps], strict=True))
+        ahead = [f if r is None else partial(r.record, f) for r, f in passes]
+        behind = [f if r is None else partial(r.repeat, f) for r, f in passes]
+        behind[0] = partial(_after, rewind, behind[0])
+        pairs = central_derivatives(ahead, behind, weights, vector, inverse_eps)
+    return declared_products(sample, steps, pairs, upper_parameters)
 
 
 def _one_sided(
-    name: str,
+    lower: LowerProblem,
     sample: SampleLoss,
-    update: RecordedUpdate,
     evaluation: Evaluation,
     vector: Sequence[Tensor],
-    inverse_eps: Tensor,
-    same_precision: bool,
-) -> Pairs:
-    """Return ``(l_i, <∇_w l_i, v>)`` per micro-batch at ``w_0``, the start of the recorded step.
+    upper_parameters: Sequence[Tensor],
+    alpha: float,
+) -> list[Tensor]:
+    """Return ``(∂²L/∂θ∂w) v`` at ``w_0``, the start of the recorded step.
 
     Takes one pass without a graph if the losses of the step are recorded and in the precision of
-    the pass (``same_precision``), else two.
+    the passes, else two.
 
     Raises:
         HypergradientError: When the recording lacks the parameters.
     """
+    update = require_recorded(lower)
     if not update.start:
         raise HypergradientError(
-            f"The last step of problem {name!r} was not recorded with the parameters it "
+            f"The last step of problem {lower.name!r} was not recorded with the parameters it "
             "started from, which Reweighting(derivative='one_sided') goes back to; run the program "
             "through an Engine, which asks the hypergradient what to record."
         )
-    steps = update.steps
+    steps, weights = update.steps, evaluation.weights
+    inverse_eps = evaluation.inverse_step(vector, alpha, order=1)
+    as_training = evaluation.computes_as_training
     recorded = [sample.recorded(step) for step in steps] if sample.is_the_loss else []
     left = [samples for samples in recorded if samples is not None]
     complete = len(left) == len(steps)
-    with torch.no_grad(), vectors.Displacement(update.start):
+    with vectors.Displacement(update.start):
         restore_start(update)
-        with evaluation.compared() as rewind:
-            base = left if complete and same_precision else [sample.samples(s) for s in steps]
+        with torch.no_grad(), evaluation.compared() as rewind:
+            base = left if complete and as_training else [sample.samples(s) for s in steps]
             rewind()
-            changing = evaluation.weights if same_precision else ()
+            changing = weights if as_training else ()
             moved = [partial(_moved, sample, step, changing) for step in steps]
-            pairs = one_sided_derivatives(base, moved, evaluation.weights, vector, inverse_eps)
-    if not complete:
-        return pairs
-    return [(own, d) for own, (_, d) in zip(left, pairs, strict=True)]
+            pairs = one_sided_derivatives(base, moved, weights, vector, inverse_eps)
+        if complete:
+            pairs = [(own, d) for own, (_, d) in zip(left, pairs, strict=True)]
+        return declared_products(sample, steps, pairs, upper_parameters)
 
 
 def _after(first: Callable[[], None], compute: Pass) -> Samples:

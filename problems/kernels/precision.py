@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..base.errors import ConfigurationError
+from ..base.nested import leaves
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ZERO_IN_HALF = 2.0**-25
@@ -34,6 +38,31 @@ def full_precision(precision: str, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, enabled=False)
 
 
+HALF = (torch.bfloat16, torch.float16)
+"""Types of 16 bits, the one with fewer digits first."""
+
+
+class _Results(TorchFunctionMode):
+    """Notes the types of results that require a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.types |= {t.dtype for t in leaves(found) if isinstance(t, Tensor) and t.requires_grad}
+        return found
+
+
+def types_of_results(compute: Callable[[], object]) -> set[torch.dtype]:
+    """Return the types of what ``compute`` makes of tensors that require a gradient."""
+    results = _Results()
+    with torch.enable_grad(), results:
+        compute()
+    return results.types
+
+
 def difference_step(alpha: float, dtype: torch.dtype, order: int = 2) -> float:
     """Widen the step of a finite difference for numbers with few digits.
 
@@ -43,7 +72,7 @@ def difference_step(alpha: float, dtype: torch.dtype, order: int = 2) -> float:
     ``alpha * (eps(dtype) / eps(float32)) ** (1/3)``: 40 times for bfloat16, 20 times for float16.
     For a one-sided difference, of order 1, it is the square root: 256 and 91 times.
     """
-    if dtype not in (torch.float16, torch.bfloat16):
+    if dtype not in HALF:
         return alpha
     ratio = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
     return float(alpha * ratio ** (1 / (order + 1)))

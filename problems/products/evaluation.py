@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from ..base.errors import HypergradientError
 from ..kernels.checkpointing import not_reentrant
 from ..kernels.missing_derivatives import missing_derivative
-from ..kernels.precision import DTYPES, autocast, full_precision
+from ..kernels.precision import HALF, autocast, full_precision
 from ..kernels.twice_differentiable import TwiceDifferentiable, differentiable_twice
 from ..state.buffers import BufferSlot, preserved_buffers, read_in_training
 from ..state.padding_rows import held_padding_rows
@@ -34,6 +35,8 @@ class Evaluation:
         device: The device of the losses and of their random stream.
         precision: The precision of training: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
         in_full_precision: Compute without autocast.
+        computes_in: Returns the type of numbers that losses are computed in; by default that of the
+            first of ``weights``.
         name: The problem's name, for messages.
         second_order: Use kernels that can be differentiated twice and in forward mode.
         on_exit: Called at the end.
@@ -54,6 +57,7 @@ class Evaluation:
         precision: str = "fp32",
         in_full_precision: bool = True,
         second_order: bool = False,
+        computes_in: Callable[[], torch.dtype] | None = None,
         name: str = "",
         on_exit: Callable[[], None] | None = None,
     ) -> None:
@@ -66,6 +70,7 @@ class Evaluation:
         self._precision = precision
         self._in_full_precision = in_full_precision
         self._second_order = second_order
+        self._computes_in = computes_in
         self._name = name
         self._on_exit = on_exit
         self._stack = ExitStack()
@@ -144,7 +149,18 @@ class Evaluation:
 
         ``order`` is the order of the difference's error in ``eps``.
         """
-        dtype = self.weights[0].dtype if self.weights else torch.float32
-        if not self._in_full_precision and self._precision != "fp32":
-            dtype = DTYPES[self._precision]
+        dtype = self._dtype()
+        if order == 1 and dtype in HALF:
+            warnings.warn(
+                f"The hypergradient through problem {self._name!r} is a one-sided difference, and "
+                f"its passes compute in {str(dtype).removeprefix('torch.')}: rounding leaves few "
+                "digits of it, at any length. Choose a method that takes no difference, such as "
+                "Reweighting() of a ReweightedProblem, or type='unroll'.",
+                stacklevel=2,
+            )
         return inverse_step(vector, alpha, dtype, order)
+
+    def _dtype(self) -> torch.dtype:
+        if self._computes_in is not None:
+            return self._computes_in()
+        return self.weights[0].dtype if self.weights else torch.float32

@@ -112,6 +112,7 @@ class _Passes:
         self._declared = declared_loss(lower)
         self._patterns = [ActivationPattern() for _ in update.steps]
         self._held = self._note()
+        self._fixed = self._weights() if self._below else []
 
     def _note(self) -> list[Samples]:
         """Record activation patterns per micro-batch; return the samples of a declared loss."""
@@ -130,6 +131,14 @@ class _Passes:
                         found.append(declared.samples(step))
         self._evaluation.has_kinks = any(len(pattern) for pattern in self._patterns)
         return recorded if known else found
+
+    def _weights(self) -> list[Tensor]:
+        """Return the sample weights of a declared loss, which may be functions of ``w`` too."""
+        if self._declared is None:
+            return []
+        with torch.no_grad():
+            pairs = zip(self._held, self._update.steps, strict=True)
+            return [self._declared.weights(samples, step) for samples, step in pairs]
 
     def measure(self) -> _Point:
         """Measure at the present parameters."""
@@ -157,16 +166,13 @@ class _Passes:
         steps = self._update.steps
         total: list[Tensor] | None = None
         found = []
-        for step, pattern, recorded in zip(steps, self._patterns, self._held, strict=True):
-            fixed = None
-            if below:
-                with torch.no_grad():
-                    fixed = declared.weights(recorded, step)
+        for number, (step, pattern) in enumerate(zip(steps, self._patterns, strict=True)):
             with pattern.held():
                 samples = declared.samples(step)
                 found.append(samples.detached())
-                if fixed is not None:
-                    total = _summed(total, (fixed * samples.losses).mean() / len(steps), below)
+                if below:
+                    loss = (self._fixed[number] * samples.losses).mean() / len(steps)
+                    total = _summed(total, loss, below)
         return _Point(total or [], [], found)
 
     def at_step_start(self) -> _Point:

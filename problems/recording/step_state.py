@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from ..base.reduction import Reduction
@@ -47,6 +48,7 @@ class StepState:
             ``None`` once its first step has looked for them.
         auditor: Replaces the problem's hypergradient while that is checked, else ``None``.
         hypergradient_status: The status of the last product through the problem.
+        computing_types: The types that passes of a hypergradient were found to compute in.
         modes: The modes of the module's submodules in training, while it is evaluated.
     """
 
@@ -71,6 +73,7 @@ class StepState:
         self.seen_directly: set[Tensor | Problem] | None = None
         self.auditor: Hypergradient | None = None
         self.hypergradient_status: Status | None = None
+        self.computing_types: dict[object, torch.dtype] = {}
         self.modes = Modes()
         self._kept: KeptBuffers | None = None
         self._others: tuple[list[nn.Module], list[BufferSlot]] | None = None

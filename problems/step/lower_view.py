@@ -24,6 +24,7 @@ from ..reweighted import ReweightedProblem
 from ..state.random_streams import RandomState
 from ..state.swapped_tensors import swapped_with_buffers
 from ..unrolling import owns_settings, owns_start, settings_per_group, start_of_loop
+from .computing_type import computing_type, has_forward_derivatives
 from .graph_buffers import buffers_of_all
 
 
@@ -164,9 +165,19 @@ class LowerView:
             precision=problem.config.precision,
             in_full_precision=in_full_precision,
             second_order=second_order,
+            computes_in=partial(self.computes_in, in_full_precision=in_full_precision),
             name=problem.name,
             on_exit=partial(state.release, held),
         )
+
+    def computes_in(self, *, in_full_precision: bool = True) -> torch.dtype:
+        window = self.trajectory.window
+        compute = partial(self._first_pass, window[0], in_full_precision) if window else None
+        return computing_type(self._problem, compute, in_full_precision=in_full_precision)
+
+    @property
+    def has_forward_derivatives(self) -> bool:
+        return has_forward_derivatives(self._problem)
 
     def gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
         if not loss.requires_grad:
@@ -181,6 +192,14 @@ class LowerView:
         self, step: RecordedStep, also: Sequence[Tensor] = ()
     ) -> ReusableActivations | None:
         return reusable_activations(self._problem, step.batch, also)
+
+    def _first_pass(self, step: RecordedStep, in_full_precision: bool) -> None:
+        with self.evaluation(graph=True, in_full_precision=in_full_precision):
+            sample = self.sample_loss
+            if sample is None or not sample.is_the_loss:
+                self.loss(step)
+            else:
+                sample.samples(step)
 
     def _loss_of(self, batch: Any) -> Tensor:
         return loss_of(self._problem.name, self._problem.training_step(batch))

@@ -79,6 +79,16 @@ class Lower(ReweightedProblem):
         return self.judge(losses, features.hidden)
 
 
+class TwoPasses(ReweightedProblem):
+    """Computes the hidden states of the present parameters again for the weights."""
+
+    def sample_losses(self, batch: Any) -> Tensor:
+        return losses_and_hidden(self.module, batch)[0]
+
+    def sample_weights(self, losses: Tensor, batch: Any) -> Tensor:
+        return self.judge(losses, self.module.body(batch[0]).detach())
+
+
 def stepped(
     method: Any,
     steps: int = 1,
@@ -120,7 +130,10 @@ def stepped(
 def naive(lower: Any, step: Any, *, network: Any = None, detach: bool = True) -> Tensor:
     """The loss of a recorded micro-batch, with nothing but its batch and first random state."""
     step.random.restore()
-    losses, hidden = losses_and_hidden(network or lower.module, step.batch)
+    network = network or lower.module
+    losses, hidden = losses_and_hidden(network, step.batch)
+    if isinstance(lower, TwoPasses):
+        hidden = network.body(step.batch[0])
     given = (losses.detach(), hidden.detach()) if detach else (losses, hidden)
     return (lower.judge.module(*given) * losses).mean()
 
@@ -155,26 +168,35 @@ def product(lower: Any, theta: list[Tensor], vector: list[Tensor], method: Any) 
     ],
     ids=str,
 )
-@pytest.mark.parametrize("layers", [None, ("head",)], ids=["all", "head"])
-def test_after_the_step(method: Any, tolerance: float, detach: bool, layers: Any) -> None:
-    lower, before, theta, vector = stepped(method, hypergradient_parameters=layers)
+@pytest.mark.parametrize(
+    ("kind", "layers"), [(Lower, None), (Lower, ("head",)), (TwoPasses, None)], ids=str
+)
+def test_after_the_step(
+    method: Any, tolerance: float, detach: bool, kind: Any, layers: Any
+) -> None:
+    if kind is TwoPasses and not detach:
+        pytest.skip("it detaches what the differences move")
+    lower, before, theta, vector = stepped(method, kind=kind, hypergradient_parameters=layers)
     expected = double_backward(lower, theta, vector, detach=detach)
     assert relative_error(product(lower, theta, vector, method), expected) < tolerance
     assert relative_error(double_backward(lower, theta, vector, before), expected) > 0.01
 
 
+@pytest.mark.parametrize("kind", [Lower, TwoPasses])
 @pytest.mark.parametrize("layers", [None, ("head",)], ids=["all", "head"])
-def test_before_the_step(layers: Any) -> None:
+def test_before_the_step(layers: Any, kind: Any) -> None:
+    """Losses and what weights compute from the network are those of the same parameters."""
     method = Reweighting(derivative="one_sided", alpha=1e-6)
-    lower, before, theta, vector = stepped(method, hypergradient_parameters=layers)
+    lower, before, theta, vector = stepped(method, kind=kind, hypergradient_parameters=layers)
     expected = double_backward(lower, theta, vector, before)
     assert relative_error(product(lower, theta, vector, method), expected) < 1e-4
 
 
-def test_a_penalty() -> None:
+@pytest.mark.parametrize("kind", [Lower, TwoPasses])
+def test_a_penalty(kind: Any) -> None:
     """One short step of each solve: the product times its length, up to that and 1 / strength."""
     method = Penalty(steps=1, strength=1e5, lr=1e-4)
-    lower, _, theta, vector = stepped(method)
+    lower, _, theta, vector = stepped(method, kind=kind)
     expected = [1e-4 * t for t in double_backward(lower, theta, vector)]
     assert relative_error(product(lower, theta, vector, method), expected) < 1e-3
 
@@ -190,8 +212,9 @@ def test_a_penalty() -> None:
     ],
     ids=str,
 )
-def test_two_unrolled_steps(method: Any, tolerance: float) -> None:
-    lower, before, theta, vector = stepped(method, steps=2)
+@pytest.mark.parametrize("kind", [Lower, TwoPasses])
+def test_two_unrolled_steps(method: Any, tolerance: float, kind: Any) -> None:
+    lower, before, theta, vector = stepped(method, steps=2, kind=kind)
     names = [name for name, _ in lower.module.named_parameters()]
     w = {name: before[name].clone().requires_grad_() for name in names}
 
