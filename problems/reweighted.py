@@ -108,6 +108,7 @@ class ReweightedProblem(ImplicitProblem[ModuleType]):
         trajectory.keep_samples(samples)
         free = losses.detach()
         weights = self.checked_weights(samples.detached(), batch)
+        self._warn_of_attached(weights)
         logits = self._checked_logits(noted[-1], len(free)) if noted else None
         return Evaluated((weights * losses).mean(), {}, weights.detach(), free, logits)
 
@@ -221,8 +222,7 @@ class ReweightedProblem(ImplicitProblem[ModuleType]):
 
     def _require_free_losses(self, losses: Tensor) -> None:
         """Refuse, where it is looked for, a dependence that the hypergradient would leave out."""
-        looked_for = self.step_state.dependence and self.step_state.trajectory.under_way is not None
-        if not looked_for or not isinstance(self.hypergradient, Reweighting):
+        if not self._is_looked_at or not isinstance(self.hypergradient, Reweighting):
             return
         for above in {above for _, above in self.step_state.dependence}:
             if reaches(losses, above.trainable_parameters()):
@@ -231,6 +231,27 @@ class ReweightedProblem(ImplicitProblem[ModuleType]):
                     f"{above.name!r}, which Reweighting takes to act through sample_weights alone; "
                     "move it there, or use Config(type=FiniteDifference()) or type='unroll'."
                 )
+
+    @property
+    def _is_looked_at(self) -> bool:
+        """Whether the graph of the step under way is searched for dependences."""
+        state = self.step_state
+        return bool(state.dependence) and state.trajectory.under_way is not None
+
+    def _warn_of_attached(self, weights: Tensor) -> None:
+        """Warn, where it is looked for, of weights that the network can lower its loss by."""
+        if not self._is_looked_at:
+            return
+        theirs = {p for _, above in self.step_state.dependence for p in above.parameters()}
+        own = [p for p in self.module.parameters() if p.requires_grad and p not in theirs]
+        if reaches(weights, own) and self.step_state.not_mentioned(["attached weights"]):
+            warnings.warn(
+                f"The sample weights of problem {self.name!r} have a graph to the parameters that "
+                "it trains: the network can lower its loss by what it shows the weight network, "
+                "and hypergradients leave that out. Detach what sample_weights computes from the "
+                "network, or return it as features beside the losses, which saves its pass.",
+                stacklevel=2,
+            )
 
     def _require_floating(self, method: str, values: object) -> None:
         if not isinstance(values, Tensor) or not values.is_floating_point() or not values.numel():

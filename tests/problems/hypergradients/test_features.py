@@ -332,6 +332,19 @@ def test_warns_of_features_kept_on_the_problem() -> None:
     assert wrong > 0.1
 
 
+class Attached(TwoPasses):
+    def sample_weights(self, losses: Tensor, batch: Any) -> Tensor:
+        return self.judge(losses, self.module.body(batch[0]))
+
+
+def test_warns_of_weights_that_the_network_can_change() -> None:
+    with pytest.warns(UserWarning, match="weights of problem 'classifier' have a graph") as said:
+        stepped(Reweighting(), kind=Attached)
+    assert len(said) == 1
+    with pytest.warns(UserWarning, match="have a graph to the parameters"):
+        stepped(Unroll(memory="full"), kind=Attached)
+
+
 class Either(NotReturned):
     """Takes features where there are any."""
 
