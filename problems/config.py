@@ -7,6 +7,7 @@ from dataclasses import InitVar, dataclass
 from .base.errors import ConfigurationError
 from .base.settings import (
     LeftOut,
+    LeftOutFloat,
     LeftOutText,
     is_number,
     is_positive,
@@ -99,7 +100,8 @@ class Config:
             no validation.
         darts_alpha: Step of the central difference, ``eps = darts_alpha / ||v||``.
         darts_multitask: Leave the parameters at ``w - eps v`` afterwards (SAMA for SGD).
-        sama_adam_alpha: Step of the central difference of ``"sama"``.
+        sama_adam_alpha: Step of the central difference of ``"sama"``. When it is left out, 0.01, or
+            the published 1.0 with ``sama_multitask``, whose step on the upper loss it is.
         sama_multitask: As ``darts_multitask``, for ``"sama"``.
         neumann_iterations: Terms of the Neumann series beyond the first. The default, 1, is Betty's
             and rarely enough; a run that is left with it says so once.
@@ -137,7 +139,7 @@ class Config:
     plateau_metric: str = "loss"
     darts_alpha: float = 0.01
     darts_multitask: bool = False
-    sama_adam_alpha: float = 1.0
+    sama_adam_alpha: float = LeftOutFloat(1.0)
     sama_multitask: bool = False
     neumann_iterations: int = LeftOut(1)
     neumann_alpha: float = 1.0

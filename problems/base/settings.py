@@ -13,6 +13,10 @@ class LeftOut(int):
     """A number that is a setting's default, told apart from the same number given by a user."""
 
 
+class LeftOutFloat(float):
+    """As :class:`LeftOut`, for a number that is no integer."""
+
+
 class LeftOutText(str):
     """As :class:`LeftOut`, for text."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from ..base.settings import LeftOutFloat
 from .base import Hypergradient
 from .conjugate_gradient import ConjugateGradient
 from .finite_difference import FiniteDifference
@@ -26,7 +27,10 @@ BY_NAME: Mapping[str, Callable[[Config], Hypergradient]] = {
     "reweighting": lambda c: Reweighting(alpha=c.darts_alpha),
     "unroll": lambda c: Unroll(),
     "t1t2": lambda c: Unroll(steps=1),
-    "sama": lambda c: SAMA(alpha=c.sama_adam_alpha, multitask=c.sama_multitask),
+    "sama": lambda c: SAMA(
+        alpha=None if isinstance(c.sama_adam_alpha, LeftOutFloat) else c.sama_adam_alpha,
+        multitask=c.sama_multitask,
+    ),
     "neumann": lambda c: Neumann(iterations=c.neumann_iterations, alpha=c.neumann_alpha),
     "nystrom": lambda c: Nystrom(),
     "cg": lambda c: ConjugateGradient(iterations=c.cg_iterations),

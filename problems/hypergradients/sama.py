@@ -43,7 +43,9 @@ class SAMA(Hypergradient):
 
     - ``"source"``: the paper's. 1 for SGD: no learning rate, no momentum, no clipping. For Adam and
       AdamW the diagonal of :func:`adam_jacobian`, with the learning rate and without bias
-      correction. Other optimizers, AMSGrad among them, use the exact one.
+      correction. Adam's first step is the sign of the gradient, whose derivative is 0 and would
+      leave no hypergradient: there, the denominator counts as a constant. Other optimizers, AMSGrad
+      among them, use the exact one.
     - ``"exact"``: ``∂u/∂g = -∂U/∂g`` with learning rate, momentum, bias correction, weight decay
       and gradient clipping, for every optimizer that
       :class:`~metaweight.problems.hypergradients.Unroll` can differentiate. The product is
@@ -52,22 +54,32 @@ class SAMA(Hypergradient):
       ``(∂U/∂θ)ᵀ v`` is added.
 
     Args:
-        alpha: Length of the displacement.
+        alpha: Length of the displacement. When it is left out, 0.01, as for
+            :class:`~metaweight.problems.hypergradients.FiniteDifference`, or the paper's 1.0 with
+            ``multitask``, which takes a step of this length. As a difference, 1.0 is too long for
+            networks whose loss bends along the way.
         multitask: Leave the parameters at ``w - eps v`` with the preconditioned ``v``.
         preconditioner: ``"source"`` or ``"exact"``.
     """
 
-    alpha: float = 1.0
+    alpha: float | None = None
     multitask: bool = False
     preconditioner: str = "source"
 
     def __post_init__(self) -> None:
         require_flag("SAMA", "multitask", self.multitask)
-        if not is_positive(self.alpha):
+        if self.alpha is not None and not is_positive(self.alpha):
             raise ConfigurationError(
-                f"SAMA(alpha={self.alpha!r}) must be positive and finite; 1.0 is the paper's."
+                f"SAMA(alpha={self.alpha!r}) must be positive and finite; 1.0 is the paper's, and "
+                "0.01 the usual one where parameters do not stay displaced."
             )
         require_choice("SAMA", "preconditioner", self.preconditioner, PRECONDITIONERS)
+
+    @property
+    def length(self) -> float:
+        """Length of the displacement: ``alpha``, or the usual one."""
+        usual = 1.0 if self.multitask else 0.01
+        return usual if self.alpha is None else self.alpha
 
     def check(self, lower: LowerProblem) -> None:
         step = lower.optimizer_step
@@ -104,7 +116,7 @@ class SAMA(Hypergradient):
     def approximation(self, lower: LowerProblem) -> Approximation:
         del lower
         return Approximation(
-            alpha=self.alpha,
+            alpha=self.length,
             setting="alpha (Config(sama_adam_alpha=...))",
             with_alpha=lambda alpha: replace(self, alpha=alpha, multitask=False),
             moves_detached=True,
@@ -124,7 +136,7 @@ class SAMA(Hypergradient):
         elif not isinstance(step.optimizer, torch.optim.SGD):
             vector = adam_preconditioned(lower, vector)
         values = mixed_difference(
-            lower, vector, upper_parameters, alpha=self.alpha, keep_displaced=self.multitask
+            lower, vector, upper_parameters, alpha=self.length, keep_displaced=self.multitask
         )
         if through_settings is not None:
             values = vectors.add(values, through_settings)
@@ -168,11 +180,15 @@ def adam_preconditioned(lower: LowerProblem, vector: Sequence[Tensor]) -> list[T
     step = lower.optimizer_step
     groups = {p: group for group in step.optimizer.param_groups for p in group["params"]}
     gradients = clipped(step, moment, moment.gradients)
+
+    def jacobian(p: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        if not moment.states[p]:
+            return first_adam_jacobian(groups[p], state)
+        return adam_jacobian(groups[p], state, _minimised(groups[p], gradients[p]))
+
     with step.whole_state() as state:
         return [
-            _elementwise(adam_jacobian(groups[p], state[p], _minimised(groups[p], gradients[p])), v)
-            if p in gradients
-            else torch.zeros_like(v)
+            _elementwise(jacobian(p, state[p]), v) if p in gradients else torch.zeros_like(v)
             for p, v in zip(lower.weights, vector, strict=True)
         ]
 
@@ -186,6 +202,14 @@ def _elementwise(jacobian: Tensor, v: Tensor) -> Tensor:
 def _minimised(group: Mapping[str, Any], gradient: Tensor) -> Tensor:
     """Return the gradient of the loss that a parameter group minimises."""
     return -gradient if group["maximize"] else gradient
+
+
+def first_adam_jacobian(group: Mapping[str, Any], state: Mapping[str, Tensor]) -> Tensor:
+    """Return ``lr (1 - β1) / (sqrt(v) + eps)``, the diagonal ``∂u/∂g`` of Adam's first step with
+    ``v`` as a constant; 0 where the gradient is 0."""
+    second = vectors.real(state["exp_avg_sq"])
+    scaled = group["lr"] * (1 - group["betas"][0]) / (second.sqrt() + group["eps"])
+    return torch.where(second > 0, scaled, 0.0)
 
 
 def adam_jacobian(

@@ -11,13 +11,16 @@ import pytest
 import torch
 from metaweight.engines.hooks.base import HookList
 from metaweight.problems import lower_view
+from metaweight.problems.hypergradients.resolve import resolve
 from metaweight.problems.hypergradients.sama import (
     adam_jacobian,
     adam_preconditioned,
     exact_preconditioned,
     step_adjoint,
 )
-from support.naive import mixed_product, relative_error
+from metaweight.problems.recording.trajectory import Trajectory
+from support.naive import cosine, mixed_product, relative_error
+from support.reweighting import Plain, program
 from support.unrolled import (
     NAIVE,
     Setting,
@@ -184,10 +187,11 @@ def test_the_source_is_darts_for_sgd_and_its_diagonal_for_adam() -> None:
     lower, theta = engine.lower, [engine.upper.module.penalty]
     vector = vector_for(lower.module.parameters())
     actual = SAMA().vjp(lower_view(lower), vector, theta).values
-    expected = FiniteDifference(alpha=1.0).vjp(lower_view(lower), vector, theta).values
+    expected = FiniteDifference(alpha=0.01).vjp(lower_view(lower), vector, theta).values
     assert torch.equal(actual[0], expected[0])
 
     engine = build(Setting(torch.optim.Adam, {"lr": 0.02}, steps=1), SAMA(), lower=Implicit)
+    engine.train_step()
     engine.train_step()
     lower, theta = engine.lower, [engine.upper.module.penalty]
     moment = lower.step_state.trajectory.updates[-1].moment
@@ -196,8 +200,68 @@ def test_the_source_is_darts_for_sgd_and_its_diagonal_for_adam() -> None:
         for v, (p, g) in zip(vector, moment.gradients.items(), strict=True)
     ]
     actual = SAMA().vjp(lower_view(lower), vector, theta).values
-    expected = FiniteDifference(alpha=1.0).vjp(lower_view(lower), scaled, theta).values
+    expected = FiniteDifference(alpha=0.01).vjp(lower_view(lower), scaled, theta).values
     assert torch.equal(actual[0], expected[0])
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_the_first_step_of_adam_has_a_hypergradient(kind: type[torch.optim.Optimizer]) -> None:
+    """By hand, with the denominator as a constant: ``u = lr (1 - β1) g / (sqrt(v) + eps)``. The
+    central difference has an error of order 1e-6, the square of its length over that of ``w``."""
+    engine = build(Setting(kind, {"lr": 0.02}, steps=1), SAMA(alpha=1e-3), lower=Implicit)
+    engine.train_step()
+    lower, theta = engine.lower, list(engine.upper.module.weigh.parameters())
+    weights = list(lower.module.parameters())
+    vector = vector_for(weights)
+    (step,) = lower.step_state.trajectory.window
+    found = lower.step_state.trajectory.updates[-1].moment.gradients
+    scaled = [
+        0.02 * 0.1 * v / (0.001**0.5 * found[w].abs() + 1e-8)
+        for v, w in zip(vector, weights, strict=True)
+    ]
+
+    def attached():
+        losses = torch.nn.functional.cross_entropy(
+            lower.module(step.batch[0]), step.batch[1], reduction="none"
+        )
+        return (engine.upper.module.weigh(losses.unsqueeze(1)).squeeze(1) * losses).mean()
+
+    expected = mixed_product(attached, weights, theta, scaled)
+    actual = SAMA(alpha=1e-3).vjp(lower_view(lower), vector, theta).values
+    assert relative_error(actual, expected) < 1e-4
+
+
+def test_the_usual_length_holds_for_a_network() -> None:
+    """The paper's, 1.0, leaves another direction; AdamW's preconditioned vector is uneven."""
+    engine = program(Plain, config=Config(type=SAMA()), dtype=torch.float32, batch_norm=False)
+    lower, theta = engine.classifier, list(engine.judge.module.parameters())
+    lower.set_optimizer(torch.optim.AdamW(lower.module.parameters(), lr=0.02))
+    lower.step_state.trajectory = Trajectory(SAMA().recording(lower_view(lower)))
+    for _ in range(4):
+        engine.train_step()
+    (step,) = lower.step_state.trajectory.window
+    weights = list(lower.module.parameters())
+    loss = torch.nn.functional.cross_entropy(lower.module(step.batch[0].flip(0)), step.batch[1])
+    vector = list(torch.autograd.grad(loss, weights))
+    usual, paper = (m.vjp(lower_view(lower), vector, theta).values for m in (SAMA(), SAMA(1.0)))
+    scaled = [v.double() for v in adam_preconditioned(lower_view(lower), vector)]
+    lower.module.double()
+    engine.judge.module.double()
+    lower.cfg = "attached"
+    batch = (step.batch[0].double(), step.batch[1])
+    expected = mixed_product(lambda: lower.training_step(batch), weights, theta, scaled)
+    for found in (usual, paper):
+        print(f"{relative_error(found, expected):.2g}, cosine {cosine(found, expected):.4f}")
+    assert relative_error(usual, expected) < 0.01
+    assert relative_error(paper, expected) > 0.05
+
+
+def test_usual_lengths() -> None:
+    assert SAMA().length == 0.01
+    assert SAMA(multitask=True).length == 1.0
+    assert resolve(Config(type="sama")).length == 0.01
+    assert resolve(Config(type="sama", sama_multitask=True)).length == 1.0
+    assert resolve(Config(type="sama", sama_adam_alpha=1.0)).length == 1.0
 
 
 @pytest.mark.parametrize("case", ["amsgrad", "rmsprop", "adagrad", "nadam"])
