@@ -31,7 +31,9 @@ class WeightCollapse(Hook):
 
     Each kind of collapse is warned of once, with the number and a remedy, when all batches of a
     window show it. The largest value of each in a window is logged under ``weights/<name>``. The
-    host waits for the device once a window. In a program of several processes the batches of all
+    host waits for the device once a window. Batches of one sample, in all processes together, are
+    taken together as one batch a window: a normalisation over the batch makes such weights 1. In a
+    program of several processes the batches of all
     are taken together, by four numbers a step from each, and the first process warns.
 
     Args:
@@ -75,6 +77,7 @@ class WeightCollapse(Hook):
         self.warned: set[str] = set()
         self._steps = 0
         self._largest: Tensor | None = None
+        self._lone: list[Tensor] = []
 
     def run_start(self, engine: Engine) -> None:
         """Refuse a problem that does not declare its weights.
@@ -90,8 +93,10 @@ class WeightCollapse(Hook):
         if problem.name != self.problem or not isinstance(problem, ReweightedProblem):
             return
         weights = result.sample_weights
-        alone = weights is not None and weights.numel() * engine.processes.world < 2
-        if weights is None or alone or problem.step_state.skipped:
+        if weights is None or problem.step_state.skipped:
+            return
+        if weights.numel() * engine.processes.world < 2:
+            self._note_lone(engine, problem, _moments(weights))
             return
         seen = _measures(engine.processes.stacked(_moments(weights)))
         self._largest = seen if self._largest is None else self._largest.to(seen).maximum(seen)
@@ -100,16 +105,30 @@ class WeightCollapse(Hook):
             self._check(engine, problem, self._largest.tolist())
             self._steps, self._largest = 0, None
 
+    def _note_lone(self, engine: Engine, problem: Problem, moments: Tensor) -> None:
+        self._lone.append(moments)
+        if len(self._lone) >= max(self.every, 2):
+            together, self._lone = torch.stack(self._lone), []
+            self._check(engine, problem, _measures(together).tolist(), lone=True)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the current window and the warnings given."""
-        return {"steps": self._steps, "largest": self._largest, "warned": sorted(self.warned)}
+        return {
+            "steps": self._steps,
+            "largest": self._largest,
+            "lone": list(self._lone),
+            "warned": sorted(self.warned),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what :meth:`state_dict` returned."""
         self._steps, self._largest = state["steps"], state["largest"]
+        self._lone = list(state.get("lone", []))
         self.warned = set(state["warned"])
 
-    def _check(self, engine: Engine, problem: Problem, largest: list[float]) -> None:
+    def _check(
+        self, engine: Engine, problem: Problem, largest: list[float], *, lone: bool = False
+    ) -> None:
         mean, spread, share, size = largest
         numbers = {"mean": mean, "spread": spread, "share": share, "effective_size": size}
         engine.logger.log(numbers, tag=f"weights/{problem.name}", step=problem.count)
@@ -122,6 +141,16 @@ class WeightCollapse(Hook):
                 "shrink have the effect of a smaller learning rate: normalise them "
                 f"(WeightedClassifier(normalise=True)), give {upper} a smaller learning rate, "
                 "or lower that of the classifier",
+            )
+        elif spread < self.equal and lone:
+            self._warn(
+                problem,
+                "nearly equal",
+                f"each in a batch of one sample, their standard deviation was at most {spread:.3g} "
+                "of their mean. What a batch of one is normalised by, or passes through a softmax, "
+                "is 1 and has no hypergradient, also where gradients are accumulated: give "
+                "micro-batches several samples, or leave the normalisation out "
+                "(WeightedClassifier(normalise=False))",
             )
         elif spread < self.equal:
             self._warn(

@@ -14,7 +14,7 @@ from support.faulty import Weighted, reweighted
 from support.reweighting import Plain
 from torch import Tensor
 
-from metaweight import ConfigurationError, Engine, GraphError, WeightCollapse
+from metaweight import Config, ConfigurationError, Engine, GraphError, WeightCollapse
 
 
 class Given(Weighted):
@@ -71,6 +71,36 @@ def test_each_kind_is_told_once(weights: Tensor, message: str) -> None:
 @pytest.mark.parametrize("bad", [SOUND * 1e-4, torch.full((10,), 0.5), one_hot()])
 def test_one_sound_batch_of_a_window_is_enough(bad: Tensor) -> None:
     assert run([bad, SOUND, bad, bad, SOUND, bad], 6, every=3)[0] == []
+
+
+class Normalised(Weighted):
+    """The weight of one sample, through a softmax over the batch or by itself."""
+
+    def sample_losses(self, batch: Any) -> Tensor:
+        losses: Tensor = super().sample_losses(batch)
+        return losses[:1]
+
+    def sample_weights(self, losses: Tensor, batch: Any) -> Tensor:
+        score: Tensor = self.judge(losses + self.count)
+        return score.softmax(0) if self.cfg else score
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_batches_of_one_sample_are_looked_at_together(softmax: bool) -> None:
+    hook = WeightCollapse("classifier", every=3, equal=1e-6)
+    config = Config(gradient_accumulation=2)
+    engine = reweighted(range(8), range(8), kind=Normalised, hooks=[hook], config=config)
+    engine.classifier.cfg = softmax
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        engine.run()
+    told = [str(w.message) for w in caught if "sample weights" in str(w.message)]
+    assert len(told) == softmax
+    if softmax:
+        assert "each in a batch of one sample" in told[0] and "no hypergradient" in told[0]
+    other = WeightCollapse("classifier")
+    other.load_state_dict(hook.state_dict())
+    assert len(other.state_dict()["lone"]) == len(hook.state_dict()["lone"])
 
 
 def test_nothing_is_told_before_a_window_is_full() -> None:
