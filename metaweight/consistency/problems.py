@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from metaweight.averaging import EMAHook
 from metaweight.problems import Config, ConfigurationError, DataError, ImplicitProblem, LossError
+from metaweight.problems.problem import ModuleType
 from metaweight.problems.state.random_streams import seeded_streams
 
 from .._batch import Part
@@ -43,7 +44,7 @@ from .method import Consistency, ConsistencyMethod, ConsistencyStep, Network, Tr
 NormaliseBy = Literal["part", "batch"]
 
 
-class SemiSupervisedProblem(ImplicitProblem):
+class SemiSupervisedProblem(ImplicitProblem[ModuleType]):
     """A problem trained on ``L_l + c (1/B_u) Σ_i v_i S_i``, with ``S`` of a consistency method.
 
     ``L_l`` is the cross-entropy of the labelled samples, ``c`` the :attr:`consistency_weight`,
@@ -78,7 +79,8 @@ class SemiSupervisedProblem(ImplicitProblem):
         inputs: As for :class:`~metaweight.weighting.WeightedClassifier`.
         labels: As there.
         logits: As there, of what ``network.classify`` returns.
-        **problem: ``module``, ``optimizer``, ``train_data_loader`` and the rest of
+        module: Its network.
+        **problem: ``optimizer``, ``train_data_loader`` and the rest of
             :class:`~metaweight.problems.Problem`. The loaders are a pair of any lengths, of batches
             ``(inputs, labels, …)`` and of batches ``inputs`` or ``(inputs, …)``, or of mappings;
             the third element of an unlabelled batch, or its ``"indices"``, holds positions. Samples
@@ -114,9 +116,11 @@ class SemiSupervisedProblem(ImplicitProblem):
         inputs: Part = None,
         labels: Part = None,
         logits: Part = None,
+        module: ModuleType | None = None,
         **problem: Any,
     ) -> None:
-        super().__init__(name, Config(type="unroll") if config is None else config, **problem)
+        config = Config(type="unroll") if config is None else config
+        super().__init__(name, config, module, **problem)
         check_settings(name, method, teacher, strong_augment)
         check_weights(name, consistency_weight, entropy_weight)
         if normalise not in ("part", "batch"):

@@ -22,11 +22,12 @@ from metaweight._batch import shown_batch
 from metaweight._labels import read_values
 from metaweight.problems import Config, ConfigurationError, DataError
 from metaweight.problems.base.ordinary_tensors import ordinary
+from metaweight.problems.problem import ModuleType
 from metaweight.weighting import WeightedClassifier
 from metaweight.weighting.problems import Loss
 
 
-class ScoreWeightedClassifier(WeightedClassifier):
+class ScoreWeightedClassifier(WeightedClassifier[ModuleType]):
     """Lower problem: ``min_w mean_i V(s_i, y_i) l_i`` over batches ``(inputs, labels, indices)``.
 
     A :class:`~metaweight.weighting.WeightedClassifier` whose weights depend on scores in place of
@@ -40,7 +41,8 @@ class ScoreWeightedClassifier(WeightedClassifier):
             is that of the sample with index i. It may be replaced by another table at any time.
         normalise: Scale the weights of each batch to mean 1.
         loss: As for :class:`~metaweight.weighting.WeightedClassifier`.
-        **problem: ``inputs``, ``labels`` and ``logits`` as there, ``module``, ``optimizer``,
+        module: Its network.
+        **problem: ``inputs``, ``labels`` and ``logits`` as there, ``optimizer``,
             ``train_data_loader`` and the rest of :class:`~metaweight.problems.Problem`.
 
     Raises:
@@ -56,9 +58,11 @@ class ScoreWeightedClassifier(WeightedClassifier):
         scores: Tensor,
         normalise: bool = False,
         loss: Loss = F.cross_entropy,
+        module: ModuleType | None = None,
         **problem: Any,
     ) -> None:
-        super().__init__(name, config, weights=weights, normalise=normalise, loss=loss, **problem)
+        more: dict[str, Any] = {"normalise": normalise, "loss": loss, **problem}
+        super().__init__(name, config, weights=weights, module=module, **more)
         if scores.ndim not in (1, 2) or not scores.is_floating_point():
             raise ConfigurationError(
                 f"Problem {name!r} received scores of shape {tuple(scores.shape)} and type "

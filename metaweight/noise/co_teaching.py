@@ -121,7 +121,7 @@ class CoTeachingBatch(NamedTuple):
     """The share of samples that each network chooses."""
 
 
-class CoTeachingClassifier(ImplicitProblem):
+class CoTeachingClassifier(ImplicitProblem[NetworkPair]):
     """A pair of networks trained by :func:`co_teaching_loss` on ``(inputs, labels, …)``.
 
     Calling the problem, as validations and upper problems do, calls the first network. One

@@ -21,10 +21,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metaweight.problems import Config, ConfigurationError, DataError, ImplicitProblem, LossError
 from metaweight.problems.base.settings import is_count, is_number, is_part
+from metaweight.problems.problem import ModuleType
 
 from .._batch import Part
 from .._batch_reader import BatchReader
@@ -194,7 +195,7 @@ class EarlyLearningBatch(NamedTuple):
     """Their targets from before the step, (B, C)."""
 
 
-class EarlyLearningClassifier(ImplicitProblem):
+class EarlyLearningClassifier(ImplicitProblem[ModuleType]):
     """A classifier trained by :class:`EarlyLearningRegularisation`, below others or alone.
 
     Batches are ``(inputs, labels, indices, …)``, or mappings with ``"indices"``. Without a config
@@ -224,15 +225,14 @@ class EarlyLearningClassifier(ImplicitProblem):
         name: str,
         config: Config | None = None,
         *,
-        module: nn.Module,
+        module: ModuleType,
         inputs: Part = None,
         labels: Part = None,
         logits: Part = None,
         **problem: Any,
     ) -> None:
-        super().__init__(
-            name, Config(type="unroll") if config is None else config, module, **problem
-        )
+        config = Config(type="unroll") if config is None else config
+        super().__init__(name, config, module, **problem)
         if not isinstance(getattr(module, "criterion", None), EarlyLearningRegularisation):
             raise ConfigurationError(
                 f"EarlyLearningClassifier {name!r} received a module without an "
@@ -262,7 +262,7 @@ class EarlyLearningClassifier(ImplicitProblem):
             DataError: When it has no positions, or they are out of range.
         """
         parts = self._reader.read(self.get_batch_single_loader(0))
-        criterion: EarlyLearningRegularisation = self.module.criterion
+        criterion = self._criterion
         places = criterion.positions(parts.indices)
         targets = criterion.targets.index_select(0, places)
         return EarlyLearningBatch(parts.inputs, parts.labels, places, targets)
@@ -270,7 +270,10 @@ class EarlyLearningClassifier(ImplicitProblem):
     def training_step(self, batch: EarlyLearningBatch) -> Tensor:
         """Return the loss of a batch."""
         logits = self._reader.predict(self.module, batch.inputs)
-        loss: Tensor = self.module.criterion(
-            logits, batch.labels, batch.indices, previous=batch.targets
-        )
+        loss: Tensor = self._criterion(logits, batch.labels, batch.indices, previous=batch.targets)
         return loss
+
+    @property
+    def _criterion(self) -> EarlyLearningRegularisation:
+        found: Any = self.module.criterion
+        return found  # type: ignore[no-any-return]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
 from metaweight.problems.base.settings import is_between
+from metaweight.problems.problem import ModuleType
 
 from .._batch import Part
 from .._batch_reader import BatchReader
@@ -53,7 +54,7 @@ class LearnedTrust(nn.Module):
         return torch.sigmoid(self.s).expand(losses.shape)
 
 
-class BootstrappedClassifier(ImplicitProblem):
+class BootstrappedClassifier(ImplicitProblem[ModuleType]):
     """Lower problem: a bootstrapping loss with ``β_i = trust(sg(l_i), y_i)``.
 
     Without a config it is differentiated exactly, through its optimizer steps: a finite difference
@@ -68,7 +69,8 @@ class BootstrappedClassifier(ImplicitProblem):
         inputs: As for :class:`~metaweight.weighting.WeightedClassifier`.
         labels: As there.
         logits: As there.
-        **problem: ``module``, ``optimizer``, ``train_data_loader`` and the rest of
+        module: Its network.
+        **problem: ``optimizer``, ``train_data_loader`` and the rest of
             :class:`~metaweight.problems.Problem`.
 
     Raises:
@@ -86,9 +88,11 @@ class BootstrappedClassifier(ImplicitProblem):
         inputs: Part = None,
         labels: Part = None,
         logits: Part = None,
+        module: ModuleType | None = None,
         **problem: Any,
     ) -> None:
-        super().__init__(name, Config(type="unroll") if config is None else config, **problem)
+        config = Config(type="unroll") if config is None else config
+        super().__init__(name, config, module, **problem)
         if kind not in _LOSSES:
             raise ConfigurationError(
                 f"BootstrappedClassifier(kind={kind!r}) is not one of {', '.join(_LOSSES)}; choose "

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
 from metaweight.problems.base.settings import is_between, is_count
+from metaweight.problems.problem import ModuleType
 
 from .._batch import Part
 from .._batch_reader import BatchReader
@@ -84,7 +85,7 @@ class LearnedConfidence(nn.Module):
         return Confidence(self.logit.sigmoid(), targets)
 
 
-class ConfidentClassifier(ImplicitProblem):
+class ConfidentClassifier(ImplicitProblem[ModuleType]):
     """Lower problem: trains on noisy ``(inputs, labels, …)`` with the mixture it is given.
 
     Args:
@@ -110,7 +111,7 @@ class ConfidentClassifier(ImplicitProblem):
         config: Config | None = None,
         *,
         confidence: str | None = None,
-        module: nn.Module,
+        module: ModuleType,
         inputs: Part = None,
         labels: Part = None,
         logits: Part = None,
@@ -132,15 +133,16 @@ class ConfidentClassifier(ImplicitProblem):
         """Return the mixed loss of a noisy batch."""
         parts = self._reader.read(batch)
         logits, labels = self._reader.predict(self.module, parts.inputs), parts.labels
+        criterion: Any = self.module.criterion
         if self._confidence is None:
-            loss: Tensor = self.module.criterion(logits, labels)
+            loss: Tensor = criterion(logits, labels)
         else:
             alpha, targets = getattr(self, self._confidence)()
-            loss = self.module.criterion(logits, labels, alpha=alpha, soft_targets=targets)
+            loss = criterion(logits, labels, alpha=alpha, soft_targets=targets)
         return loss
 
 
-class ConfidenceLearner(ImplicitProblem):
+class ConfidenceLearner(ImplicitProblem[ModuleType]):
     """Upper problem: the classifier's cross-entropy on clean ``(inputs, labels, …)``.
 
     Args:
@@ -150,8 +152,8 @@ class ConfidenceLearner(ImplicitProblem):
         inputs: As for :class:`~metaweight.weighting.WeightedClassifier`.
         labels: As there.
         logits: As there.
-        **problem: ``module`` (a :class:`LearnedConfidence`), ``optimizer``, ``train_data_loader``
-            and the rest.
+        module: A :class:`LearnedConfidence`.
+        **problem: ``optimizer``, ``train_data_loader`` and the rest.
     """
 
     def __init__(
@@ -163,9 +165,10 @@ class ConfidenceLearner(ImplicitProblem):
         inputs: Part = None,
         labels: Part = None,
         logits: Part = None,
+        module: ModuleType | None = None,
         **problem: Any,
     ) -> None:
-        super().__init__(name, config, **problem)
+        super().__init__(name, config, module, **problem)
         self.note_references(classifier=classifier)
         self._classifier = classifier
         self._reader = BatchReader(f"Problem {name!r}", inputs, labels, logits)

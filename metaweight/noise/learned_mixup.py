@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from metaweight.problems import Config, ConfigurationError, ImplicitProblem
 from metaweight.problems.base.settings import is_positive
+from metaweight.problems.problem import ModuleType
 
 from .._batch import Part
 from .._batch_reader import BatchReader
@@ -49,7 +50,7 @@ class LearnedConcentration(nn.Module):
         return F.softplus(self.s)
 
 
-class MixupClassifier(ImplicitProblem):
+class MixupClassifier(ImplicitProblem[ModuleType]):
     """Lower problem: mixup with ``d ~ Beta(α, α)``, differentiated through the draws (pathwise).
 
     Args:
@@ -61,7 +62,8 @@ class MixupClassifier(ImplicitProblem):
         inputs: As for :class:`~metaweight.weighting.WeightedClassifier`.
         labels: As there.
         logits: As there.
-        **problem: ``module``, ``optimizer``, ``train_data_loader`` and the rest of
+        module: Its network.
+        **problem: ``optimizer``, ``train_data_loader`` and the rest of
             :class:`~metaweight.problems.Problem`.
     """
 
@@ -76,9 +78,11 @@ class MixupClassifier(ImplicitProblem):
         inputs: Part = None,
         labels: Part = None,
         logits: Part = None,
+        module: ModuleType | None = None,
         **problem: Any,
     ) -> None:
-        super().__init__(name, Config(type="unroll") if config is None else config, **problem)
+        config = Config(type="unroll") if config is None else config
+        super().__init__(name, config, module, **problem)
         self.note_references(alpha=alpha)
         self._alpha = alpha
         self._per_sample = per_sample

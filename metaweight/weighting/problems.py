@@ -23,13 +23,14 @@ from metaweight._batch_reader import BatchReader
 from metaweight._labels import Labels, read_labels, read_values
 from metaweight._sample_loss import SampleLoss
 from metaweight.problems import Config, ImplicitProblem, LossError, ReweightedProblem
+from metaweight.problems.problem import ModuleType
 
 from .normalise import normalise_weights
 
 Loss = Callable[..., Tensor]
 
 
-class WeightedClassifier(ReweightedProblem):
+class WeightedClassifier(ReweightedProblem[ModuleType]):
     """Lower problem: ``min_w mean_i V(sg(l_i), y_i) l_i`` over batches ``(inputs, labels, …)``.
 
     Batches are tuples, lists or mappings (a dictionary, a Hugging Face ``BatchEncoding``).
@@ -52,7 +53,8 @@ class WeightedClassifier(ReweightedProblem):
             ``"label_ids"``.
         logits: Key, attribute or place of the logits in what the network returns, or a function of
             it. When left out, its ``logits`` where it has any, else all of it.
-        **problem: ``module``, ``optimizer``, ``train_data_loader`` and the rest of
+        module: Its network.
+        **problem: ``optimizer``, ``train_data_loader`` and the rest of
             :class:`~metaweight.problems.Problem`.
     """
 
@@ -67,9 +69,10 @@ class WeightedClassifier(ReweightedProblem):
         inputs: Part = None,
         labels: Part = None,
         logits: Part = None,
+        module: ModuleType | None = None,
         **problem: Any,
     ) -> None:
-        super().__init__(name, config, **problem)
+        super().__init__(name, config, module, **problem)
         self.note_references(weights=weights)
         self._weights = weights
         self._normalise = normalise
@@ -121,7 +124,7 @@ def over_labelled(weights: Tensor, kept: Tensor) -> Tensor:
     return torch.where(kept.reshape(weights.shape), weights, 0) * (kept.numel() / number)
 
 
-class WeightLearner(ImplicitProblem):
+class WeightLearner(ImplicitProblem[ModuleType]):
     """Upper problem: ``min_θ mean_j loss(f_{w*(θ)}(x_j), y_j)`` over a small trusted set.
 
     Calling it with ``(losses, labels)`` returns the weights of its module.
@@ -134,7 +137,8 @@ class WeightLearner(ImplicitProblem):
         inputs: As for :class:`WeightedClassifier`.
         labels: As there.
         logits: As there.
-        **problem: ``module`` (a weight network), ``optimizer``, ``train_data_loader`` and the rest.
+        module: Its weight network.
+        **problem: ``optimizer``, ``train_data_loader`` and the rest.
     """
 
     def __init__(
@@ -147,9 +151,10 @@ class WeightLearner(ImplicitProblem):
         inputs: Part = None,
         labels: Part = None,
         logits: Part = None,
+        module: ModuleType | None = None,
         **problem: Any,
     ) -> None:
-        super().__init__(name, config, **problem)
+        super().__init__(name, config, module, **problem)
         self.note_references(classifier=classifier)
         self._classifier = classifier
         self._loss = SampleLoss(f"WeightLearner {name!r}", loss)

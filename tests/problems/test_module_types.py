@@ -20,6 +20,21 @@ from metaweight import (
     Problem,
     ReweightedProblem,
 )
+from metaweight.consistency import PiModel, SemiSupervisedProblem
+from metaweight.ensembles import ScoreWeightedClassifier
+from metaweight.noise import (
+    BootstrappedClassifier,
+    ConfidenceLearner,
+    ConfidentClassifier,
+    CoTeachingClassifier,
+    EarlyLearningClassifier,
+    EarlyLearningRegularisation,
+    MixupClassifier,
+    NetworkPair,
+    OnlineConfidentLearning,
+    WithCriterion,
+)
+from metaweight.weighting import WeightedClassifier, WeightLearner
 
 
 class Scale(nn.Module):
@@ -90,3 +105,31 @@ def test_a_configured_module_has_the_type_too() -> None:
     problem.configure_optimizer = lambda: torch.optim.SGD(problem.module.parameters(), 0.1)  # type: ignore[method-assign]
     Engine([problem])
     assert assert_type(problem.module, Scale).doubled().item() == 6.0
+
+
+def test_ready_made_problems_keep_it_too() -> None:
+    module, pair = Scale(), NetworkPair(Scale(), Scale(1.0))
+    ready = WeightedClassifier("weighted", weights="learner", module=module)
+    learner = WeightLearner("learner", classifier="weighted", module=module)
+    scored = ScoreWeightedClassifier(
+        "scored", weights="learner", scores=torch.zeros(3), module=module
+    )
+    student = SemiSupervisedProblem("student", method=PiModel(), module=module)
+    mixed = MixupClassifier("mixed", alpha="learner", module=module)
+    trusting = BootstrappedClassifier("trusting", beta="learner", module=module)
+    confidence = ConfidenceLearner("confidence", classifier="weighted", module=module)
+    assert assert_type(ready.module, Scale) is assert_type(learner.module, Scale) is module
+    assert assert_type(scored.module, Scale) is assert_type(student.module, Scale) is module
+    assert assert_type(mixed.module, Scale) is assert_type(trusting.module, Scale) is module
+    assert assert_type(confidence.module, Scale) is module
+    taught = CoTeachingClassifier("taught", noise_rate=0.1, ramp_steps=1, module=pair)
+    assert assert_type(taught.module, NetworkPair) is pair
+
+
+def test_a_module_with_a_criterion_keeps_it_too() -> None:
+    late = WithCriterion(Scale(), EarlyLearningRegularisation(4, 2))
+    early = EarlyLearningClassifier("early", module=late)
+    assert assert_type(early.module, WithCriterion) is late
+    online = WithCriterion(Scale(), OnlineConfidentLearning(2))
+    confident = ConfidentClassifier("confident", module=online)
+    assert assert_type(confident.module, WithCriterion) is online
