@@ -86,6 +86,10 @@ class Classes(Targets):
         """Return the classes."""
         return targets
 
+    def stratum(self, number: int) -> str:
+        """Return which class it is."""
+        return f" of the class {self.classes.tolist()[number]!r}"
+
     def confidence(self, outputs: Tensor, targets: Tensor, losses: Tensor) -> Tensor:
         """Return the probability of the label."""
         del losses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,22 +23,26 @@ class Division:
         trained: Those that the network is trained on.
         clean: Those that the weights are learned on.
         held_out: Clean ones that early stopping goes by.
+        chosen: Positions of those taken for clean, where none were given.
     """
 
     trained: Samples
     clean: Samples
     held_out: Samples | None = None
+    chosen: Tensor | None = None
 
 
 def taken_from(data: Samples, chosen: Tensor, targets: Targets, settings: Settings) -> Division:
     """Divide samples some of which are taken for clean; those held out are not trained on."""
     if not settings.early_stopping:
-        return Division(data, data.subset(chosen))
-    used, held = hold_out(targets.strata(data.targets[chosen]), settings.held_out, settings.seed)
+        return Division(data, data.subset(chosen), chosen=chosen)
+    strata = targets.strata(data.targets[chosen])
+    used, held = hold_out(strata, settings.held_out, settings.seed, targets.stratum)
     rest = torch.ones(len(data), dtype=torch.bool)
     rest[chosen[held]] = False
     places = rest.nonzero().squeeze(1)
-    return Division(data.subset(places), data.subset(chosen[used]), data.subset(chosen[held]))
+    clean, held_out = data.subset(chosen[used]), data.subset(chosen[held])
+    return Division(data.subset(places), clean, held_out, chosen)
 
 
 def put_beside(
@@ -51,7 +56,7 @@ def put_beside(
     held_out = None
     if settings.early_stopping:
         strata = targets.strata(clean.targets)
-        used, held = hold_out(strata, settings.held_out, settings.seed)
+        used, held = hold_out(strata, settings.held_out, settings.seed, targets.stratum)
         clean, held_out = clean.subset(used), clean.subset(held)
     if not joined:
         return Division(data, clean, held_out)
@@ -63,13 +68,16 @@ def put_beside(
     return Division(data.concat(clean), clean, held_out)  # type: ignore[arg-type]
 
 
-def hold_out(strata: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+def hold_out(
+    strata: Tensor, share: float, seed: int, called: Callable[[int], str]
+) -> tuple[Tensor, Tensor]:
     """Return positions of the clean samples to use, and of those to hold out.
 
     Args:
         strata: The class of each, (N,); of each class one or more are held out, and used.
         share: The share to hold out.
         seed: Source of the choice.
+        called: What a class is called, by its number.
 
     Raises:
         ValueError: For a class of one sample.
@@ -80,8 +88,8 @@ def hold_out(strata: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
         found = (strata == number).nonzero().squeeze(1)
         if len(found) < 2:
             raise ValueError(
-                "early_stopping=True holds out clean samples of each class, but there is one alone "
-                f"of class number {number}; give two of each or more."
+                "early_stopping=True holds out some of the clean samples, but there is one alone"
+                f"{called(number)}; give two or more."
             )
         found = found[torch.randperm(len(found), generator=generator)]
         size = min(max(1, round(share * len(found))), len(found) - 1)

@@ -79,6 +79,9 @@ class EpochRecords(Hook):
         engine.hooks.after_validation(engine, record)
         for function in self._functions:
             function(dict(record))
+        if engine.run_state.stopped is not None or iteration >= engine.train_iters:
+            # A loader tells that it has ended when more is asked of it, which no step does now.
+            engine.hooks.epoch_end(engine, engine.classifier)
 
     def history(self) -> dict[str, NDArray[np.float64]]:
         """Return the values of all epochs by name, (E,) each."""

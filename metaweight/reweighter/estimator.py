@@ -1,4 +1,4 @@
-"""What the estimators have in common: reading samples, training, saving."""
+"""What the estimators have in common: training, predicting, saving."""
 
 from __future__ import annotations
 
@@ -13,20 +13,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
-from sklearn.utils.validation import (
-    check_array,
-    check_consistent_length,
-    check_is_fitted,
-    column_or_1d,
-    validate_data,
-)
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from metaweight._batch import Part
-from metaweight._batch_reader import BatchReader
 from metaweight.engines.hooks.early_stopping import EarlyStopping
-from metaweight.problems import DataError, LossError
+from metaweight.problems import DataError
 from metaweight.weighting.meta_weight_net import WeightOutput
 
 from .clean_samples import trusted_samples
@@ -41,24 +32,20 @@ from .saved import write
 from .settings import Settings
 from .state import restored, state_of
 from .targets import Targets
-from .training import logits_of, require_outputs, train_reweighted, weights_of
+from .training import finite_outputs, logits_of, require_outputs, train_reweighted, weights_of
+from .validation import ReadingEstimator
 
 MakeModule = Callable[[int, int], nn.Module]
 Loss = Callable[..., Tensor]
 
 
-class WeightingEstimator(BaseEstimator):  # type: ignore[misc]
+class WeightingEstimator(ReadingEstimator):
     """An estimator that trains a network on weighted samples."""
 
-    module: Any
     class_aware: bool = False
     train_on_clean: bool
     random_state: Any
-    inputs: Part
-    labels: Part
-    logits: Part
     loss: Any
-    _y_read: ClassVar[dict[str, Any]]
     weight_output: ClassVar[WeightOutput]
 
     def fit(
@@ -91,34 +78,22 @@ class WeightingEstimator(BaseEstimator):  # type: ignore[misc]
         hooks, functions = split_callbacks(reader.who, callbacks)
         given, y = self._read(X, y, reader)
         targets = self._targets_of(y)
-        of_batch = settings.batch_size or given.batch_size
-        loss = targets.loss if self.loss is None else named_loss(self.loss)
         settings = replace(
             settings,
             outputs=targets.outputs,
-            batch_size=of_batch,
-            loss=loss,
+            batch_size=settings.batch_size or given.batch_size,
+            loss=targets.loss if self.loss is None else named_loss(self.loss),
             logits=reader.logits,
         )
-        given_more = {"clean": clean, "eval_set": eval_set}
-        more = {
-            name: self._read_more(name, part, given, reader)
-            for name, part in given_more.items()
-            if part is not None
-        }
-        for name, (_, found) in more.items():
-            targets.require(name, found)
-        with torch.random.fork_rng():
-            torch.manual_seed(settings.seed)
-            module = self._made(given.width, targets.outputs)
-        inputs = Inputs.scaled(given.held) if self.module is None else Inputs.of_module(module)
-        data, *others = (
+        more = {"clean": clean, "eval_set": eval_set}
+        others = self._read_others(more, given, targets, reader)
+        module, inputs = self._network(given, settings)
+        data, *rest = (
             part.samples(reader, inputs, inputs.of(targets.encode(found)))
-            for part, found in ((given, y), *more.values())
+            for part, found in ((given, y), *others.values())
         )
-        apart = dict(zip(more, others, strict=True))
+        apart = dict(zip(others, rest, strict=True))
         require_outputs(module, data, targets.shape, targets.what, reader)
-        chosen = None
         if "clean" in apart:
             joined = self.train_on_clean
             division = put_beside(data, apart["clean"], targets, settings, joined=joined)
@@ -130,28 +105,30 @@ class WeightingEstimator(BaseEstimator):  # type: ignore[misc]
         measured = {"eval_": apart.get("eval_set"), "held_out_": division.held_out}
         records = EpochRecords(
             settings.steps_of_epoch(len(division.trained)),
-            measures_of(measured, targets, loss, reader),
+            measures_of(measured, targets, settings.loss, reader),
             functions,
         )
-        best = BestEpoch()
-        stop = (best, EarlyStopping(HELD_OUT_LOSS, settings.patience))
-        hooks = [*hooks, *(stop if settings.early_stopping else ()), records]
-        settings = replace(settings, hooks=tuple(hooks))
+        best = BestEpoch() if settings.early_stopping else None
+        stop = () if best is None else (best, EarlyStopping(HELD_OUT_LOSS, settings.patience))
+        settings = replace(settings, hooks=(*hooks, *stop, records))
         weigher = train_reweighted(module, division.trained, division.clean, settings)
-        outputs = logits_of(module, data, reader)
-        if not outputs.isfinite().all():
-            raise LossError(
-                f"{reader.who} diverged: the trained network gives numbers that are not finite; "
-                "lower learning_rate or meta_learning_rate, or scale the samples."
-            )
+        outputs = finite_outputs(module, data, reader)
         self._set_targets(targets)
         self._width, self._names, self._table = given.width, given.names, is_table(X)
         self._inputs = inputs
-        self.clean_indices_ = None if chosen is None else chosen.numpy()
+        self.clean_indices_ = None if division.chosen is None else division.chosen.numpy()
         self.history_ = records.history()
-        self.best_epoch_ = best.epoch if settings.early_stopping else None
-        self._keep(module, weigher, outputs, data, y, loss)
+        self.best_epoch_ = None if best is None else best.epoch
+        self._keep(module, weigher, outputs, data, y, settings.loss)
         return self
+
+    def _network(self, given: Given, settings: Settings) -> tuple[nn.Module, Inputs]:
+        """Return a new network, from the seed, and how samples become its inputs."""
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seed)
+            module = self._made(given.width, settings.outputs)
+        scaled = self.module is None
+        return module, Inputs.scaled(given.held) if scaled else Inputs.of_module(module)
 
     def _keep(
         self,
@@ -177,7 +154,7 @@ class WeightingEstimator(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self, "module_")
         reader = self._reader()
         if self._table and is_table(X):
-            given = Given.table(validate_data(self, X, reset=False, **_READ))
+            given = self._table_like(X)
         else:
             if self._inputs.mean is not None:
                 raise DataError(
@@ -234,13 +211,6 @@ class WeightingEstimator(BaseEstimator):  # type: ignore[misc]
         """
         return restored(cls, Path(folder), module, functions)
 
-    def _found(self, X: Any, y: Any) -> Any:
-        """Return labels, which may be with the samples."""
-        return y if y is not None or is_table(X) else self._read(X, y, self._reader())[1]
-
-    def _reader(self) -> BatchReader:
-        return BatchReader(type(self).__name__, self.inputs, self.labels, self.logits)
-
     def _targets_of(self, y: NDArray[Any]) -> Targets:
         """Return what labels say."""
         raise NotImplementedError
@@ -261,54 +231,3 @@ class WeightingEstimator(BaseEstimator):  # type: ignore[misc]
             return copy.deepcopy(self.module)
         made: nn.Module = self.module(width, outputs)
         return made
-
-    def _read(self, X: Any, y: Any, reader: BatchReader) -> tuple[Given, NDArray[Any]]:
-        """Return samples and their labels, which are apart or with them."""
-        if is_table(X):
-            X, y = validate_data(self, X, y, **_READ, **self._y_read)
-            return Given.table(X), self._labels_of(y)
-        if self.module is None:
-            raise DataError(
-                f"{reader.who} received {type(X).__name__} and has no network for it; give "
-                "module=..., one that takes its inputs."
-            )
-        return self._read_parts(X, y, reader)
-
-    def _read_more(
-        self, name: str, more: Any, given: Given, reader: BatchReader
-    ) -> tuple[Given, NDArray[Any]]:
-        """Return further samples of the form of those given, and their labels."""
-        pair = isinstance(more, (tuple, list)) and len(more) == 2 and is_table(more)
-        X, y = more if pair else (more, None)
-        if isinstance(given.held, np.ndarray):
-            if not pair:
-                raise ValueError(
-                    f"{name} received {type(more).__name__}; give (X_{name}, y_{name}), samples "
-                    "and their labels."
-                )
-            table = Given.table(validate_data(self, X, reset=False, **_READ))
-            y = self._labels_of(check_array(y, ensure_2d=False, dtype=None))
-            if len(table) != len(y):
-                raise ValueError(
-                    f"{name} holds {len(table)} samples and {len(y)} labels; give one label for "
-                    "each."
-                )
-            return table, y
-        found, y = self._read_parts(X, y, reader)
-        return found.named(f"{reader.who} {name}", given.names), y
-
-    def _read_parts(self, X: Any, y: Any, reader: BatchReader) -> tuple[Given, NDArray[Any]]:
-        given = read_given(X, reader, labelled=True if y is None else None)
-        if y is not None and given.labels is not None:
-            raise DataError(f"{reader.who} received labels in X and as y; leave out y.")
-        found = check_array(given.labels if y is None else y, ensure_2d=False, dtype=None)
-        check_consistent_length(range(len(given)), found)
-        return given, self._labels_of(found)
-
-    def _labels_of(self, y: NDArray[Any]) -> NDArray[Any]:
-        """Return labels in the shape that is worked with."""
-        return column_or_1d(y, warn=True)  # type: ignore[no-any-return]
-
-
-# The order of memory would show in the rounding of sums.
-_READ: dict[str, Any] = {"dtype": "numeric", "allow_nd": True, "order": "C"}

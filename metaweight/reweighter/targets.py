@@ -53,6 +53,11 @@ class Targets(ABC):
         """Return the groups of which each has to be among the clean samples, (N,), int64."""
         return torch.zeros(len(targets), dtype=torch.int64)
 
+    def stratum(self, number: int) -> str:
+        """Return words for the samples of one of these groups, after "one"."""
+        del number
+        return ""
+
     def confidence(self, outputs: Tensor, targets: Tensor, losses: Tensor) -> Tensor:
         """Return how well outputs confirm the targets, (N,): by default by the loss."""
         del outputs, targets

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from metaweight._batch_reader import BatchReader
 from metaweight.engines import Engine
-from metaweight.problems import Config, Reweighting
+from metaweight.problems import Config, LossError, Reweighting
 from metaweight.problems.data.batches import move_batch
 from metaweight.weighting import (
     ClassAwareWeightNet,
@@ -144,6 +144,21 @@ def logits_of(module: nn.Module, data: Samples | Tensor, reader: BatchReader = U
     samples = TensorSamples(data, torch.zeros(len(data))) if isinstance(data, Tensor) else data
     parts = [_evaluated(module, inputs, reader).double().cpu() for inputs, _ in samples.in_order()]
     return torch.cat(parts)
+
+
+def finite_outputs(module: nn.Module, data: Samples, reader: BatchReader) -> Tensor:
+    """Return the outputs of samples by a trained network, as :func:`logits_of` does.
+
+    Raises:
+        LossError: For some that are not finite.
+    """
+    outputs = logits_of(module, data, reader)
+    if not outputs.isfinite().all():
+        raise LossError(
+            f"{reader.who} diverged: the trained network gives numbers that are not finite; "
+            "lower learning_rate or meta_learning_rate, or scale the samples."
+        )
+    return outputs
 
 
 def _evaluated(module: nn.Module, inputs: Any, reader: BatchReader) -> Tensor:

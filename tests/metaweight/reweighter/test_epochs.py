@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from sklearn.metrics import log_loss
 from torch import nn
 
-from metaweight import Engine, Hook
+from metaweight import Engine, Hook, Problem
 from metaweight.reweighter import Reweighter
 from metaweight.reweighter.classes import Classes
 from metaweight.reweighter.division import hold_out, taken_from
@@ -72,13 +72,22 @@ def test_callbacks_are_functions_of_the_record_and_hooks() -> None:
     class Counting(Hook):
         seen = 0
 
+        def __init__(self) -> None:
+            self.ended: list[int] = []
+
         def after_validation(self, engine: Engine, stats: Any) -> None:
             self.seen += 1
+
+        def epoch_end(self, engine: Engine, problem: Problem) -> None:
+            if problem.name == "classifier":
+                self.ended.append(problem.count)
 
     records: list[dict[str, float]] = []
     counting = Counting()
     model = fitted({"callbacks": [records.append, counting]})
     assert counting.seen == 3
+    # 27 steps. That a loader has ended is seen when more is drawn, of the last one at its end.
+    assert counting.ended == [10, 19, 27]
     assert [record["loss"] for record in records] == model.history_["loss"].tolist()
     with pytest.raises(ValueError, match=r"received the callback 'loss'; give functions of a"):
         fitted({"callbacks": "loss"})
@@ -98,7 +107,7 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
     assert model.best_epoch_ == losses.argmin() + 1
     assert len(losses) == model.best_epoch_ + 2 < 20
     seed = int(np.random.RandomState(0).randint(np.iinfo(np.int32).max))
-    held = hold_out(torch.from_numpy(CLEAN[1]), 0.5, seed)[1].numpy()
+    held = hold_out(torch.from_numpy(CLEAN[1]), 0.5, seed, str)[1].numpy()
     found = log_loss(CLEAN[1][held], model.predict_proba(CLEAN[0][held]))
     assert found == pytest.approx(losses.min(), rel=1e-9)
     pytest.importorskip("safetensors")
@@ -110,7 +119,7 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
 
 def test_samples_held_out_are_not_trained_on() -> None:
     y = torch.arange(3).repeat(20)
-    used, held = hold_out(y, 0.3, seed=0)
+    used, held = hold_out(y, 0.3, seed=0, called=str)
     assert torch.bincount(y[held]).tolist() == [6, 6, 6]
     assert sorted([*used.tolist(), *held.tolist()]) == list(range(60))
     data = TensorSamples(torch.arange(60), y)
@@ -134,7 +143,11 @@ def test_clean_samples_that_were_found_are_held_out_too() -> None:
     [
         ({"patience": 0}, {}, "patience=0 was given; use at least 1"),
         ({"held_out": 1.0}, {}, r"held_out=1.0 was given; use a share in \(0, 1\)"),
-        ({"early_stopping": True}, {"clean": (X[:3], RIGHT[:3])}, "one alone of class number 0"),
+        (
+            {"early_stopping": True},
+            {"clean": (X[:3], RIGHT[:3])},
+            "one alone of the class 0; give two or more",
+        ),
         ({}, {"eval_set": (X[:3], [0, 1, 3])}, "eval_set labels hold the class 3; give samples"),
         ({}, {"eval_set": X}, r"eval_set received ndarray; give \(X_eval_set, y_eval_set\)"),
     ],
