@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -136,7 +137,7 @@ class WeightLearner(ImplicitProblem[ModuleType]):
         loss: ``loss(logits, labels)``, a mean over the batch or one number per sample.
         inputs: As for :class:`WeightedClassifier`.
         labels: As there.
-        logits: As there.
+        logits: As there; when left out, where the classifier was told that they are.
         module: Its weight network.
         **problem: ``optimizer``, ``train_data_loader`` and the rest.
     """
@@ -164,5 +165,9 @@ class WeightLearner(ImplicitProblem[ModuleType]):
         """Return the classifier's loss on a trusted batch, over the samples with a label."""
         parts = self._reader.read(batch)
         classifier = getattr(self, self._classifier)
-        outputs = self._reader.outputs(classifier, parts.inputs, tensor=self._loss.of_logits)
+        reader = self._reader
+        told = getattr(classifier, "_reader", None)
+        if reader.logits is None and isinstance(told, BatchReader):
+            reader = replace(reader, logits=told.logits)
+        outputs = reader.outputs(classifier, parts.inputs, tensor=self._loss.of_logits)
         return self._loss.mean(outputs, parts.labels)
