@@ -243,6 +243,7 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
         module = self._on_device(module)
         self._step_state.processes.own_module(self._name, module)
         self._put_module(module)
+        self._step_state.method_states.forget()
 
     def _on_device(self, module: ModuleType) -> ModuleType:
         require_module(self._name, module)

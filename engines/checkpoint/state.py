@@ -127,6 +127,7 @@ def engine_from_plain(engine: Engine, state: Mapping[str, Any], where: str) -> N
             if problem.step_state.source is not None:
                 undo.callback(problem.source.undo())
             undo.callback(problem.step_state.replace_trajectory, problem.step_state.trajectory)
+            undo.callback(problem.step_state.replace_states, problem.step_state.method_states)
             undo.callback(problem.step_state.note_batch, problem.cur_batch)
         undo.callback(_set_snapshots, engine, dict(engine.snapshots))
         try:

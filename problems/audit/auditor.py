@@ -53,6 +53,11 @@ class Auditor(Hypergradient):
         self._tolerance = tolerance
         self._due = due
 
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the method keeps a state."""
+        return self._problem.hypergradient.keeps_state
+
     def recording(self, lower: LowerProblem) -> Recording:
         """Return the recording that the method and the references need."""
         own = self._problem.hypergradient.recording(lower)

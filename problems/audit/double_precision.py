@@ -69,13 +69,18 @@ def _module_in_double(problem: Problem) -> Iterator[None]:
 def _recorded_in_double(problem: Problem) -> Iterator[None]:
     trajectory, optimizer = problem.step_state.trajectory, problem.optimizer
     state: Mapping[Tensor, Any] = {} if optimizer is None else optimizer.state
+    kept = problem.step_state.method_states
     try:
         problem.step_state.replace_trajectory(_doubled(trajectory))
+        problem.step_state.replace_states(kept.converted(as_double))
+        problem.step_state.convert_drawn(_doubled_step)
         if optimizer is not None:
             optimizer.state = defaultdict(dict, {p: as_double(s) for p, s in state.items()})
         yield
     finally:
         problem.step_state.replace_trajectory(trajectory)
+        problem.step_state.replace_states(kept)
+        problem.step_state.convert_drawn(None)
         if optimizer is not None:
             optimizer.state = state
 

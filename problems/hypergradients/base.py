@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -64,6 +64,22 @@ class LowerProblem(RecordedLoss, Repeatable, Protocol):
     def has_forward_derivatives(self) -> bool:
         """Whether dual numbers may pass through its network: it is neither sharded over processes
         nor scripted."""
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The path that the vector comes along: names of problems, from the upper problem whose
+        loss it is the gradient of, down and back up to it. Empty outside of a program."""
+
+    @property
+    def state(self) -> Mapping[str, Any] | None:
+        """What a method with ``keeps_state`` returned along this path for the upper problem's last
+        accepted step; ``None`` before the first."""
+
+    def draw(self, number: int = 1) -> list[RecordedStep]:
+        """Return batches of the method's own, from the loaders that the problem trains on.
+
+        They come after the batches of its steps, and count in its epochs. Asked again within one
+        gradient of the upper problem, it returns the same ones.
+        """
 
     def as_given(self) -> LowerProblem:
         """Return the same problem with its losses as it computes them, also where the optimizer
@@ -151,10 +167,14 @@ class Approximation:
 
 
 class Product(NamedTuple):
-    """``(dw*/dθ)ᵀ v``, one tensor per upper parameter, and the status of its computation."""
+    """``(dw*/dθ)ᵀ v``, one tensor per upper parameter, and the status of its computation.
+
+    A method with ``keeps_state`` adds what the next product along the same path starts from.
+    """
 
     values: list[Tensor]
     status: Status
+    state: Mapping[str, Any] | None = None
 
 
 class ConvergedSolve(NamedTuple):
@@ -185,7 +205,7 @@ class Hypergradient(ABC):
 
     Pass an instance as ``Config(type=...)`` of the lower problem. For ``Config(type="name")``,
     declare the class as an entry point of the group ``metaweight.hypergradients`` in your package.
-    Instances hold settings only, never state.
+    Instances hold settings only, never state: see ``keeps_state``.
 
     Attributes:
         zeroth_order: Whether it measures the upper loss instead of taking its gradient.
@@ -197,6 +217,16 @@ class Hypergradient(ABC):
     zeroth_order: ClassVar[bool] = False
     follows_optimizer: ClassVar[bool] = False
     follows_gradient_hooks: ClassVar[bool] = False
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether products return a state, and start from ``lower.state``. ``False`` by default.
+
+        There is one state for each path through the problem, kept and saved by the engine, and
+        replaced only when the upper problem takes its step. The vector is then without the loss
+        scale of half precision. Tensors in it must be equal in all processes.
+        """
+        return False
 
     @property
     def in_full_precision(self) -> bool:

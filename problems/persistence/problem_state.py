@@ -11,6 +11,7 @@ from torch import nn
 from ..base.errors import CheckpointError
 from ..data.loader_parts import is_stateful, length_of
 from ..problem import Problem
+from ..recording.method_states import MethodStates
 from ..state.plain_data import from_plain, to_plain
 from .names import Names
 from .trajectory_state import trajectory_from_plain, trajectory_to_plain
@@ -46,6 +47,11 @@ def problem_to_plain(
         "skipped": problem.step_state.skipped,
         "gradients": to_plain(names.keyed(gradients), place, copy=copy),
         "batch": _batch_to_plain(problem, copy),
+        "method": to_plain(
+            problem.step_state.method_states.state_dict(),
+            f"The state of {type(problem.hypergradient).__name__} of problem {problem.name!r}",
+            copy=copy,
+        ),
         "trajectory": (
             trajectory_to_plain(
                 problem.step_state.trajectory,
@@ -183,6 +189,8 @@ def load_step_data(problem: Problem, saved: Mapping[str, Any], names: Names) -> 
         parameter = names.parameters[name]
         parameter.grad = gradient.to(parameter.device)
     problem.step_state.note_batch(from_plain(saved["batch"], device))
+    states = MethodStates.from_state_dict(from_plain(saved.get("method", {}), device))
+    problem.step_state.replace_states(states)
     if any(each.count for each in (problem, *problem.position.lowers)):
         # Steps below that nobody has seen here belong to its next one.
         problem.step_state.end_first_step()

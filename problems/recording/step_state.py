@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..base.reduction import Reduction
 from ..state.buffers import BufferSlot, KeptBuffers, buffer_slots
 from ..state.modes import Modes
-from .trajectory import Recording, Trajectory
+from .method_states import MethodStates
+from .trajectory import RecordedStep, Recording, Trajectory
 
 if TYPE_CHECKING:
     from ..data.loaders import BatchSource
@@ -49,6 +50,9 @@ class StepState:
         auditor: Replaces the problem's hypergradient while that is checked, else ``None``.
         hypergradient_status: The status of the last product through the problem.
         computing_types: The types that passes of a hypergradient were found to compute in.
+        method_states: What its hypergradient method keeps from step to step.
+        drawn: Batches that the method drew from the problem's loaders for the present gradient.
+        as_drawn: Converts these before they are used; ``None`` outside of a check.
         modes: The modes of the module's submodules in training, while it is evaluated.
     """
 
@@ -74,6 +78,9 @@ class StepState:
         self.auditor: Hypergradient | None = None
         self.hypergradient_status: Status | None = None
         self.computing_types: dict[object, torch.dtype] = {}
+        self.method_states = MethodStates()
+        self.drawn: list[RecordedStep] = []
+        self.as_drawn: Callable[[RecordedStep], RecordedStep] | None = None
         self.modes = Modes()
         self._kept: KeptBuffers | None = None
         self._others: tuple[list[nn.Module], list[BufferSlot]] | None = None
@@ -149,6 +156,26 @@ class StepState:
         """Set the recorded steps, and return the previous ones."""
         before, self.trajectory = self.trajectory, trajectory
         return before
+
+    def replace_states(self, states: MethodStates) -> MethodStates:
+        """Set what the method keeps from step to step, and return what it was."""
+        before, self.method_states = self.method_states, states
+        return before
+
+    def draw(self, number: int, one: Callable[[], RecordedStep]) -> list[RecordedStep]:
+        """Return the first ``number`` batches of the present gradient; ``one`` draws another."""
+        while len(self.drawn) < number:
+            self.drawn.append(one())
+        found = self.drawn[:number]
+        return found if self.as_drawn is None else [self.as_drawn(step) for step in found]
+
+    def forget_drawn(self) -> None:
+        """Drop the batches that the method drew."""
+        self.drawn = []
+
+    def convert_drawn(self, convert: Callable[[RecordedStep], RecordedStep] | None) -> None:
+        """Convert drawn batches before they are used; ``None`` ends it."""
+        self.as_drawn = convert
 
     def note_hook_without_graph(self, parameter: Tensor) -> None:
         """Store that a hook changed the gradient of a parameter without a graph."""

@@ -6,18 +6,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..base.errors import DataError, MetaweightError
+from ..base.errors import MetaweightError
 from ..base.step_result import StepResult
 from ..data.batch_digest import batch_form
-from ..data.batches import is_empty
 from ..problem import Problem
 from ..recording.trajectory import RecordedStep
 from ..state.buffers import buffer_slots, preserved_buffers
 from ..state.random_streams import RandomState
 from .absent_hypergradients import require_hypergradients
+from .drawn_batch import require_samples
 from .gradient import accumulate_gradient, average_gradient
 from .graph_buffers import buffers_of_others
 from .guarded_gradient import Accepts, guarded_gradient
+from .method_states import ScaleDrop, settle_states
 
 NONE_YET = object()
 
@@ -52,6 +53,7 @@ def descend(
         if first:
             state.open_update()
             problem.zero_grad()
+            settle_states(problem, taken=False)
         batch = next_batch(problem)
         if record:
             _record(problem, batch, first=first)
@@ -59,14 +61,17 @@ def descend(
         result = guarded_gradient(problem, accepts, gradient)
         if not state.skipped:
             after_gradient(problem)
+        dropped = ScaleDrop(problem)
         if last and not state.skipped:
             problem.optimizer_step()
             problem.param_callback()
         if last:
             _close(problem, result)
+            settle_states(problem, taken=not (result.skipped or result.overflow or dropped))
     except BaseException as error:
         state.trajectory.abandon()
         problem.zero_grad()
+        settle_states(problem, taken=False)
         _add_context(error, problem, batch)
         raise
     finally:
@@ -98,14 +103,7 @@ def next_batch(problem: Problem) -> Any:
     Raises:
         DataError: When it has no samples.
     """
-    batch = problem.step_state.note_batch(problem.get_batch())
-    if is_empty(batch):
-        raise DataError(
-            f"Problem {problem.name!r} received a batch without samples ({batch_form(batch)}) in "
-            f"step {problem.count}, whose mean loss is not a number; leave it out in the loader, "
-            "for instance with drop_last=True."
-        )
-    return batch
+    return require_samples(problem, problem.step_state.note_batch(problem.get_batch()))
 
 
 def _record(problem: Problem, batch: Any, *, first: bool) -> None:

@@ -22,6 +22,7 @@ from ..state.swapped_tensors import swapped
 from .absent_hypergradients import note_dependence
 from .finiteness import finite_gradient
 from .graph_buffers import buffers_of_others
+from .method_states import scaled as _scaled
 from .paths import hypergradient, require_used
 from .upper_loss import UpperLoss
 
@@ -81,13 +82,6 @@ def _accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
         problem.step_state.processes.backward(scaled, own)
         require_used(problem, [p.grad for p in own])
     return StepResult(*evaluated)
-
-
-def _scaled(problem: Problem, loss: Tensor) -> Tensor:
-    """Return the loss times the loss scale, divided by the number of micro-batches."""
-    scaled: Tensor = loss if problem.scaler is None else problem.scaler.scale(loss)
-    accumulation = problem.config.gradient_accumulation
-    return scaled / accumulation if accumulation > 1 else scaled
 
 
 def _with_graph(problem: Problem, batch: Any) -> StepResult:

@@ -25,12 +25,18 @@ from ..state.random_streams import RandomState
 from ..state.swapped_tensors import swapped_with_buffers
 from ..unrolling import owns_settings, owns_start, settings_per_group, start_of_loop
 from .computing_type import computing_type, has_forward_derivatives
+from .drawn_batch import drawn_step
 from .graph_buffers import buffers_of_all
 
 
-def lower_view(problem: Problem) -> LowerProblem:
-    """Return the view of ``problem`` for algorithms: ``method.vjp(lower_view(p), …)``."""
-    return LowerView(problem)
+def lower_view(problem: Problem, path: tuple[str, ...] = ()) -> LowerProblem:
+    """Return the view of ``problem`` for algorithms: ``method.vjp(lower_view(p), …)``.
+
+    Args:
+        problem: The lower problem.
+        path: Names of the problems of the path that the vector comes along.
+    """
+    return LowerView(problem, path=path)
 
 
 def sign_of_loss(problem: Problem) -> float:
@@ -58,10 +64,13 @@ class LowerView:
     It stores only the problem, so it is cheap to make and always up to date.
     """
 
-    __slots__ = ("_own", "_problem", "_sign")
+    __slots__ = ("_own", "_problem", "_sign", "path")
 
-    def __init__(self, problem: Problem, sign: float | None = None) -> None:
+    def __init__(
+        self, problem: Problem, sign: float | None = None, path: tuple[str, ...] = ()
+    ) -> None:
         self._problem = problem
+        self.path = path
         self._own: set[int] | None = None
         self._sign = sign
 
@@ -73,7 +82,15 @@ class LowerView:
         return self._sign
 
     def as_given(self) -> LowerProblem:
-        return LowerView(self._problem, 1.0)
+        return LowerView(self._problem, 1.0, self.path)
+
+    @property
+    def state(self) -> Mapping[str, Any] | None:
+        found: Mapping[str, Any] | None = self._problem.step_state.method_states.of(self.path)
+        return found
+
+    def draw(self, number: int = 1) -> list[RecordedStep]:
+        return self._problem.step_state.draw(number, partial(drawn_step, self._problem))
 
     @property
     def name(self) -> str:

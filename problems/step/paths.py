@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 from torch import Tensor
@@ -17,6 +17,7 @@ from ..kernels.gradient_hooks import silent_hooks
 from ..problem import Problem
 from .absent_hypergradients import note_gradients
 from .lower_view import lower_view
+from .method_states import spoilt_by, unit
 from .unseen_changes import warn_of_unseen_changes
 from .upper_loss import UpperLoss
 
@@ -46,6 +47,7 @@ def hypergradient(
     finally:
         for state, before in held:
             state.release(before)
+            state.forget_drawn()
     require_used(problem, total)
     return total
 
@@ -75,12 +77,45 @@ def _through_paths(
                 upper_parameters = (
                     own if above is problem else list(above.meta_trainable_parameters())
                 )
-                method = lower.step_state.auditor or lower.hypergradient
-                product = method.vjp(lower_view(lower), vector, upper_parameters)
-                vector = _checked_values(lower, method, product, upper_parameters)
+                vector = _product(lower, path, vector, upper_parameters, loss)
         problem.step_state.note_term(" -> ".join(lower.name for lower in path[1:-1]), vector)
         total = [v if t is None else t + v for t, v in zip(total, vector, strict=True)]
     return total
+
+
+def _product(
+    lower: Problem,
+    path: Sequence[Problem],
+    vector: Sequence[Tensor],
+    upper_parameters: Sequence[Tensor],
+    loss: Tensor,
+) -> list[Tensor]:
+    """Return the product along a path of the method of ``lower``; keep the state it proposes.
+
+    A state outlives loss scales, so a method that keeps one gets the vector without.
+    """
+    method = lower.step_state.auditor or lower.hypergradient
+    names = tuple(problem.name for problem in path)
+    scale = unit(path[0], loss) if method.keeps_state else None
+    given = vector if scale is None else vectors.divide(vector, scale)
+    product = method.vjp(lower_view(lower, names), given, upper_parameters)
+    values = _checked_values(lower, method, product, upper_parameters)
+    if product.state is not None:
+        _require_kept(lower, method, product.state)
+        states = lower.step_state.method_states
+        spoilt = spoilt_by(product.state, states.of(names))
+        states.propose(names, product.state)
+        values = [value + spoilt.to(value.device) for value in values]
+    return values if scale is None else vectors.scale(values, scale)
+
+
+def _require_kept(lower: Problem, method: Hypergradient, state: object) -> None:
+    if not method.keeps_state or not isinstance(state, Mapping):
+        raise HypergradientError(
+            f"{type(method).__name__} of problem {lower.name!r} returned a state of type "
+            f"{type(state).__name__} and has keeps_state={method.keeps_state}; return a dict of "
+            "tensors, numbers and text, from a class with keeps_state = True."
+        )
 
 
 def _direct(

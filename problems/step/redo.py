@@ -11,6 +11,7 @@ from ..state.buffers import Snapshot
 from ..state.random_streams import preserved_streams
 from .gradient import accumulate_gradient, average_gradient
 from .guarded_gradient import Accepts, guarded_gradient
+from .method_states import settle_states
 
 
 def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
@@ -27,6 +28,8 @@ def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
             state.note_batch(step.batch)
             guarded_gradient(problem, accepts, partial(_gradient, problem, step, accepts))
     state.forget_terms()
+    # Methods below have moved on in the step that this one replaces.
+    settle_states(problem, taken=False)
     if state.skipped:
         problem.zero_grad()
         return False
