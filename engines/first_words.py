@@ -18,7 +18,7 @@ def name_defaults(engine: Engine) -> None:
     for problem in engine.problems:
         method = problem.hypergradient
         number, kind = getattr(method, "iterations", None), type(method).__name__
-        if problem in lowers and isinstance(number, LeftOut):
+        if problem in lowers and isinstance(number, LeftOut) and not method.keeps_state:
             setting = SETTINGS.get(kind)
             other = "" if setting is None else f" or Config({setting}=...)"
             engine.logger.warning(

@@ -24,7 +24,10 @@ from .engines import (
     fastest_precision,
 )
 from .problems import (
+    MASOBA,
     SAMA,
+    SOBA,
+    AmIGO,
     CheckpointError,
     Config,
     ConfigurationError,
@@ -53,6 +56,7 @@ from .problems import (
     Reweighting,
     SampledLayers,
     Status,
+    StocBiO,
     Unroll,
     ValueHypergradient,
     ZeroOrder,
@@ -61,8 +65,11 @@ from .problems import (
 )
 
 __all__ = [
+    "MASOBA",
     "SAMA",
+    "SOBA",
     "AdaptiveInterval",
+    "AmIGO",
     "CheckpointError",
     "Config",
     "ConfigurationError",
@@ -102,6 +109,7 @@ __all__ = [
     "Reweighting",
     "SampledLayers",
     "Status",
+    "StocBiO",
     "Unroll",
     "ValueHypergradient",
     "WeightCollapse",

@@ -15,7 +15,10 @@ from .base.errors import (
 from .base.step_result import StepResult
 from .config import Config
 from .hypergradients import (
+    MASOBA,
     SAMA,
+    SOBA,
+    AmIGO,
     ConjugateGradient,
     FiniteDifference,
     Hypergradient,
@@ -27,6 +30,7 @@ from .hypergradients import (
     Reinforce,
     Reweighting,
     Status,
+    StocBiO,
     Unroll,
     ValueHypergradient,
     ZeroOrder,
@@ -39,8 +43,11 @@ from .reweighted import ReweightedProblem
 from .step.lower_view import lower_view
 
 __all__ = [
+    "MASOBA",
     "SAMA",
+    "SOBA",
     "Agreement",
+    "AmIGO",
     "CheckpointError",
     "Config",
     "ConfigurationError",
@@ -71,6 +78,7 @@ __all__ = [
     "SampledLayers",
     "Status",
     "StepResult",
+    "StocBiO",
     "Unroll",
     "ValueHypergradient",
     "ZeroOrder",

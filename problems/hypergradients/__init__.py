@@ -1,8 +1,10 @@
 """Algorithms that differentiate through a lower problem, one per file."""
 
+from .amigo import AmIGO
 from .base import Hypergradient, LowerProblem, Product, Status, last_loss
 from .conjugate_gradient import ConjugateGradient
 from .finite_difference import FiniteDifference
+from .masoba import MASOBA
 from .neumann import Neumann
 from .nystrom import Nystrom
 from .penalty import Penalty
@@ -10,12 +12,17 @@ from .reinforce import Reinforce
 from .resolve import resolve
 from .reweighting import Reweighting
 from .sama import SAMA
+from .soba import SOBA
+from .stocbio import StocBiO
 from .unroll import Unroll
 from .value import ValueHypergradient
 from .zero_order import ZeroOrder
 
 __all__ = [
+    "MASOBA",
     "SAMA",
+    "SOBA",
+    "AmIGO",
     "ConjugateGradient",
     "FiniteDifference",
     "Hypergradient",
@@ -27,6 +34,7 @@ __all__ = [
     "Reinforce",
     "Reweighting",
     "Status",
+    "StocBiO",
     "Unroll",
     "ValueHypergradient",
     "ZeroOrder",

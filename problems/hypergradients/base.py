@@ -131,12 +131,14 @@ class Status:
         iterations: Solver iterations, or optimizer steps differentiated through; 0 if neither.
         residual: ``||(H + damping) x - v|| / ||v||`` of a linear solve, a 0-dim tensor.
         values: Further 0-dim tensors or numbers, by name.
+        advice: What to change, in words, of which a run warns once; empty if all is well.
     """
 
     method: str
     iterations: int = 0
     residual: Tensor | None = None
     values: Mapping[str, Tensor | float] = field(default_factory=dict)
+    advice: str = ""
 
     def describe(self) -> str:
         """Return the status as one line of text; synchronises with the device."""
@@ -312,8 +314,16 @@ class Hypergradient(ABC):
         del lower
 
 
-def require_finite(values: Sequence[Tensor], lower: RecordedLoss, method: str, remedy: str) -> None:
+def require_finite(
+    values: Sequence[Tensor], lower: RecordedLoss, method: str, remedy: str | Callable[[], str]
+) -> None:
     """Refuse a result that is not finite, in all processes or in none. Synchronises once.
+
+    Args:
+        values: The result.
+        lower: The problem.
+        method: Class name of the method.
+        remedy: What to change, or what finds that out.
 
     Raises:
         HypergradientError: Naming the problem, the method and what to change.
@@ -322,7 +332,8 @@ def require_finite(values: Sequence[Tensor], lower: RecordedLoss, method: str, r
     wide = vectors.accumulation_dtype(*numbers)
     (sums,) = lower.mean([torch.stack([t.sum(dtype=wide) for t in numbers])])
     if not bool(torch.isfinite(sums).all()):
+        advice = remedy if isinstance(remedy, str) else remedy()
         raise HypergradientError(
             f"The hypergradient of {method} through problem {lower.name!r} is not finite; "
-            f"{remedy}. Parameters are as they were."
+            f"{advice}. Parameters are as they were."
         )

@@ -20,15 +20,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..base import vectors
-from ..base.errors import HypergradientError
-from ..base.settings import LeftOut, require_count, require_number
+from ..base.settings import LeftOut, require_count, require_flag, require_number
 from ..products.curvature import curvature
 from ..products.linear_system import LinearSystem, products_of_one_graph
-from .base import ConvergedSolve, Hypergradient, LowerProblem, Product, Status, require_finite
+from .base import ConvergedSolve, Hypergradient, LowerProblem, Product, Status
 from .conjugate_gradient import solve_to_convergence
-
-GROWTH = 10.0
-"""The series counts as diverging when the norm of its next term is this many times the first's."""
+from .kept_solution import batches_of, kept_solution, require_known_batches, state_of
+from .solve_advice import require_bounded, require_converging
 
 
 @dataclass(frozen=True)
@@ -43,15 +41,22 @@ class Neumann(Hypergradient):
         iterations: Terms beyond the first; each is one Hessian-vector product.
         alpha: ``α``. The series diverges when ``α`` exceeds ``2 / λ_max(H + damping I)``.
         damping: Added to every eigenvalue of ``H``.
+        warm: Whether to start from the solution ``x_0`` of the upper problem's last step: the
+            series is then that of ``v - A x_0``, and added to ``x_0``. One more product.
+        batches: ``"recorded"``: the batch of the lower problem's last step. ``"fresh"``: the next
+            one of its loaders, which its parameters have not been trained on yet.
 
     Raises:
         HypergradientError: From :meth:`vjp`, when the terms have grown 10 times or more, or are not
-            finite. The terms of a convergent series never grow.
+            finite, with the largest ``alpha`` that converges. The terms of a convergent series
+            never grow.
     """
 
     iterations: int = LeftOut(1)
     alpha: float = 1.0
     damping: float = 0.0
+    warm: bool = False
+    batches: str = "recorded"
 
     def __post_init__(self) -> None:
         require_count("Neumann", "iterations", self.iterations, least=0)
@@ -59,6 +64,13 @@ class Neumann(Hypergradient):
         require_number("Neumann", "alpha", self.alpha, positive=True, advice=advice)
         advice = "it is added to the Hessian's eigenvalues"
         require_number("Neumann", "damping", self.damping, advice=advice)
+        require_flag("Neumann", "warm", self.warm)
+        require_known_batches("Neumann", self.batches)
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether it starts from the last solution."""
+        return self.warm
 
     def converged_solve(self) -> ConvergedSolve:
         return solve_to_convergence(
@@ -68,44 +80,26 @@ class Neumann(Hypergradient):
 
     def passes(self, lower: LowerProblem) -> str:
         del lower
-        return products_of_one_graph(self.iterations)
+        return products_of_one_graph(self.iterations + self.warm)
 
     def vjp(
         self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
-        with curvature(lower) as second:
+        (steps,) = batches_of(lower, self.batches)
+        with curvature(lower, steps) as second:
             system = LinearSystem(second, vector, self.damping)
-            term, total = list(system.right), list(system.right)
+            start = kept_solution(lower, system) if self.warm else None
+            term = list(system.right) if start is None else system.remainder(start)
+            total = list(term)
             for _ in range(self.iterations):
                 term = vectors.add(term, system.apply(term), alpha=-self.alpha)
                 total = vectors.add(total, term)
-            answer = system.answer(vectors.scale(total, self.alpha), upper_parameters)
-        require_finite(
-            [*answer.values, answer.residual],
-            lower,
-            "Neumann",
-            f"its series may have diverged: choose alpha below 2 / λ_max of the Hessian, which was "
-            f"{self.alpha:g}, or look at the lower loss",
-        )
-        if bool(answer.residual >= GROWTH):
-            raise self._diverged(lower, term, answer.remainder, float(answer.residual))
-        return Product(
-            answer.values, Status("Neumann", iterations=self.iterations, residual=answer.residual)
-        )
-
-    def _diverged(
-        self, lower: LowerProblem, last: list[Tensor], following: list[Tensor], growth: float
-    ) -> HypergradientError:
-        """Return the error; ``following = (I - αA) last`` gives the curvature along ``last``."""
-        stretch = vectors.dot(last, following) / vectors.dot(last, last)
-        curvature = float(1.0 - stretch) / self.alpha
-        if curvature > 0:
-            remedy = (
-                f"choose alpha below 2 / λ_max(H + damping I), here at most {2 / curvature:.3g}"
-            )
-        else:
-            remedy = f"H curves downwards: raise damping above {self.damping - curvature:.3g}"
-        return HypergradientError(
-            f"The series of {self} through problem {lower.name!r} diverges: its terms have grown "
-            f"{growth:.3g} times; {remedy}. Parameters are as they were."
-        )
+            x = vectors.scale(total, self.alpha)
+            x = x if start is None else vectors.add(start, x)
+            answer = system.answer(x, upper_parameters)
+            if start is None:
+                require_bounded(self, lower, system, answer, answer.residual)
+            else:
+                require_converging(self, "alpha", lower, system, x, answer)
+        status = Status("Neumann", iterations=self.iterations, residual=answer.residual)
+        return Product(answer.values, status, state_of(system, x) if self.warm else None)

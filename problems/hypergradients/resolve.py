@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from ..base.settings import LeftOutFloat
+from .amigo import AmIGO
 from .base import Hypergradient
 from .conjugate_gradient import ConjugateGradient
 from .finite_difference import FiniteDifference
+from .masoba import MASOBA
 from .neumann import Neumann
 from .nystrom import Nystrom
 from .penalty import Penalty
@@ -16,6 +18,8 @@ from .registry import load_registered
 from .reinforce import Reinforce
 from .reweighting import Reweighting
 from .sama import SAMA
+from .soba import SOBA
+from .stocbio import StocBiO
 from .unroll import Unroll
 from .zero_order import ZeroOrder
 
@@ -34,6 +38,10 @@ BY_NAME: Mapping[str, Callable[[Config], Hypergradient]] = {
     "neumann": lambda c: Neumann(iterations=c.neumann_iterations, alpha=c.neumann_alpha),
     "nystrom": lambda c: Nystrom(),
     "cg": lambda c: ConjugateGradient(iterations=c.cg_iterations),
+    "soba": lambda c: SOBA(),
+    "masoba": lambda c: MASOBA(),
+    "amigo": lambda c: AmIGO(),
+    "stocbio": lambda c: StocBiO(),
     "penalty": lambda c: Penalty(),
     "zero_order": lambda c: ZeroOrder(),
     "reinforce": lambda c: Reinforce(),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base import vectors
+from ..recording.trajectory import RecordedStep
 from .evaluation import Evaluation
 from .recorded_loss import RecordedLoss, require_recorded
 from .second_derivatives import double_backward
@@ -68,11 +69,17 @@ def _gradient_graph(loss: Tensor, evaluation: Evaluation) -> Sequence[Tensor | N
 
 
 @contextmanager
-def curvature(lower: RecordedLoss) -> Iterator[Curvature]:
+def curvature(
+    lower: RecordedLoss, steps: Sequence[RecordedStep] | None = None
+) -> Iterator[Curvature]:
     """Yield second-derivative products of the lower loss at its present parameters.
 
-    Inside, the graphs of all micro-batches of the last step stay in memory.
+    Inside, the graphs of all micro-batches stay in memory.
+
+    Args:
+        lower: The lower problem.
+        steps: The micro-batches; by default those of the last step.
     """
-    steps = require_recorded(lower).steps
+    steps = require_recorded(lower).steps if steps is None else steps
     with lower.evaluation(graph=True, in_full_precision=True, second_order=True) as evaluation:
         yield Curvature((lower.loss(step) for step in steps), evaluation, lower.mean)

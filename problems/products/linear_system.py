@@ -44,12 +44,13 @@ class LinearSystem:
 
     Attributes:
         right: The scaled ``v``.
+        damping: As given.
         eps: The machine epsilon of ``right``.
     """
 
     def __init__(self, second: Curvature, vector: Sequence[Tensor], damping: float) -> None:
         self._second = second
-        self._damping = damping
+        self.damping = damping
         wide = [_at_least_single(t) for t in vector]
         self._size = _power_of_two(wide)
         self.right = vectors.divide(wide, self._size)
@@ -63,6 +64,20 @@ class LinearSystem:
         """Return ``(H + damping I) x``."""
         return self._damped(self.hessian(x), x)
 
+    def remainder(self, x: Sequence[Tensor]) -> list[Tensor]:
+        """Return ``v - (H + damping I) x``."""
+        return vectors.add(self.right, self.apply(x), alpha=-1.0)
+
+    def scaled(self, x: Sequence[Tensor]) -> list[Tensor]:
+        """Return ``x``, given for the ``v`` as it is, in the scale and the types of ``right``."""
+        return vectors.divide(
+            [t.to(r.dtype) for t, r in zip(x, self.right, strict=True)], self._size
+        )
+
+    def unscaled(self, x: Sequence[Tensor]) -> list[Tensor]:
+        """Undo :meth:`scaled`, except for the types."""
+        return vectors.scale(x, self._size)
+
     def answer(self, x: Sequence[Tensor], upper_parameters: Sequence[Tensor]) -> Answer:
         """Return the results for ``x``, from a single product."""
         hessian, mixed = self._second.both(self._like_weights(x), upper_parameters)
@@ -73,7 +88,7 @@ class LinearSystem:
         return Answer(vectors.scale(mixed, -self._size), remainder, residual)
 
     def _damped(self, image: list[Tensor], x: Sequence[Tensor]) -> list[Tensor]:
-        return vectors.add(image, x, alpha=self._damping) if self._damping else image
+        return vectors.add(image, x, alpha=self.damping) if self.damping else image
 
     def _like_weights(self, x: Sequence[Tensor]) -> list[Tensor]:
         return [t.to(w.dtype) for t, w in zip(x, self._second.weights, strict=True)]

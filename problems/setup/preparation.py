@@ -9,7 +9,7 @@ import torch
 from ..base.errors import ConfigurationError, GraphError
 from ..data.loaders import BatchSource
 from ..data.validation import require_batches
-from ..hypergradients.parameter_selection import chosen_parameters
+from ..hypergradients.parameter_selection import chosen_parameters, is_fixed
 from ..hypergradients.unroll import Unroll
 from ..problem import Problem
 from ..references import require_known_references
@@ -86,10 +86,23 @@ def check_hypergradients(problem: Problem) -> None:
             lower.hypergradient.check(lower_view(lower))
             if not lower.hypergradient.follows_optimizer:
                 sign_of_loss(lower)
+            _require_same_weights(lower)
             _require_seen(lower)
             warn_of_unseen_changes(lower, lower.hypergradient)
             require_known_derivatives(lower)
             prepare_recording(lower)
+
+
+def _require_same_weights(lower: Problem) -> None:
+    """Refuse a method that keeps a state of the weights where these change from step to step."""
+    choice = lower.config.hypergradient_parameters
+    if lower.hypergradient.keeps_state and not is_fixed(choice):
+        raise ConfigurationError(
+            f"Problem {lower.name!r} has Config(hypergradient_parameters={choice!r}), which "
+            f"selects other parameters in every step, but {type(lower.hypergradient).__name__} "
+            "goes on from a solution for those of the last one; use LastLayers, or names of "
+            "modules."
+        )
 
 
 def _require_seen(lower: Problem) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..base import vectors
 from ..base.errors import HypergradientError, LossError
 from ..base.reduction import Reduction
-from ..hypergradients.base import Hypergradient, Product
+from ..hypergradients.base import Hypergradient, Product, Status
 from ..hypergradients.value import ValueHypergradient
 from ..kernels.gradient_hooks import silent_hooks
 from ..problem import Problem
@@ -178,7 +178,7 @@ def _checked_values(
         values = list(product.values)
         same = len(values) == len(upper_parameters)
         if same and all(map(_fits, values, upper_parameters)):
-            lower.step_state.note_status(product.status)
+            _note_status(lower, method, product.status)
             return [value.detach() for value in values]
         returned = f"a Product of {_shapes(values)}"
     else:
@@ -188,6 +188,13 @@ def _checked_values(
         f"Product(values, Status(...)) with one tensor for each upper parameter, of its shape: "
         f"{_shapes(upper_parameters)}. Parameters are as they were."
     )
+
+
+def _note_status(lower: Problem, method: Hypergradient, status: Status) -> None:
+    """Store the status of a product, and warn of its advice the first time that it has any."""
+    lower.step_state.note_status(status)
+    if status.advice and lower.step_state.not_mentioned([type(method).__name__]):
+        warnings.warn(status.advice, stacklevel=2)
 
 
 def _fits(value: object, parameter: Tensor) -> bool:

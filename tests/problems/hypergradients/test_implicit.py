@@ -149,7 +149,7 @@ def test_neumann_refuses_a_series_that_diverges():
     with pytest.raises(
         HypergradientError,
         match=r"Neumann\(.*alpha=2.5.*'lower' diverges: its terms have grown.*choose alpha below "
-        r"2 / λ_max\(H \+ damping I\), here at most 2.*as they were",
+        r"2 / λ_max\(H \+ damping I\), here at most 1\.9\. .*as they were",
     ):
         evaluated(ILL, Neumann(iterations=20, alpha=2.5))
     bent = with_eigenvalues(torch.cat([-torch.tensor([0.5]).double(), spread(N - 1, 0.1)]))
@@ -188,14 +188,14 @@ class Reads(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("method", "reads"),
     [
-        (ConjugateGradient(iterations=40), 2),
-        (ConjugateGradient(iterations=40, tolerance=1e-20), 42),
+        (ConjugateGradient(iterations=40), 3),
+        (ConjugateGradient(iterations=40, tolerance=1e-20), 43),
         (Neumann(iterations=40), 2),
         (Nystrom(rank=20), 3),
     ],
 )
 def test_the_host_is_read_at_the_end_only(method, reads):
-    """Twice in a row, which waits for the device once; a tolerance asks before every iteration."""
+    """In a row, which waits for the device once; a tolerance asks before every iteration."""
     engine = bilevel(ILL, Config(type=method))
     engine.run()
     vector = [torch.ones_like(p) for p in engine.lower.module.blocks]
