@@ -27,7 +27,7 @@ from ..products.curvature import curvature
 from ..products.linear_system import Answer, LinearSystem, products_of_one_graph
 from .base import ConvergedSolve, Hypergradient, LowerProblem, Product, Status, require_finite
 from .kept_solution import batches_of, kept_solution, require_known_batches, state_of
-from .solve_advice import damping_advice, further_damping
+from .solve_advice import GROWTH, damping_advice, further_damping
 
 Operator = Callable[[Sequence[Tensor]], list[Tensor]]
 
@@ -56,11 +56,12 @@ class ConjugateGradient(Hypergradient):
             one of its loaders, which its parameters have not been trained on yet.
 
     A residual above 3 after several iterations is warned of once, with a damping for which they
-    suffice: the Hessian of a batch often has a lower rank than ``v`` asks for.
+    suffice: the Hessian of a batch often has a lower rank than ``v`` asks for. One of 10 or more is
+    an error.
 
     Raises:
-        HypergradientError: From :meth:`vjp`, for a direction without positive curvature, with a
-            damping to try, or for numbers that are not finite.
+        HypergradientError: From :meth:`vjp`, for a direction without positive curvature or a
+            residual of 10 or more, with a damping to try, or for numbers that are not finite.
     """
 
     iterations: int = LeftOut(1)
@@ -112,7 +113,7 @@ class ConjugateGradient(Hypergradient):
             "ConjugateGradient",
             iterations=solve.iterations,
             residual=answer.residual,
-            advice="" if self.warm else self._advice(lower, solve, answer),
+            advice=self._advice(lower, solve, answer),
         )
         return Product(answer.values, status, state_of(system, x) if self.warm else None)
 
@@ -131,17 +132,25 @@ class ConjugateGradient(Hypergradient):
         )
 
     def _advice(self, lower: LowerProblem, solve: Solve, answer: Answer) -> str:
-        """Return what to change about an ``x`` that is worse than none, or nothing."""
-        # After one iteration, the default as in Betty, that is usual.
-        if self.iterations < 2 or not bool(answer.residual > WORSE):
+        """Return what to change about an ``x`` that is worse than none; empty if it is not.
+
+        Raises:
+            HypergradientError: With the same words, when it is far worse.
+        """
+        # After one iteration, the default as in Betty, that is usual; what was kept may be of
+        # another time.
+        if self.warm or self.iterations < 2 or not bool(answer.residual > WORSE):
             return ""
         damping = self.damping + further_damping(0.0, float(solve.stretch), self.iterations)
-        return (
+        advice = (
             f"{self} of problem {lower.name!r} leaves a residual of {float(answer.residual):.3g}, "
             "where none at all leaves 1: the Hessian of one batch, often of a lower rank than its "
             f"size, does not determine it. Raise damping to {damping:.3g}, for which "
             f"{self.iterations} iterations suffice, or average over batches by warm=True or SOBA()."
         )
+        if bool(answer.residual >= GROWTH):
+            raise HypergradientError(f"{advice} Parameters are as they were.")
+        return advice
 
 
 def solve_to_convergence(damping: float, remedy: str) -> ConvergedSolve:

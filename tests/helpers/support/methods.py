@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from metaweight import (
+    MASOBA,
     SAMA,
+    SOBA,
+    AmIGO,
     ConjugateGradient,
     FiniteDifference,
     Neumann,
@@ -26,6 +29,10 @@ GRADIENT_METHODS: dict[str, Any] = {
     # The Hessians of small networks have negative eigenvalues, which these two refuse undamped.
     "cg": ConjugateGradient(iterations=2, damping=1.0),
     "nystrom": Nystrom(rank=5, damping=1.0),
+    "soba": SOBA(),
+    "masoba": MASOBA(),
+    "amigo, recorded": AmIGO(lr=0.01, iterations=2, batches="recorded"),
+    "neumann, warm": Neumann(iterations=2, alpha=0.1, warm=True),
     "penalty, f2sa": Penalty(strength=1e6, steps=3),
     "penalty, bome": Penalty(strength=1e6, steps=3, form="bome"),
     "unroll": Unroll(),

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from metaweight import (
+    MASOBA,
     SAMA,
+    SOBA,
+    AmIGO,
     Config,
     ConjugateGradient,
     Engine,
@@ -23,6 +26,7 @@ from metaweight import (
     Penalty,
     ReweightedProblem,
     Reweighting,
+    StocBiO,
     Unroll,
     ZeroOrder,
 )
@@ -37,6 +41,11 @@ TYPES: dict[str, Any] = {
     "cg": ConjugateGradient(iterations=4, damping=30.0),
     "neumann": Neumann(iterations=3, alpha=0.05, damping=5.0),
     "nystrom": Nystrom(rank=4, damping=5.0),
+    "soba": SOBA(lr=0.05, damping=5.0),
+    "masoba": MASOBA(lr=0.05, damping=5.0, batches="fresh"),
+    "amigo": AmIGO(lr=0.05, damping=5.0, iterations=2),
+    "stocbio": StocBiO(alpha=0.05, damping=5.0, iterations=2),
+    "cg warm": ConjugateGradient(iterations=2, damping=30.0, warm=True),
     "unroll": Unroll(),
     "unroll one-sided": Unroll(product="one_sided"),
     "unroll one-sided, plain": Unroll(product="one_sided"),

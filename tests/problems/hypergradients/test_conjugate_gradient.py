@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -68,6 +69,41 @@ def test_cg_refuses_a_flat_system_with_no_solution():
         evaluated(with_eigenvalues(eigenvalues), ConjugateGradient(iterations=100))
     with pytest.raises(HypergradientError, match="curvature 0 "):
         evaluated(with_eigenvalues(0 * eigenvalues), ConjugateGradient(iterations=3))
+
+
+def rank_deficient(zeros):
+    return with_eigenvalues(torch.cat([torch.zeros(zeros).double(), spread(N - zeros, 0.01)]))
+
+
+@pytest.mark.parametrize(
+    ("zeros", "iterations", "refused"), [(20, 10, False), (30, 10, True), (30, 20, True)]
+)
+def test_a_batch_of_low_rank_is_told_a_damping_that_helps(zeros, iterations, refused):
+    """Before the curvature is seen to be flat: the solution grows without coming nearer."""
+    quadratic, method = rank_deficient(zeros), ConjugateGradient(iterations=iterations)
+    message = r"'lower' leaves a residual of .*Raise damping to [\d.]+\d"
+    caught = (
+        pytest.raises(HypergradientError, match=message)
+        if refused
+        else pytest.warns(UserWarning, match=message)
+    )
+    with caught as found:
+        evaluated(quadratic, method)
+    said = str(found.value) if refused else str(found[0].message)
+    advised = float(re.search(r"Raise damping to ([\d.]+\d)", said).group(1))
+    gradient, v, status = evaluated(quadratic, replace(method, damping=advised))
+    assert float(status.residual) < 0.5
+    assert error(gradient, quadratic.product(v, advised)) < 0.5
+
+
+def test_a_flat_direction_is_told_a_damping_that_helps():
+    quadratic, method = rank_deficient(42), ConjugateGradient(iterations=12)
+    with pytest.raises(HypergradientError, match=r"raise damping above ([\d.]+\d)") as found:
+        evaluated(quadratic, method)
+    advised = float(re.search(r"above ([\d.]+\d)", str(found.value)).group(1))
+    _, _, status = evaluated(quadratic, replace(method, damping=advised))
+    assert 0 < advised < 0.1
+    assert float(status.residual) < 0.5
 
 
 @pytest.mark.parametrize(
