@@ -25,6 +25,7 @@ from .engines import (
 )
 from .problems import (
     MASOBA,
+    SABA,
     SAMA,
     SOBA,
     AmIGO,
@@ -66,6 +67,7 @@ from .problems import (
 
 __all__ = [
     "MASOBA",
+    "SABA",
     "SAMA",
     "SOBA",
     "AdaptiveInterval",

@@ -16,6 +16,7 @@ from .base.step_result import StepResult
 from .config import Config
 from .hypergradients import (
     MASOBA,
+    SABA,
     SAMA,
     SOBA,
     AmIGO,
@@ -44,6 +45,7 @@ from .step.lower_view import lower_view
 
 __all__ = [
     "MASOBA",
+    "SABA",
     "SAMA",
     "SOBA",
     "Agreement",

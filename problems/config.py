@@ -32,6 +32,7 @@ HYPERGRADIENT_NAMES = (
     "nystrom",
     "cg",
     "soba",
+    "saba",
     "masoba",
     "amigo",
     "stocbio",
@@ -72,8 +73,8 @@ class Config:
     Args:
         type: How ``(dw*/dθ)ᵀ v`` is formed when an upper problem differentiates through this one:
             ``"darts"``, ``"unroll"``, ``"t1t2"`` (one unrolled step), ``"sama"``, ``"neumann"``,
-            ``"nystrom"``, ``"cg"``, ``"soba"``, ``"masoba"``, ``"amigo"``, ``"stocbio"``,
-            ``"penalty"``, ``"zero_order"``, ``"reinforce"``, ``"reweighting"`` or a
+            ``"nystrom"``, ``"cg"``, ``"soba"``, ``"saba"``, ``"masoba"``, ``"amigo"``,
+            ``"stocbio"``, ``"penalty"``, ``"zero_order"``, ``"reinforce"``, ``"reweighting"`` or a
             :class:`~metaweight.problems.hypergradients.Hypergradient` with its own settings.
             A name takes its settings from the ``darts_*``, ``sama_*``, ``neumann_*`` and ``cg_*``
             fields below; an object ignores them.

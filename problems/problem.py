@@ -30,8 +30,9 @@ from .data.validation import (
     require_optimizer,
     require_scheduler,
 )
-from .hypergradients.base import Hypergradient, Status
+from .hypergradients.base import Hypergradient
 from .hypergradients.parameter_selection import chosen_parameters
+from .hypergradients.product import Status
 from .hypergradients.resolve import resolve
 from .kernels.checkpointing import not_reentrant
 from .kernels.compilation import compile_module

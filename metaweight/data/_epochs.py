@@ -52,6 +52,11 @@ class Epochs:
         self._restored = False
         return self._latest
 
+    @property
+    def delivered(self) -> int:
+        """Number of batches of the latest epoch that were delivered; 1 if there is none."""
+        return 1 if self._latest is None else self._latest.delivered
+
     def end(self, epoch: Epoch) -> None:
         """Note that all batches of ``epoch`` were delivered."""
         if self._latest is epoch:

@@ -157,6 +157,14 @@ class TensorLoader:
         if self._epoch is epoch:
             self._epoch = None
 
+    @property
+    def batch_number(self) -> int | None:
+        """The number of the last batch among those of an epoch; ``None`` where they are shuffled or
+        none was given."""
+        if self.shuffle:
+            return None
+        return 0 if self._epoch is None else self._epoch.delivered - 1
+
     def take_share(self, rank: int, world: int) -> None:
         """Read only every ``world``-th sample of the order, starting at ``rank``.
 

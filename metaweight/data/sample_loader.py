@@ -123,6 +123,12 @@ class SampleLoader:
         """
         return self._batches(self._epochs.begin())
 
+    @property
+    def batch_number(self) -> int | None:
+        """The number of the last batch among those of an epoch; ``None`` where they are shuffled or
+        none was given."""
+        return None if self.shuffle else self._epochs.delivered - 1
+
     def take_share(self, rank: int, world: int) -> None:
         """Read only every ``world``-th sample of the order, starting at ``rank``.
 

@@ -21,7 +21,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ..hypergradients.base import Hypergradient, LowerProblem, Product
+from ..hypergradients.base import Hypergradient, LowerProblem
+from ..hypergradients.product import Product
 from ..hypergradients.unroll import Unroll
 from ..problem import Problem
 from ..recording.trajectory import Recording

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..base import vectors
 from ..base.errors import HypergradientError, MetaweightError
-from ..hypergradients.base import Approximation, Hypergradient, LowerProblem
+from ..hypergradients.base import Hypergradient, LowerProblem
 from ..hypergradients.finite_difference import FiniteDifference
+from ..hypergradients.product import Approximation
 from ..hypergradients.unroll import Unroll
 from ..problem import Problem
 from ..products.recorded_loss import require_recorded

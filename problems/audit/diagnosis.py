@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..base import vectors
-from ..hypergradients.base import Approximation, ConvergedSolve, Status
+from ..hypergradients.product import Approximation, ConvergedSolve, Status
 from .comparison import References
 from .report import Agreement, HypergradientReport, agreement
 

@@ -25,8 +25,9 @@ from ..base.errors import HypergradientError
 from ..base.settings import LeftOut, require_count, require_flag, require_number
 from ..products.curvature import curvature
 from ..products.linear_system import Answer, LinearSystem, products_of_one_graph
-from .base import ConvergedSolve, Hypergradient, LowerProblem, Product, Status, require_finite
+from .base import Hypergradient, LowerProblem, require_finite
 from .kept_solution import batches_of, kept_solution, require_known_batches, state_of
+from .product import ConvergedSolve, Product, Status
 from .solve_advice import GROWTH, damping_advice, further_damping
 
 Operator = Callable[[Sequence[Tensor]], list[Tensor]]

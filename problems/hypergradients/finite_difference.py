@@ -31,7 +31,8 @@ from ..kernels.activation_reuse import ReusableActivations
 from ..products.recorded_loss import Losses, window_gradient
 from ..products.second_derivatives import central_difference
 from ..recording.trajectory import RecordedStep
-from .base import Approximation, Hypergradient, LowerProblem, Product, Status
+from .base import Hypergradient, LowerProblem
+from .product import Approximation, Product, Status
 
 DIFFERENCE_PASSES = (
     "2 forward passes, and 2 backward passes through what depends on the upper parameters"

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from ..base import vectors
 from ..base.settings import require_number
-from .base import LowerProblem, Product
+from .base import LowerProblem
+from .product import Product
 from .soba import SOBA
 
 

@@ -23,9 +23,10 @@ from ..base import vectors
 from ..base.settings import LeftOut, require_count, require_flag, require_number
 from ..products.curvature import curvature
 from ..products.linear_system import LinearSystem, products_of_one_graph
-from .base import ConvergedSolve, Hypergradient, LowerProblem, Product, Status
+from .base import Hypergradient, LowerProblem
 from .conjugate_gradient import solve_to_convergence
 from .kept_solution import batches_of, kept_solution, require_known_batches, state_of
+from .product import ConvergedSolve, Product, Status
 from .solve_advice import require_bounded, require_converging
 
 

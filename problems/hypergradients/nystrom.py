@@ -35,8 +35,9 @@ from ..base.errors import HypergradientError
 from ..base.settings import require_count, require_number
 from ..products.curvature import curvature
 from ..products.linear_system import LinearSystem, products_of_one_graph
-from .base import ConvergedSolve, Hypergradient, LowerProblem, Product, Status, require_finite
+from .base import Hypergradient, LowerProblem, require_finite
 from .conjugate_gradient import solve_to_convergence
+from .product import ConvergedSolve, Product, Status
 
 
 @dataclass(frozen=True)

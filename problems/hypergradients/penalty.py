@@ -30,7 +30,8 @@ from ..base.settings import is_number, is_positive, require_choice, require_coun
 from ..products.declared_loss import declared_loss, declared_products
 from ..products.recorded_loss import SampleLoss, require_recorded, window_gradient
 from ..recording.samples import Samples
-from .base import Approximation, Hypergradient, LowerProblem, Product, Status, require_finite
+from .base import Hypergradient, LowerProblem, require_finite
+from .product import Approximation, Product, Status
 
 FORMS = ("f2sa", "bome")
 

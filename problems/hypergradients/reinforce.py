@@ -29,7 +29,8 @@ from ..base.errors import ConfigurationError, LossError
 from ..base.settings import is_count, require_choice, require_count
 from ..recording.trajectory import RecordedStep, RecordedUpdate
 from ..state.random_streams import RandomState, reseed
-from .base import LowerProblem, Product, Status, require_finite
+from .base import LowerProblem, require_finite
+from .product import Product, Status
 from .value import Rollouts, ValueHypergradient, seed_of, standard_error
 
 BASELINES = ("none", "start", "leave_one_out")

@@ -17,6 +17,7 @@ from .penalty import Penalty
 from .registry import load_registered
 from .reinforce import Reinforce
 from .reweighting import Reweighting
+from .saba import SABA
 from .sama import SAMA
 from .soba import SOBA
 from .stocbio import StocBiO
@@ -39,6 +40,7 @@ BY_NAME: Mapping[str, Callable[[Config], Hypergradient]] = {
     "nystrom": lambda c: Nystrom(),
     "cg": lambda c: ConjugateGradient(iterations=c.cg_iterations),
     "soba": lambda c: SOBA(),
+    "saba": lambda c: SABA(),
     "masoba": lambda c: MASOBA(),
     "amigo": lambda c: AmIGO(),
     "stocbio": lambda c: StocBiO(),

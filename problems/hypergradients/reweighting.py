@@ -42,7 +42,8 @@ from ..products.sample_derivatives import Pass, central_derivatives, one_sided_d
 from ..recording.samples import Samples
 from ..recording.trajectory import RecordedStep, Recording
 from ..unrolling import restore_start
-from .base import Approximation, Hypergradient, LowerProblem, Product, Status
+from .base import Hypergradient, LowerProblem
+from .product import Approximation, Product, Status
 
 ALPHA = {"central_difference": 0.01, "one_sided": 3e-4, "forward_mode": 0.01}
 

@@ -27,9 +27,10 @@ from ..unrolling import (
     update_adjoint,
     why_not_differentiable,
 )
-from .base import Approximation, Hypergradient, LowerProblem, Product, Status
+from .base import Hypergradient, LowerProblem
 from .finite_difference import DIFFERENCE_PASSES, mixed_difference
 from .optimizer_steps import require_optimizer_steps
+from .product import Approximation, Product, Status
 
 PRECONDITIONERS = ("source", "exact")
 

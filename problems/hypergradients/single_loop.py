@@ -9,9 +9,10 @@ from torch import Tensor
 from ..base import vectors
 from ..base.settings import require_number
 from ..products.linear_system import LinearSystem, products_of_one_graph
-from .base import ConvergedSolve, Hypergradient, LowerProblem
+from .base import Hypergradient, LowerProblem
 from .conjugate_gradient import solve_to_convergence
 from .kept_solution import kept_solution
+from .product import ConvergedSolve
 
 
 @dataclass(frozen=True)

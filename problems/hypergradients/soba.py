@@ -27,8 +27,9 @@ from torch import Tensor
 from ..base import vectors
 from ..products.curvature import curvature
 from ..products.linear_system import LinearSystem
-from .base import LowerProblem, Product, Status
+from .base import LowerProblem
 from .kept_solution import batches_of, require_known_batches, state_of
+from .product import Product, Status
 from .single_loop import SingleLoop
 from .solve_advice import require_converging
 

@@ -25,9 +25,10 @@ from ..base import vectors
 from ..base.settings import require_count, require_number
 from ..products.curvature import curvature
 from ..products.linear_system import LinearSystem, products_of_one_graph
-from .base import ConvergedSolve, Hypergradient, LowerProblem, Product, Status
+from .base import Hypergradient, LowerProblem
 from .conjugate_gradient import solve_to_convergence
 from .kept_solution import batches_of
+from .product import ConvergedSolve, Product, Status
 from .solve_advice import require_bounded
 
 

@@ -44,8 +44,9 @@ from ..unrolling import (
     why_not_differentiable,
 )
 from ..unrolling.unrolled_vjp import reverse_sweep
-from .base import Approximation, Hypergradient, LowerProblem, Product, Status
+from .base import Hypergradient, LowerProblem
 from .optimizer_steps import require_optimizer_steps
+from .product import Approximation, Product, Status
 from .step_back import StepBack, is_kept
 
 MEMORY = ("flat", "full")

@@ -21,8 +21,9 @@ from ..products.recorded_loss import require_recorded
 from ..recording.trajectory import RecordedUpdate, Recording
 from ..unrolling import replay, restore_start
 from ..unrolling.replay import Observer
-from .base import Hypergradient, LowerProblem, Product
+from .base import Hypergradient, LowerProblem
 from .optimizer_steps import require_optimizer_steps
+from .product import Product
 
 
 class ValueHypergradient(Hypergradient):

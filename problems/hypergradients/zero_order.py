@@ -25,7 +25,8 @@ from torch import Tensor
 from ..base import vectors
 from ..base.errors import ConfigurationError
 from ..base.settings import is_count, is_positive, require_count
-from .base import LowerProblem, Product, Status, require_finite
+from .base import LowerProblem, require_finite
+from .product import Product, Status
 from .value import Rollouts, ValueHypergradient, seed_of, standard_error
 
 

@@ -72,6 +72,7 @@ def _update_to_dict(update: RecordedUpdate, names: Names) -> dict[str, Any]:
                 "batch": step.batch,
                 "random": step.random.state_dict(),
                 **_samples_to_dict(step.samples),
+                "number": step.number,
                 "hooked": names.keyed({p: h.before for p, h in step.hooked.items()}),
             }
             for step in update.steps
@@ -92,6 +93,7 @@ def _update_from_dict(
                 step["batch"],
                 RandomState.from_state_dict(device, step["random"]),
                 _samples_from_dict(step, device),
+                number=step.get("number"),
                 hooked={
                     p: call_hooks(p, gradient)
                     for p, gradient in _by_parameter(step.get("hooked", {}), names).items()

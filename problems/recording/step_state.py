@@ -17,7 +17,8 @@ from .trajectory import RecordedStep, Recording, Trajectory
 
 if TYPE_CHECKING:
     from ..data.loaders import BatchSource
-    from ..hypergradients.base import Hypergradient, Status
+    from ..hypergradients.base import Hypergradient
+    from ..hypergradients.product import Status
     from ..problem import Problem
 
     Driver = Callable[[Problem, int | None], None]

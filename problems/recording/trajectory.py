@@ -36,6 +36,7 @@ class Recording:
         activations: Keep the activations of a reweighted problem that do not depend on the
             parameters a hypergradient goes through.
         shares: With several processes, keep this process's gradient beside the mean.
+        numbers: Keep the number that each batch has in its loader.
     """
 
     updates: int = 1
@@ -46,6 +47,7 @@ class Recording:
     graphs: bool = False
     activations: bool = False
     shares: bool = False
+    numbers: bool = False
 
     def merged_with(self, other: Recording) -> Recording:
         """Return a recording that includes both."""
@@ -58,6 +60,7 @@ class Recording:
             graphs=self.graphs or other.graphs,
             activations=self.activations or other.activations,
             shares=self.shares or other.shares,
+            numbers=self.numbers or other.numbers,
         )
 
 
@@ -92,6 +95,7 @@ class RecordedStep:
         graph: The gradient with its graph, if recorded.
         activations: The activations to reuse, if recorded.
         hooked: What hooks on parameters made of their gradients, if the optimizer is recorded.
+        number: The number that the batch has in its loader, if recorded.
     """
 
     batch: Any
@@ -100,6 +104,7 @@ class RecordedStep:
     graph: GradientGraph | None = None
     activations: ReusableActivations | None = None
     hooked: dict[Tensor, HookedGradient] = field(default_factory=dict)
+    number: int | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from ..recording.trajectory import RecordedStep
 from ..state.buffers import buffer_slots, preserved_buffers
 from ..state.random_streams import RandomState
 from .absent_hypergradients import require_hypergradients
+from .batch_numbers import batch_number
 from .drawn_batch import require_samples
 from .gradient import accumulate_gradient, average_gradient
 from .graph_buffers import buffers_of_others
@@ -110,7 +111,8 @@ def _record(problem: Problem, batch: Any, *, first: bool) -> None:
     trajectory = problem.step_state.trajectory
     if first:
         trajectory.open(problem)
-    trajectory.add(RecordedStep(batch, RandomState(problem.device)))
+    number = batch_number(problem) if trajectory.recording.numbers else None
+    trajectory.add(RecordedStep(batch, RandomState(problem.device), number=number))
 
 
 def _gradient(problem: Problem, batch: Any, *, watched: bool, last: bool) -> StepResult:

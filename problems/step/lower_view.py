@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,8 +24,10 @@ from ..state.random_streams import RandomState
 from ..state.swapped_tensors import swapped_with_buffers
 from ..unrolling import owns_settings, owns_start, settings_per_group, start_of_loop
 from .computing_type import computing_type, has_forward_derivatives
+from .batch_numbers import batch_number, require_batch_numbers
 from .drawn_batch import drawn_step
 from .graph_buffers import buffers_of_all
+from .optimizer_view import OptimizerStepView
 
 
 def lower_view(problem: Problem, path: tuple[str, ...] = ()) -> LowerProblem:
@@ -88,6 +89,17 @@ class LowerView:
     def state(self) -> Mapping[str, Any] | None:
         found: Mapping[str, Any] | None = self._problem.step_state.method_states.of(self.path)
         return found
+
+    @property
+    def batch_numbers(self) -> tuple[int | None, int | None]:
+        upper = self._problem.position.peers.get(self.path[0]) if self.path else None
+        below = self.trajectory.window[-1].number
+        return below, None if upper is None else batch_number(upper)
+
+    def require_batch_numbers(self, method: str) -> None:
+        uppers = {path[0] for path in self.paths}
+        for problem in (self._problem, *map(self._problem.position.peers.__getitem__, uppers)):
+            require_batch_numbers(problem, method)
 
     def draw(self, number: int = 1) -> list[RecordedStep]:
         return self._problem.step_state.draw(number, partial(drawn_step, self._problem))
@@ -259,74 +271,6 @@ class SampleLossView:
 
     def _signed(self, samples: Samples) -> Samples:
         return samples._replace(losses=_signed(samples.losses, self._view.sign))
-
-
-class OptimizerStepView:
-    """The optimizer step of a problem."""
-
-    __slots__ = ("_problem",)
-
-    def __init__(self, problem: Problem) -> None:
-        self._problem = problem
-
-    @property
-    def name(self) -> str:
-        return self._problem.name
-
-    @property
-    def optimizer(self) -> Any:
-        return self._problem.optimizer
-
-    @property
-    def is_custom(self) -> bool:
-        return type(self._problem).custom_optimizer_step is not Problem.custom_optimizer_step
-
-    @property
-    def trained(self) -> list[Tensor]:
-        return list(self._problem.trainable_parameters())
-
-    @property
-    def clipping(self) -> float:
-        return self._problem.config.gradient_clipping
-
-    @property
-    def is_scaled(self) -> bool:
-        return self._problem.config.precision == "fp16" or self._problem.scaler is not None
-
-    @property
-    def is_autocast(self) -> bool:
-        return self._problem.config.precision != "fp32"
-
-    @property
-    def per_loop(self) -> int:
-        return self._problem.config.unroll_steps
-
-    @property
-    def has_learned_settings(self) -> bool:
-        return owns_settings(self._problem)
-
-    def learned_settings(self) -> Sequence[Mapping[str, Tensor]]:
-        return settings_per_group(self._problem)
-
-    @property
-    def has_learned_start(self) -> bool:
-        return owns_start(self._problem)
-
-    def start_of_loop(self) -> Mapping[Tensor, Tensor]:
-        return start_of_loop(self._problem)
-
-    @contextmanager
-    def whole_state(self) -> Iterator[Mapping[Tensor, Mapping[str, Tensor]]]:
-        problem = self._problem
-        with problem.step_state.processes.whole_optimizer(problem):
-            yield problem.optimizer.state
-
-    def backward(self, loss: Tensor) -> None:
-        trained = [p for p in self.trained if p.requires_grad]
-        self._problem.step_state.processes.backward(loss, trained)
-
-    def average_gradients(self) -> None:
-        self._problem.step_state.processes.average_gradients(self._problem)
 
 
 def _signed(loss: Tensor, sign: float) -> Tensor:

@@ -52,7 +52,10 @@ def spoilt_by(state: Any, before: Any) -> Tensor:
     new = [t for t in tensors_of(state) if id(t) not in known and t.is_floating_point()]
     if not new:
         return torch.zeros(())
-    return 0.0 * sum(t.to(new[0].device) for t in torch._foreach_norm(new, torch.inf))
+    total, *others = torch._foreach_norm(new, torch.inf)
+    for norm in others:
+        total = total + norm.to(total.device)
+    return 0.0 * total
 
 
 def scaled(problem: Problem, loss: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 from ..base import vectors
 from ..base.errors import HypergradientError, LossError
 from ..base.reduction import Reduction
-from ..hypergradients.base import Hypergradient, Product, Status
+from ..hypergradients.base import Hypergradient
+from ..hypergradients.product import Product, Status
 from ..hypergradients.value import ValueHypergradient
 from ..kernels.gradient_hooks import silent_hooks
 from ..problem import Problem

@@ -30,9 +30,9 @@ from .shared_out import (
 )
 
 SHARED_OUT = ("darts", "reweighting", "sama", "cg", "unroll", "unroll one-sided", "zero order")
-# Every method accumulates and clips; a plain step is the same for the rest.
-ONCE = ("darts", "reweighting", "unroll")
-CASES = [(kind, 2, 0.3) for kind in TYPES] + [(kind, 1, 0.0) for kind in ONCE]
+# Every method that can accumulates and clips; a plain step is the same for the rest.
+ONCE = ("darts", "reweighting", "unroll", "saba")
+CASES = [(kind, 2, 0.3) for kind in TYPES if kind != "saba"] + [(kind, 1, 0.0) for kind in ONCE]
 
 
 class Measured(Engine):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from metaweight import (
     MASOBA,
+    SABA,
     SAMA,
     SOBA,
     AmIGO,
@@ -46,6 +47,7 @@ TYPES: dict[str, Any] = {
     "amigo": AmIGO(lr=0.05, damping=5.0, iterations=2),
     "stocbio": StocBiO(alpha=0.05, damping=5.0, iterations=2),
     "cg warm": ConjugateGradient(iterations=2, damping=30.0, warm=True),
+    "saba": SABA(lr=0.05, damping=5.0),
     "unroll": Unroll(),
     "unroll one-sided": Unroll(product="one_sided"),
     "unroll one-sided, plain": Unroll(product="one_sided"),

@@ -1,0 +1,82 @@
+"""SOBA with less variance, by a table of what each batch gave last (SAGA).
+
+With lower batch ``i`` and upper batch ``j``, both of a fixed division of the data, ::
+
+    (dw*/dθ)ᵀ v  ≈  -S[∂²L_i/∂θ∂w x],    x  ←  x - lr (S[(H_i + damping I) x] - S[v_j])
+
+where ``S[q_i] = q_i - table_i + mean(table)``, and ``q_i`` then replaces ``table_i``. Near the
+solution ``S`` has no variance left, so that a constant ``lr`` converges.
+
+Source: Dagréou, Ablin, Vaiter, Moreau, NeurIPS 2022 (arXiv:2201.13409), as for SOBA, whose notes
+hold here too. There the lower step and ``∂F/∂θ`` have tables as well, which are the optimizer's and
+the library's here; and batches are drawn uniformly, which is left to the loaders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..base import vectors
+from ..base.settings import require_choice
+from ..products.curvature import curvature
+from ..products.linear_system import LinearSystem
+from ..recording.trajectory import Recording
+from .base import LowerProblem
+from .product import Product, Status
+from .saga import corrected, table_of
+from .single_loop import SingleLoop
+from .solve_advice import require_converging
+
+
+@dataclass(frozen=True)
+class SABA(SingleLoop):
+    """:class:`SOBA` with its two products and its ``v`` corrected by a table with an entry a batch.
+
+    Memory: ``w`` and ``θ`` for each lower batch and ``w`` for each upper one, also in checkpoints.
+    Both problems have one loader of the same batches in every epoch: not shuffled, or with an
+    attribute ``batch_number``.
+
+    Args:
+        lr: Step size of ``x``. It diverges when ``lr`` exceeds ``2 / λ_max(H + damping I)``.
+        damping: Added to every eigenvalue of ``H``.
+        table: ``"batch"``: an entry for each batch.
+
+    Raises:
+        ConfigurationError: From :meth:`check`, for loaders that do not say which batch they give.
+        HypergradientError: From :meth:`vjp`, when ``x`` diverges or is not finite.
+    """
+
+    table: str = "batch"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("SABA", "table", self.table, ("batch",))
+
+    def check(self, lower: LowerProblem) -> None:
+        lower.require_batch_numbers("SABA")
+
+    def recording(self, lower: LowerProblem) -> Recording:
+        return Recording(numbers=True)
+
+    def vjp(
+        self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
+    ) -> Product:
+        with curvature(lower) as second:
+            system = LinearSystem(second, vector, self.damping)
+            x = self.start(lower, system)
+            answer = system.answer(x, upper_parameters)
+            require_converging(self, "lr", lower, system, x, answer)
+        image = vectors.add(system.right, answer.remainder, alpha=-1.0)
+        below, above = map(str, lower.batch_numbers)
+        # What is kept is equal in all processes.
+        products = [*system.unscaled(image), *lower.mean(answer.values)]
+        products, lowers = corrected(table_of(lower, "lower", products), below, products)
+        v, uppers = corrected(table_of(lower, "upper", x), above, system.unscaled(system.right))
+        following = vectors.add(system.unscaled(x), v, alpha=self.lr)
+        following = vectors.add(following, products[: len(x)], alpha=-self.lr)
+        state = {"solution": following, "lower": lowers, "upper": uppers}
+        status = Status("SABA", iterations=1, residual=answer.residual)
+        return Product(products[len(x) :], status, state)

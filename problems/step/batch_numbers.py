@@ -1,0 +1,65 @@
+"""The number of a batch in a fixed division of the data, for methods with a table of batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
+
+from ..base.errors import ConfigurationError
+from ..data.sharding import ShareSampler
+from ..problem import Problem
+
+
+def batch_number(problem: Problem) -> int | None:
+    """Return the number of the batch that the problem drew last; ``None`` if it has none.
+
+    A loader that gives the same batches in another order each epoch says it by an attribute
+    ``batch_number``; for others it is the position in the epoch.
+    """
+    source = problem.step_state.source
+    if source is None or len(source.loaders) != 1:
+        return None
+    own: int | None = getattr(source.loaders[0], "batch_number", None)
+    return source.readings[0].delivered - 1 if own is None else own
+
+
+def require_batch_numbers(problem: Problem, method: str) -> None:
+    """Refuse a problem whose batches are not the same, with a number each, in every epoch.
+
+    Raises:
+        ConfigurationError: Saying why, and what to give instead.
+    """
+    reason = _why_not(problem)
+    if reason is not None:
+        raise ConfigurationError(
+            f"{method} keeps a table with an entry for each batch, so that batches must be the "
+            f"same in every epoch, but problem {problem.name!r} {reason}. Give it one loader "
+            "without shuffling (a list of batches, DataLoader(shuffle=False), "
+            "TensorLoader(shuffle=False)), or one that says by an attribute batch_number which of "
+            "its batches the last one was; or use SOBA(), which needs no table."
+        )
+
+
+def _why_not(problem: Problem) -> str | None:
+    source = problem.step_state.source
+    if source is None or type(problem).get_batch is not Problem.get_batch:
+        return "draws its batches by a get_batch of its own"
+    if len(source.loaders) != 1:
+        return f"has {len(source.loaders)} loaders"
+    if problem.config.gradient_accumulation != 1:
+        return f"accumulates {problem.config.gradient_accumulation} micro-batches in a step"
+    if not _is_fixed(source.loaders[0]):
+        return f"has a loader of type {type(source.loaders[0]).__name__} that is not known to do so"
+    return None
+
+
+def _is_fixed(loader: Any) -> bool:
+    if isinstance(loader, (list, tuple)) or hasattr(type(loader), "batch_number"):
+        return getattr(loader, "batch_number", 0) is not None
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return hasattr(loader, "batch_number")
+    batches = loader.batch_sampler
+    sampler = loader.sampler if batches is None else getattr(batches, "sampler", None)
+    sampler = sampler.sampler if isinstance(sampler, ShareSampler) else sampler
+    return type(batches) in (BatchSampler, type(None)) and type(sampler) is SequentialSampler
