@@ -38,8 +38,13 @@ from .hypergradients import (
     last_loss,
 )
 from .hypergradients.parameter_selection import LastLayers, ParameterSelection, SampledLayers
+from .hypergradients.product import Approximation, ConvergedSolve
 from .levels import ImplicitProblem, IterativeProblem
 from .problem import Problem
+from .products.curvature import curvature
+from .products.evaluation import Evaluation
+from .products.linear_system import LinearSystem
+from .recording.trajectory import Recording
 from .reweighted import ReweightedProblem
 from .step.lower_view import lower_view
 
@@ -50,12 +55,15 @@ __all__ = [
     "SOBA",
     "Agreement",
     "AmIGO",
+    "Approximation",
     "CheckpointError",
     "Config",
     "ConfigurationError",
     "ConjugateGradient",
+    "ConvergedSolve",
     "DamagedCheckpointError",
     "DataError",
+    "Evaluation",
     "FiniteDifference",
     "GraphError",
     "Hypergradient",
@@ -64,6 +72,7 @@ __all__ = [
     "ImplicitProblem",
     "IterativeProblem",
     "LastLayers",
+    "LinearSystem",
     "LossError",
     "LowerProblem",
     "MetaweightError",
@@ -74,6 +83,7 @@ __all__ = [
     "Penalty",
     "Problem",
     "Product",
+    "Recording",
     "Reinforce",
     "ReweightedProblem",
     "Reweighting",
@@ -84,6 +94,7 @@ __all__ = [
     "Unroll",
     "ValueHypergradient",
     "ZeroOrder",
+    "curvature",
     "last_loss",
     "lower_view",
 ]

@@ -12,7 +12,11 @@ from support.bad_input import Row, assert_refused
 from support.bad_tools import refused
 
 from metaweight import (
+    MASOBA,
+    SABA,
     SAMA,
+    SOBA,
+    AmIGO,
     ConjugateGradient,
     EngineConfig,
     FiniteDifference,
@@ -22,6 +26,7 @@ from metaweight import (
     Nystrom,
     Penalty,
     Reinforce,
+    StocBiO,
     Unroll,
     WeightCollapse,
     ZeroOrder,
@@ -79,8 +84,22 @@ HYPERGRADIENTS = {
             ("damping='a') must be a number at least 0 and f", {"damping": "a"}),
             ("tolerance=1.0)  … below 1; it is relative", {"tolerance": 1.0}),
             ("tolerance=nan) must be a number", {"tolerance": math.nan}),
+            ("warm='yes') must be True or False", {"warm": "yes"}),
+            ("batches='new') is not one of recorded, fresh", {"batches": "new"}),
         ],
     ),
+    **rows(
+        SOBA,
+        [
+            ("SOBA(lr=0.0) must be a number above 0 and finite; it has to be", {"lr": 0.0}),
+            ("SOBA(damping=-1.0) must be a number at least 0", {"damping": -1.0}),
+            ("SOBA(batches='new') is not one of recorded, fresh", {"batches": "new"}),
+        ],
+    ),
+    **rows(MASOBA, [("MASOBA(momentum=1.0) … below 1; it is the part", {"momentum": 1.0})]),
+    **rows(SABA, [("SABA(table='sample') is not one of batch", {"table": "sample"})]),
+    **rows(AmIGO, [("AmIGO(iterations=0) must be an integer of at le", {"iterations": 0})]),
+    **rows(StocBiO, [("StocBiO(alpha=-1) must be a number above 0", {"alpha": -1})]),
     **rows(
         Neumann,
         [
@@ -88,6 +107,8 @@ HYPERGRADIENTS = {
             ("iterations=-2) must be an integer of at least 0", {"iterations": -2}),
             ("alpha=0.0) must be a number above 0 and finite; the seri", {"alpha": 0.0}),
             ("damping=inf) must be a number at least 0", {"damping": math.inf}),
+            ("Neumann(warm=2) must be True or False", {"warm": 2}),
+            ("Neumann(batches=1) is not one of recorded, fresh", {"batches": 1}),
         ],
     ),
     **rows(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
+from zlib import crc32
 
 import torch
 
@@ -11,7 +13,7 @@ from ..data.batch_digest import batch_form
 from ..data.batches import is_empty
 from ..problem import Problem
 from ..recording.trajectory import RecordedStep
-from ..state.random_streams import RandomState
+from ..state.random_streams import RandomState, seeded_streams
 
 
 def drawn_step(problem: Problem) -> RecordedStep:
@@ -21,10 +23,11 @@ def drawn_step(problem: Problem) -> RecordedStep:
         DataError: When it has no samples.
     """
     batch = require_samples(problem, problem.get_batch())
-    random = RandomState(problem.device)
-    # The next pass draws other numbers than this one.
-    torch.rand((), device=problem.device)
-    return RecordedStep(batch, random)
+    state = crc32(torch.get_rng_state().numpy().tobytes())
+    seed = Random(f"{state} {problem.count} {len(problem.step_state.drawn)}").getrandbits(63)
+    # The streams of the training stay where they are.
+    with seeded_streams(problem.device, seed):
+        return RecordedStep(batch, RandomState(problem.device))
 
 
 def require_samples(problem: Problem, batch: Any) -> Any:
