@@ -25,7 +25,7 @@ from ..hypergradients.base import Hypergradient, LowerProblem
 from ..hypergradients.product import Product
 from ..hypergradients.unroll import Unroll
 from ..problem import Problem
-from ..recording.trajectory import Recording
+from ..recording.trajectory import RecordedStep, Recording
 from ..step.unseen_changes import unseen_changes
 from .comparison import Comparison, can_unroll
 from .diagnosis import Case, diagnose
@@ -53,6 +53,8 @@ class Auditor(Hypergradient):
         self._report = report
         self._tolerance = tolerance
         self._due = due
+        # The micro-batches of the step before the next one.
+        self._before: Sequence[RecordedStep] = problem.step_state.trajectory.window
 
     @property
     def keeps_state(self) -> bool:
@@ -70,10 +72,12 @@ class Auditor(Hypergradient):
         self, lower: LowerProblem, vector: Sequence[Tensor], upper_parameters: Sequence[Tensor]
     ) -> Product:
         """Return the method's product; check it first if a check is due and possible."""
-        method = self._problem.hypergradient
+        method, updates = self._problem.hypergradient, lower.trajectory.updates
+        another = updates[-2].steps if len(updates) > 1 else self._before
+        self._before = lower.trajectory.window
         if not self._due() or not self._recorded(lower):
             return method.vjp(lower, vector, upper_parameters)
-        comparison = Comparison(self._problem, lower, method, vector, upper_parameters)
+        comparison = Comparison(self._problem, lower, method, vector, upper_parameters, another)
         # References come first, since a method may change the parameters; unless graphs are kept,
         # which the references would release.
         keeps = lower.trajectory.recording.graphs

@@ -18,6 +18,7 @@ from ..hypergradients.unroll import Unroll
 from ..problem import Problem
 from ..products.recorded_loss import require_recorded
 from ..products.second_order import exact
+from ..recording.trajectory import RecordedStep, RecordedUpdate, Trajectory
 from ..unrolling import OptimizerStep, why_not_differentiable
 from .double_precision import double_precision
 from .report import Agreement, agreement
@@ -43,6 +44,8 @@ class References:
     detached: Agreement | None
     """Agreement of a finite difference with the derivative that respects ``detach``."""
     repeatable: bool
+    another_batch: list[Tensor] | None = None
+    """The product of a method that solves a system, with another batch in place of the last."""
 
 
 class Comparison:
@@ -54,6 +57,7 @@ class Comparison:
         method: Its hypergradient.
         vector: ``v``.
         upper_parameters: ``θ``.
+        another: The micro-batches of an earlier step, if they are known.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Comparison:
         method: Hypergradient,
         vector: Values,
         upper_parameters: Values,
+        another: Sequence[RecordedStep] = (),
     ) -> None:
         self._problem = problem
         self._lower = lower.as_given() if method.follows_optimizer else lower
@@ -70,6 +75,7 @@ class Comparison:
         self._approximation = method.approximation(lower)
         self._vector = list(vector)
         self._wanted = upper_parameters
+        self._another = another
 
     def references(self) -> References:
         """Return all references, in double precision if the program supports it."""
@@ -105,7 +111,25 @@ class Comparison:
             eval_error=None,
             detached=None,
             repeatable=repeatable,
+            another_batch=None if solve is None else self._on_another_batch(),
         )
+
+    def _on_another_batch(self) -> list[Tensor] | None:
+        """Return the method's product with the other batch; ``None`` if it cannot be formed, or if
+        the method draws batches of its own."""
+        state = self._problem.step_state
+        if not self._another or state.drawn:
+            return None
+        other = Trajectory(state.trajectory.recording)
+        convert = state.as_drawn or (lambda step: step)
+        other.updates.append(RecordedUpdate([convert(step) for step in self._another]))
+        before = state.replace_trajectory(other)
+        try:
+            return self._values(self._method)
+        except HypergradientError:
+            return None
+        finally:
+            state.replace_trajectory(before)
 
     def _values(self, method: Hypergradient) -> list[Tensor]:
         found = method.vjp(self._lower, self._fitting_vector(), self._wanted).values

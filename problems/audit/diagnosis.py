@@ -63,7 +63,16 @@ def diagnose(
         *_structural(case, exact, references, tolerance),
     ]
     found = "" if case.solve is None else case.status.describe()
-    return HypergradientReport(case.problem, case.method, converged, exact, tuple(advice), found)
+    other = references.another_batch
+    return HypergradientReport(
+        case.problem,
+        case.method,
+        converged,
+        exact,
+        tuple(advice),
+        found,
+        None if other is None else agreement(other, references.as_configured or other),
+    )
 
 
 def _numerical(

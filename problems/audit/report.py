@@ -11,6 +11,9 @@ from torch import Tensor
 
 from ..base import vectors
 
+BIASED = 0.5
+"""Relative difference between two batches from which on a report names what averages over them."""
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -44,6 +47,9 @@ class HypergradientReport:
         unrolled: Agreement with the exact derivative through the recorded steps, if it exists.
         advice: Causes of errors and what to change, in words; empty if no error was found.
         found: How a linear solve went, with its residual; empty for other methods.
+        another_batch: Agreement of the same solve on the batch of an earlier step, at the present
+            parameters, with that on the last one: what the choice of a batch does to it. ``None``
+            for other methods, and where only one batch is recorded.
     """
 
     problem: str
@@ -52,6 +58,7 @@ class HypergradientReport:
     unrolled: Agreement | None
     advice: tuple[str, ...]
     found: str = ""
+    another_batch: Agreement | None = None
 
     @property
     def trustworthy(self) -> bool:
@@ -65,10 +72,18 @@ class HypergradientReport:
         ]
         if self.found:
             lines.append(f"  found by {self.found}")
+        if self.another_batch is not None:
+            lines.append(f"  the same solve on another batch: {self.another_batch}{self._bias}")
         if self.unrolled is not None:
             lines.append(f"  against the exact unrolled derivative: {self.unrolled}")
         lines += [f"  - {sentence}" for sentence in self.advice] or ["  nothing to blame"]
         return "\n".join(lines)
+
+    @property
+    def _bias(self) -> str:
+        if self.another_batch is None or self.another_batch.relative_error < BIASED:
+            return ""
+        return " (that of one batch is far from the mean; SOBA() or warm=True average over many)"
 
 
 def agreement(actual: Sequence[Tensor], reference: Sequence[Tensor]) -> Agreement:
