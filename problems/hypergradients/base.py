@@ -64,6 +64,7 @@ class LowerProblem(RecordedLoss, Repeatable, Protocol):
     def has_forward_derivatives(self) -> bool:
         """Whether dual numbers may pass through its network: it is neither sharded over processes
         nor scripted."""
+
     @property
     def path(self) -> tuple[str, ...]:
         """The path that the vector comes along: names of problems, from the upper problem whose

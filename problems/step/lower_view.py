@@ -22,9 +22,8 @@ from ..recording.trajectory import RecordedStep, Trajectory
 from ..reweighted import ReweightedProblem
 from ..state.random_streams import RandomState
 from ..state.swapped_tensors import swapped_with_buffers
-from ..unrolling import owns_settings, owns_start, settings_per_group, start_of_loop
-from .computing_type import computing_type, has_forward_derivatives
 from .batch_numbers import batch_number, require_batch_numbers
+from .computing_type import computing_type, has_forward_derivatives
 from .drawn_batch import drawn_step
 from .graph_buffers import buffers_of_all
 from .optimizer_view import OptimizerStepView
