@@ -38,7 +38,7 @@ exclude_patterns = ["images"]
 
 PACKAGES = (
     *("problems", "engines", "products", "weighting", "averaging", "ensembles"),
-    *("consistency", "noise", "data", "models", "plots", "integrations"),
+    *("consistency", "noise", "data", "models", "plots", "integrations", "lm"),
 )
 EXPORTED = {name for room in PACKAGES for name in import_module(f"metaweight.{room}").__all__}
 

@@ -58,6 +58,12 @@ def call_network(who: str, network: Any, inputs: Any) -> Any:
         ) from cause
 
 
+def named_arguments(network: Any) -> tuple[tuple[str, ...], bool]:
+    """Return the names of a network's arguments, and whether it takes any name."""
+    found = _arguments(network)
+    return found.names, found.takes_all
+
+
 def one_tensor(who: str, inputs: Any) -> Tensor:
     """Return inputs that are a tensor, or the one part of a mapping that is known to be the input.
 

@@ -1,0 +1,177 @@
+"""The short way: from two datasets and a model to what the data are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from metaweight.data import SampleLoader
+from metaweight.engines import Engine, Hook
+from metaweight.problems import Config, ConfigurationError, DataError, Reweighting
+from metaweight.problems.base.settings import require_choice, require_count
+
+from .problems import Average, CleanLM, Level, WeightedLM
+from .rate import rate
+from .rater import Rater
+from .sources import Sources
+from .text_collate import TextCollate, source_of
+from .token_losses import TokenReader
+
+LM, LEARNER = "lm", "data_weights"
+
+
+@dataclass(frozen=True)
+class LearnedWeights:
+    """What :func:`learn_weights` has learned."""
+
+    lm: WeightedLM
+    """The model's problem."""
+
+    learner: CleanLM
+    """The problem of the weights; its ``module`` is :class:`Sources` or :class:`Rater`."""
+
+    collate: Any
+    """How samples were made into batches."""
+
+    @property
+    def sources(self) -> dict[Hashable, float]:
+        """The weight of each source, of mean 1.
+
+        Raises:
+            ConfigurationError: At another level.
+        """
+        module = self.learner.module
+        if not isinstance(module, Sources):
+            raise ConfigurationError(
+                f"Weights were learned at level={self.lm.level!r}; for those of sources use "
+                "level='source', and for ratings rate(dataset)."
+            )
+        return module.weights
+
+    def rate(self, dataset: Any, **options: Any) -> Any:
+        """Return a dataset with a rating of each sequence: :func:`metaweight.lm.rate`."""
+        return rate(self.lm, dataset, **{"collate": self.collate, **options})
+
+
+def learn_weights(
+    model: nn.Module,
+    train: Any,
+    clean: Any,
+    collate: Any = None,
+    *,
+    level: Level = "source",
+    steps: int = 200,
+    batch_size: int = 16,
+    clean_batch_size: int | None = None,
+    micro_batch_size: int | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    weight_learning_rate: float | None = None,
+    warmup_steps: int = 0,
+    average: Average = "tokens",
+    hypergradient: Any = None,
+    source: str = "source",
+    seed: int = 0,
+    hooks: Iterable[Hook] = (),
+    **engine: Any,
+) -> LearnedWeights:
+    """Train a causal language model on weighted data, and learn the weights on clean data. ::
+
+        found = learn_weights(model, train, clean, tokenizer, steps=200)
+        found.sources                       # {"books": 1.9, "crawl": 0.1}
+
+    The same as :class:`WeightedLM` under :class:`CleanLM` on an :class:`~metaweight.Engine`: each
+    step of the model on a batch of ``train`` is followed by one of Adam on the weights, which
+    lowers the model's loss on a batch of ``clean``.
+
+    Args:
+        model: A causal model, trained in place.
+        train: A list of mappings, or a ``datasets.Dataset``: ``input_ids``, and ``source`` for
+            sources. ``attention_mask`` and ``labels`` where there are any.
+        clean: The same of data like those that the model shall be good at; no sources.
+        collate: A tokenizer, a collator or nothing: :class:`TextCollate`.
+        level: ``"source"`` learns a weight for each source; ``"sequence"`` a :class:`Rater`.
+        steps: Optimizer steps of the model.
+        batch_size: Sequences in a batch of ``train``.
+        clean_batch_size: The same of ``clean``; as many as of ``train`` when left out.
+        micro_batch_size: As for :class:`WeightedLM`.
+        optimizer: The model's; AdamW at a learning rate of 1e-4 when left out.
+        weight_learning_rate: That of the weights: 0.1 for sources, 1e-3 for a rater.
+        warmup_steps: Steps of the model before weights are learned.
+        average: As for :class:`WeightedLM`.
+        hypergradient: ``Config.type`` of the model's problem. When left out,
+            :class:`~metaweight.Reweighting`, with a central difference; where parameters have 16
+            bits, in whose rounding differences drown, with forward mode.
+        source: Name of the source in a sample.
+        seed: Seed of orders and of a rater's parameters.
+        hooks: Further hooks of the engine.
+        **engine: Further settings of :class:`~metaweight.EngineConfig`, such as ``device`` and
+            ``precision``.
+
+    Raises:
+        ConfigurationError: For settings that are refused, and a tokenizer without padding.
+        DataError: For an empty dataset, and samples without a source or without sequences.
+    """
+    require_choice("learn_weights", "level", level, ("source", "sequence"))
+    require_count("learn_weights", "steps", steps, least=1)
+    for name, dataset in (("train", train), ("clean", clean)):
+        if not len(dataset):
+            raise DataError(
+                f"learn_weights received the dataset {name!r} without sequences; give at least one."
+            )
+    sources = Sources(_names(train, source)) if level == "source" else None
+    made = TextCollate(collate, sources=sources, source=source)
+    plain = TextCollate(collate, source=source)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        weigher = sources or Rater(_width(model, plain([clean[0]])))
+    dtype = next(model.parameters()).dtype
+    narrow = dtype.itemsize < 4
+    weigher.to(torch.float32 if narrow else dtype)
+    if hypergradient is None:
+        hypergradient = Reweighting(derivative="forward_mode" if narrow else "central_difference")
+    rate_of_weights = weight_learning_rate or (0.1 if level == "source" else 1e-3)
+    lm = WeightedLM(
+        LM,
+        Config(type=hypergradient, warmup_steps=warmup_steps),
+        weights=LEARNER,
+        level=level,
+        average=average,
+        micro_batch_size=micro_batch_size,
+        source=source,
+        module=model,
+        optimizer=optimizer or torch.optim.AdamW(model.parameters(), 1e-4),
+        train_data_loader=SampleLoader(train, batch_size, collate_fn=made, seed=seed),
+    )
+    learner = CleanLM(
+        LEARNER,
+        model=LM,
+        module=weigher,
+        optimizer=torch.optim.Adam(weigher.parameters(), rate_of_weights),
+        train_data_loader=SampleLoader(
+            clean, clean_batch_size or batch_size, collate_fn=plain, seed=seed + 1
+        ),
+    )
+    settings = {"train_iters": steps, "valid_step": steps + 1, "progress": False, **engine}
+    Engine.bilevel(learner, lm, hooks=hooks, **settings).run()
+    return LearnedWeights(lm, learner, collate)
+
+
+def _names(dataset: Any, source: str) -> list[Any]:
+    if hasattr(dataset, "unique") and source in getattr(dataset, "column_names", ()):
+        found = dataset.unique(source)
+    else:
+        found = {source_of(dataset[i], source) for i in range(len(dataset))}
+    return sorted(found)
+
+
+@torch.no_grad()
+def _width(model: nn.Module, batch: Any) -> int:
+    device = next(model.parameters()).device
+    given = {k: v.to(device) for k, v in batch.items()}
+    found = TokenReader("learn_weights").read(model, given, pooled=True)
+    assert found.hidden is not None
+    return found.hidden.shape[1]

@@ -1,0 +1,110 @@
+"""Models, tokenizers and datasets of other packages, which may be missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support.language import LENGTH, WORDS, padded_batch, texts
+from support.naive_language import assert_as_naive, program
+
+from metaweight import ConfigurationError
+from metaweight.lm import TextCollate, learn_weights
+
+transformers = pytest.importorskip("transformers")
+
+
+def gpt2(attention: str = "eager", tied: bool = True) -> Any:
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=WORDS, n_positions=LENGTH, n_embd=8, n_layer=2, n_head=2, resid_pdrop=0.0,
+        embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0,
+        attn_implementation=attention,
+    )  # fmt: skip
+    return transformers.GPT2LMHeadModel(config)
+
+
+def llama(attention: str = "eager", tied: bool = False) -> Any:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=WORDS, max_position_embeddings=LENGTH, hidden_size=8, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, intermediate_size=16, bos_token_id=0,
+        eos_token_id=0, tie_word_embeddings=tied, attn_implementation=attention,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", [gpt2, llama])
+def test_a_step_and_a_hypergradient(kind: Any, attention: str, tied: bool) -> None:
+    """To 1e-7: rotary embeddings are computed in single precision, and alike in both."""
+    model = kind(attention, tied).double()
+    batches = [padded_batch(i, size=4) for i in range(3)]
+    assert_as_naive(model, batches, level="source", accumulation=3, tolerance=1e-7)
+    assert_as_naive(model, batches, level="sequence", tolerance=1e-7)
+
+
+@pytest.mark.parametrize("kind", [gpt2, llama])
+def test_passes_of_two_sequences(kind: Any) -> None:
+    settings: Any = {"level": "sequence", "micro_batch_size": 2, "tolerance": 1e-7}
+    assert_as_naive(kind("sdpa").double(), [padded_batch(0, size=5)], **settings)
+
+
+def test_the_loss_of_equal_weights_is_that_of_the_model() -> None:
+    model = gpt2().double()
+    batch = padded_batch(0)
+    lm, _ = program(model, [batch])
+    torch.nn.init.zeros_(lm.weigher.module.logits)
+    given = {k: v for k, v in batch.items() if k != "source"}
+    given["labels"] = batch["labels"].masked_fill(batch["attention_mask"] == 0, -100)
+    theirs = model(**given).loss
+    torch.testing.assert_close(lm.training_step(batch).to(theirs), theirs)
+
+
+def tokenizer(**tokens: str) -> Any:
+    tokenizers = pytest.importorskip("tokenizers")
+    model = tokenizers.models.WordLevel({"<unk>": 0, **{str(i): i for i in range(1, WORDS)}})
+    model.unk_token = "<unk>"
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", eos_token="<unk>", **tokens
+    )
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_tokenizer_pads(side: str) -> None:
+    given = tokenizer(pad_token="<unk>", padding_side=side)
+    samples = [{**given(text), "labels": given(text)["input_ids"], "text": text} for text in "12"]
+    samples[0] = {**given("1 2 3"), "labels": [-100, 2, 3], "text": "1 2 3"}
+    batch = TextCollate(given)(samples)
+    assert sorted(batch) == sorted({*given("1"), "labels"})
+    row = [-100, -100, 2] if side == "left" else [2, -100, -100]
+    assert batch["labels"].tolist() == [[-100, 2, 3], row]
+    assert batch["attention_mask"][1].tolist() == [int(label > 0) for label in row]
+
+
+@pytest.mark.parametrize("collator", [False, True], ids=["tokenizer", "collator"])
+def test_a_tokenizer_without_padding_is_refused(collator: bool) -> None:
+    given = tokenizer()
+    if collator:
+        given = transformers.DataCollatorWithPadding(given)
+    with pytest.raises(ConfigurationError, match=r"without a padding token; set one first, such"):
+        TextCollate(given)
+
+
+def test_datasets_are_weighed_and_rated() -> None:
+    datasets = pytest.importorskip("datasets")
+    train = datasets.Dataset.from_list(
+        texts(12, 0, source="books", text="a") + texts(12, 1, True, source="noise", text="b")
+    )
+    clean = datasets.Dataset.from_list(texts(8, 2))
+    collator = transformers.DataCollatorForLanguageModeling(tokenizer(pad_token="<unk>"), mlm=False)
+    found = learn_weights(gpt2(), train, clean, collator, steps=3, batch_size=4)
+    assert list(found.sources) == ["books", "noise"]
+    best = found.rate(train, keep=0.5)
+    assert best["source"] == ["books"] * 12 or best["source"] == ["noise"] * 12
+    assert best.column_names == [*train.column_names, "rating"]
+    assert best["rating"] == [max(found.sources.values())] * 12
