@@ -17,6 +17,8 @@ with the end of another. All methods take the same number of steps of the final 
   start; ``sequences, kept``: the half with the highest ratings, likewise.
 
 Ratings of sequences do not know their source: bad sequences are noise among the others.
+Pages with a wrong end were planted as bad, and count so in the AUC; for a model that reads 48 bytes
+they are two short pieces of good text, and may well be weighted so.
 """
 
 from __future__ import annotations
