@@ -28,6 +28,12 @@ _REMEDIES = (
     "ensemble-reweight",
     "meta-weight-net-normalised",
 )
+_SIMPLE = (
+    "ce+meta",
+    "fine-tune",
+    "gce+meta",
+    "meta-weight-net-normalised",
+)
 _CHEAPER = (
     "one-sided",
     "last-block",
@@ -99,6 +105,7 @@ SWEEPS: Mapping[str, Sweep] = {
     "digits-noise": Sweep(_NOISE, ("ce", "ce+meta", *_LEARNED), "tuned"),
     "digits-noise-usual-lr": Sweep(f"{_NOISE} --lr 0.05", ("ce", "ce+meta", *_LEARNED), "usual-lr"),
     "digits-remedies": Sweep(f"{_NOISE} --lr 0.05", _REMEDIES, "usual-lr"),
+    "digits-simple": Sweep(f"{_NOISE} --lr 0.05", _SIMPLE, "usual-lr"),
     "digits-economies": Sweep(
         _NOISE, ("ce+meta", "meta-weight-net-normalised", *_ECONOMIES), "tuned"
     ),

@@ -40,6 +40,7 @@ from .tables import TABLES
 
 PAGES = (
     "README.md",
+    "docs/do_i_need_this.md",
     "docs/results.md",
     "docs/reweighter.md",
     "docs/speed.md",

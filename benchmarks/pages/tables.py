@@ -34,6 +34,12 @@ _REMEDIES = {
     "ensemble, reweighted by rank": "ensemble-reweight",
     "Meta-Weight-Net, normalised weights": "meta-weight-net-normalised",
 }
+_SIMPLE = {
+    "cross-entropy": "ce+meta",
+    "cross-entropy, then the clean samples alone": "fine-tune",
+    "generalised cross-entropy": "gce+meta",
+    "learned weights, which do not train on the clean samples": "meta-weight-net-normalised",
+}
 _ECONOMIES = {
     "central differences, all layers, every step": "",
     "one-sided": "/one-sided",
@@ -89,6 +95,11 @@ TABLES: Mapping[str, Table] = {
             Column("precision of the rejected", "digits-remedies", "precision"),
             Column("recall", "digits-remedies", "recall"),
         ],
+        best=True,
+    ),
+    "digits-simple": Table(
+        _SIMPLE,
+        [Column("last", "digits-simple"), Column("best", "digits-simple", "best")],
         best=True,
     ),
     "digits-tailed": Table(_TAILED, [Column("accuracy", "digits-tailed")], best=True),

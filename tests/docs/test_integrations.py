@@ -1,4 +1,4 @@
-"""The examples of the page on other packages run as they stand; the page itself runs none."""
+"""The examples of pages on other packages run as they stand; the pages themselves run none."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "integrations.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+
+
+BLOCKS = blocks("integrations.md")
 
 
 # What their own packages warn of on a machine without a GPU.
@@ -25,6 +31,24 @@ def test_an_example_runs_when_pasted(
     exec(BLOCKS[number], names)
     assert names["weights"].shape == (180,)
     torch.testing.assert_close(names["weights"].mean(), torch.tensor(1.0))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_tutorial_on_texts_runs_when_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "pasted"}
+    exec("\n".join(blocks("tutorials/fine_tune_text.md")), names)
+    wrong = names["wrong"][40:]
+    # By guessing, a third of those listed would be wrong.
+    for listed in (names["issues"].index, names["found"]["index"]):
+        assert wrong[listed].mean() > 0.8
+        assert wrong[listed].sum() > 0.8 * wrong.sum()
+    assert Path("suspicious_texts.csv").exists()
+    assert capsys.readouterr().out.count("seconds") == 2
 
 
 def test_there_is_one_for_each() -> None:

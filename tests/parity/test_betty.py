@@ -44,8 +44,12 @@ CASES = {
     "clipping": (meta_weight_net, Options(inner={"gradient_clipping": 0.05}), 40),
     "upper accumulation": (meta_weight_net, Options(outer={"gradient_accumulation": 3}), 60),
     "adam": (meta_weight_net, Options(**ADAM), 40),
-    "sama on adam": (meta_weight_net, Options(inner={"type": "sama"}, **ADAM), 40),
-    "sama on sgd": (meta_weight_net, Options(inner={"type": "sama"}), 40),
+    "sama on adam": (
+        meta_weight_net,
+        Options(inner={"type": "sama", "sama_adam_alpha": 1.0}, **ADAM),
+        40,
+    ),
+    "sama on sgd": (meta_weight_net, Options(inner={"type": "sama", "sama_adam_alpha": 1.0}), 40),
     "sama multitask": (
         meta_weight_net,
         Options(inner={"type": "sama", "sama_multitask": True, "sama_adam_alpha": 1e-2}),
