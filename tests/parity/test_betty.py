@@ -46,7 +46,7 @@ CASES = {
     "adam": (meta_weight_net, Options(**ADAM), 40),
     "sama on adam": (
         meta_weight_net,
-        Options(inner={"type": "sama", "sama_adam_alpha": 1.0}, **ADAM),
+        Options(inner={"type": "sama", "sama_adam_alpha": 1.0, "warmup_steps": 2}, **ADAM),
         40,
     ),
     "sama on sgd": (meta_weight_net, Options(inner={"type": "sama", "sama_adam_alpha": 1.0}), 40),
