@@ -20,6 +20,7 @@ A page says what it shows in a comment, and has it up to the next end mark::
 ``small table``                            the estimator on small data sets
 ``small gain METHOD OTHER``                its mean accuracy less that of OTHER, in points
 ``small loss METHOD OTHER``                its largest loss on a set without noise, in points
+``weights table``                          learned weights of a language model's data
 =========================================  =========================================================
 """
 
@@ -34,6 +35,7 @@ from typing import Any
 from study.summary import COLUMNS, cell
 
 from .claims import SWEEPS
+from .data_weights import DataWeights
 from .small import SmallSets
 from .sweeps import ROOT
 from .tables import TABLES
@@ -44,6 +46,7 @@ PAGES = (
     "docs/results.md",
     "docs/reweighter.md",
     "docs/speed.md",
+    "docs/tutorials/weigh_llm_data.md",
     "benchmarks/README.md",
 )
 _MARK = re.compile(r"(<!-- ([a-z]+) ([^>\n]*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
@@ -70,6 +73,7 @@ class Pages:
             "minutes": self._minutes,
             "machine": self._machine,
             "small": SmallSets(root).shown,
+            "weights": DataWeights(root).shown,
         }
 
     def rendered(self, text: str) -> str:

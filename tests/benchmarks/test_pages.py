@@ -101,3 +101,12 @@ def test_the_best_of_a_column_is_marked(page):
         "| A | 81.0 ± 1.4 |",
         "| B | **90.0** |",
     ]
+
+
+def test_a_missing_record_of_data_weights_is_named_with_its_command(page, copied):
+    weights, sweeps = page("data_weights"), page("sweeps")
+    (copied / "benchmarks/results/data_weighting/steps200-seed1.json").unlink()
+    with pytest.raises(sweeps.MissingRunError, match=r"steps200-seed1.json is missing .* make it"):
+        weights.DataWeights(copied).shown("table")
+    with pytest.raises(ValueError, match="'gain' is not shown of data weights"):
+        weights.DataWeights(copied).shown("gain")
