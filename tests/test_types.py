@@ -73,7 +73,9 @@ def test_an_editable_install_has_types(tmp_path: Path) -> None:
         if "transformers" not in text or importlib.util.find_spec("transformers"):
             scripts.append(elsewhere / example.name)
             scripts[-1].write_text(text, encoding="utf-8")
-    options = ["--strict", "--config-file", "", "--python-executable", str(python)]
+    # Packages without types, such as pandas, are no fault of an example.
+    untyped = "--disable-error-code=import-untyped"
+    options = ["--strict", untyped, "--config-file", "", "--python-executable", str(python)]
     checker = [sys.executable, "-m", "mypy", *options, *(path.name for path in scripts)]
     done = subprocess.run(checker, cwd=elsewhere, capture_output=True, text=True, check=False)
     wrong = 1 + SCRIPT.splitlines().index(WRONG)
