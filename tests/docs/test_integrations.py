@@ -45,8 +45,8 @@ def test_the_tutorial_on_texts_runs_when_pasted(
     wrong = names["wrong"][40:]
     # By guessing, a third of those listed would be wrong.
     for listed in (names["issues"].index, names["found"]["index"]):
-        assert wrong[listed].mean() > 0.8
-        assert wrong[listed].sum() > 0.8 * wrong.sum()
+        assert wrong[listed].mean() > 0.6
+        assert wrong[listed].sum() > 0.6 * wrong.sum()
     assert Path("suspicious_texts.csv").exists()
     assert capsys.readouterr().out.count("seconds") == 2
 
