@@ -49,6 +49,8 @@ nitpick_ignore_regex = [("py:.*", r"(?!metaweight\.).*")]
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
+# What pages write stays out of the folder of the pages.
+nb_execution_in_temp = True
 # A page that compares with another package is shown without results where that is missing.
 PEERS = ("betty", "higher", "torchopt")
 nb_execution_excludepatterns = [f"migrate/{peer}.md" for peer in PEERS if find_spec(peer) is None]

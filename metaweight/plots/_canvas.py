@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+NOTEBOOK_DPI = 100
+
+
+class ShownFigure(Figure):
+    """A figure that a notebook shows as a picture, whether or not ``pyplot`` was imported."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        self.savefig(buffer, format="png", dpi=NOTEBOOK_DPI)
+        return buffer.getvalue()
 
 
 def empty_figure(
@@ -16,6 +29,6 @@ def empty_figure(
         width: Width of the whole figure, in inches.
         height: Height of the whole figure, in inches.
     """
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = ShownFigure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
     return figure, list(axes)

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ._arrays import Numbers, as_array, require_length
+from ._canvas import ShownFigure
 from .histogram import COLOURS, draw_histogram
 
 _NAMES = ("others", "suspicious")
@@ -35,7 +36,7 @@ def reweighting_summary(
     apart = as_array(suspicious, 1, "suspicious").astype(bool)
     require_length(against, len(values), "losses", "weights")
     require_length(apart, len(values), "suspicious", "weights")
-    figure = Figure(figsize=(10.0, 7.6), layout="constrained")
+    figure = ShownFigure(figsize=(10.0, 7.6), layout="constrained")
     (points, bars), (shares, curves) = figure.subplots(2, 2)
     for name, chosen, colour in zip(_NAMES, (~apart, apart), COLOURS, strict=True):
         points.scatter(against[chosen], values[chosen], s=8, alpha=0.6, label=name, color=colour)

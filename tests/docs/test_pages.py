@@ -29,6 +29,8 @@ NAME = re.compile(r"\bmetaweight(?:\.[A-Za-z_]\w*)+")
 IMPORT = re.compile(r"^ *from metaweight[\w.]* import (?:\([^)]*\)|[^\n(]+)", re.MULTILINE)
 # MyST gives no anchor to a heading of a fourth level.
 HEADING = re.compile(r"^#{1,3} +(.+)$", re.MULTILINE)
+# Markdown ends a paragraph at a line that begins with a comment; a table is a block of its own.
+BROKEN = re.compile(r"^<!-- (?!end)[^\n]*?-->[^\n]+$", re.MULTILINE)
 
 
 def ids(path: Path) -> str:
@@ -108,6 +110,16 @@ def test_files_that_are_named_are_there(path: Path) -> None:
 @pytest.mark.parametrize("path", PRESENT, ids=ids)
 def test_names_of_ours_are_real(path: Path) -> None:
     assert not list(unknown_names(path.read_text()))
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids)
+def test_numbers_from_records_break_no_paragraph(path: Path) -> None:
+    assert not BROKEN.findall(path.read_text())
+
+
+def test_a_line_that_begins_with_a_number_is_noticed() -> None:
+    text = "gains\n<!-- gain a b -->3<!-- end --> points\n\n<!-- table t -->\n| 1 |\n<!-- end -->\n"
+    assert BROKEN.findall(text) == ["<!-- gain a b -->3<!-- end --> points"]
 
 
 def test_what_is_not_there_is_noticed(tmp_path: Path) -> None:
