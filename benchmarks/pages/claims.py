@@ -32,7 +32,9 @@ _SIMPLE = (
     "ce+meta",
     "fine-tune",
     "gce+meta",
+    "prune+meta",
     "meta-weight-net-normalised",
+    "meta-weight-net-normalised+meta",
 )
 _CHEAPER = (
     "one-sided",

@@ -38,6 +38,8 @@ _SIMPLE = {
     "cross-entropy": "ce+meta",
     "cross-entropy, then the clean samples alone": "fine-tune",
     "generalised cross-entropy": "gce+meta",
+    "confident learning, pruned": "prune+meta",
+    "learned weights": "meta-weight-net-normalised+meta",
     "learned weights, which do not train on the clean samples": "meta-weight-net-normalised",
 }
 _ECONOMIES = {

@@ -174,7 +174,7 @@ class SampleWeights(Hook):
         labels: Any,
         *,
         values: Values = "mean",
-        ranked_by: RankedBy = "weight",
+        ranked_by: RankedBy = "loss",
         filter_by: FilterBy | None = "prune_by_noise_rate",
         frac_noise: float = 1.0,
         keys: Sequence[Hashable] | None = None,
@@ -191,9 +191,11 @@ class SampleWeights(Hook):
             labels: Labels given, (N,), as for :func:`~metaweight.noise.confident_learning`. Samples
                 without a label, and those that were never recorded, are left out.
             values: Whether to go by the mean values or by the last ones.
-            ranked_by: ``"weight"``: smallest weight first, of equal ones the largest loss;
-                ``"loss"``: largest loss first; ``"confidence"``: smallest predicted probability of
-                the label first.
+            ranked_by: ``"loss"``: largest loss first, which finds wrong labels best wherever it was
+                measured; ``"confidence"``: smallest predicted probability of the label first, the
+                same where the loss is cross-entropy; ``"weight"``: smallest weight first, of equal
+                ones the largest loss. A weight network may raise the weight of large losses for a
+                while, so that its ranking can be reversed.
             filter_by: cleanlab's rule of what is an issue, which needs predictions; ``None`` ranks
                 all samples. Without predictions, suggestions are then -1 and confidences NaN; the
                 joint is (0, 0).

@@ -32,6 +32,7 @@ from metaweight import (
     Reweighting,
 )
 from metaweight.data import LabelledTensors, TensorLoader
+from metaweight.noise import confident_learning
 from metaweight.reweighter import Reweighter
 
 CLASSES = ("left", "middle", "right")
@@ -82,6 +83,20 @@ def test_wrong_labels_weigh_less_and_are_found(data: Data, model: Reweighter) ->
     assert (issues["given"] == given[15:][issues["index"]]).all()
     assert (issues["suggested"] != issues["given"]).all()
     assert (issues["weight"] == model.sample_weights_[issues["index"]]).all()
+
+
+def test_issues_are_those_of_cleanlab_where_predictions_contradict_the_label(
+    data: Data, model: Reweighter
+) -> None:
+    pytest.importorskip("cleanlab")
+    x, _, given = data
+    numbers = np.searchsorted(model.classes_, given[15:])
+    expected = confident_learning(
+        numbers, probabilities=model.predict_proba(x[15:]), filter_by="predicted_neq_given"
+    )
+    assert model.label_issues_["index"].tolist() == expected.indices.tolist()
+    suggested = model.classes_[expected.suggested.numpy()]
+    assert model.label_issues_["suggested"].tolist() == suggested.tolist()
 
 
 def test_the_figure_tells_the_suspicious_samples_apart(model: Reweighter) -> None:

@@ -318,7 +318,7 @@ def test_without_predictions_all_samples_can_be_ranked(kind: type[Any]) -> None:
     names = [f"image {i}" for i in range(N)]
     labels = samples().labels
     labels[4] = -1
-    found = hook.rank_label_issues(labels, filter_by=None, keys=names)
+    found = hook.rank_label_issues(labels, filter_by=None, keys=names, ranked_by="weight")
     weights, losses = hook.mean.tolist(), hook.mean_losses.tolist()
     kept = [i for i in range(N - 3) if i != 4]
     assert found.indices.tolist() == sorted(kept, key=lambda i: (weights[i], -losses[i]))
@@ -326,7 +326,7 @@ def test_without_predictions_all_samples_can_be_ranked(kind: type[Any]) -> None:
     assert torch.equal(found.given, labels[found.indices])
     assert found.suggested.eq(-1).all() and found.confidence.isnan().all()
     assert found.joint.shape == (0, 0) and found.size == N
-    by_loss = hook.rank_label_issues(labels, filter_by=None, values="last", ranked_by="loss")
+    by_loss = hook.rank_label_issues(labels, filter_by=None, values="last")
     last = hook.losses.tolist()
     assert by_loss.indices.tolist() == sorted(kept, key=lambda i: -last[i])
 
@@ -336,7 +336,7 @@ def test_equal_weights_are_ranked_by_loss() -> None:
     loss = torch.tensor([1.0, 3.0, 2.0, 0.0])
     weight = torch.tensor([0.5, 0.0, 0.0, 0.0])
     hook._table.put(torch.arange(4), {"weight": weight, "loss": loss})
-    found = hook.rank_label_issues([0, 0, 1, 1], filter_by=None)
+    found = hook.rank_label_issues([0, 0, 1, 1], filter_by=None, ranked_by="weight")
     assert found.indices.tolist() == [1, 2, 3, 0]
 
 
@@ -363,7 +363,9 @@ def test_issues_are_those_that_cleanlab_finds(filter_by: Any) -> None:
             noisy, values=values, ranked_by="confidence", filter_by=filter_by
         )
         assert found.indices.tolist() == expected.tolist() and len(found) > 9
-        weighed = hook.rank_label_issues(noisy, values=values, filter_by=filter_by)
+        weighed = hook.rank_label_issues(
+            noisy, values=values, ranked_by="weight", filter_by=filter_by
+        )
         assert sorted(weighed.indices.tolist()) == sorted(expected.tolist())
         weights = (hook.mean if values == "mean" else hook.last)[weighed.indices]
         assert weights.tolist() == sorted(weights.tolist())
