@@ -49,13 +49,27 @@ _ECONOMIES = tuple(f"meta-weight-net-normalised/{name}" for name in _CHEAPER)
 _TAILED_NOISE = "--dataset digits --imbalance-factor 10 --noise 0.4 --seeds 5 --evaluations 20"
 _NOISE = "--dataset digits --noise 0.4 --seeds 5 --evaluations 20"
 
-# Eight hundred steps of 64: a few passes over the data, minutes on a processor.
+# Eight hundred steps of 64, minutes on a processor: four passes over a long tail, and seventeen
+# over 3,000 images, which is enough to learn wrong labels by heart.
 _CIFAR = "--dataset cifar10 --steps 800 --batch-size 64 --evaluations 2"
-_TAIL = f"{_CIFAR} --imbalance-factor 100"
-_WRONG = f"{_CIFAR} --per-class 1000"
-_HUMAN = f"{_WRONG} --human-labels CIFAR-10_human.pt --label-set"
-_UNIFORM = f"{_WRONG} --noise 0.4"
+_TAIL = f"{_CIFAR} --imbalance-factor"
+_WRONG = f"{_CIFAR} --per-class 300"
+_MANY = f"{_CIFAR} --per-class 1000"
+_HUMAN = "--human-labels CIFAR-10_human.pt --label-set"
 _AGAINST_NOISE = (
+    "ce",
+    "ce+meta",
+    "gce+meta",
+    "elr+meta",
+    "mixup+meta",
+    "fine-tune",
+    "prune+meta",
+    "meta-weight-net-normalised+meta/one-sided",
+    "meta-weight-net-normalised+meta+warm-up+exponential/one-sided",
+    "meta-weight-net-normalised+meta+warm-up+early+exponential/one-sided",
+    "class-aware+meta/one-sided",
+)
+_MANY_AGAINST_NOISE = (
     "ce",
     "ce+meta",
     "gce+meta",
@@ -75,28 +89,79 @@ _AGAINST_TAILS = (
     "ldam-drw+meta",
     "logit-adjusted+meta",
     "mixup+meta",
-    "meta-weight-net-normalised+meta",
-    "class-aware+meta",
+    "meta-weight-net-normalised+meta/one-sided",
     "class-aware+meta/one-sided",
+    "class-aware+meta+balanced+warm-up+exponential/one-sided",
+)
+_AGAINST_BOTH = (
+    "ce",
+    "ce+meta",
+    "gce+meta",
+    "elr+meta",
+    "logit-adjusted+meta",
+    "prune+meta",
+    "meta-weight-net-normalised+meta/one-sided",
+    "class-aware+meta/one-sided",
+    "class-aware+meta+balanced+warm-up+exponential/one-sided",
+)
+_CLEAN = (
+    "ce+meta",
+    "elr+meta",
+    "meta-weight-net-normalised+meta+warm-up+exponential/one-sided",
 )
 
 
 def _tuning() -> dict[str, Sweep]:
     """Return the sweeps that learning rates were chosen by, on seeds that are not reported."""
-    noise = ("meta-weight-net-normalised/one-sided", "meta-weight-net-normalised+meta/one-sided")
-    tail = ("class-aware/one-sided", "class-aware+meta/one-sided")
+    held_out = "--tuning --seeds 100 101"
     sweeps = {}
-    for name, setting, tried in (("noise", _UNIFORM, noise), ("tail", _TAIL, tail)):
-        held_out = f"{setting} --tuning --seeds 100 101"
+    for name, setting in (("noise", f"{_MANY} --noise 0.4"), ("tail", f"{_TAIL} 100")):
         for rate in (0.03, 0.1, 0.3):
             sweeps[f"tuning-{name}-{rate}"] = Sweep(
-                f"{held_out} --lr {rate}", ("ce+meta",), f"tuning/lr{rate}"
+                f"{setting} {held_out} --lr {rate}", ("ce+meta",), f"tuning/lr{rate}"
             )
-        for rate in (0.001, 0.01):
-            sweeps[f"tuning-meta-{name}-{rate}"] = Sweep(
-                f"{held_out} --meta-lr {rate}", tried, f"tuning/meta-lr{rate}"
-            )
+    sigmoid = ("meta-weight-net-normalised/one-sided", "meta-weight-net-normalised+meta/one-sided")
+    for rate in (0.001, 0.01):
+        sweeps[f"tuning-meta-noise-{rate}"] = Sweep(
+            f"{_MANY} --noise 0.4 {held_out} --meta-lr {rate}", sigmoid, f"tuning/meta-lr{rate}"
+        )
+    exponential = "class-aware+meta+balanced+warm-up+exponential/one-sided"
+    for rate in (0.0001, 0.001):
+        sweeps[f"tuning-meta-tail-{rate}"] = Sweep(
+            f"{_TAIL} 100 {held_out} --meta-lr {rate}", (exponential,), f"tuning/meta-lr{rate}"
+        )
+    exponential = "meta-weight-net-normalised+meta+warm-up+exponential/one-sided"
+    for rate in (0.001, 0.01):
+        sweeps[f"tuning-meta-worst-{rate}"] = Sweep(
+            f"{_WRONG} {_HUMAN} worst {held_out} --meta-lr {rate}",
+            (exponential,),
+            f"tuning/meta-lr{rate}",
+        )
     return sweeps
+
+
+def _cifar() -> dict[str, Sweep]:
+    """Return the sweeps on CIFAR-10: the tables, and accuracy by the number of clean samples."""
+    settings = {
+        "worst": (f"{_WRONG} {_HUMAN} worst", _AGAINST_NOISE),
+        "tail-100": (f"{_TAIL} 100", _AGAINST_TAILS),
+        "uniform": (f"{_WRONG} --noise 0.4", _AGAINST_NOISE),
+        "tail-10": (f"{_TAIL} 10", _AGAINST_TAILS),
+        "flip": (f"{_WRONG} --noise 0.4 --noise-kind flip", _AGAINST_NOISE),
+        "random1": (f"{_WRONG} {_HUMAN} random1", _AGAINST_NOISE),
+        "tail-noise": (f"{_TAIL} 10 --noise 0.4", _AGAINST_BOTH),
+    }
+    sweeps = {
+        f"cifar-{name}": Sweep(f"{setting} --seeds 3", methods, "tuned")
+        for name, (setting, methods) in settings.items()
+    }
+    for name in ("worst", "uniform"):
+        for clean in (1, 2, 5, 50, 100):
+            sweeps[f"cifar-{name}-clean{clean}"] = Sweep(
+                f"{settings[name][0]} --meta-per-class {clean} --seeds 3", _CLEAN, "tuned"
+            )
+    many = f"{_MANY} {_HUMAN} worst --seeds 1"
+    return {**sweeps, "cifar-worst-many": Sweep(many, _MANY_AGAINST_NOISE, "tuned")}
 
 
 SWEEPS: Mapping[str, Sweep] = {
@@ -115,6 +180,5 @@ SWEEPS: Mapping[str, Sweep] = {
         "--dataset digits --imbalance-factor 50 --seeds 5 --evaluations 20", _WEIGHTINGS, "tuned"
     ),
     **_tuning(),
-    "cifar-worst": Sweep(f"{_HUMAN} worst --seeds 3", _AGAINST_NOISE, "tuned"),
-    "cifar-tail-100": Sweep(f"{_TAIL} --seeds 3", _AGAINST_TAILS, "tuned"),
+    **_cifar(),
 }

@@ -33,7 +33,8 @@ class Protocol:
         batch_size: Samples in a batch, of the clean samples too.
         momentum: Momentum of the classifier's SGD.
         weight_decay: Weight decay of the classifier's SGD.
-        own: By the base of a method, what is set differently for it.
+        own: By the base of a method, or one of its extras, what is set differently for it; of
+            several the last one holds.
     """
 
     learning_rate: float
@@ -56,13 +57,17 @@ class Protocol:
 
     def of(self, method: Method) -> Protocol:
         """Return the settings of one method."""
-        return replace(self, **{**self.own.get(method.base, {}), "own": {}})
+        changes: dict[str, Any] = {"own": {}}
+        for name, given in self.own.items():
+            if name == method.base or name in method.extras:
+                changes.update(given)
+        return replace(self, **changes)
 
     def changed(self, changes: Mapping[str, Any]) -> Protocol:
         """Return the protocol with changes that hold for every method."""
         own = {
-            base: {name: value for name, value in given.items() if name not in changes}
-            for base, given in self.own.items()
+            part: {name: value for name, value in given.items() if name not in changes}
+            for part, given in self.own.items()
         }
         return replace(self, **{"own": own, **changes})
 
@@ -93,6 +98,9 @@ PUBLISHED_NOISE = Protocol(
     epochs=60,
 )
 
+# The classifier's learning rate was chosen from 0.03, 0.1 and 0.3, on seeds 100 and 101 and samples
+# held out. An exponential output is uniform at first and has further to go; on top of the
+# logit-adjusted loss there is little left to learn, and quick steps follow the few clean samples.
 QUICK = Protocol(
     learning_rate=0.1,
     schedule="one-cycle",
@@ -100,6 +108,10 @@ QUICK = Protocol(
     meta_learning_rate=1e-3,
     epochs=15,
     batch_size=128,
+    own={
+        "exponential": {"meta_learning_rate": 1e-2},
+        "balanced": {"meta_learning_rate": 1e-4},
+    },
 )
 
 DIGITS_IMBALANCE = Protocol(
