@@ -34,6 +34,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "html_links"]
 html_theme = "furo"
 html_title = "metaweight"
+html_static_path = ["_static"]
+html_css_files = ["frames.css"]
 exclude_patterns = ["images"]
 
 PACKAGES = (

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..base.nested import map_tensors
+
 Path = tuple[str, ...]
 
 
@@ -31,7 +33,7 @@ class MethodStates:
 
     def propose(self, path: Path, state: Mapping[str, Any]) -> None:
         """Keep a state once the path's upper problem takes its step."""
-        self.proposed[path] = on_tensors(lambda t: t.detach() if t.requires_grad else t, state)
+        self.proposed[path] = map_tensors(lambda t: t.detach() if t.requires_grad else t, state)
 
     def settle(self, upper: str, *, taken: bool) -> None:
         """Keep what the step of an upper problem proposed, or forget it if it was not taken."""
@@ -48,8 +50,8 @@ class MethodStates:
     def converted(self, convert: Callable[[Tensor], Tensor]) -> MethodStates:
         """Return the same states with every tensor converted."""
         other = MethodStates()
-        other.kept = {path: on_tensors(convert, state) for path, state in self.kept.items()}
-        other.proposed = {path: on_tensors(convert, s) for path, s in self.proposed.items()}
+        other.kept = {path: map_tensors(convert, state) for path, state in self.kept.items()}
+        other.proposed = {path: map_tensors(convert, s) for path, s in self.proposed.items()}
         return other
 
     def state_dict(self) -> dict[str, Any]:
@@ -66,21 +68,3 @@ class MethodStates:
         made.kept = {tuple(path): value for path, value in state.get("kept", [])}
         made.proposed = {tuple(path): value for path, value in state.get("proposed", [])}
         return made
-
-
-def tensors_of(value: Any) -> list[Tensor]:
-    """Return the tensors in lists, tuples and mappings."""
-    found: list[Tensor] = []
-    on_tensors(lambda t: found.append(t) or t, value)  # type: ignore[func-returns-value]
-    return found
-
-
-def on_tensors(convert: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Apply ``convert`` to a tensor, or to all tensors in lists, tuples and mappings."""
-    if isinstance(value, Tensor):
-        return convert(value)
-    if isinstance(value, Mapping):
-        return {key: on_tensors(convert, item) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(on_tensors(convert, item) for item in value)
-    return value

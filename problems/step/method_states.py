@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.nested import leaves
 from ..problem import Problem
-from ..recording.method_states import tensors_of
 
 
 def settle_states(problem: Problem, *, taken: bool) -> None:
@@ -48,8 +48,12 @@ def spoilt_by(state: Any, before: Any) -> Tensor:
     Added to a product, it lets the step be refused that would keep such a state: the loss scaler
     and ``EngineConfig(non_finite=...)`` look at gradients.
     """
-    known = set(map(id, tensors_of(before)))
-    new = [t for t in tensors_of(state) if id(t) not in known and t.is_floating_point()]
+    known = set(map(id, leaves(before)))
+    new = [
+        t
+        for t in leaves(state)
+        if isinstance(t, Tensor) and id(t) not in known and t.is_floating_point()
+    ]
     if not new:
         return torch.zeros(())
     total, *others = torch._foreach_norm(new, torch.inf)
