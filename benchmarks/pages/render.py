@@ -21,6 +21,7 @@ A page says what it shows in a comment, and has it up to the next end mark::
 ``small gain METHOD OTHER``                its mean accuracy less that of OTHER, in points
 ``small loss METHOD OTHER``                its largest loss on a set without noise, in points
 ``weights table``                          learned weights of a language model's data
+``measured WHAT ...``                      times and memory: :meth:`pages.measured.Reports.shown`
 =========================================  =========================================================
 """
 
@@ -36,6 +37,9 @@ from study.summary import COLUMNS, cell
 
 from .claims import SWEEPS
 from .data_weights import DataWeights
+from .measured import Reports
+from .measured_tables import NAMES
+from .measured_tables import TABLES as MEASURED
 from .small import SmallSets
 from .sweeps import ROOT
 from .tables import TABLES
@@ -74,6 +78,7 @@ class Pages:
             "machine": self._machine,
             "small": SmallSets(root).shown,
             "weights": DataWeights(root).shown,
+            "measured": Reports(MEASURED, NAMES, root).shown,
         }
 
     def rendered(self, text: str) -> str:

@@ -1,0 +1,153 @@
+"""What pages show of measured times and memory: the rows that a benchmark's JSON holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .sweeps import ROOT, MissingRunError
+
+FOLDER = Path("benchmarks/results")
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of a report.
+
+    Args:
+        title: Title of its table in the report.
+        contender: The contender whose row it is in.
+        key: Its column.
+        form: How it is written, such as ``".2f"``.
+        at: Size of the row, for a quantity that grows.
+    """
+
+    title: str
+    contender: str
+    key: str
+    form: str = ".2f"
+    at: int | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A table of a report.
+
+    Args:
+        report: Name of the report, of :data:`COMMANDS`.
+        columns: Titles of the columns, that of the rows first.
+        rows: The cells of each row, by its title; ``None`` for an empty one.
+    """
+
+    report: str
+    columns: Sequence[str]
+    rows: Mapping[str, Sequence[Cell | None]]
+
+
+COMMANDS: Mapping[str, str] = {
+    "speed/speed": "python benchmarks/speed.py --check --out benchmarks/results/speed",
+    "speed/growth": "python benchmarks/speed.py --grow all --out benchmarks/results/speed",
+}
+"""The command that makes each report."""
+
+
+class Reports:
+    """The reports of benchmarks that measure time and memory.
+
+    Args:
+        tables: The tables that pages show.
+        names: Short names of contenders.
+        root: Root of the repository whose reports are read.
+    """
+
+    def __init__(
+        self, tables: Mapping[str, Measured], names: Mapping[str, str], root: Path = ROOT
+    ) -> None:
+        self._tables = tables
+        self._names = names
+        self._root = root
+        self._read: dict[str, Mapping[str, Any]] = {}
+
+    def shown(self, what: str, *arguments: str) -> str:
+        """Return ``table NAME``, ``command REPORT``, ``machine REPORT``, ``value REPORT TITLE
+        CONTENDER KEY [FORM]`` or ``ratio REPORT TITLE CONTENDER OTHER [KEY]``.
+
+        Titles and keys are written with ``_`` for a space; contenders by their short names.
+
+        Raises:
+            MissingRunError: When a report is missing.
+            ValueError: For what no report has.
+        """
+        shows = {
+            "table": self._table,
+            "command": lambda report: f"\n```\n{COMMANDS[report]}\n```\n",
+            "machine": self._machine,
+            "value": self._value,
+            "ratio": self._ratio,
+        }
+        if what not in shows:
+            raise ValueError(f"{what!r} is not shown of reports; {', '.join(shows)} are.")
+        return shows[what](*arguments)
+
+    def _table(self, name: str) -> str:
+        table = self._tables[name]
+        lines = ["| " + " | ".join(table.columns) + " |"]
+        lines.append("|:--|" + "--:|" * (len(table.columns) - 1))
+        for title, cells in table.rows.items():
+            texts = ["" if c is None else self._text(table.report, c) for c in cells]
+            lines.append(f"| {title} | " + " | ".join(texts) + " |")
+        return "\n" + "\n".join(lines) + "\n"
+
+    def _machine(self, report: str) -> str:
+        found = [table["environment"] for table in self._report(report).values()]
+        threads = sorted({str(one["threads"]) for one in found})
+        one = found[0]
+        peers = [
+            f"{name} {one[name]}" for name in ("betty-ml", "higher", "torchopt") if name in one
+        ]
+        versions = ", ".join([f"Python {one['python']}", f"torch {one['torch']}", *peers])
+        return f"{' or '.join(threads)} thread(s) of {one['processor']}, {versions}"
+
+    def _value(self, report: str, title: str, contender: str, key: str, form: str = ".2f") -> str:
+        return self._text(report, Cell(_spaced(title), self._names[contender], _spaced(key), form))
+
+    def _ratio(
+        self, report: str, title: str, contender: str, other: str, key: str = "median_ms"
+    ) -> str:
+        cells = [Cell(_spaced(title), self._names[n], _spaced(key)) for n in (contender, other)]
+        own, against = (self._number(report, cell) for cell in cells)
+        return f"{own / against:.2f}"
+
+    def _text(self, report: str, cell: Cell) -> str:
+        return format(self._number(report, cell), cell.form)
+
+    def _number(self, report: str, cell: Cell) -> float:
+        rows: Sequence[Row] = self._report(report).get(cell.title, {}).get("rows", [])
+        for row in rows:
+            if row["contender"] == cell.contender and row.get("at") == cell.at:
+                found = row.get(cell.key)
+                if found is not None:
+                    return float(found)
+        raise ValueError(
+            f"{report}.json has no {cell.key!r} of {cell.contender!r} in {cell.title!r}."
+        )
+
+    def _report(self, name: str) -> Mapping[str, Any]:
+        if name not in COMMANDS:
+            raise ValueError(f"{name!r} is not a report; known are {', '.join(COMMANDS)}.")
+        if name not in self._read:
+            path = self._root / FOLDER / f"{name}.json"
+            if not path.is_file():
+                raise MissingRunError(
+                    f"{path.relative_to(self._root)} is missing; make it by: {COMMANDS[name]}"
+                )
+            self._read[name] = json.loads(path.read_text())
+        return self._read[name]
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
