@@ -39,10 +39,11 @@ test-integrations: install ## the tests of transformers and Lightning, which it 
 	    $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[huggingface,lightning]'
 	$(PYTEST) $(PARALLEL) -m "" $(DOORS)
 
-# Code cells are executed; a warning is an error.
+# Code cells are executed; a warning is an error. Pages are shared out in parts of one job each: more jobs than
+# cores, so that the slow pages, which stand together, are not all in one part.
 docs: install ## the documentation, into build/docs
 	$(BIN)/python -c 'import furo, myst_nb, sphinx' 2>/dev/null || $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	$(BIN)/python -m sphinx -W --keep-going -q -j 2 -b html -d build/docs-cache docs build/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -j 6 -b html -d build/docs-cache docs build/docs
 
 # Types are checked on an ordinary install: an editable one hides the folder mapping (CONTRIBUTING.md).
 lint: install ## formatting, lint and types

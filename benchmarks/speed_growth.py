@@ -1,6 +1,6 @@
-"""Growth of a step's cost: with the batch, the unroll, the upper parameters, the levels.
+"""Growth of a step's cost: with batch, unroll, parameters, lower problems and levels.
 
-All but the levels on the MLP of hyper-cleaning; batches also on ResNet-32. Each point is a
+All but the last two on the MLP of hyper-cleaning; batches also on ResNet-32. Each point is a
 separate comparison, with ratios to plain steps of the same size.
 """
 
@@ -17,11 +17,13 @@ from speed_contenders import (
     EXACT,
     HIGHER_KEPT,
     NATIVE,
+    ONE_SIDED,
     PLAIN,
     UNROLLED_ONE_SIDED,
     bilevel_contenders,
 )
-from speed_mlp import mlp_task
+from speed_lowers import lowers_contenders
+from speed_mlp import CLASSES, FEATURES, mlp_task
 from speed_official import resnet32_task
 from speed_report import Row, table
 from speed_three_level import three_level_contenders
@@ -71,6 +73,17 @@ def by_upper(size: int, **sizes: Any) -> dict[str, Callable[[], Step]]:
     return bilevel_contenders(partial(mlp_task, samples=size, **sizes), NAMES)
 
 
+def by_parameters(size: int, **sizes: Any) -> dict[str, Callable[[], Step]]:
+    """Return the contenders with about ``size`` lower parameters, in small batches."""
+    task = partial(mlp_task, width=size // (FEATURES + CLASSES + 1), batch=4, batches=2, **sizes)
+    return bilevel_contenders(task, (PLAIN, NATIVE, ONE_SIDED, BETTY))
+
+
+def by_lowers(size: int, **sizes: Any) -> dict[str, Callable[[], Step]]:
+    """Return the contenders with ``size`` lower problems."""
+    return lowers_contenders(number=size, **sizes)
+
+
 def by_levels(size: int, **sizes: Any) -> dict[str, Callable[[], Step]]:
     """Return the contenders with ``size`` levels."""
     return three_level_contenders(LEVEL_NAMES, levels=size, **sizes)
@@ -87,7 +100,9 @@ def growths(network: str = "mlp") -> dict[str, Growth]:
         "batch": Growth(f"batch, {network}", (25, 50, 100, 200, 400), batches),
         "unroll": Growth("lower steps for each upper one", (1, 2, 4, 8, 16), by_unroll, True),
         "upper": Growth("upper parameters", (100, 1000, 10_000, 100_000, 1_000_000), by_upper),
-        "levels": Growth("levels", (1, 2, 3), by_levels),
+        "parameters": Growth("lower parameters", (10**5, 10**6, 10**7, 10**8), by_parameters),
+        "lowers": Growth("lower problems", (1, 2, 4, 8, 16), by_lowers),
+        "levels": Growth("levels", (1, 2, 3, 4, 6), by_levels),
     }
 
 

@@ -120,7 +120,7 @@ def of_parts(rounds: int) -> list[Row]:
     """Return times of the parts of a three-level step other than its passes."""
     torch.set_num_threads(1)
     modules = Levels().modules()
-    weights = list(modules.teacher.parameters())
+    weights = list(modules.networks[0].parameters())
     shift = [1e-6 * torch.randn_like(p) for p in weights]
     for parameter in (*weights, *modules.weights.parameters()):
         parameter.grad = torch.randn_like(parameter)
@@ -137,7 +137,7 @@ def of_parts(rounds: int) -> list[Row]:
     parts = {
         "parameters displaced, and put back exactly": put_back,
         "the same, moved back": moved_back,
-        "SGD with momentum": lower_optimizer(modules.teacher).step,
+        "SGD with momentum": lower_optimizer(modules.networks[0]).step,
         "the same, fused": torch.optim.SGD(weights, lr=0.1, momentum=0.9, fused=True).step,
         "Adam of the weight network": meta_adam(modules.weights.parameters()).step,
         "the same, fused ": torch.optim.Adam(modules.weights.parameters(), fused=True).step,

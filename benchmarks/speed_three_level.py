@@ -1,17 +1,18 @@
-"""One, two and three levels of MLPs, the same text on Betty and on metaweight.
+"""Any number of levels of MLPs, the same text on Betty and on metaweight; three by default.
 
-- ``teacher`` trains on noisy samples, weighted where there is a level above it;
-- ``student`` (three levels) trains on other samples and on the teacher's predictions for them;
-- ``weights`` weights the teacher's samples by their losses, and evaluates the last problem below it
+- ``network0`` trains on noisy samples, weighted where there is a level above it;
+- each further network trains on other samples and on the predictions of the one below for them;
+- ``reweight`` weights the samples of ``network0`` by their losses, and evaluates the last network
   on clean samples.
 
-A step is one step of every level. With three levels, the hypergradient goes from the student to the
-teacher, and from the teacher to the weights.
+A step is one step of every level. The hypergradient goes from the last network down to the first,
+and from there to the weights.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,10 +33,9 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Modules(NamedTuple):
-    """The module of each level."""
+    """The modules: a network for each level but the weights', from the lowest."""
 
-    teacher: nn.Module
-    student: nn.Module
+    networks: list[nn.Module]
     weights: nn.Module
 
 
@@ -44,7 +44,7 @@ class Levels:
     """The program.
 
     Attributes:
-        levels: How many levels it has, 1 to 3.
+        levels: How many levels it has, at least 1.
         batch: Samples of a batch.
         width: Width of the hidden layers.
         dtype: Precision of everything.
@@ -60,18 +60,18 @@ class Levels:
     def modules(self) -> Modules:
         """Return the modules, the same for every contender."""
         torch.manual_seed(0)
-        made = [self._network() for _ in range(2)]
-        return Modules(*(m.to(self.dtype) for m in (*made, MetaWeightNet())))
+        made = [self._network().to(self.dtype) for _ in range(max(1, self.levels - 1))]
+        return Modules(made, MetaWeightNet().to(self.dtype))
 
     def batches(self) -> list[Batch]:
-        """Return the batch of each level, from the lowest."""
+        """Return the batch of each level, from the lowest; that of the weights is the last."""
         generator = torch.Generator().manual_seed(0)
         return [
             (
                 torch.randn(self.batch, FEATURES, generator=generator, dtype=self.dtype),
                 torch.randint(0, CLASSES, (self.batch,), generator=generator),
             )
-            for _ in range(3)
+            for _ in range(max(2, self.levels))
         ]
 
     def _network(self) -> nn.Module:
@@ -80,62 +80,59 @@ class Levels:
 
 
 def lower_optimizer(module: nn.Module) -> Optimizer:
-    """Return the optimizer of teacher and student."""
+    """Return the optimizer of a network."""
     return torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
 
 
-def teacher_loss(teacher: Any, weights: Any, batch: Batch) -> Tensor:
+def weighted_loss(network: Any, weights: Any, batch: Batch) -> Tensor:
     """Return the cross-entropy, weighted unless ``weights`` is ``None``."""
     inputs, labels = batch
-    losses = F.cross_entropy(teacher(inputs), labels, reduction="none")
+    losses = F.cross_entropy(network(inputs), labels, reduction="none")
     return losses.mean() if weights is None else (weights(losses.detach()) * losses).mean()
 
 
-def student_loss(student: Any, teacher: Any, batch: Batch) -> Tensor:
-    """Return the cross-entropy to the labels and to the teacher's predictions."""
+def distilled_loss(network: Any, below: Any, batch: Batch) -> Tensor:
+    """Return the cross-entropy to the labels and to the predictions of the network below."""
     inputs, labels = batch
-    logits = student(inputs)
-    distilled = F.cross_entropy(logits, teacher(inputs).softmax(-1))
+    logits = network(inputs)
+    distilled = F.cross_entropy(logits, below(inputs).softmax(-1))
     return F.cross_entropy(logits, labels) + distilled
 
 
 def plain(program: Levels) -> Step:
-    """Return an ordinary training step of the teacher alone."""
-    teacher = program.modules().teacher
-    optimizer, batch = lower_optimizer(teacher), program.batches()[0]
+    """Return an ordinary training step of the lowest network alone."""
+    network = program.modules().networks[0]
+    optimizer, batch = lower_optimizer(network), program.batches()[0]
 
     def step() -> None:
         optimizer.zero_grad()
-        teacher_loss(teacher, None, batch).backward()
+        weighted_loss(network, None, batch).backward()
         optimizer.step()
 
     return step
 
 
 def hand_written(program: Levels) -> Step:
-    """Return the step of three levels as written without a library."""
-    teacher, student, weights = program.modules()
-    low, middle, high = program.batches()
-    optimizers = [lower_optimizer(teacher), lower_optimizer(student)]
+    """Return the step as written without a library."""
+    networks, weights = program.modules()
+    batches = program.batches()
+    optimizers = [lower_optimizer(network) for network in networks]
     upper_optimizer = program.upper_optimizer(weights.parameters())
-    low_parameters, middle_parameters, high_parameters = (
-        list(module.parameters()) for module in (teacher, student, weights)
-    )
-
-    def of_teacher() -> Tensor:
-        return teacher_loss(teacher, weights, low)
-
-    def of_student() -> Tensor:
-        return student_loss(student, teacher, middle)
+    parameters = [list(network.parameters()) for network in networks]
+    losses = [partial(weighted_loss, networks[0], weights, batches[0])] + [
+        partial(distilled_loss, own, below, batch)
+        for own, below, batch in zip(networks[1:], networks, batches[1:], strict=False)
+    ]
+    judged_on, above = batches[-1], [list(weights.parameters()), *parameters]
 
     def step() -> None:
-        descend(of_teacher(), low_parameters, optimizers[0])
-        descend(of_student(), middle_parameters, optimizers[1])
-        judged = F.cross_entropy(student(high[0]), high[1])
-        v = torch.autograd.grad(judged, middle_parameters)
-        v = minus_mixed_product(of_student, middle_parameters, v, low_parameters)
-        v = minus_mixed_product(of_teacher, low_parameters, v, high_parameters)
-        for parameter, gradient in zip(high_parameters, v, strict=True):
+        for loss, own, optimizer in zip(losses, parameters, optimizers, strict=True):
+            descend(loss(), own, optimizer)
+        judged = F.cross_entropy(networks[-1](judged_on[0]), judged_on[1])
+        v = torch.autograd.grad(judged, parameters[-1])
+        for number in reversed(range(len(networks))):
+            v = minus_mixed_product(losses[number], parameters[number], v, above[number])
+        for parameter, gradient in zip(above[0], v, strict=True):
             parameter.grad = gradient
         upper_optimizer.step()
 
@@ -175,24 +172,24 @@ def on(program: Levels, library: Callable[[], Library], kind: Any = "darts") -> 
     Args:
         program: The program.
         library: The library on which it runs.
-        kind: Hypergradient method for teacher and student.
+        kind: Hypergradient method of the networks.
     """
     names = library()
     modules, batches = program.modules(), program.batches()
+    last = f"network{len(modules.networks) - 1}"
 
-    class Teacher(names.problem):  # type: ignore[misc, name-defined]
+    class Lowest(names.problem):  # type: ignore[misc, name-defined]
         def training_step(self, batch: Any) -> Tensor:
             weights = self.reweight if program.levels > 1 else None
-            return teacher_loss(self.module, weights, batch)
+            return weighted_loss(self.module, weights, batch)
 
-    class Student(names.problem):  # type: ignore[misc, name-defined]
+    class Distilled(names.problem):  # type: ignore[misc, name-defined]
         def training_step(self, batch: Any) -> Tensor:
-            return student_loss(self.module, self.teacher, batch)
+            return distilled_loss(self.module, getattr(self, below[self.name]), batch)
 
     class Reweight(names.problem):  # type: ignore[misc, name-defined]
         def training_step(self, batch: Any) -> Tensor:
-            judged = self.student if program.levels > 2 else self.teacher
-            return F.cross_entropy(judged(batch[0]), batch[1])
+            return F.cross_entropy(getattr(self, last)(batch[0]), batch[1])
 
     def problem(cls: Any, name: str, module: nn.Module, batch: Batch, optimizer: Any) -> Any:
         # Without this setting Betty frees the graph of an upper loss before its last use.
@@ -205,18 +202,19 @@ def on(program: Levels, library: Callable[[], Library], kind: Any = "darts") -> 
             train_data_loader=[batch],
         )
 
-    low = problem(Teacher, "teacher", modules.teacher, batches[0], lower_optimizer(modules.teacher))
-    middle = problem(
-        Student, "student", modules.student, batches[1], lower_optimizer(modules.student)
-    )
-    upper_optimizer = program.upper_optimizer(modules.weights.parameters())
-    high = problem(Reweight, "reweight", modules.weights, batches[2], upper_optimizer)
-    graphs: dict[int, tuple[list[Any], dict[Any, list[Any]], dict[Any, list[Any]]]] = {
-        1: ([low], {}, {}),
-        2: ([low, high], {high: [low]}, {low: [high]}),
-        3: ([low, middle, high], {high: [low]}, {low: [middle], middle: [high]}),
-    }
-    problems, down, up = graphs[program.levels]
+    below = {f"network{n}": f"network{n - 1}" for n in range(1, len(modules.networks))}
+    problems = [
+        problem(Distilled if n else Lowest, f"network{n}", network, batch, lower_optimizer(network))
+        for n, (network, batch) in enumerate(zip(modules.networks, batches, strict=False))
+    ]
+    down: dict[Any, list[Any]] = {}
+    up: dict[Any, list[Any]] = {}
+    if program.levels > 1:
+        upper_optimizer = program.upper_optimizer(modules.weights.parameters())
+        high = problem(Reweight, "reweight", modules.weights, batches[-1], upper_optimizer)
+        problems.append(high)
+        down = {high: [problems[0]]}
+        up = {low: [above] for low, above in itertools.pairwise(problems)}
     engine = names.engine(
         problems=problems,
         config=names.engine_config(train_iters=1, strategy="cpu"),

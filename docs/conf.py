@@ -50,7 +50,7 @@ nitpick_ignore_regex = [("py:.*", r"(?!metaweight\.).*")]
 
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_timeout = 600
 # What pages write stays out of the folder of the pages.
 nb_execution_in_temp = True
 # A page that compares with another package is shown without results where that is missing.

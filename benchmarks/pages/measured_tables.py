@@ -15,6 +15,7 @@ NAMES: Mapping[str, str] = {
     "ours": "metaweight",
     "native": "metaweight, native",
     "one-sided": "metaweight, native, one-sided",
+    "native-compiled": "metaweight, native, compiled",
     "program": "metaweight, Betty's program",
     "exact": "metaweight, exact",
     "full": "metaweight, exact, full memory",
@@ -95,6 +96,13 @@ _LEVELS = {
     "Betty": "betty-ml",
 }
 
+_PARAMETERS = {
+    "native": NAMES["native"],
+    "one-sided": NAMES["one-sided"],
+    "Betty": NAMES["betty"],
+}
+_LOWERS = {"by hand": "hand-written", "metaweight": "metaweight", "Betty": "betty-ml"}
+
 
 def _of_steps(rows: Mapping[str, str], cosines: bool) -> dict[str, list[Cell | None]]:
     """Return the cells of the ResNet-32's contenders; only ours have a cosine."""
@@ -125,10 +133,16 @@ def _of_workloads() -> dict[str, list[Cell | None]]:
     return found
 
 
-def _growth(kind: str, label: str, sizes: Sequence[int], names: Mapping[str, str]) -> Measured:
+def _growth(
+    kind: str,
+    label: str,
+    sizes: Sequence[int],
+    names: Mapping[str, str],
+    key: str = "times plain step",
+) -> Measured:
     """Return the table of a quantity that grows."""
     rows = {
-        title: [Cell(kind, name, "times plain step", ".3g", size) for size in sizes]
+        title: [Cell(kind, name, key, ".3g", size) for size in sizes]
         for title, name in names.items()
     }
     return Measured(GROWTH, [label, *(f"{size:,}" for size in sizes)], rows)
@@ -172,5 +186,16 @@ TABLES: Mapping[str, Measured] = {
     "growth-upper": _growth(
         "upper", "upper parameters", (100, 1000, 10_000, 100_000, 1_000_000), _GROWING
     ),
-    "growth-levels": _growth("levels", "levels", (1, 2, 3), _LEVELS),
+    "growth-parameters": _growth(
+        "parameters", "lower parameters", (10**5, 10**6, 10**7, 10**8), _PARAMETERS
+    ),
+    "growth-memory": _growth(
+        "parameters",
+        "memory of the process, lower parameters",
+        (10**5, 10**6, 10**7, 10**8),
+        _PARAMETERS,
+        "peak times plain step",
+    ),
+    "growth-lowers": _growth("lowers", "lower problems", (1, 2, 4, 8, 16), _LOWERS),
+    "growth-levels": _growth("levels", "levels", (1, 2, 3, 4, 6), _LEVELS),
 }

@@ -131,6 +131,8 @@ def test_every_growth_has_contenders_at_its_least_size() -> None:
         "batch": {"width": 3},
         "unroll": {"batch": 4, "width": 3},
         "upper": {"batch": 4, "width": 3},
+        "parameters": {"samples": 5},
+        "lowers": {"batch": 4, "width": 3},
         "levels": {"batch": 4, "width": 3},
     }
     assert set(growths()) == set(tiny)

@@ -196,15 +196,19 @@ def level_changes(contender: str, levels: int, monkeypatch: Any) -> Iterator[Ten
         pytest.skip(f"needs {contender}")
     step = found[contender]()
     monkeypatch.undo()
-    start = [flat(module) for module in made[-1]]
+    trained = [*made[-1].networks, made[-1].weights]
+    start = [flat(module) for module in trained]
     for _ in range(3):
         step()
-    yield from (before - flat(module) for before, module in zip(start, made[-1], strict=True))
+    yield from (before - flat(module) for before, module in zip(start, trained, strict=True))
 
 
 @pytest.mark.parametrize(
     ("contender", "levels"),
-    [("hand-written", 3), ("betty-ml", 1), ("betty-ml", 2), ("betty-ml", 3)],
+    [
+        *(("hand-written", levels) for levels in (2, 3, 6)),
+        *(("betty-ml", levels) for levels in (1, 2, 3, 6)),
+    ],
 )
 def test_levels_are_the_same_by_hand_on_betty_and_on_metaweight(
     contender: str, levels: int, monkeypatch: pytest.MonkeyPatch
@@ -216,6 +220,38 @@ def test_levels_are_the_same_by_hand_on_betty_and_on_metaweight(
         torch.testing.assert_close(theirs, ours, rtol=0, atol=ROUNDING * float(ours.norm()))
         moved += bool(ours.norm() > 0)
     assert moved == levels
+
+
+@pytest.mark.parametrize(("contender", "number"), [("hand-written", 3), ("betty-ml", 3)])
+def test_many_lower_problems_are_the_same_by_hand_on_betty_and_on_metaweight(
+    contender: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import speed_lowers
+
+    made: list[Any] = []
+
+    class Watched(speed_lowers.Lowers):
+        def modules(self) -> Any:
+            made.append(super().modules())
+            return made[-1]
+
+    monkeypatch.setattr(speed_lowers, "Lowers", Watched)
+    program = {"number": number, "batch": 8, "width": 6, "dtype": torch.float64}
+    moved = []
+    for name in (contender, "metaweight"):
+        found = speed_lowers.lowers_contenders(upper_optimizer=plain_sgd, **program)
+        if name not in found:
+            pytest.skip(f"needs {name}")
+        step = found[name]()
+        networks, weights = made[-1]
+        trained = [*networks, weights]
+        start = [flat(module) for module in trained]
+        for _ in range(3):
+            step()
+        moved.append([b - flat(module) for b, module in zip(start, trained, strict=True)])
+    for theirs, ours in zip(*moved, strict=True):
+        assert ours.norm() > 0
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=ROUNDING * float(ours.norm()))
 
 
 def test_mean_teachers_are_the_same_by_hand_and_on_metaweight() -> None:
