@@ -5,18 +5,20 @@
     python benchmarks/hypergradients.py                             # all tasks
     python benchmarks/hypergradients.py --task ridge --task logistic
     python benchmarks/hypergradients.py --task resnet32 --steps 1 8
+    python benchmarks/hypergradients.py --task transformer
 
 ``quadratic``, ``ridge``, ``logistic`` and ``cleaning`` are small problems whose true hypergradient
 is known: every method of metaweight and its peers, its relative error and cosine, time and memory,
-and for iterative methods the error over iterations. ``resnet32`` differentiates through the steps
-of a ResNet-32 under learned sample weights. Every contender has a process of its own; they take
-turns. A method that fails has a row with the first line of its error.
-The small tasks take a few minutes, ``resnet32`` about 20 alone on 2 cores.
+and for iterative methods the error over iterations. ``resnet32`` and ``transformer`` differentiate
+through the steps of a network under learned sample weights. Every contender has a process of its
+own; they take turns. A method that fails has a row with the first line of its error.
+The small tasks take a few minutes, the networks about 20 each alone on 2 cores.
 
 A method that uses the identity as the inverse Hessian has another scale than the truth, so that
 only its cosine counts; so has one that leaves the learning rate out.
 
-Written to ``--out``: ``hypergradients.json`` and ``.md``, ``curves.png``, ``memory.png``.
+Written to ``--out``: ``hypergradients.json`` and ``.md``, ``curves.png``,
+``memory-NETWORK.png``.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hypergradient_tasks import resnet32, small
+from hypergradient_tasks import small, unrolled_networks
 from turns import environment, markdown
 
-TASKS = (*small.CASES, "resnet32")
+TASKS = (*small.CASES, *unrolled_networks.EFFORTS)
 
 
 def parse(given: Sequence[str] | None) -> argparse.Namespace:
@@ -42,23 +44,24 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--task", choices=TASKS, action="append", help="repeatable; default: all")
     parser.add_argument("--quick", action="store_true", help="a smoke test of less than a minute")
     parser.add_argument("--rounds", type=int, help="turns of every contender")
-    parser.add_argument("--steps", type=int, nargs="+", help="numbers of steps of resnet32")
-    parser.add_argument("--lr", type=float, help="learning rate of resnet32")
-    parser.add_argument("--threads", type=int, default=2, help="of resnet32; others take one")
+    parser.add_argument("--steps", type=int, nargs="+", help="numbers of steps of a network")
+    parser.add_argument("--lr", type=float, help="learning rate of a network")
+    parser.add_argument("--threads", type=int, default=2, help="of a network; small tasks take one")
     parser.add_argument("--out", type=Path, default=Path("results/hypergradients"))
     return parser.parse_args(given)
 
 
 def run(task: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure one task."""
-    threads = arguments.threads if task == "resnet32" else 1
+    network = task in unrolled_networks.EFFORTS
+    threads = arguments.threads if network else 1
     load = os.getloadavg()[0]
-    if task == "resnet32":
-        effort = resnet32.QUICK if arguments.quick else resnet32.Effort()
+    if network:
+        efforts = unrolled_networks.QUICK if arguments.quick else unrolled_networks.EFFORTS
         chosen = {"threads": threads, "rounds": arguments.rounds, "lr": arguments.lr}
         chosen["steps"] = tuple(arguments.steps) if arguments.steps else None
-        found = resnet32.run(
-            replace(effort, **{name: v for name, v in chosen.items() if v is not None})
+        found = unrolled_networks.run(
+            replace(efforts[task], **{name: v for name, v in chosen.items() if v is not None})
         )
     else:
         little = small.QUICK if arguments.quick else small.Effort()
@@ -89,8 +92,10 @@ def write(report: dict[str, dict[str, Any]], out: Path) -> None:
     curves = {task: found["curves"] for task, found in report.items() if found.get("curves")}
     if curves:
         error_curves(curves).savefig(out / "curves.png", dpi=150)
-    if "resnet32" in report:
-        memory_curves(report["resnet32"]["rows"]).savefig(out / "memory.png", dpi=150)
+    for network in unrolled_networks.EFFORTS:
+        if network in report:
+            figure = memory_curves(report[network]["rows"])
+            figure.savefig(out / f"memory-{network}.png", dpi=150)
 
 
 def main(given: Sequence[str] | None = None) -> int:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from hypergradient_tasks import resnet32
 from hypergradient_tasks.unrolled import Run, Workload, ours
+from hypergradient_tasks.unrolled_networks import LR
+from hypergradient_tasks.workloads import resnet32
 
 from metaweight import Neumann, Unroll
 
@@ -47,8 +48,7 @@ QUICK = (
 
 def of_resnet32(k: int, quick: bool) -> Workload:
     """Return the ResNet-32's workload."""
-    sizes = {"size": 8, "trained": 1} if quick else {}
-    return resnet32.workload(resnet32.Effort(steps=(k,), **sizes))
+    return resnet32(k, 8, 1, LR) if quick else resnet32(k, 100, 20, LR)
 
 
 TASKS = {"resnet32": of_resnet32}

@@ -51,8 +51,15 @@ def truths(work: Workload, counts: Sequence[int]) -> dict[int, Tensor]:
 
     The graph of a step's gradient is built once for all numbers of steps that include it.
     """
+    with work.kernels():
+        return _truths(work, counts)
+
+
+def _truths(work: Workload, counts: Sequence[int]) -> dict[int, Tensor]:
     net, weights = (module.double() for module in work.networks())
-    *train, judge = [(x.double(), y) for x, y in (*work.batches, work.judge)]
+    *train, judge = [
+        (x.double() if x.is_floating_point() else x, y) for x, y in (*work.batches, work.judge)
+    ]
     theta = list(weights.parameters())
     names = [name for name, _ in net.named_parameters()]
 

@@ -11,6 +11,7 @@ import copy
 import importlib.util
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,6 +41,7 @@ class Workload:
         train: Batches of the first steps, at least ``k`` of them.
         judge: The batch of the upper loss.
         lr: Learning rate.
+        kernels: A context whose kernels can be differentiated twice, where others are the default.
     """
 
     steps: int
@@ -47,6 +49,7 @@ class Workload:
     train: Sequence[Batch]
     judge: Batch
     lr: float = 0.1
+    kernels: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     @property
     def batches(self) -> list[Batch]:
@@ -182,7 +185,8 @@ def higher(work: Workload) -> Run:
     optimizer = work.optimizer(net)
 
     def run() -> Tensor:
-        with library.innerloop_ctx(net, optimizer, copy_initial_weights=False) as (fast, inner):
+        context = library.innerloop_ctx(net, optimizer, copy_initial_weights=False)
+        with work.kernels(), context as (fast, inner):
             for batch in work.batches:
                 inner.step(weighted_loss(fast, weights, batch))
             loss = judged_loss(fast, work.judge)
@@ -203,10 +207,11 @@ def torchopt(work: Workload) -> Run:
     def run() -> Tensor:
         library.recover_state_dict(net, start)
         library.recover_state_dict(inner, optimizer_start)
-        for batch in work.batches:
-            inner.step(weighted_loss(net, weights, batch))
-        loss = judged_loss(net, work.judge)
-        found = flat(torch.autograd.grad(loss, list(weights.parameters())))
+        with work.kernels():
+            for batch in work.batches:
+                inner.step(weighted_loss(net, weights, batch))
+            loss = judged_loss(net, work.judge)
+            found = flat(torch.autograd.grad(loss, list(weights.parameters())))
         library.stop_gradient(net)
         library.stop_gradient(inner)
         return found

@@ -106,10 +106,11 @@ def check_ridge(rows: dict[str, dict]) -> None:
 
 
 @pytest.mark.slow
-def test_resnet32_is_measured_and_its_claims_are_checked(run_script, tmp_path):
-    done = run_script(SCRIPT, "--quick", "--task", "resnet32", "--threads", "1", "--out", "here")
+@pytest.mark.parametrize("network", ["resnet32", "transformer"])
+def test_networks_are_measured_and_their_claims_are_checked(run_script, tmp_path, network):
+    done = run_script(SCRIPT, "--quick", "--task", network, "--threads", "1", "--out", "here")
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "here" / "hypergradients.json").read_text())["resnet32"]
+    found = json.loads((tmp_path / "here" / "hypergradients.json").read_text())[network]
     rows = {(row["contender"], row["k"]): row for row in found["rows"]}
     for k in (1, 2):
         # Rounding in single precision: 6e-5 for one step, 6e-4 for two.
@@ -118,7 +119,7 @@ def test_resnet32_is_measured_and_its_claims_are_checked(run_script, tmp_path):
         assert rows["metaweight: finite_difference, declared", k]["error"] < 0.1
         assert rows["metaweight: exact", k]["own MiB"] > 0
     assert {claim["met"] for claim in found["claims"]} <= {"yes", "no", None}
-    assert (tmp_path / "here" / "memory.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "here" / f"memory-{network}.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name", ["quadratic", "ridge"])

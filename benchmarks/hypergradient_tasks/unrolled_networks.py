@@ -1,9 +1,8 @@
-"""Meta-Weight-Net on ResNet-32 through 1, 2, 4, 8 steps: error, time and peak memory.
+"""Meta-Weight-Net on a ResNet-32 or a transformer through k steps: error, time and peak memory.
 
-The images are scikit-learn's digits enlarged to 32 × 32, the network has been trained for a few
-steps, every batch has 100 samples. The truth is the derivative of the very same steps in float64.
-The learning rate is 0.01, since at 0.1 this program is chaotic: the rounding error of one product
-grows a hundredfold over 8 steps, in the exact derivative as well.
+The truth is the derivative of the very same steps in float64. The learning rate of the ResNet-32 is
+0.01, since at 0.1 this program is chaotic: the rounding error of one product grows a hundredfold
+over 8 steps, in the exact derivative as well.
 Time is that of the ``k`` training steps and one hypergradient, from the second run of a process
 that does nothing else; "peak MiB" is the peak of that process. How much memory of freed activations
 the allocator keeps depends on the sizes requested before, so "live MiB" is the peak of the first
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 from turns import Outcome, first_line, measure
 
 from .adjoint import truths
@@ -37,6 +35,7 @@ from .unrolled import (
     Workload,
     contenders,
 )
+from .workloads import NETWORKS
 
 LR = 0.01
 
@@ -46,6 +45,7 @@ class Effort:
     """The extent of the measurement.
 
     Attributes:
+        network: One of :data:`~hypergradient_tasks.workloads.NETWORKS`.
         steps: The numbers of steps ``k``.
         size: Samples of a batch.
         trained: Steps the network is trained for beforehand.
@@ -54,6 +54,7 @@ class Effort:
         lr: Learning rate of the unrolled steps.
     """
 
+    network: str = "resnet32"
     steps: tuple[int, ...] = (1, 2, 4, 8)
     size: int = 100
     trained: int = 20
@@ -62,7 +63,14 @@ class Effort:
     lr: float = LR
 
 
-QUICK = Effort(steps=(1, 2), size=8, trained=2)
+EFFORTS = {
+    "resnet32": Effort(),
+    "transformer": Effort("transformer", steps=(1, 8, 32), size=32, lr=0.05),
+}
+QUICK = {
+    name: dataclasses.replace(effort, steps=(1, 2), size=8, trained=2)
+    for name, effort in EFFORTS.items()
+}
 
 
 def run(effort: Effort) -> dict[str, Any]:
@@ -88,6 +96,7 @@ def run(effort: Effort) -> dict[str, Any]:
             for label, outcomes in measured(path, k, effort).items()
         ]
     description = {
+        "network": effort.network,
         "batch": effort.size,
         "learning rate": effort.lr,
         "trained before": effort.trained,
@@ -139,37 +148,13 @@ def prepared(path: Path, effort: Effort) -> Callable[[], dict[int, list[float]]]
     """Return a function that saves the workload and computes the truths."""
 
     def prepare() -> dict[int, list[float]]:
-        work = workload(effort)
+        most = max(effort.steps)
+        work = NETWORKS[effort.network](most, effort.size, effort.trained, effort.lr)
         torch.save(work, path)
         found = truths(work, effort.steps)
         return {k: gradient.tolist() for k, gradient in found.items()}
 
     return prepare
-
-
-def workload(effort: Effort) -> Workload:
-    """Return the workload of the most steps."""
-    from metaweight.data import load_digits
-    from metaweight.models import ResNet32
-
-    generator = torch.Generator().manual_seed(0)
-    data, _ = load_digits(test_size=1)
-
-    def batch() -> tuple[torch.Tensor, torch.Tensor]:
-        chosen = torch.randint(0, len(data.labels), (effort.size,), generator=generator)
-        images = F.interpolate(data.inputs[chosen], size=32, mode="bilinear")
-        return images.expand(-1, 3, -1, -1).mul(2).sub(1).contiguous(), data.labels[chosen]
-
-    net = ResNet32(generator=generator)
-    work = Workload(max(effort.steps), net, [batch() for _ in range(max(effort.steps))], batch())
-    optimizer = work.optimizer(net)
-    for _ in range(effort.trained):
-        inputs, labels = batch()
-        optimizer.zero_grad()
-        F.cross_entropy(net(inputs), labels).backward()
-        optimizer.step()
-    net.zero_grad()
-    return dataclasses.replace(work, lr=effort.lr)
 
 
 def row(
