@@ -91,6 +91,10 @@ class NamedModules(ParameterSelection):
 class LastLayers(ParameterSelection):
     """The last modules that own trainable parameters directly, in the order of registration.
 
+    A parameter that several modules share counts once, with the first of them: a backward pass to
+    it ends there. The head of a language model whose weights are those of its embeddings is thus
+    no last layer, which would save nothing, but part of the first one.
+
     Args:
         number: Number of modules. A batch norm counts as one, as a convolution does.
     """
@@ -112,7 +116,8 @@ class SampledLayers(ParameterSelection):
 
     They are drawn uniformly without replacement. The draw depends only on the seed and the number
     of steps the problem has taken, so a resumed run draws the same layers. The hypergradient is not
-    rescaled for the layers left out.
+    rescaled for the layers left out. Parameters that modules share count once, as in
+    :class:`LastLayers`.
 
     Args:
         number: Number of modules.
@@ -190,11 +195,14 @@ def chosen_parameters(
 
 
 def _layers(module: nn.Module, trainable: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Return the trainable parameters of each module that owns some directly."""
-    known = set(trainable)
-    layers: list[list[Tensor]] = [
-        [p for p in owner.parameters(recurse=False) if p in known] for owner in module.modules()
-    ]
+    """Return the trainable parameters of each module that owns some directly; shared ones with the
+    first owner."""
+    left = set(trainable)
+    layers: list[list[Tensor]] = []
+    for owner in module.modules():
+        layer: list[Tensor] = [p for p in owner.parameters(recurse=False) if p in left]
+        left.difference_update(layer)
+        layers.append(layer)
     return [layer for layer in layers if layer]
 
 

@@ -6,33 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from support.language import LENGTH, WORDS, padded_batch, texts
+from support.language import WORDS, padded_batch, texts
 from support.naive_language import assert_as_naive, program
 
 from metaweight import ConfigurationError
 from metaweight.lm import TextCollate, learn_weights
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
-
-def gpt2(attention: str = "eager", tied: bool = True) -> Any:
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        vocab_size=WORDS, n_positions=LENGTH, n_embd=8, n_layer=2, n_head=2, resid_pdrop=0.0,
-        embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0,
-        attn_implementation=attention,
-    )  # fmt: skip
-    return transformers.GPT2LMHeadModel(config)
-
-
-def llama(attention: str = "eager", tied: bool = False) -> Any:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=WORDS, max_position_embeddings=LENGTH, hidden_size=8, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, intermediate_size=16, bos_token_id=0,
-        eos_token_id=0, tie_word_embeddings=tied, attn_implementation=attention,
-    )  # fmt: skip
-    return transformers.LlamaForCausalLM(config)
+import transformers
+from support.causal_models import gpt2, llama
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

@@ -63,6 +63,20 @@ def test_last_layers_own_parameters_directly() -> None:
     assert len(select(LastLayers(3), small())) == 5
 
 
+def test_a_shared_parameter_counts_once_with_its_first_owner() -> None:
+    """A backward pass to it goes back to there."""
+    head = nn.Linear(3, 5)
+    net = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 3), head, head)
+    head.weight = net[0].weight
+    assert select(LastLayers(1), net) == ["2.bias"]
+    assert select(LastLayers(2), net) == ["1.weight", "1.bias", "2.bias"]
+    assert select(LastLayers(3), net)[0] == "0.weight"
+    drawn = [select(SampledLayers(2), net, count) for count in range(50)]
+    assert {len(set(names)) - len(names) for names in drawn} == {0}
+    with pytest.raises(ConfigurationError, match="has 3 layers with trainable parameters"):
+        select(LastLayers(4), net)
+
+
 def test_frozen_layers_are_no_layers() -> None:
     net = small()
     net[2].requires_grad_(False)
