@@ -20,6 +20,7 @@ from ..loggers import flatten_stats
 from ..program.config import EngineConfig
 from .file import Manifest, read_checkpoint, write_checkpoint
 from .folder import CheckpointFolder
+from .frozen_base import FrozenBase
 from .shards import with_shards, write_shards
 from .shards_folder import remove_shards
 from .state import engine_from_plain, engine_to_plain, missing_devices, streams_to_dict
@@ -78,6 +79,7 @@ def read_state(engine: Engine, path: Path_) -> Mapping[str, Any]:
 
 def load_state(engine: Engine, path: Path, state: Mapping[str, Any]) -> None:
     """Load ``state``, which was read from ``path``."""
+    engine.checkpoint_hook.frozen.note(engine)
     engine_from_plain(engine, with_shards(engine.processes, path, state), str(path))
     engine.run_state.resumed, engine.run_state.inside_step = True, False
     engine.checkpoint_hook.log = from_plain(state["log"])
@@ -107,11 +109,13 @@ class CheckpointHook(Hook):
 
     Args:
         config: ``checkpoint_dir``, ``checkpoint_step``, ``keep_last``, ``keep_best``,
-            ``checkpoint_metric``, ``checkpoint_mode`` and ``checkpoint_failure`` are read.
+            ``checkpoint_metric``, ``checkpoint_mode``, ``checkpoint_failure`` and
+            ``adapters_only`` are read.
 
     Attributes:
         folder: The checkpoint folder; ``None`` without ``checkpoint_dir``.
         log: Positions of the loggers in a loaded state, until the run resumes.
+        frozen: What checkpoints leave out, if they hold adapters only.
     """
 
     only_shows = True
@@ -127,6 +131,7 @@ class CheckpointHook(Hook):
                 config.checkpoint_mode,
             )
         self.log: Mapping[str, Any] | None = None
+        self.frozen = FrozenBase(config.adapters_only)
         self._step = config.checkpoint_step or config.valid_step
         self._policy = config.checkpoint_failure
         self._value: float | None = None
@@ -142,6 +147,7 @@ class CheckpointHook(Hook):
             ConfigurationError: For ``resume="auto"`` without a folder, and for a state beyond
                 ``train_iters``. The program is then unchanged.
         """
+        self.frozen.note(engine)
         found = None if resume is None else self._found(engine, resume)
         run, step = engine.run_state.run, engine.global_step
         if found is not None:

@@ -54,7 +54,8 @@ def engine_to_plain(engine: Engine) -> tuple[dict[str, Any], dict[str, Tensor]]:
     shards: dict[str, Tensor] = {}
     failure: CheckpointError | None = None
     try:
-        state, shards = without_shards(_take(engine, copy=False))
+        frozen = engine.checkpoint_hook.frozen.unchanged(engine)
+        state, shards = without_shards(_take(engine, copy=False, frozen=frozen))
     except CheckpointError as error:
         failure = error
     # No process may wait for one that has failed.
@@ -73,11 +74,12 @@ def _require_between_steps(engine: Engine) -> None:
         )
 
 
-def _take(engine: Engine, *, copy: bool) -> dict[str, Any]:
+def _take(engine: Engine, *, copy: bool, frozen: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
     names = Names(engine.problems)
     loops = not engine.schedule.is_between_loops()
     problems = {
-        p.name: problem_to_plain(p, names, loop_open=loops, copy=copy) for p in engine.problems
+        p.name: problem_to_plain(p, names, loop_open=loops, copy=copy, frozen=frozen.get(p.name))
+        for p in engine.problems
     }
     return {
         "run": {
@@ -120,7 +122,9 @@ def engine_from_plain(engine: Engine, state: Mapping[str, Any], where: str) -> N
         state = state_of_process(engine, state)
     except MISFITS as error:
         raise _refused(where, error) from error
-    before = _take(engine, copy=True)
+    # What a state leaves out is not loaded, and need not be copied.
+    frozen = {name: saved.get("frozen", {}) for name, saved in state["problems"].items()}
+    before = _take(engine, copy=True, frozen=frozen)
     with ExitStack() as undo:
         undo.callback(_restore, engine, before)
         for problem in engine.problems:

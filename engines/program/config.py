@@ -31,7 +31,7 @@ CHOICES = {
     "checkpoint_failure": ("warn", "raise"),
 }
 COUNTS = {"train_iters": 0, "valid_step": 1, "early_stopping_tolerance": 1, "keep_best": 0}
-FLAGS = ("roll_back", "early_stopping", "channels_last", "sync_batch_norm")
+FLAGS = ("roll_back", "early_stopping", "channels_last", "sync_batch_norm", "adapters_only")
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,11 @@ class EngineConfig:
         checkpoint_metric: Name of the value, among those that ``validation`` returns, by which the
             best are chosen.
         checkpoint_mode: ``"min"`` or ``"max"``: which way is better.
+        adapters_only: Leave out of checkpoints the buffers and the parameters that require no
+            gradient, as long as they are as the program was built with them: those of LoRA adapters
+            are then small. The program that resumes has to be built on the same pretrained
+            parameters; their fingerprints are in the checkpoint, and others are refused. Saving
+            reads all of them once.
         checkpoint_failure: Policy for a checkpoint that cannot be written: ``"warn"`` and continue,
             or ``"raise"``. Earlier checkpoints are not changed.
         non_finite: Policy for a loss, gradient or hypergradient that is not finite: ``"ignore"``;
@@ -126,6 +131,7 @@ class EngineConfig:
     checkpoint_metric: str = "loss"
     checkpoint_mode: str = "min"
     checkpoint_failure: str = "warn"
+    adapters_only: bool = False
     non_finite: str = "ignore"
     precision: str | None = None
     distributed: InitVar[bool | None] = None
@@ -201,6 +207,11 @@ class EngineConfig:
                 require_count(OWNER, field, getattr(self, field), least=1)
         if self.checkpoint_dir is not None:
             _require_path("checkpoint_dir", self.checkpoint_dir)
+        if self.adapters_only and self.strategy == "fsdp":
+            raise ConfigurationError(
+                "EngineConfig(adapters_only=True, strategy='fsdp') would leave out parameters that "
+                "are sharded over processes, which checkpoints save in shards; leave out one."
+            )
         if self.checkpoint_dir is None and (self.checkpoint_step is not None or self.keep_best):
             raise ConfigurationError(
                 f"EngineConfig(checkpoint_step={self.checkpoint_step}, keep_best={self.keep_best}) "

@@ -13,6 +13,7 @@ from ..data.loader_parts import is_stateful, length_of
 from ..problem import Problem
 from ..recording.method_states import MethodStates
 from ..state.plain_data import from_plain, to_plain
+from .frozen import require_same_frozen, with_frozen, without_frozen
 from .names import Names
 from .trajectory_state import trajectory_from_plain, trajectory_to_plain
 
@@ -20,7 +21,12 @@ T = TypeVar("T")
 
 
 def problem_to_plain(
-    problem: Problem, names: Names, *, loop_open: bool, copy: bool = False
+    problem: Problem,
+    names: Names,
+    *,
+    loop_open: bool,
+    copy: bool = False,
+    frozen: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Return the state that ``problem`` needs to resume.
 
@@ -29,17 +35,22 @@ def problem_to_plain(
         names: Names of all parameters and buffers of its program.
         loop_open: Whether a loop is open, so that recorded steps may still be read.
         copy: Copy tensors, so that the result shares no memory with the problem.
+        frozen: Names of tensors of its module to leave out, with their fingerprints.
 
     Raises:
         CheckpointError: For state that is not plain data.
     """
+    frozen = {} if frozen is None else frozen
     place = f"The state of problem {problem.name!r}"
     gradients = {t: t.grad for t in _tensors(problem) if t.grad is not None}
     source = problem.step_state.source
     return {
         "form": form_of(problem),
         "loop": loop_settings_of(problem) if loop_open else None,
-        "state": to_plain(saved_by(place, problem.state_dict), place, copy=copy),
+        "state": to_plain(
+            without_frozen(saved_by(place, problem.state_dict), frozen), place, copy=copy
+        ),
+        "frozen": dict(frozen),
         "requires_grad": {n: p.requires_grad for n, p in problem.module.named_parameters()},
         "modes": problem.step_state.modes.state_dict(problem.module),
         "count": problem.count,
@@ -133,6 +144,7 @@ def require_same_form(problem: Problem, saved: Mapping[str, Any]) -> None:
     found, form = saved["form"], form_of(problem)
     what = f"problem {problem.name!r}"
     _require_same_module(what, found["module"], form["module"])
+    require_same_frozen(what, problem.module, saved.get("frozen", {}))
     for key in ("optimizer", "groups", "scheduler", "loss scaler"):
         if found[key] != form[key]:
             name = "parameter groups of the optimizer" if key == "groups" else key
@@ -169,7 +181,8 @@ def require_same_lengths(problem: Problem, saved: Mapping[str, Any]) -> None:
 
 def load_problem(problem: Problem, saved: Mapping[str, Any]) -> None:
     """Load module, optimizer, scheduler, loss scaler, what is frozen, and counters."""
-    problem.load_state_dict(from_plain(saved["state"]))
+    state = from_plain(saved["state"])
+    problem.load_state_dict(with_frozen(state, saved.get("frozen", {}), problem.module))
     for name, parameter in problem.module.named_parameters():
         parameter.requires_grad_(saved.get("requires_grad", {}).get(name, parameter.requires_grad))
     problem.step_state.modes.load_state_dict(problem.module, saved.get("modes"))

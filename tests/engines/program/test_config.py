@@ -35,6 +35,8 @@ from metaweight import ConfigurationError, EngineConfig, Logger
         ({"checkpoint_mode": "least"}, r"checkpoint_mode='least'\) is not one of min, max"),
         ({"checkpoint_failure": "ignore"}, r"checkpoint_failure='ignore'\) is not one of warn, ra"),
         ({"checkpoint_step": 5}, "asks for checkpoints, but no checkpoint_dir says where to"),
+        ({"adapters_only": "no"}, r"adapters_only='no'\) must be True or False"),
+        ({"adapters_only": True, "strategy": "fsdp"}, "which checkpoints save in shards; leave"),
         ({"keep_best": 2}, "asks for checkpoints, but no checkpoint_dir says where to"),
         ({"roll_back": "False"}, r"roll_back='False'\) must be True or False"),
         ({"early_stopping": "no"}, r"early_stopping='no'\) must be True or False"),
