@@ -32,7 +32,11 @@ PACKAGES = (
     # Where the package that each is for is installed.
     *(
         f"metaweight.integrations.{module}"
-        for module, package in (("huggingface", "transformers"), ("lightning", "lightning"))
+        for module, package in (
+            ("huggingface", "transformers"),
+            ("trl", "trl"),
+            ("lightning", "lightning"),
+        )
         if find_spec(package) is not None
     ),
 )

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metaweight.data import SampleLoader
-from metaweight.engines.checkpoint.file import Manifest, read_checkpoint, write_checkpoint
 from metaweight.problems import ConfigurationError
 from metaweight.problems.base.settings import require_count, shown
 from metaweight.weighting import normalise_weights
 
+from .classifier_levels import classifier_levels, weights_of
 from .required import required_for
 from .trainer_batches import MicroBatch, TrainerClassifier, per_sample, whole
 from .two_levels import TwoLevels
@@ -24,13 +23,13 @@ with required_for(__name__, "huggingface"):
     import accelerate  # noqa: F401 (the Trainer needs it, and names it late)
     from transformers import Trainer
 
-__all__ = ["ReweightingTrainer"]
+    from .trainer_of_texts import MetaTrainer
+    from .trainer_with_weights import STATE, TrainerWithWeights, require_supported
 
-STATE = "sample_weights.pt"
-"""File of the weight network's state in a checkpoint folder."""
+__all__ = ["STATE", "MetaTrainer", "ReweightingTrainer"]
 
 
-class ReweightingTrainer(Trainer):  # type: ignore[misc]
+class ReweightingTrainer(TrainerWithWeights):
     """A ``transformers.Trainer`` whose training samples weigh what a few clean samples say. ::
 
         trainer = ReweightingTrainer(model, args, train_dataset=noisy, clean_dataset=clean)
@@ -63,9 +62,6 @@ class ReweightingTrainer(Trainer):  # type: ignore[misc]
     Source: Shu et al., "Meta-Weight-Net", NeurIPS 2019 (arXiv:1902.07379).
     """
 
-    # Of a batch: the Trainer divides it by the number of batches in an update.
-    loss_is_scaled_for_ga = False
-
     def __init__(
         self,
         *args: Any,
@@ -87,17 +83,11 @@ class ReweightingTrainer(Trainer):  # type: ignore[misc]
             )
         if clean_batch_size is not None:
             require_count(who, "clean_batch_size", clean_batch_size, least=1)
-        _require_supported(self)
+        require_supported(self)
         _require_classes(self)
         self.clean_dataset = clean_dataset
         self.weighting = WeightingConfig() if weighting is None else weighting
         self.clean_batch_size = clean_batch_size
-        self._levels: TwoLevels | None = None
-
-    @property
-    def weight_network(self) -> nn.Module | None:
-        """The weight network; ``None`` before training has begun."""
-        return None if self._levels is None else self._levels.learner.module
 
     def sample_weights(self, dataset: Any = None) -> Tensor:
         """Return the weights of samples by their present losses, (N,), on the CPU.
@@ -122,27 +112,13 @@ class ReweightingTrainer(Trainer):  # type: ignore[misc]
         self.model.eval()
         try:
             found = [
-                levels.weights(MicroBatch(self._prepare_inputs(batch), None)) for batch in batches
+                weights_of(levels, MicroBatch(self._prepare_inputs(batch), None))
+                for batch in batches
             ]
         finally:
             self.model.train(was_training)
         weights = torch.cat(found).cpu()
         return normalise_weights(weights) if self.weighting.normalise else weights
-
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> Any:
-        """Make the scheduler, and connect the weight network to the optimizer."""
-        scheduler = super().create_scheduler(num_training_steps, optimizer)
-        stepping: Any = getattr(self.optimizer, "optimizer", self.optimizer)
-        levels = self._levels
-        if (
-            levels is None
-            or levels.optimizer is not stepping
-            or levels.classifier.module is not self.model
-        ):
-            self._levels = self._connected(stepping, num_training_steps)
-        return scheduler
 
     def compute_loss(
         self,
@@ -159,17 +135,6 @@ class ReweightingTrainer(Trainer):  # type: ignore[misc]
             share = self._share(inputs, num_items_in_batch)
         return self._levels.loss(MicroBatch(inputs, share))
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save and self._levels is not None:
-            manifest = Manifest(self.state.global_step, "transformers")
-            write_checkpoint(Path(output_dir) / STATE, manifest, self._levels.state_dict())
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self._levels is not None:
-            self._levels.load_state_dict(read_checkpoint(Path(checkpoint) / STATE)[1])
-
     def _connected(self, optimizer: torch.optim.Optimizer, steps: int) -> TwoLevels:
         args, own = self.args, self.compute_loss_func
         seed = args.seed if args.data_seed is None else args.data_seed
@@ -179,7 +144,7 @@ class ReweightingTrainer(Trainer):  # type: ignore[misc]
             reading["loss"] = nn.CrossEntropyLoss(label_smoothing=args.label_smoothing_factor)
         else:
             reading |= {"loss": per_sample(own), "logits": whole}
-        return TwoLevels(
+        return classifier_levels(
             self.weighting,
             self.weighting.made_network(seed),
             self.model,
@@ -208,25 +173,6 @@ class ReweightingTrainer(Trainer):  # type: ignore[misc]
         if not isinstance(labels, Tensor) or labels.ndim != 1:
             return None
         return labels.ne(-100).sum() * self.current_gradient_accumulation_steps / items
-
-
-def _require_supported(trainer: Trainer) -> None:
-    args = trainer.args
-    several = "several devices or processes"
-    for refused, what, remedy in (
-        (args.n_gpu > 1 or args.world_size > 1, several, "let the process see one device"),
-        (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled, "sharding", "leave it out"),
-        (args.fp16, "fp16=True", "use bf16=True or neither"),
-        (args.torch_compile, "torch_compile=True", "leave it out"),
-        (args.use_liger_kernel, "use_liger_kernel=True, which gives no logits", "leave it out"),
-        (args.optim in ("lomo", "adalomo"), f"optim={args.optim.value!r}", "use another one"),
-        (args.auto_find_batch_size, "auto_find_batch_size=True", "give a batch size"),
-    ):
-        if refused:
-            raise ConfigurationError(
-                f"{type(trainer).__name__} received {what}, with which it cannot learn weights; "
-                f"{remedy}."
-            )
 
 
 def _require_classes(trainer: Trainer) -> None:

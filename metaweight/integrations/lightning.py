@@ -13,6 +13,7 @@ from metaweight.problems import ConfigurationError
 from metaweight.problems.base.settings import shown
 from metaweight.weighting import normalise_weights
 
+from .classifier_levels import classifier_levels, weights_of
 from .required import required_for
 from .two_levels import TwoLevels, load_network
 from .weighting_config import WeightingConfig
@@ -138,7 +139,7 @@ class ReweightedModule(LightningModule):  # type: ignore[misc]
             raise ConfigurationError(
                 f"{type(self).__name__} has learned no weights yet; call Trainer.fit first."
             )
-        weights = self._levels.weights(batch)
+        weights = weights_of(self._levels, batch)
         return normalise_weights(weights) if self.weighting.normalise else weights
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -170,7 +171,7 @@ class ReweightedModule(LightningModule):  # type: ignore[misc]
     def _made_levels(self, optimizer: Any) -> TwoLevels:
         steps = self.trainer.estimated_stepping_batches
         self._require_supported(optimizer, steps)
-        return TwoLevels(
+        return classifier_levels(
             self.weighting,
             self.weight_network,
             self,

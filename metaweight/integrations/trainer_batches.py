@@ -1,4 +1,4 @@
-"""Batches of ``transformers.Trainer`` and its losses, as a weighted classifier reads them."""
+"""Batches of ``transformers.Trainer`` and its losses, as weighted problems read them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class TrainerClassifier(WeightedClassifier):
     """A weighted classifier whose batches are micro-batches of the Trainer, or clean ones."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with _own_forward(self.module):
+        with own_forward(self.module):
             return self.module(*args, **kwargs)
 
     def sample_losses(self, batch: Any) -> Tensor:
-        with _own_forward(self.module):
+        with own_forward(self.module):
             return super().sample_losses(batch)
 
     def sample_weights(self, losses: Tensor, batch: Any) -> Tensor:
@@ -42,7 +42,7 @@ class TrainerClassifier(WeightedClassifier):
 
 
 @contextmanager
-def _own_forward(module: nn.Module) -> Iterator[None]:
+def own_forward(module: nn.Module) -> Iterator[None]:
     """Use the module's own forward inside, where accelerate has put one with autocast in its place.
 
     The precision is then the problem's: passes of a hypergradient are in full precision.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from metaweight.engines import Engine, EngineConfig
 from metaweight.engines.program.schedule import Action
-from metaweight.problems import CheckpointError, Config
+from metaweight.problems import CheckpointError, Problem, ReweightedProblem
 from metaweight.problems.persistence.names import Names
 from metaweight.problems.persistence.problem_state import (
     load_problem,
@@ -29,28 +29,16 @@ from metaweight.problems.state.plain_data import from_plain
 from metaweight.problems.state.random_streams import RandomState
 from metaweight.problems.step.absent_hypergradients import note_dependence
 from metaweight.problems.step.descent import descend
-from metaweight.weighting import WeightedClassifier, WeightLearner
-
-from .weighting_config import WeightingConfig
-
-CLASSIFIER, LEARNER = "classifier", "weight_learner"
 
 
 class TwoLevels:
-    """A weighted classifier and its weight learner, beside a loop that steps the classifier.
+    """A network's problem and that of its weights, beside a loop that steps the network.
 
     Args:
-        config: How weights are learned.
-        network: The weight network, trained in place.
-        module: The classifier's network.
-        optimizer: Its optimizer; each of its steps ends an update.
-        clean: Batches of clean samples.
-        steps: Optimizer steps of the run.
+        lower: The network's problem.
+        learner: That of its weights, stepped here.
+        optimizer: The network's optimizer; each of its steps ends an update.
         device: Where both live.
-        precision: ``"fp32"`` or ``"bf16"``, of the classifier's passes.
-        kind: Class of the classifier.
-        **reading: ``loss``, ``inputs``, ``labels`` and ``logits`` as for
-            :class:`~metaweight.weighting.WeightedClassifier`.
 
     Raises:
         MetaweightError: What an engine refuses.
@@ -58,77 +46,34 @@ class TwoLevels:
 
     def __init__(
         self,
-        config: WeightingConfig,
-        network: nn.Module,
-        module: nn.Module,
+        lower: ReweightedProblem,
+        learner: Problem,
         optimizer: torch.optim.Optimizer,
-        clean: Any,
-        *,
-        steps: int,
         device: torch.device,
-        precision: str,
-        kind: type[WeightedClassifier] = WeightedClassifier,
-        **reading: Any,
     ) -> None:
-        if any(p.dtype == torch.float64 for p in module.parameters()):
-            network.double()
         self.optimizer = optimizer
-        self.classifier = kind(
-            CLASSIFIER,
-            Config(
-                type=config.derivative,
-                unroll_steps=config.every,
-                warmup_steps=round(config.warmup * steps),
-                precision=precision,
-            ),
-            weights=LEARNER,
-            normalise=config.normalise,
-            module=module,
-            optimizer=optimizer,
-            train_data_loader=[None],
-            **reading,
-        )
-        self.learner = WeightLearner(
-            LEARNER,
-            Config(precision=precision),
-            classifier=CLASSIFIER,
-            module=network,
-            optimizer=torch.optim.Adam(network.parameters(), lr=config.learning_rate),
-            train_data_loader=clean,
-            **reading,
-        )
+        self.lower = lower
+        self.learner = learner
         self._engine = Engine(
-            [self.learner, self.classifier],
+            [learner, lower],
             EngineConfig(train_iters=0, device=device, progress=False),
-            {
-                "u2l": {self.learner: [self.classifier]},
-                "l2u": {self.classifier: [self.learner]},
-            },
+            {"u2l": {learner: [lower]}, "l2u": {lower: [learner]}},
         )
         self._is_open = False
         optimizer.register_step_post_hook(self._after_step)
 
     def loss(self, batch: Any) -> Tensor:
         """Return ``mean_i V_i(sg(l); θ) l_i`` of a micro-batch of the next optimizer step."""
-        trajectory = self.classifier.step_state.trajectory
+        trajectory = self.lower.step_state.trajectory
         if not self._is_open:
             self._is_open = True
             if self._is_recorded():
-                trajectory.open(self.classifier)
+                trajectory.open(self.lower)
         if trajectory.under_way is not None:
-            trajectory.add(RecordedStep(batch, RandomState(self.classifier.device)))
-        loss = self.classifier.evaluate(batch).loss
-        note_dependence(self.classifier, loss)
+            trajectory.add(RecordedStep(batch, RandomState(self.lower.device)))
+        loss = self.lower.evaluate(batch).loss
+        note_dependence(self.lower, loss)
         return loss
-
-    @torch.no_grad()
-    def weights(self, batch: Any) -> Tensor:
-        """Return the weights of a batch, (B,), in the present mode of the network and before they
-        are normalised."""
-        losses = self.classifier.checked_samples(batch).losses
-        labels = self.classifier.parts_of(batch).labels
-        found: Tensor = self.learner(losses, labels)
-        return found.reshape(-1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the weight network, its optimizer, its loader and the schedule."""
@@ -154,20 +99,20 @@ class TwoLevels:
     def _is_recorded(self) -> bool:
         schedule = self._engine.schedule
         mark = schedule.mark()
-        instructions = schedule.advance(CLASSIFIER)
+        instructions = schedule.advance(self.lower.name)
         schedule.restore(mark)
-        return any(i.record for i in instructions if i.problem == CLASSIFIER)
+        return any(i.record for i in instructions if i.problem == self.lower.name)
 
     def _after_step(self, *optimizer_and_arguments: Any) -> None:
         del optimizer_and_arguments
         if not self._is_open:
             return
         self._is_open = False
-        self.classifier.step_state.trajectory.complete()
-        for instruction in self._engine.schedule.advance(CLASSIFIER):
+        self.lower.step_state.trajectory.complete()
+        for instruction in self._engine.schedule.advance(self.lower.name):
             if instruction.action is not Action.STEP:
                 continue
-            problem = self.learner if instruction.problem == LEARNER else self.classifier
+            problem = self.learner if instruction.problem == self.learner.name else self.lower
             problem.step_state.begin_step(instruction.count, None)
             if problem is self.learner:
                 with torch.enable_grad():

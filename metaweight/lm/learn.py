@@ -16,10 +16,9 @@ from metaweight.problems.base.settings import require_choice, require_count
 
 from .problems import Average, CleanLM, Level, WeightedLM
 from .rate import rate
-from .rater import Rater
 from .sources import Sources
-from .text_collate import TextCollate, source_of
-from .token_losses import TokenReader
+from .text_collate import TextCollate
+from .weighers import as_precise_as, made_weigher, names_of_sources, usual_rate
 
 LM, LEARNER = "lm", "data_weights"
 
@@ -122,18 +121,14 @@ def learn_weights(
             raise DataError(
                 f"learn_weights received the dataset {name!r} without sequences; give at least one."
             )
-    sources = Sources(_names(train, source)) if level == "source" else None
+    sources = Sources(names_of_sources(train, source)) if level == "source" else None
     made = TextCollate(collate, sources=sources, source=source)
     plain = TextCollate(collate, source=source)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        weigher = sources or Rater(_width(model, plain([clean[0]])))
-    dtype = next(model.parameters()).dtype
-    narrow = dtype.itemsize < 4
-    weigher.to(torch.float32 if narrow else dtype)
+    weigher = sources or made_weigher(level, model, plain([clean[0]]), seed)
+    narrow = next(model.parameters()).dtype.itemsize < 4
     if hypergradient is None:
         hypergradient = Reweighting(derivative="forward_mode" if narrow else "central_difference")
-    rate_of_weights = weight_learning_rate or (0.1 if level == "source" else 1e-3)
+    rate_of_weights = weight_learning_rate or usual_rate(level)
     lm = WeightedLM(
         LM,
         Config(type=hypergradient, warmup_steps=warmup_steps),
@@ -149,7 +144,7 @@ def learn_weights(
     learner = CleanLM(
         LEARNER,
         model=LM,
-        module=weigher,
+        module=as_precise_as(weigher, model),
         optimizer=torch.optim.Adam(weigher.parameters(), rate_of_weights),
         train_data_loader=SampleLoader(
             clean, clean_batch_size or batch_size, collate_fn=plain, seed=seed + 1
@@ -158,20 +153,3 @@ def learn_weights(
     settings = {"train_iters": steps, "valid_step": steps + 1, "progress": False, **engine}
     Engine.bilevel(learner, lm, hooks=hooks, **settings).run()
     return LearnedWeights(lm, learner, collate)
-
-
-def _names(dataset: Any, source: str) -> list[Any]:
-    if hasattr(dataset, "unique") and source in getattr(dataset, "column_names", ()):
-        found = dataset.unique(source)
-    else:
-        found = {source_of(dataset[i], source) for i in range(len(dataset))}
-    return sorted(found)
-
-
-@torch.no_grad()
-def _width(model: nn.Module, batch: Any) -> int:
-    device = next(model.parameters()).device
-    given = {k: v.to(device) for k, v in batch.items()}
-    found = TokenReader("learn_weights").read(model, given, pooled=True)
-    assert found.hidden is not None
-    return found.hidden.shape[1]

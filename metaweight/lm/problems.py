@@ -139,11 +139,15 @@ class WeightedLM(ReweightedProblem):
         """Return the losses of the tokens of a batch, with hidden states if weights need them."""
         pooled, size = self.reads_hidden_states, self.micro_batch_size
         if size is None or not isinstance(batch, Mapping):
-            return self._reader.read(self.module, batch, pooled=pooled)
+            return self.read(batch, pooled=pooled)
         parts = [self._pass(part, pooled) for part in _split(batch, size)]
         losses, counted = (torch.cat([part[i] for part in parts]) for i in (0, 1))
         hidden = torch.cat([part[2] for part in parts]) if pooled else None
         return TokenLosses(losses, counted, hidden)
+
+    def read(self, batch: Any, *, pooled: bool) -> TokenLosses:
+        """Return the losses of one pass of the network, with mean hidden states if ``pooled``."""
+        return self._reader.read(self.module, batch, pooled=pooled)
 
     def sample_losses(self, batch: Any) -> tuple[Tensor, Any]:
         """Return the mean token loss of each sequence, (B,), or of each token, (B · T,); which
@@ -192,7 +196,7 @@ class WeightedLM(ReweightedProblem):
 
     def _pass(self, part: Mapping[str, Any], pooled: bool) -> tuple[Tensor, Tensor, Any]:
         def run(part: Mapping[str, Any]) -> tuple[Tensor, Tensor, Any]:
-            return tuple(self._reader.read(self.module, part, pooled=pooled))  # type: ignore[return-value]
+            return tuple(self.read(part, pooled=pooled))  # type: ignore[return-value]
 
         if not torch.is_grad_enabled():
             return run(part)

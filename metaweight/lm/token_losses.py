@@ -131,6 +131,12 @@ class TokenReader:
         return found.float() if found.dtype.itemsize < 4 else found
 
 
+def counted_tokens(batch: Mapping[str, Any], shift: bool = True) -> Tensor:
+    """Return which positions of a batch predict a token that counts, (B, T)."""
+    labels = _labels_of(batch, shift)
+    return (labels != UNLABELLED[0]) & (labels != UNLABELLED[1])
+
+
 def _labels_of(batch: Mapping[str, Any], shift: bool) -> Tensor:
     """Return the label that each position predicts, (B, T), -100 where none counts."""
     labels: Tensor = batch.get(LABELS, batch.get(INPUTS))

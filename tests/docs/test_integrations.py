@@ -21,7 +21,7 @@ BLOCKS = blocks("integrations.md")
 
 # What their own packages warn of on a machine without a GPU.
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("package", "number"), [("transformers", 0), ("lightning", 1)])
+@pytest.mark.parametrize(("package", "number"), [("transformers", 0), ("lightning", 3)])
 def test_an_example_runs_when_pasted(
     package: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -31,6 +31,22 @@ def test_an_example_runs_when_pasted(
     exec(BLOCKS[number], names)
     assert names["weights"].shape == (180,)
     torch.testing.assert_close(names["weights"].mean(), torch.tensor(1.0))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("package", "number"), [("peft", 1), ("trl", 2)])
+def test_an_example_of_texts_runs_when_pasted(
+    package: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip(package)
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "pasted"}
+    exec("\n".join(BLOCKS[1 : number + 1]), names)
+    found = names["trainer"].learned.sources
+    assert found["counting"] > 1.1 and found["counting"] + found["noise"] == pytest.approx(2)
+    assert all(sample["source"] == "counting" for sample in names["best"])
 
 
 @pytest.mark.slow
@@ -52,4 +68,4 @@ def test_the_tutorial_on_texts_runs_when_pasted(
 
 
 def test_there_is_one_for_each() -> None:
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 4

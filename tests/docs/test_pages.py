@@ -20,7 +20,7 @@ PRESENT = [path for path in FILES if path.name != "CHANGELOG.md"]
 # Names that look like modules of ours and are none: the group of entry points.
 NOT_MODULES = {"metaweight.hypergradients"}
 # Their packages may be missing; test_integrations.py runs what the page shows of them.
-DOORS = {f"metaweight.integrations.{name}" for name in ("huggingface", "lightning")}
+DOORS = {f"metaweight.integrations.{name}" for name in ("huggingface", "trl", "lightning")}
 LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: +(\S+)|(?:href|src)=\"([^\"]+)\"", re.MULTILINE)
 FENCED = re.compile(r"^(`{3,}|:{3,}).*?^\1", re.MULTILINE | re.DOTALL)
 SHOWN = re.compile(r"^```\{(?:literalinclude|image|figure)\} +(\S+)", re.MULTILINE)

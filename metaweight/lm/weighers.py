@@ -1,0 +1,63 @@
+"""The network of weights that a level is usually learned with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from metaweight.weighting import MetaWeightNet
+
+from .rater import Rater
+from .text_collate import source_of
+from .token_losses import TokenReader
+
+
+def made_weigher(level: str, model: nn.Module, batch: Mapping[str, Any], seed: int) -> nn.Module:
+    """Return a :class:`Rater` of a model's hidden states, or a network of the losses of tokens.
+
+    Args:
+        level: ``"sequence"`` or ``"token"``.
+        model: The language model; it is called, and draws no random numbers of the program's.
+        batch: A batch that it is called with.
+        seed: Seed of the parameters.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Rater(_width(model, batch)) if level == "sequence" else MetaWeightNet()
+
+
+def usual_rate(level: str) -> float:
+    """Return the learning rate of Adam for the weights of a level."""
+    return 0.1 if level == "source" else 1e-3
+
+
+def as_precise_as(weigher: nn.Module, model: nn.Module) -> nn.Module:
+    """Put a network of weights into the type of a model's parameters, in 32 bits at least."""
+    dtype = next(model.parameters()).dtype
+    known = dtype.is_floating_point and dtype.itemsize >= 4
+    return weigher.to(dtype if known else torch.float32)
+
+
+def names_of_sources(dataset: Any, source: str) -> list[Any]:
+    """Return the sources of a dataset, in order.
+
+    Raises:
+        DataError: For a sample without one.
+    """
+    if hasattr(dataset, "unique") and source in getattr(dataset, "column_names", ()):
+        found = dataset.unique(source)
+    else:
+        found = {source_of(dataset[i], source) for i in range(len(dataset))}
+    return sorted(found)
+
+
+@torch.no_grad()
+def _width(model: nn.Module, batch: Mapping[str, Any]) -> int:
+    device = next(model.parameters()).device
+    given = {k: v.to(device) for k, v in batch.items()}
+    found = TokenReader("learn_weights").read(model, given, pooled=True)
+    assert found.hidden is not None
+    return found.hidden.shape[1]
