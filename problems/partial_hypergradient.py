@@ -19,10 +19,14 @@ def chooses_by_method(problem: Problem) -> bool:
     return type(problem).meta_trainable_parameters is not Problem.meta_trainable_parameters
 
 
+def may_be_partial(problem: Problem) -> bool:
+    """Whether something chooses the parameters hypergradients go through."""
+    return problem.config.hypergradient_parameters is not None or chooses_by_method(problem)
+
+
 def is_partial(problem: Problem) -> bool:
     """Whether hypergradients go through a part of the problem's trainable parameters only."""
-    choice = problem.config.hypergradient_parameters
-    if choice is None and not chooses_by_method(problem):
+    if not may_be_partial(problem):
         return False
     return len(list(problem.meta_trainable_parameters())) < len(
         list(problem.trainable_parameters())

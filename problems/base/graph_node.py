@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
+from .changes import note_change
 from .errors import GraphError
 from .settings import require_text
 
@@ -103,6 +104,7 @@ class GraphNode:
             self.__dict__.pop(name, None)
         self.__dict__.update(position.peers)
         self._position = position
+        note_change()
 
     @property
     def name(self) -> str:

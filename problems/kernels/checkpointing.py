@@ -42,15 +42,17 @@ def _nothing(*args: object, **kwargs: object) -> Iterator[None]:
     yield
 
 
-@contextmanager
-def not_reentrant() -> Iterator[None]:
+class not_reentrant:  # noqa: N801 (used like a function)
     """Compute reentrant segments by the other variant inside a ``with`` statement."""
-    before = getattr(checkpoint, REENTRANT, None)
-    setattr(checkpoint, REENTRANT, _NotReentrant)
-    try:
-        yield
-    finally:
-        setattr(checkpoint, REENTRANT, before)
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = vars(checkpoint).get(REENTRANT)
+        setattr(checkpoint, REENTRANT, _NotReentrant)
+
+    def __exit__(self, *exception: object) -> None:
+        setattr(checkpoint, REENTRANT, self._before)
 
 
 @contextmanager

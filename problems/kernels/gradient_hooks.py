@@ -8,8 +8,7 @@ call the former in every pass of a hypergradient too, and the latter never.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,26 +20,30 @@ from .torch_internals import gradient_hooks, post_accumulate_hooks
 
 def hooked(parameters: Iterable[Tensor]) -> list[Tensor]:
     """Return the parameters that have hooks."""
-    return [p for p in parameters if gradient_hooks(p) or post_accumulate_hooks(p)]
+    # Asked of every parameter in every step.
+    return [
+        p
+        for p in parameters
+        if getattr(p, "_backward_hooks", None) or getattr(p, "_post_accumulate_grad_hooks", None)
+    ]
 
 
-@contextmanager
-def silent_hooks(parameters: Iterable[Tensor]) -> Iterator[None]:
+class silent_hooks:  # noqa: N801 (used like a function)
     """Inside, backward passes call no hooks of the parameters."""
-    given = list(parameters)
-    with _emptied([*map(gradient_hooks, given), *map(post_accumulate_hooks, given)]):
-        yield
 
+    __slots__ = ("_silenced",)
 
-@contextmanager
-def _emptied(found: Iterable[dict[int, Any]]) -> Iterator[None]:
-    silenced = [(hooks, dict(hooks)) for hooks in found if hooks]
-    for hooks, _ in silenced:
-        hooks.clear()
-    try:
-        yield
-    finally:
-        for hooks, before in silenced:
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        found = hooked(parameters)
+        all_hooks = [*map(gradient_hooks, found), *map(post_accumulate_hooks, found)]
+        self._silenced = [(hooks, dict(hooks)) for hooks in all_hooks]
+
+    def __enter__(self) -> None:
+        for hooks, _ in self._silenced:
+            hooks.clear()
+
+    def __exit__(self, *exception: object) -> None:
+        for hooks, before in self._silenced:
             hooks.update(before)
 
 
@@ -99,6 +102,11 @@ def call_hooks(parameter: Tensor, gradient: Tensor) -> HookedGradient:
 def accumulate_and_record(parameter: Tensor, gradient: Tensor) -> HookedGradient:
     """Do as :func:`accumulate`, and return the record of the hooks that change the gradient."""
     found = call_hooks(parameter, gradient)
-    with _emptied([gradient_hooks(parameter)]):
+    hooks = gradient_hooks(parameter)
+    silenced = dict(hooks)
+    hooks.clear()
+    try:
         accumulate(parameter, found.after.detach())
+    finally:
+        hooks.update(silenced)
     return found

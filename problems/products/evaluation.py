@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..base.errors import HypergradientError
 from ..kernels.checkpointing import not_reentrant
 from ..kernels.missing_derivatives import missing_derivative
 from ..kernels.precision import HALF, autocast, full_precision
 from ..kernels.twice_differentiable import TwiceDifferentiable, differentiable_twice
-from ..state.buffers import BufferSlot, preserved_buffers, read_in_training
+from ..state.buffers import preserved_buffers
 from ..state.padding_rows import held_padding_rows
 from ..state.power_iterations import held_power_iterations
 from ..state.random_streams import RandomState
+from ..state.surroundings import NONE, Surroundings
 from .displaced import inverse_step
+
+Entered = TypeVar("Entered")
 
 
 class Evaluation:
@@ -30,8 +34,7 @@ class Evaluation:
     Args:
         weights: The parameters a hypergradient goes through.
         frozen: Parameters that require no gradient inside.
-        buffers: The buffers that the losses may write to.
-        modules: The networks that hold them.
+        surroundings: The buffers that the losses may write to, and layers they may advance.
         device: The device of the losses and of their random stream.
         precision: The precision of training: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
         in_full_precision: Compute without autocast.
@@ -51,8 +54,7 @@ class Evaluation:
         weights: Sequence[Tensor],
         *,
         frozen: Iterable[Tensor] = (),
-        buffers: Sequence[BufferSlot] = (),
-        modules: Sequence[nn.Module] = (),
+        surroundings: Surroundings = NONE,
         device: torch.device,
         precision: str = "fp32",
         in_full_precision: bool = True,
@@ -64,8 +66,7 @@ class Evaluation:
         self.weights = list(weights)
         self.has_kinks = True
         self._frozen = [p for p in frozen if p.requires_grad]
-        self._slots = buffers
-        self._modules = modules
+        self._surroundings = surroundings
         self._device = device
         self._precision = precision
         self._in_full_precision = in_full_precision
@@ -73,19 +74,20 @@ class Evaluation:
         self._computes_in = computes_in
         self._name = name
         self._on_exit = on_exit
-        self._stack = ExitStack()
+        self._contexts: list[AbstractContextManager[Any]] = []
         self._kernels: TwiceDifferentiable | None = None
 
     def __enter__(self) -> Evaluation:
         self._streams = RandomState(self._device)
-        choose = full_precision if self._in_full_precision else autocast
-        if self._slots:
-            self._stack.enter_context(preserved_buffers(self._slots))
-        self._stack.enter_context(choose(self._precision, self._device))
+        if self._surroundings.buffers:
+            self._enter(preserved_buffers(self._surroundings.buffers))
+        if self._precision != "fp32":
+            choose = full_precision if self._in_full_precision else autocast
+            self._enter(choose(self._precision, self._device))
         if self._second_order:
-            self._kernels = self._stack.enter_context(differentiable_twice())
+            self._kernels = self._enter(differentiable_twice())
         else:
-            self._stack.enter_context(not_reentrant())
+            self._enter(not_reentrant())
         for parameter in self._frozen:
             parameter.requires_grad_(False)
         return self
@@ -95,44 +97,34 @@ class Evaluation:
             parameter.requires_grad_(True)
         if self._on_exit is not None:
             self._on_exit()
-        self._stack.close()
+        while self._contexts:
+            self._contexts.pop().__exit__(None, None, None)
         self._streams.restore()
-        missing = missing_derivative(error)
+        missing = None if error is None else missing_derivative(error)
         if missing is not None:
             raise HypergradientError(
                 f"The hypergradient through problem {self._name!r} cannot be formed: {missing} "
                 "Parameters are as they were."
             ) from error
 
+    def _enter(self, context: AbstractContextManager[Entered]) -> Entered:
+        entered = context.__enter__()
+        self._contexts.append(context)
+        return entered
+
     @property
     def computes_as_training(self) -> bool:
         """Whether losses are computed in the precision of training."""
         return self._precision == "fp32" or not self._in_full_precision
 
-    @contextmanager
-    def compared(self) -> Iterator[Callable[[], None]]:
+    def compared(self) -> AbstractContextManager[Callable[[], None]]:
         """Let passes differ by what is displaced alone, inside a ``with`` statement.
 
         Enter it before parameters are displaced. Inside, rows of padding and what power iterations
         find are constants of the present parameters. Yields a function to call before each pass,
         which sets buffers that a pass in training mode reads back to their present values.
         """
-        with (
-            held_power_iterations(self._slots, self._modules) as rewind_iterations,
-            held_padding_rows(self._modules),
-        ):
-            slots = read_in_training(self._slots)
-            present = [(owner, name, owner._buffers[name]) for owner, name in slots]
-            values = [None if b is None else b.clone() for _, _, b in present]
-
-            def rewind() -> None:
-                rewind_iterations()
-                for (owner, name, buffer), value in zip(present, values, strict=True):
-                    owner._buffers[name] = buffer
-                    if buffer is not None and value is not None:
-                        buffer.data.copy_(value)
-
-            yield rewind
+        return ALIKE if self._surroundings.is_plain else _compared(self._surroundings)
 
     def gradient_graph(self, loss: Tensor) -> tuple[Tensor | None, ...]:
         """Return ``∇_w loss`` with its graph, to be differentiated only.
@@ -164,3 +156,31 @@ class Evaluation:
         if self._computes_in is not None:
             return self._computes_in()
         return self.weights[0].dtype if self.weights else torch.float32
+
+
+def _nothing() -> None:
+    pass
+
+
+ALIKE = nullcontext(_nothing)
+"""The context of passes that leave nothing behind."""
+
+
+@contextmanager
+def _compared(surroundings: Surroundings) -> Iterator[Callable[[], None]]:
+    with (
+        held_power_iterations(surroundings.iterating) as rewind_iterations,
+        held_padding_rows(surroundings.shared_tables),
+    ):
+        slots = surroundings.read_in_training
+        present = [(owner, name, owner._buffers[name]) for owner, name in slots]
+        values = [None if b is None else b.clone() for _, _, b in present]
+
+        def rewind() -> None:
+            rewind_iterations()
+            for (owner, name, buffer), value in zip(present, values, strict=True):
+                owner._buffers[name] = buffer
+                if buffer is not None and value is not None:
+                    buffer.data.copy_(value)
+
+        yield rewind

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..base.changes import note_change
 from ..base.reduction import Reduction
-from ..state.buffers import BufferSlot, KeptBuffers, buffer_slots
+from ..state.buffers import KeptBuffers
 from ..state.modes import Modes
 from .method_states import MethodStates
 from .trajectory import RecordedStep, Recording, Trajectory
@@ -55,6 +56,7 @@ class StepState:
         drawn: Batches that the method drew from the problem's loaders for the present gradient.
         as_drawn: Converts these before they are used; ``None`` outside of a check.
         modes: The modes of the module's submodules in training, while it is evaluated.
+        plan: What cannot change in the problem's steps; ``None`` before the first.
     """
 
     def __init__(self) -> None:
@@ -83,8 +85,8 @@ class StepState:
         self.drawn: list[RecordedStep] = []
         self.as_drawn: Callable[[RecordedStep], RecordedStep] | None = None
         self.modes = Modes()
+        self.plan: Any = None
         self._kept: KeptBuffers | None = None
-        self._others: tuple[list[nn.Module], list[BufferSlot]] | None = None
         self._optimized: tuple[nn.Module | None, list[Tensor], list[Tensor]] = (None, [], [])
 
     def for_run(
@@ -98,7 +100,7 @@ class StepState:
         """Return a copy for an engine's run; counters and recorded steps stay."""
         state = StepState()
         vars(state).update(vars(self))
-        state.processes, state.driver = processes, driver
+        state.processes, state.driver, state.plan = processes, driver, None
         state.keeps_hypergradient_terms = keeps_hypergradient_terms
         state.hypergradient_terms = {}
         state.changing_hooks = changing_hooks
@@ -191,6 +193,11 @@ class StepState:
     def audit_by(self, auditor: Hypergradient | None) -> None:
         """Replace the problem's hypergradient by ``auditor``; ``None`` ends the check."""
         self.auditor = auditor
+        note_change()
+
+    def plan_as(self, plan: Any) -> None:
+        """Set the plan of the problem's steps."""
+        self.plan = plan
 
     def note_status(self, status: Status) -> None:
         """Store the status of a product through the problem."""
@@ -235,14 +242,3 @@ class StepState:
             self._kept = KeptBuffers(module)
         self._kept.keep()
         return self._kept
-
-    def other_buffer_slots(
-        self, module: nn.Module, others: Sequence[nn.Module]
-    ) -> list[BufferSlot]:
-        """Return the buffers of other modules that are not the module's own."""
-        modules = [module, *others]
-        if self._others is None or self._others[0] != modules:
-            own = {(id(owner), name) for owner, name in buffer_slots(module)}
-            slots = [slot for other in others for slot in buffer_slots(other)]
-            self._others = (modules, [s for s in slots if (id(s[0]), s[1]) not in own])
-        return self._others[1]

@@ -10,22 +10,29 @@ import torch
 from torch import Tensor, nn
 
 
+def shared_tables(networks: Iterable[nn.Module]) -> list[nn.Embedding]:
+    """Return the embeddings with a row of padding whose table other layers of their network use."""
+    return [
+        layer
+        for network in networks
+        for layer in network.modules()
+        if isinstance(layer, nn.Embedding) and layer.padding_idx is not None
+        if sum(p is layer.weight for m in network.modules() for p in m._parameters.values()) > 1
+    ]
+
+
 @contextmanager
-def held_padding_rows(modules: Iterable[nn.Module]) -> Iterator[None]:
+def held_padding_rows(tables: Iterable[nn.Embedding]) -> Iterator[None]:
     """Let embeddings return the present rows for padding inside a ``with`` statement.
 
     A table that other layers use too may be displaced in these rows. A difference of passes would
     then be the derivative by lookups that the gradient leaves out.
     """
     with ExitStack() as stack:
-        for network in modules:
-            for layer in network.modules():
-                if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
-                    slots = [p for m in network.modules() for p in m._parameters.values()]
-                    if sum(p is layer.weight for p in slots) > 1:
-                        hook = _returning(layer.weight.detach()[layer.padding_idx].clone())
-                        handle = layer.register_forward_hook(hook, with_kwargs=True)
-                        stack.callback(handle.remove)
+        for layer in tables:
+            hook = _returning(layer.weight.detach()[layer.padding_idx].clone())
+            handle = layer.register_forward_hook(hook, with_kwargs=True)
+            stack.callback(handle.remove)
         yield
 
 

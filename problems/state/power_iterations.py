@@ -17,10 +17,13 @@ from .buffers import BufferSlot
 _Parametrized: Any = parametrizations._SpectralNorm
 
 
+def may_have_power_iterations(slots: Sequence[BufferSlot]) -> bool:
+    """Return whether some of the buffers may be the vectors of a power iteration."""
+    return any(name.endswith("_u") for _, name in slots)
+
+
 @contextmanager
-def held_power_iterations(
-    slots: Sequence[BufferSlot], modules: Iterable[nn.Module]
-) -> Iterator[Callable[[], None]]:
+def held_power_iterations(networks: Iterable[nn.Module]) -> Iterator[Callable[[], None]]:
     """Let passes inside a ``with`` statement take the same vectors of power iterations.
 
     The gradient of a spectral norm takes the vectors as constants. Passes whose difference is to
@@ -29,15 +32,13 @@ def held_power_iterations(
     Yields a function to call before each pass.
 
     Args:
-        slots: Where the buffers of ``modules`` live; they are not restored here.
-        modules: The networks.
+        networks: The networks; their buffers are not restored here.
     """
     held: list[_Calls] = []
     with ExitStack() as stack:
-        if any(name.endswith("_u") for _, name in slots):
-            for network in modules:
-                for module in network.modules():
-                    held += [stack.enter_context(calls.held()) for calls in _iterations(module)]
+        for network in networks:
+            for module in network.modules():
+                held += [stack.enter_context(calls.held()) for calls in _iterations(module)]
 
         def rewind() -> None:
             for calls in held:

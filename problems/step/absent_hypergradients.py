@@ -21,7 +21,7 @@ from ..products.dependence import reached, reached_beside
 from ..state.buffers import preserved_buffers
 from ..state.random_streams import preserved_streams
 from ..unrolling import owns_settings, owns_start, settings_per_group, start_of_loop
-from .graph_buffers import buffers_of_all
+from .plan import plan_of
 
 Edge = tuple[Problem, Problem]
 
@@ -153,7 +153,7 @@ def _learned_elsewhere(lower: Problem, parameters: Sequence[Tensor]) -> set[Tens
     """Return the parameters that learned settings and learned starts are functions of."""
     if not owns_settings(lower) and not owns_start(lower):
         return set()
-    with preserved_streams(lower.device), preserved_buffers(buffers_of_all(lower)):
+    with preserved_streams(lower.device), preserved_buffers(plan_of(lower).surroundings.buffers):
         settings = settings_per_group(lower) if owns_settings(lower) else []
         values = [
             *(v for group in settings for v in group.values()),

@@ -11,15 +11,15 @@ from ..base.step_result import StepResult
 from ..data.batch_digest import batch_form
 from ..problem import Problem
 from ..recording.trajectory import RecordedStep
-from ..state.buffers import buffer_slots, preserved_buffers
+from ..state.buffers import preserved_buffers
 from ..state.random_streams import RandomState
 from .absent_hypergradients import require_hypergradients
 from .batch_numbers import batch_number
 from .drawn_batch import require_samples
 from .gradient import accumulate_gradient, average_gradient
-from .graph_buffers import buffers_of_others
 from .guarded_gradient import Accepts, guarded_gradient
 from .method_states import ScaleDrop, settle_states
+from .plan import StepPlan, plan_of
 
 NONE_YET = object()
 
@@ -47,32 +47,31 @@ def descend(
         accepts: Returns whether to accept the micro-batch. If not, its gradient is discarded and
             the optimizer step is skipped.
     """
-    state = problem.step_state
+    state, plan = problem.step_state, plan_of(problem)
     held = state.hold(problem.trainable_parameters())
     batch: Any = NONE_YET
     try:
         if first:
             state.open_update()
             problem.zero_grad()
-            settle_states(problem, taken=False)
+            settle_states(problem, plan, taken=False)
         batch = next_batch(problem)
         if record:
             _record(problem, batch, first=first)
-        gradient = partial(_gradient, problem, batch, watched=accepts is not None, last=last)
-        result = guarded_gradient(problem, accepts, gradient)
+        gradient = partial(_gradient, problem, plan, batch, watched=accepts is not None, last=last)
+        result = guarded_gradient(problem, plan, accepts, gradient)
         if not state.skipped:
             after_gradient(problem)
-        dropped = ScaleDrop(problem)
-        if last and not state.skipped:
-            problem.optimizer_step()
-            problem.param_callback()
         if last:
+            dropped = not state.skipped and _update(problem, plan)
             _close(problem, result)
-            settle_states(problem, taken=not (result.skipped or result.overflow or dropped))
+            settle_states(
+                problem, plan, taken=not (result.skipped or result.overflow or dropped)
+            )
     except BaseException as error:
         state.trajectory.abandon()
         problem.zero_grad()
-        settle_states(problem, taken=False)
+        settle_states(problem, plan, taken=False)
         _add_context(error, problem, batch)
         raise
     finally:
@@ -89,7 +88,7 @@ def skip_step(problem: Problem, *, record: bool, first: bool, last: bool) -> Ste
     batch = next_batch(problem)
     if record and first:
         state.trajectory.open(problem)
-    with preserved_buffers([*buffer_slots(problem.module), *buffers_of_others(problem)]):
+    with preserved_buffers(plan_of(problem).surroundings.buffers):
         result = StepResult(*problem.evaluate(batch))
     state.skip_update()
     result.skipped = last
@@ -115,12 +114,23 @@ def _record(problem: Problem, batch: Any, *, first: bool) -> None:
     trajectory.add(RecordedStep(batch, RandomState(problem.device), number=number))
 
 
-def _gradient(problem: Problem, batch: Any, *, watched: bool, last: bool) -> StepResult:
-    result = accumulate_gradient(problem, batch)
+def _gradient(
+    problem: Problem, plan: StepPlan, batch: Any, *, watched: bool, last: bool
+) -> StepResult:
+    result = accumulate_gradient(problem, plan, batch)
     if last:
-        average_gradient(problem, result if watched else None)
+        if not plan.is_alone:
+            average_gradient(problem, result if watched else None)
         require_hypergradients(problem)
     return result
+
+
+def _update(problem: Problem, plan: StepPlan) -> bool:
+    """Take the optimizer step; return whether a loss scaler is known to have refused it."""
+    drop = ScaleDrop(problem) if plan.keeps_states else None
+    problem.optimizer_step()
+    problem.param_callback()
+    return bool(drop)
 
 
 def _close(problem: Problem, result: StepResult) -> None:

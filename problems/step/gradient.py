@@ -14,16 +14,16 @@ from ..base.graph_neighbours import versions_around
 from ..base.step_result import StepResult
 from ..kernels.gradient_hooks import hooked, silent_hooks
 from ..kernels.twice_differentiable import differentiable_twice
-from ..partial_hypergradient import is_partial, others_frozen
+from ..partial_hypergradient import others_frozen
 from ..problem import Problem
 from ..recording.trajectory import GradientGraph
 from ..state.buffers import preserved_buffers
 from ..state.swapped_tensors import swapped
 from .absent_hypergradients import note_dependence
 from .finiteness import finite_gradient
-from .graph_buffers import buffers_of_others
 from .method_states import scaled as _scaled
 from .paths import hypergradient, require_used
+from .plan import StepPlan
 from .upper_loss import UpperLoss
 
 
@@ -38,41 +38,38 @@ def average_gradient(problem: Problem, watched: StepResult | None = None) -> Non
     problem.step_state.processes.average_gradients(problem)
 
 
-def accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
+def accumulate_gradient(problem: Problem, plan: StepPlan, batch: Any) -> StepResult:
     """Add ``∇ loss(batch) / accumulation`` to ``.grad``, with hypergradients along all paths.
 
     Buffers of other problems' modules are restored: a batch of the upper problem does not change
     the lower network's batch-norm statistics.
     """
-    slots = buffers_of_others(problem)
-    if not slots:
-        return _accumulate_gradient(problem, batch)
-    with preserved_buffers(slots):
-        return _accumulate_gradient(problem, batch)
+    if not plan.others:
+        return _accumulate_gradient(problem, plan, batch)
+    with preserved_buffers(plan.others):
+        return _accumulate_gradient(problem, plan, batch)
 
 
-def _accumulate_gradient(problem: Problem, batch: Any) -> StepResult:
+def _accumulate_gradient(problem: Problem, plan: StepPlan, batch: Any) -> StepResult:
     if problem.step_state.trajectory.wants_graph():
         return _with_graph(problem, batch)
-    paths = problem.position.paths
-    zeroth_order = [path[1].hypergradient.zeroth_order for path in paths]
     again = None
-    if any(zeroth_order):
+    if plan.is_measured:
         again = UpperLoss(problem, lambda: _scaled(problem, problem.evaluate(batch)[0]))
     own = _trained(problem)
     left = [p.grad for p in own]
-    if any(is_partial(path[1]) for path in paths):
+    if plan.may_be_partial:
         with others_frozen(problem):
             evaluated = problem.evaluate(batch)
     else:
         evaluated = problem.evaluate(batch)
     _require_untouched(problem, own, left)
     scaled = _scaled(problem, evaluated.loss)
-    if not zeroth_order or not all(zeroth_order):
+    if plan.is_differentiated:
         _require_graph(problem, scaled)
     note_dependence(problem, evaluated.loss)
-    if paths:
-        _add_gradients(problem, own, hypergradient(problem, scaled, own, again))
+    if plan.paths:
+        _add_gradients(problem, own, hypergradient(problem, plan, scaled, own, again))
     elif problem.step_state.trajectory.records_hooks and hooked(own):
         with silent_hooks(own):
             gradients = problem.step_state.processes.gradients(scaled, own)
@@ -151,7 +148,9 @@ def _own(gradient: Tensor, parameter: Tensor, taken: set[int]) -> Tensor:
 
 
 def _trained(problem: Problem) -> list[Tensor]:
-    found = list(problem.trainable_parameters())
+    # Inside a step these are held, as a list.
+    found = problem.trainable_parameters()
+    found = found if isinstance(found, list) else list(found)
     if not found:
         raise GraphError(
             f"Problem {problem.name!r} has nothing to train any more: its module has no parameter "

@@ -10,12 +10,14 @@ from ..base.errors import HypergradientError
 from ..base.step_result import StepResult
 from ..problem import Problem
 from ..state.buffers import KeptBuffers
+from .plan import StepPlan
 
 Accepts = Callable[[Problem, StepResult], bool]
 
 
 def guarded_gradient(
     problem: Problem,
+    plan: StepPlan,
     accepts: Accepts | None,
     gradient: Callable[[], StepResult],
 ) -> StepResult:
@@ -27,7 +29,7 @@ def guarded_gradient(
     Raises:
         HypergradientError: When a hypergradient fails and ``accepts`` does not refuse the step.
     """
-    buffers = problem.step_state.kept_buffers(problem.module)
+    buffers = problem.step_state.kept_buffers(problem.module) if plan.has_buffers else None
     try:
         if accepts is None:
             result = gradient()
@@ -55,6 +57,7 @@ def _gradient_or_error(problem: Problem, gradient: Callable[[], StepResult]) -> 
     return result
 
 
-def _discard(problem: Problem, buffers: KeptBuffers) -> None:
-    buffers.restore()
+def _discard(problem: Problem, buffers: KeptBuffers | None) -> None:
+    if buffers is not None:
+        buffers.restore()
     problem.zero_grad()

@@ -25,8 +25,8 @@ from ..state.swapped_tensors import swapped_with_buffers
 from .batch_numbers import batch_number, require_batch_numbers
 from .computing_type import computing_type, has_forward_derivatives
 from .drawn_batch import drawn_step
-from .graph_buffers import buffers_of_all
 from .optimizer_view import OptimizerStepView
+from .plan import plan_of
 
 
 def lower_view(problem: Problem, path: tuple[str, ...] = ()) -> LowerProblem:
@@ -184,11 +184,11 @@ class LowerView:
         state = problem.step_state
         held = state.hold(() if state.held is not None else problem.trainable_parameters())
         weights = list(problem.meta_trainable_parameters())
+        trained = problem.trainable_parameters()
         return Evaluation(
             weights,
-            frozen=() if graph else {*problem.trainable_parameters(), *weights},
-            buffers=buffers_of_all(problem),
-            modules=[problem.module, *(p.module for p in problem.position.peers.values())],
+            frozen=() if graph else {*trained, *weights},
+            surroundings=plan_of(problem).surroundings,
             device=problem.device,
             precision=problem.config.precision,
             in_full_precision=in_full_precision,

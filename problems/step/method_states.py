@@ -9,19 +9,19 @@ from torch import Tensor
 
 from ..base.nested import leaves
 from ..problem import Problem
+from .plan import StepPlan
 
 
-def settle_states(problem: Problem, *, taken: bool) -> None:
+def settle_states(problem: Problem, plan: StepPlan, *, taken: bool) -> None:
     """Keep the states that the methods below ``problem`` proposed in its step, or forget them."""
-    for path in problem.position.paths:
-        for lower in path[1:-1]:
-            lower.step_state.method_states.settle(problem.name, taken=taken)
+    if plan.keeps_states:
+        for edge in plan.through:
+            edge.lower.step_state.method_states.settle(problem.name, taken=taken)
 
 
 def has_proposals(problem: Problem) -> bool:
     """Return whether a method below ``problem`` has proposed a state."""
-    lowers = [lower for path in problem.position.paths for lower in path[1:-1]]
-    return any(lower.step_state.method_states.proposed for lower in lowers)
+    return any(lower.step_state.method_states.proposed for lower in problem.position.lowers)
 
 
 class ScaleDrop:

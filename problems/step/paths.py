@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 
 from torch import Tensor
 
@@ -19,12 +18,17 @@ from ..problem import Problem
 from .absent_hypergradients import note_gradients
 from .lower_view import lower_view
 from .method_states import spoilt_by, unit
+from .plan import Edge, PathPlan, StepPlan
 from .unseen_changes import warn_of_unseen_changes
 from .upper_loss import UpperLoss
 
 
 def hypergradient(
-    problem: Problem, loss: Tensor, own: list[Tensor], again: UpperLoss | None = None
+    problem: Problem,
+    plan: StepPlan,
+    loss: Tensor,
+    own: list[Tensor],
+    again: UpperLoss | None = None,
 ) -> list[Tensor | None]:
     """Return ``∂F/∂θ + Σ_paths (dw*/dθ)ᵀ ∂F/∂w`` for the loss ``F`` of ``problem``.
 
@@ -35,16 +39,16 @@ def hypergradient(
     With several processes, each returns the products of its own lower losses with vectors averaged
     over processes. Their mean over processes is the hypergradient.
     """
-    paths = problem.position.paths
-    for lower in problem.position.lowers:
-        warn_of_unseen_changes(lower, lower.step_state.auditor or lower.hypergradient)
-    states = [
-        (lower.step_state, list(lower.trainable_parameters())) for lower in problem.position.lowers
-    ]
-    held = [(state, state.hold(trainable)) for state, trainable in states]
+    held = []
+    parameters = [*own]
     try:
-        with silent_hooks([*own, *[p for _, trainable in states for p in trainable]]):
-            total = _through_paths(problem, paths, loss, own, again)
+        for edge in plan.through:
+            warn_of_unseen_changes(edge.lower, edge.method)
+            state = edge.lower.step_state
+            held.append((state, state.hold(edge.lower.trainable_parameters())))
+            parameters += edge.lower.trainable_parameters()
+        with silent_hooks(parameters):
+            total = _through_paths(problem, plan, loss, own, again)
     finally:
         for state, before in held:
             state.release(before)
@@ -55,57 +59,55 @@ def hypergradient(
 
 def _through_paths(
     problem: Problem,
-    paths: Sequence[Sequence[Problem]],
+    plan: StepPlan,
     loss: Tensor,
     own: list[Tensor],
     again: UpperLoss | None,
 ) -> list[Tensor | None]:
-    valued = [path[1] for path in paths if path[1].hypergradient.zeroth_order]
-    total, starts = _direct(
-        problem, loss, own, [path[1] for path in paths if path[1] not in valued]
-    )
-    starts = _averaged(problem.step_state.processes, starts)
-    for path in paths:
-        if path[1] in valued:
+    measured = [path.start for path in plan.paths if path.is_measured]
+    lowers = [path.start for path in plan.paths if path.start not in measured]
+    total, starts = _direct(problem, loss, own, lowers)
+    if not plan.is_alone:
+        starts = _averaged(problem.step_state.processes, starts)
+    for path in plan.paths:
+        if path.start in measured:
             # The direct gradient counts once: by autograd, or else with the first such path.
-            direct = not loss.requires_grad and path[1] is valued[0]
-            vector: Sequence[Tensor] = _estimate(path[1], own, again, direct=direct)
+            direct = not loss.requires_grad and path.start is measured[0]
+            vector: Sequence[Tensor] = _estimate(path.start, own, again, direct=direct)
         else:
-            vector = starts[path[1]]
-            for lower, above in pairwise(path[1:]):
-                if lower is not path[1]:
+            vector = starts[path.start]
+            for edge in path.edges:
+                if not (plan.is_alone or edge.lower is path.start):
                     vector = problem.step_state.processes.mean(vector)
-                upper_parameters = (
-                    own if above is problem else list(above.meta_trainable_parameters())
-                )
-                vector = _product(lower, path, vector, upper_parameters, loss)
-        problem.step_state.note_term(" -> ".join(lower.name for lower in path[1:-1]), vector)
+                vector = _product(problem, path, edge, own, vector, loss)
+        problem.step_state.note_term(path.label, vector)
         total = [v if t is None else t + v for t, v in zip(total, vector, strict=True)]
     return total
 
 
 def _product(
-    lower: Problem,
-    path: Sequence[Problem],
+    problem: Problem,
+    path: PathPlan,
+    edge: Edge,
+    own: list[Tensor],
     vector: Sequence[Tensor],
-    upper_parameters: Sequence[Tensor],
     loss: Tensor,
 ) -> list[Tensor]:
-    """Return the product along a path of the method of ``lower``; keep the state it proposes.
+    """Return the product along an edge of a path; keep the state that its method proposes.
 
     A state outlives loss scales, so a method that keeps one gets the vector without.
     """
-    method = lower.step_state.auditor or lower.hypergradient
-    names = tuple(problem.name for problem in path)
-    scale = unit(path[0], loss) if method.keeps_state else None
+    lower, above, method = edge
+    parameters = own if above is problem else list(above.meta_trainable_parameters())
+    scale = unit(problem, loss) if method.keeps_state else None
     given = vector if scale is None else vectors.divide(vector, scale)
-    product = method.vjp(lower_view(lower, names), given, upper_parameters)
-    values = _checked_values(lower, method, product, upper_parameters)
+    product = method.vjp(lower_view(lower, path.names), given, parameters)
+    values = _checked_values(lower, method, product, parameters)
     if product.state is not None:
         _require_kept(lower, method, product.state)
         states = lower.step_state.method_states
-        spoilt = spoilt_by(product.state, states.of(names))
-        states.propose(names, product.state)
+        spoilt = spoilt_by(product.state, states.of(path.names))
+        states.propose(path.names, product.state)
         values = [value + spoilt.to(value.device) for value in values]
     return values if scale is None else vectors.scale(values, scale)
 
@@ -133,7 +135,7 @@ def _direct(
     position = len(own)
     for lower, parameters in below.items():
         end = position + len(parameters)
-        if all(g is None for g in gradients[position:end]):
+        if _are_none(gradients[position:end]):
             warnings.warn(
                 f"The loss of problem {problem.name!r} does not depend on the parameters of "
                 f"{lower.name!r} below it, so that no hypergradient passes through it. Use "
@@ -180,7 +182,7 @@ def _checked_values(
         same = len(values) == len(upper_parameters)
         if same and all(map(_fits, values, upper_parameters)):
             _note_status(lower, method, product.status)
-            return [value.detach() for value in values]
+            return [value.detach() if value.requires_grad else value for value in values]
         returned = f"a Product of {_shapes(values)}"
     else:
         returned = type(product).__name__
@@ -215,7 +217,7 @@ def require_used(problem: Problem, gradients: Sequence[Tensor | None]) -> None:
     Raises:
         LossError: Naming the problem.
     """
-    if all(g is None for g in gradients):
+    if _are_none(gradients):
         raise LossError(
             f"The loss of problem {problem.name!r} does not depend on any of the parameters it "
             "trains; compute it from self.module, with the parameters its optimizer was made for, "
@@ -226,3 +228,10 @@ def require_used(problem: Problem, gradients: Sequence[Tensor | None]) -> None:
             f"Problem {problem.name!r} has Config(allow_unused=False), but some of its trainable "
             "parameters do not enter its loss; use them, or allow it."
         )
+
+
+def _are_none(gradients: Sequence[Tensor | None]) -> bool:
+    for gradient in gradients:  # noqa: SIM110 (a generator takes five times as long)
+        if gradient is not None:
+            return False
+    return True

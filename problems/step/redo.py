@@ -12,6 +12,7 @@ from ..state.random_streams import preserved_streams
 from .gradient import accumulate_gradient, average_gradient
 from .guarded_gradient import Accepts, guarded_gradient
 from .method_states import settle_states
+from .plan import StepPlan, plan_of
 
 
 def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
@@ -20,16 +21,17 @@ def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
     Returns:
         Whether it was taken; ``False`` if ``accepts`` refused.
     """
-    state = problem.step_state
+    state, plan = problem.step_state, plan_of(problem)
     state.open_update()
     with preserved_streams(problem.device):
         for step in state.trajectory.window:
             step.random.restore()
             state.note_batch(step.batch)
-            guarded_gradient(problem, accepts, partial(_gradient, problem, step, accepts))
+            gradient = partial(_gradient, problem, plan, step, accepts)
+            guarded_gradient(problem, plan, accepts, gradient)
     state.forget_terms()
     # Methods below have moved on in the step that this one replaces.
-    settle_states(problem, taken=False)
+    settle_states(problem, plan, taken=False)
     if state.skipped:
         problem.zero_grad()
         return False
@@ -56,8 +58,10 @@ def redo_or_keep(problem: Problem, start: Snapshot, accepts: Accepts) -> bool:
     return taken
 
 
-def _gradient(problem: Problem, step: RecordedStep, accepts: Accepts | None) -> StepResult:
-    result = accumulate_gradient(problem, step.batch)
+def _gradient(
+    problem: Problem, plan: StepPlan, step: RecordedStep, accepts: Accepts | None
+) -> StepResult:
+    result = accumulate_gradient(problem, plan, step.batch)
     if step is problem.step_state.trajectory.window[-1]:
         average_gradient(problem, result if accepts is not None else None)
     return result

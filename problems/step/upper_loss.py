@@ -11,7 +11,7 @@ from ..base import vectors
 from ..problem import Problem
 from ..state.buffers import preserved_buffers
 from ..state.random_streams import RandomState, preserved_streams
-from .graph_buffers import buffers_of_all
+from .plan import plan_of
 
 
 class UpperLoss:
@@ -39,7 +39,7 @@ class UpperLoss:
         try:
             with (
                 preserved_streams(problem.device),
-                preserved_buffers(buffers_of_all(problem)),
+                preserved_buffers(plan_of(problem).surroundings.buffers),
             ):
                 self._random.restore()
                 torch.clear_autocast_cache()
