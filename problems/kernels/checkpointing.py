@@ -42,7 +42,7 @@ def _nothing(*args: object, **kwargs: object) -> Iterator[None]:
     yield
 
 
-class not_reentrant:  # noqa: N801 (used like a function)
+class not_reentrant:
     """Compute reentrant segments by the other variant inside a ``with`` statement."""
 
     __slots__ = ("_before",)

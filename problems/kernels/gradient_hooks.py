@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ def hooked(parameters: Iterable[Tensor]) -> list[Tensor]:
     ]
 
 
-class silent_hooks:  # noqa: N801 (used like a function)
+class silent_hooks:
     """Inside, backward passes call no hooks of the parameters."""
 
     __slots__ = ("_silenced",)

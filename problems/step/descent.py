@@ -65,9 +65,7 @@ def descend(
         if last:
             dropped = not state.skipped and _update(problem, plan)
             _close(problem, result)
-            settle_states(
-                problem, plan, taken=not (result.skipped or result.overflow or dropped)
-            )
+            settle_states(problem, plan, taken=not (result.skipped or result.overflow or dropped))
     except BaseException as error:
         state.trajectory.abandon()
         problem.zero_grad()
