@@ -17,6 +17,7 @@ A page says what it shows in a comment, and has it up to the next end mark::
 ``seeds SWEEP``                            number of seeds
 ``minutes SWEEP [SWEEP ...]``              minutes of a core that all runs took
 ``machine SWEEP``                          processor, versions and threads of the runs
+``detection SWEEP=TITLE ...``              how well scores find the wrong labels of sweeps
 ``small table``                            the estimator on small data sets
 ``small gain METHOD OTHER``                its mean accuracy less that of OTHER, in points
 ``small loss METHOD OTHER``                its largest loss on a set without noise, in points
@@ -37,6 +38,7 @@ from study.summary import COLUMNS, cell
 
 from .claims import SWEEPS
 from .data_weights import DataWeights
+from .detection import detection
 from .measured import Reports
 from .measured_tables import NAMES
 from .measured_tables import TABLES as MEASURED
@@ -76,6 +78,7 @@ class Pages:
             "seeds": self._seeds,
             "minutes": self._minutes,
             "machine": self._machine,
+            "detection": self._detection,
             "small": SmallSets(root).shown,
             "weights": DataWeights(root).shown,
             "measured": Reports(MEASURED, NAMES, root).shown,
@@ -113,6 +116,10 @@ class Pages:
 
     def _table(self, name: str) -> str:
         return f"\n{TABLES[name].text(self.records)}\n"
+
+    def _detection(self, *named: str) -> str:
+        sweeps, titles = zip(*(name.split("=", 1) for name in named), strict=True)
+        return f"\n{detection(self.records, sweeps, titles)}\n"
 
     def _command(self, *names: str) -> str:
         commands = "\n".join(SWEEPS[name].command for name in names)

@@ -52,6 +52,36 @@ _ECONOMIES = {
     "every 8 steps": "/every-8",
     "`AdaptiveInterval`": "/adaptive",
 }
+_AGAINST_NOISE = {
+    "cross-entropy, without the clean samples": "ce",
+    "cross-entropy": "ce+meta",
+    "generalised cross-entropy": "gce+meta",
+    "early-learning regularisation (ELR)": "elr+meta",
+    "mixup": "mixup+meta",
+    "cross-entropy, then the clean samples alone": "fine-tune",
+    "confident learning, pruned": "prune+meta",
+    "Meta-Weight-Net": "meta-weight-net-normalised+meta/one-sided",
+    "Meta-Weight-Net, exponential, after a warm-up": (
+        "meta-weight-net-normalised+meta+warm-up+exponential/one-sided"
+    ),
+    "the same over ELR": "meta-weight-net-normalised+meta+warm-up+early+exponential/one-sided",
+    "class-aware weights": "class-aware+meta/one-sided",
+}
+_AGAINST_TAILS = {
+    "cross-entropy, without the clean samples": "ce",
+    "cross-entropy": "ce+meta",
+    "class-balanced": "class-balanced+meta",
+    "focal": "focal+meta",
+    "deferred reweighting": "drw+meta",
+    "LDAM, deferred reweighting": "ldam-drw+meta",
+    "Balanced Softmax": "logit-adjusted+meta",
+    "mixup": "mixup+meta",
+    "Meta-Weight-Net": "meta-weight-net-normalised+meta/one-sided",
+    "class-aware weights": "class-aware+meta/one-sided",
+    "class-aware weights over Balanced Softmax": (
+        "class-aware+meta+balanced+warm-up+exponential/one-sided"
+    ),
+}
 _SHORT = ("cross-entropy", "class-balanced", "Meta-Weight-Net", "class-aware weights")
 _TAILED_NOISE = [
     Column("learning rate tuned", "digits-tailed-noise"),
@@ -102,6 +132,11 @@ TABLES: Mapping[str, Table] = {
     "digits-simple": Table(
         _SIMPLE,
         [Column("last", "digits-simple"), Column("best", "digits-simple", "best")],
+        best=True,
+    ),
+    "cifar-worst": Table(
+        _AGAINST_NOISE,
+        [Column("last", "cifar-worst"), Column("best", "cifar-worst", "best")],
         best=True,
     ),
     "digits-tailed": Table(_TAILED, [Column("accuracy", "digits-tailed")], best=True),

@@ -110,3 +110,18 @@ def test_a_missing_record_of_data_weights_is_named_with_its_command(page, copied
         weights.DataWeights(copied).shown("table")
     with pytest.raises(ValueError, match="'gain' is not shown of data weights"):
         weights.DataWeights(copied).shown("gain")
+
+
+def test_scores_of_wrong_labels_stand_side_by_side(page, monkeypatch):
+    render, detection = page("render"), page("detection")
+    scores = {"loss": {"auc": 0.9, "precision": 0.5}, "weight": {"auc": 0.4, "precision": 0.25}}
+    runs = {"a": [{"detection": scores}, {"detection": {**scores, "loss": scores["weight"]}}]}
+    monkeypatch.setattr(render.Pages, "records", lambda self, sweep: {"s": runs, "t": runs}[sweep])
+    monkeypatch.setattr(detection, "SCORES", {"loss": ("a", "loss"), "1 − w": ("a", "weight")})
+    filled = render.Pages().rendered("<!-- detection s=here t=there -->\n<!-- end -->")
+    assert filled.splitlines()[1:-1] == [
+        "| score | AUC, here | precision, here | AUC, there | precision, there |",
+        "|:--|--:|--:|--:|--:|",
+        "| loss | 0.650 ± 0.354 | 37.5 ± 17.7 | 0.650 ± 0.354 | 37.5 ± 17.7 |",
+        "| 1 − w | 0.400 ± 0.000 | 25.0 ± 0.0 | 0.400 ± 0.000 | 25.0 ± 0.0 |",
+    ]
