@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from metaweight.problems import ConfigurationError, Problem
+from metaweight.problems import ConfigurationError, LossError, Problem
 from metaweight.problems.base.shards import is_sharded
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
@@ -71,7 +71,7 @@ class FullyShardingProcesses(SeveralProcesses):
         if not any(map(is_sharded, inputs)):
             return super().gradients(loss, inputs)
         with self._set_aside(inputs), self._set_aside(self._parameters()):
-            loss.backward()  # type: ignore[no-untyped-call]
+            _backward(loss)
             return [p.grad for p in inputs]
 
     def backward(self, loss: Tensor, inputs: Sequence[Tensor]) -> None:
@@ -80,7 +80,7 @@ class FullyShardingProcesses(SeveralProcesses):
             return
         wanted = set(inputs)
         with self._set_aside([p for p in self._parameters() if p not in wanted]):
-            loss.backward()  # type: ignore[no-untyped-call]
+            _backward(loss)
 
     def require_audit(self, lower: Problem) -> None:
         if _is_sharded(lower):
@@ -107,6 +107,21 @@ class FullyShardingProcesses(SeveralProcesses):
         finally:
             for p, gradient in zip(parameters, before, strict=True):
                 p.grad = gradient
+
+
+def _backward(loss: Tensor) -> None:
+    """Go back, with a sentence of our own where a module's outputs hide from FSDP."""
+    try:
+        loss.backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        if "storage of size 0" not in str(error):
+            raise
+        raise LossError(
+            "The backward pass needs parameters that EngineConfig(strategy='fsdp') has not "
+            "gathered again: it knows when to by the outputs of a module, and finds these in "
+            "tensors, tuples, lists and dictionaries alone. Return such from forward(), or tell "
+            "torch of their class by torch.utils._pytree.register_pytree_node."
+        ) from error
 
 
 def _is_sharded(problem: Problem) -> bool:
