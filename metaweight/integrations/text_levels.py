@@ -36,14 +36,6 @@ class TrainerLM(WeightedLM):
         return weights if batch.share is None else weights * batch.share
 
 
-class TrainerCleanLM(CleanLM):
-    """The loss of clean texts at a model that the Trainer trains."""
-
-    def training_step(self, batch: Any) -> Tensor:
-        with own_forward(getattr(self, LM).module):
-            return super().training_step(batch)
-
-
 def text_levels(
     config: TextWeighting,
     weigher: nn.Module,
@@ -88,7 +80,7 @@ def text_levels(
         optimizer=optimizer,
         train_data_loader=[None],
     )
-    learner = TrainerCleanLM(
+    learner = CleanLM(
         LEARNER,
         Config(precision=precision),
         model=LM,
