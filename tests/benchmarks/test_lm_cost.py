@@ -1,0 +1,50 @@
+"""The cost of weights of a language model: contenders of one program, and what a run leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("peft")
+
+SMALL = {"width": 32, "layers": 1, "words": 16, "length": 8, "batch": 4}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("trained", ["all parameters", "LoRA"])
+def test_contenders_train_the_same_model_on_the_same_texts(
+    benchmark_modules: None, trained: str
+) -> None:
+    """Weights are 1 at first, and steps of the weights are small: the second losses agree
+    to 1e-3, and are not the first ones."""
+    import lm_cost
+
+    made = lm_cost.contenders(lm_cost.Shape(**SMALL), trained, steps=1)
+    found: dict[str, list[float]] = {}
+    for name, make in made.items():
+        step = make()
+        found[name] = [step(), step()]
+    first, second = found.pop("plain")
+    assert abs(first - second) > 1e-3
+    for losses in found.values():
+        assert losses[0] == pytest.approx(first, rel=1e-6)
+        assert losses[1] == pytest.approx(second, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_run_leaves_its_numbers_with_versions(run_script: Any, tmp_path: Path) -> None:
+    words = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+    run = run_script("lm_cost.py", *words, "--rounds", "1", "--out", str(tmp_path / "out"))
+    assert run.returncode == 0, run.stderr
+    found = json.loads((tmp_path / "out" / "lm_cost.json").read_text())
+    assert found["environment"]["transformers"] and found["environment"]["peft"]
+    assert found["shape"] == {**SMALL, "device": "cpu"}
+    for trained in ("all parameters", "LoRA"):
+        rows = {row["contender"]: row for row in found["rows"][trained]}
+        assert list(rows) == ["plain", "central", "one-sided", "every 4", "rater", "forward"]
+        assert rows["plain"]["times plain"] == 1 and rows["central"]["times plain"] > 1
+    assert "| every 4 |" in (tmp_path / "out" / "lm_cost.md").read_text()
