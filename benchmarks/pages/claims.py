@@ -68,6 +68,7 @@ _AGAINST_NOISE = (
     "meta-weight-net-normalised+meta+warm-up+exponential/one-sided",
     "meta-weight-net-normalised+meta+warm-up+early+exponential/one-sided",
     "class-aware+meta/one-sided",
+    "class-aware+meta+early/one-sided",
 )
 _MANY_AGAINST_NOISE = (
     "ce",

@@ -66,6 +66,7 @@ _AGAINST_NOISE = {
     ),
     "the same over ELR": "meta-weight-net-normalised+meta+warm-up+early+exponential/one-sided",
     "class-aware weights": "class-aware+meta/one-sided",
+    "class-aware weights over ELR": "class-aware+meta+early/one-sided",
 }
 _AGAINST_TAILS = {
     "cross-entropy, without the clean samples": "ce",
