@@ -29,6 +29,25 @@ def test_a_step_and_a_hypergradient(kind: Any, attention: str, tied: bool) -> No
     assert_as_naive(model, batches, level="sequence", tolerance=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:.*will be removed in v6.*:FutureWarning")
+@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
+@pytest.mark.parametrize("kind", [gpt2, llama])
+def test_adapters_of_peft(kind: Any, dora: bool) -> None:
+    """Of DoRA in forward mode, as here: PEFT detaches a norm, which a difference would move."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(
+        r=4,
+        target_modules=["c_attn"] if kind is gpt2 else "all-linear",
+        use_dora=dora,
+        fan_in_fan_out=kind is gpt2,
+    )
+    net = peft.get_peft_model(kind("eager"), config).double()
+    for name, parameter in net.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    assert_as_naive(net, [padded_batch(0, size=4)], tolerance=1e-6)
+
+
 @pytest.mark.parametrize("kind", [gpt2, llama])
 def test_passes_of_two_sequences(kind: Any) -> None:
     settings: Any = {"level": "sequence", "micro_batch_size": 2, "tolerance": 1e-7}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from metaweight.problems.persistence import frozen
 from metaweight.problems.persistence.frozen import fingerprints, frozen_tensors
+from support.devices import DEVICES
 from torch import Tensor, nn
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.uint8, torch.bool, torch.complex64)
@@ -37,14 +38,15 @@ def _signed(value: int) -> int:
     return (value + 2**63) % 2**64 - 2**63
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (3,), (5, 7), (130,)], ids=str)
 def test_they_are_the_sums_of_their_definition(
-    dtype: torch.dtype, shape: tuple[int, ...], monkeypatch: Any
+    dtype: torch.dtype, shape: tuple[int, ...], device: str, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(frozen, "PIECE", 4)
     tensor = (100 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).to(dtype)
-    assert one(tensor) == by_hand(tensor, 4)
+    assert one(tensor.to(device)) == by_hand(tensor, 4)
 
 
 def test_they_depend_on_values_alone() -> None:
