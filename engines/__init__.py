@@ -13,8 +13,9 @@ from .loggers import Logger, RunLogger
 from .program.config import EngineConfig
 from .program.env import Env
 from .program.graph import Graph
+from .program.instructions import Action, Instruction, Rhythm
 from .program.precision import fastest_precision
-from .program.schedule import Action, Instruction, Rhythm, Schedule
+from .program.schedule import Schedule
 
 __all__ = [
     "Action",

@@ -16,7 +16,8 @@ from .distributed.placement import choose_precision
 from .distributed.processes import Processes
 from .distributed.same_program import require_same_program
 from .program.graph import Graph
-from .program.schedule import Rhythm, Schedule
+from .program.instructions import Rhythm
+from .program.schedule import Schedule
 
 if TYPE_CHECKING:
     from .engine import Engine

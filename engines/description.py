@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from metaweight.problems import Problem
 from metaweight.problems.step.lower_view import lower_view
+from metaweight.problems.step.plan_in_words import plan_in_words
 
 from .memory import (
     bytes_of,
@@ -43,9 +44,23 @@ def _lines(problem: Problem, engine: Engine) -> Iterator[str]:
     count = problem.config.gradient_accumulation
     batches = "a micro-batch, of which a step has " + str(count) if count > 1 else "a step"
     yield f"  {batches}: a forward and a backward pass in {_training_precision(problem)}"
+    yield f"  plan: {'; '.join([*plan_in_words(problem), *_hooks(engine)])}"
     lowers = {lower: None for path in problem.paths for lower in path[1:-1]}
     for lower in lowers:
         yield from _hypergradient(problem, lower)
+
+
+def _hooks(engine: Engine) -> Iterator[str]:
+    """Yield the methods of hooks that every step calls."""
+    hooks = engine.hooks
+    for moment, called in (
+        ("before_step", hooks.before_steps),
+        ("accepts", hooks.accepting),
+        ("after_gradient", hooks.after_gradients),
+        ("after_step", hooks.after_steps),
+    ):
+        for hook in called:
+            yield f"{type(hook).__name__}.{moment}"
 
 
 def _size(problem: Problem) -> str:

@@ -11,13 +11,13 @@ from metaweight.problems.state.buffers import Snapshot
 from metaweight.problems.step.descent import descend, skip_step
 from metaweight.problems.step.redo import redo, redo_or_keep
 from metaweight.problems.step.scheduling import end_scheduled_epoch, step_scheduler
-from metaweight.problems.unrolling.initial import apply_initial_parameters
+from metaweight.problems.unrolling.initial import apply_initial_parameters, owns_start
 
 from .assembly import share
 from .loggers import flatten_stats, sentence
 from .plateau import step_plateau
 from .program.counters import Counters
-from .program.schedule import Action, Instruction
+from .program.instructions import Action, Instruction
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -60,11 +60,12 @@ class Execution:
     def drive(self, problem: Problem, global_step: int | None) -> None:
         """Step a leaf problem once, and the problems above it as they become due."""
         # What comes after an exception here cannot be saved: the schedule is ahead of the steps.
-        self._engine.run_state.inside_step = True
-        for instruction in self._engine.schedule.advance(problem.name):
+        engine, counters = self._engine, self._counters
+        engine.run_state.inside_step = True
+        for instruction in engine.schedule.advance(problem.name):
             target, action = self._problems[instruction.problem], instruction.action
-            if self._counters is not None:
-                self._counters.begins(target, instruction)
+            if counters is not None:
+                counters.begins(target, instruction)
             if action is Action.STEP:
                 self._step(target, instruction, global_step)
             elif action is Action.LOOP_START:
@@ -76,35 +77,32 @@ class Execution:
                 step_scheduler(target)
             else:
                 step_scheduler(target)
-        self._engine.run_state.inside_step = False
+        engine.run_state.inside_step = False
 
     def _step(self, problem: Problem, instruction: Instruction, global_step: int | None) -> None:
         engine, hooks = self._engine, self._engine.hooks
         problem.step_state.begin_step(instruction.count, global_step)
-        hooks.before_step(engine, problem)
+        for hook in hooks.before_steps:
+            hook.before_step(engine, problem)
         record, first, last = instruction.record, instruction.first, instruction.last
-        if any(lower.step_state.trajectory.all_skipped for lower in problem.position.lowers):
+        if problem.position.paths and _has_nothing_below(problem):
             result = skip_step(problem, record=record, first=first, last=last)
         else:
-            result = descend(
-                problem,
-                record=record,
-                first=first,
-                last=last,
-                after_gradient=self._after_gradient,
-                accepts=self._accepts if hooks.may_refuse else None,
-            )
+            accepts = self._accepts if hooks.accepting else None
+            result = descend(problem, record, first, last, self._after_gradient, accepts)
         if self._counters is not None:
             self._counters.stepped()
         if result.skipped:
             hooks.step_skipped(engine, problem)
-        if instruction.settled:
+        if problem.scheduler is not None and instruction.settled:
             step_scheduler(problem)
-        self._log(problem, result, global_step)
+        if engine.logger.loggers or not isinstance(problem.config.log_step, LeftOut):
+            self._log(problem, result, global_step)
         if problem.scheduler is not None and not (engine.do_validation() or result.skipped):
             measured = {**result.metrics, "loss": result.loss}
             step_plateau(problem, measured, "training_step", engine.processes)
-        hooks.after_step(engine, problem, result)
+        for hook in hooks.after_steps:
+            hook.after_step(engine, problem, result)
 
     def _begin_loop(self, problem: Problem) -> None:
         problem.step_state.trajectory.begin_loop()
@@ -112,7 +110,8 @@ class Execution:
         if type(problem).on_inner_loop_start is not Problem.on_inner_loop_start:
             # It may have drawn new parameters.
             share(self._engine.processes, problem)
-        apply_initial_parameters(problem)
+        if owns_start(problem):
+            apply_initial_parameters(problem)
 
     def _take_snapshot(self, problem: Problem) -> None:
         snapshot = Snapshot(problem.module, problem.optimizer, problem.scaler)
@@ -133,7 +132,8 @@ class Execution:
         return self._engine.hooks.accepts(self._engine, problem, result)
 
     def _after_gradient(self, problem: Problem) -> None:
-        self._engine.hooks.after_gradient(self._engine, problem)
+        for hook in self._engine.hooks.after_gradients:
+            hook.after_gradient(self._engine, problem)
         if self._counters is not None:
             # What errs from here on may have changed parameters.
             self._counters.stepped()
@@ -142,9 +142,9 @@ class Execution:
         every, logger = problem.config.log_step, self._engine.logger
         left_out = isinstance(every, LeftOut)
         if left_out:
-            every = LOGGED_BY_DEFAULT if logger.loggers else -1
+            every = LOGGED_BY_DEFAULT
         due = every > 0 and problem.count % every == 0
-        if not (due or (left_out and logger.loggers)):
+        if not (due or left_out):
             return
         local = global_step is None or problem.config.log_local_step
         step = problem.count if local else global_step
@@ -163,5 +163,11 @@ class Execution:
     def end_epoch(self, problem: Problem) -> None:
         """Tell that the first loader of a problem has ended."""
         problem.epoch_callback()
-        end_scheduled_epoch(problem)
+        if problem.scheduler is not None:
+            end_scheduled_epoch(problem)
         self._engine.hooks.epoch_end(self._engine, problem)
+
+
+def _has_nothing_below(problem: Problem) -> bool:
+    """Return whether a problem below has no step to differentiate through."""
+    return any(lower.step_state.trajectory.all_skipped for lower in problem.position.lowers)

@@ -15,8 +15,9 @@ from .problem import Problem
 
 
 def chooses_by_method(problem: Problem) -> bool:
-    """Whether the problem's class chooses the parameters hypergradients go through."""
-    return type(problem).meta_trainable_parameters is not Problem.meta_trainable_parameters
+    """Whether a method of the user's chooses the parameters hypergradients go through."""
+    name = "meta_trainable_parameters"
+    return getattr(type(problem), name) is not getattr(Problem, name) or name in vars(problem)
 
 
 def may_be_partial(problem: Problem) -> bool:

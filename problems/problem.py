@@ -41,7 +41,7 @@ from .recording.step_state import StepState
 from .state.fitted_state import fitted_state
 from .state.optimizer_state import load_optimizer
 from .state.parameter_groups import put_parameter_groups
-from .unrolling import apply_learned_settings
+from .unrolling import apply_learned_settings, owns_settings
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module, default=Any)
 
@@ -112,7 +112,8 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
         self.env: Any = None
         self.logger: Any = None
         self._hypergradient = resolve(self._config)
-        self._step_state = StepState()
+        # What the run keeps about the problem; the engine's, and written by its own methods.
+        self.step_state = StepState()
         self.warn_of_near_misses()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -151,12 +152,12 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
     def trainable_parameters(self) -> Iterable[Tensor]:
         """The parameters this problem trains: by default those that require a gradient and belong
         to the optimizer."""
-        held = self._step_state.held
+        held = self.step_state.held
         if held is not None:
             return held
         if self.optimizer is None:
             return [p for p in self.module.parameters() if p.requires_grad]
-        optimized = self._step_state.optimized(self.module, self.optimizer.param_groups)
+        optimized = self.step_state.optimized(self.module, self.optimizer.param_groups)
         return [p for p in optimized if p.requires_grad]
 
     def meta_trainable_parameters(self) -> Iterable[Tensor]:
@@ -170,8 +171,9 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
 
     def custom_optimizer_step(self) -> None:
         """Apply the gradients; override to replace the optimizer's own step."""
-        if self.scaler is not None:
-            self.scaler.step(self.optimizer)
+        scaler = self.step_state.scaler
+        if scaler is not None:
+            scaler.step(self.optimizer)
         else:
             self.optimizer.step()
 
@@ -184,10 +186,13 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
 
     def get_batch_single_loader(self, idx: int) -> Any:
         """Return the next batch of one loader, on the problem's device."""
-        return self.source.draw(idx, self.device, channels_last=self._step_state.channels_last)
+        return self.source.draw(idx, self.device, channels_last=self.step_state.channels_last)
 
     def evaluate(self, batch: Any) -> Evaluated:
         """Return the loss of ``batch`` in the problem's precision, and what else to log."""
+        if self._config.precision == "fp32":
+            with not_reentrant():
+                return self._evaluate(batch)
         with not_reentrant(), autocast(self._config.precision, self.device):
             return self._evaluate(batch)
 
@@ -200,11 +205,13 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
 
     def optimizer_step(self) -> None:
         """Unscale and clip the gradients, then apply them with :meth:`custom_optimizer_step`."""
-        apply_learned_settings(self)
-        scaler = self._step_state.scaler
+        scaler, trajectory = self.step_state.scaler, self.step_state.trajectory
+        if owns_settings(self):
+            apply_learned_settings(self)
         if scaler is not None:
             scaler.unscale_(self.optimizer)
-        self._step_state.trajectory.keep_optimizer(self)
+        if trajectory.recording.optimizer:
+            trajectory.keep_optimizer(self)
         if self._config.gradient_clipping > 0:
             torch.nn.utils.clip_grad_norm_(
                 self.trainable_parameters(), self._config.gradient_clipping
@@ -215,7 +222,7 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
 
     def zero_grad(self) -> None:
         """Drop the gradients of the trainable parameters."""
-        for parameter in self.trainable_parameters():
+        for parameter in self.step_state.held or self.trainable_parameters():
             parameter.grad = None
 
     def step(self, global_step: int | None = None) -> None:
@@ -224,12 +231,12 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
         Raises:
             GraphError: When the problem belongs to no engine.
         """
-        if self._step_state.driver is None:
+        if self.step_state.driver is None:
             raise GraphError(
                 f"Problem {self._name!r} was asked to step but belongs to no engine; "
                 "build an Engine with it first."
             )
-        self._step_state.driver(self, global_step)
+        self.step_state.driver(self, global_step)
 
     def set_module(self, module: ModuleType) -> None:
         """Use another module from now on, on the problem's device. The optimizer stays.
@@ -242,9 +249,9 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
             GraphError: For a module that differs between processes.
         """
         module = self._on_device(module)
-        self._step_state.processes.own_module(self._name, module)
+        self.step_state.processes.own_module(self._name, module)
         self._put_module(module)
-        self._step_state.method_states.forget()
+        self.step_state.method_states.forget()
 
     def _on_device(self, module: ModuleType) -> ModuleType:
         require_module(self._name, module)
@@ -254,7 +261,7 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
         return module
 
     def _put_module(self, module: ModuleType) -> None:
-        self.module = with_memory_format(module, self._step_state.channels_last)
+        self.module = with_memory_format(module, self.step_state.channels_last)
         compile_module(self.module, self._config.compile)
 
     def set_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
@@ -271,7 +278,7 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
             require_wide_parameters(self._name, optimizer, self._config.precision)
         self.optimizer = optimizer
         put_parameter_groups(self._name, self.param_groups(), optimizer, self.scheduler)
-        self._step_state.processes.own_optimizer(self)
+        self.step_state.processes.own_optimizer(self)
 
     def set_scheduler(self, scheduler: Any) -> None:
         """Use another scheduler of the problem's optimizer from now on, or none."""
@@ -295,7 +302,7 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
             "scheduler": self.scheduler,
             "scaler": self.scaler,
         }
-        with self._step_state.processes.whole_optimizer(self):
+        with self.step_state.processes.whole_optimizer(self):
             return {key: part.state_dict() for key, part in parts.items() if part is not None}
 
     @without_graph
@@ -310,7 +317,7 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
         self.module.load_state_dict(state_dict["module"])
         if self.optimizer is not None:
             load_optimizer(self.optimizer, state_dict["optimizer"])
-            self._step_state.processes.own_optimizer(self)
+            self.step_state.processes.own_optimizer(self)
         for key, part in (("scheduler", self.scheduler), ("scaler", self.scaler)):
             if part is not None and key in state_dict:
                 part.load_state_dict(state_dict[key])
@@ -322,7 +329,7 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
         A module that is in evaluation mode as a whole, and was not put there by :meth:`eval`, gets
         all of its submodules into training mode.
         """
-        self._step_state.modes.train(self.module)
+        self.step_state.modes.train(self.module)
         self._switch_optimizer("train")
 
     def eval(self) -> None:
@@ -332,7 +339,7 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
         A schedule-free optimizer then puts the weights to be evaluated in place of those that it
         trains.
         """
-        self._step_state.modes.note(self.module)
+        self.step_state.modes.note(self.module)
         self.module.eval()
         self._switch_optimizer("eval")
 
@@ -343,11 +350,11 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
 
     def is_rank_zero(self) -> bool:
         """Whether this process is the one that logs."""
-        return self._step_state.processes.rank == 0
+        return self.step_state.processes.rank == 0
 
     def join(self, state: StepState, *, logger: Any, env: Any) -> None:
         """Belong to an engine: what it keeps about the problem, its logger and environment."""
-        self._step_state, self.logger, self.env = state, logger, env
+        self.step_state, self.logger, self.env = state, logger, env
 
     def build(self, device: torch.device, *, channels_last: bool = False) -> None:
         """Build what the constructor was not given, on ``device`` unless the problem names one.
@@ -360,10 +367,10 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
             DataError: For a loader that cannot be iterated.
         """
         self.device = torch.device(device) if self.device is None else self.device
-        self._step_state.use_channels_last(channels_last=channels_last)
+        self.step_state.use_channels_last(channels_last=channels_last)
         if self.train_data_loader is None:
             self.train_data_loader = self.configure_train_data_loader()
-        loaders, source = self.train_data_loader, self._step_state.source
+        loaders, source = self.train_data_loader, self.step_state.source
         if loaders is not None and (source is None or loaders is not source.loaders):
             require_loaders(self._name, loaders)
             self.train_data_loader = list(loaders) if isinstance(loaders, tuple) else [loaders]
@@ -390,14 +397,9 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
         return self._config
 
     @property
-    def step_state(self) -> StepState:
-        """What the run keeps about the problem; the engine's, and written by its own methods."""
-        return self._step_state
-
-    @property
     def hypergradient_status(self) -> Status | None:
         """How the latest hypergradient product through this problem was found."""
-        return self._step_state.hypergradient_status
+        return self.step_state.hypergradient_status
 
     @property
     def hypergradient(self) -> Hypergradient:
@@ -407,7 +409,7 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
     @property
     def source(self) -> BatchSource:
         """The problem's loaders."""
-        source = self._step_state.source
+        source = self.step_state.source
         if source is None:
             raise GraphError(
                 f"Problem {self._name!r} has no loaders in use; they come into use when an Engine "
@@ -423,14 +425,14 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
     @property
     def cur_batch(self) -> Any:
         """The batch of the latest step."""
-        return self._step_state.batch
+        return self.step_state.batch
 
     @property
     def scaler(self) -> Any:
         """The loss scaler of half precision; none in other precisions."""
-        return self._step_state.scaler
+        return self.step_state.scaler
 
     @property
     def count(self) -> int:
         """Steps this problem has taken."""
-        return self._step_state.count
+        return self.step_state.count

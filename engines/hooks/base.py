@@ -104,23 +104,23 @@ class HookList(Hook):
 
     def __init__(self, hooks: Iterable[Hook]) -> None:
         self.hooks: Sequence[Hook] = tuple(hooks)
-        self._starts = [h for h in self.hooks if type(h).run_start is not Hook.run_start]
-        self._ends = [h for h in self.hooks if type(h).run_end is not Hook.run_end]
-        self._before = [h for h in self.hooks if type(h).before_step is not Hook.before_step]
-        self._accepts = [h for h in self.hooks if type(h).accepts is not Hook.accepts]
-        self._left_out = [h for h in self.hooks if type(h).step_skipped is not Hook.step_skipped]
-        self._gradients = [
+        self.starts = [h for h in self.hooks if type(h).run_start is not Hook.run_start]
+        self.ends = [h for h in self.hooks if type(h).run_end is not Hook.run_end]
+        self.before_steps = [h for h in self.hooks if type(h).before_step is not Hook.before_step]
+        self.accepting = [h for h in self.hooks if type(h).accepts is not Hook.accepts]
+        self.skips = [h for h in self.hooks if type(h).step_skipped is not Hook.step_skipped]
+        self.after_gradients = [
             h for h in self.hooks if type(h).after_gradient is not Hook.after_gradient
         ]
-        self._after = [h for h in self.hooks if type(h).after_step is not Hook.after_step]
-        self._epochs = [h for h in self.hooks if type(h).epoch_end is not Hook.epoch_end]
-        self._iterations = [
+        self.after_steps = [h for h in self.hooks if type(h).after_step is not Hook.after_step]
+        self.epoch_ends = [h for h in self.hooks if type(h).epoch_end is not Hook.epoch_end]
+        self.iteration_ends = [
             h for h in self.hooks if type(h).iteration_end is not Hook.iteration_end
         ]
-        self._before_validations = [
+        self.before_validations = [
             h for h in self.hooks if type(h).before_validation is not Hook.before_validation
         ]
-        self._validations = [
+        self.after_validations = [
             h for h in self.hooks if type(h).after_validation is not Hook.after_validation
         ]
 
@@ -129,55 +129,55 @@ class HookList(Hook):
             hook.state_loaded(engine)
 
     def run_start(self, engine: Engine) -> None:
-        for hook in self._starts:
+        for hook in self.starts:
             hook.run_start(engine)
 
     def run_end(self, engine: Engine) -> None:
-        for hook in self._ends:
+        for hook in self.ends:
             hook.run_end(engine)
 
     def before_step(self, engine: Engine, problem: Problem) -> None:
-        for hook in self._before:
+        for hook in self.before_steps:
             hook.before_step(engine, problem)
 
     @property
     def changing(self) -> list[str]:
         """The names of what may change gradients."""
-        found = [h for h in self._gradients if h.changes_gradients and not h.only_shows]
+        found = [h for h in self.after_gradients if h.changes_gradients and not h.only_shows]
         return [f"{type(hook).__name__}.after_gradient" for hook in found]
 
     @property
     def may_refuse(self) -> bool:
         """Whether some hook may make a step be skipped."""
-        return bool(self._accepts)
+        return bool(self.accepting)
 
     def accepts(self, engine: Engine, problem: Problem, result: StepResult) -> bool:
-        return all([hook.accepts(engine, problem, result) for hook in self._accepts])
+        return all([hook.accepts(engine, problem, result) for hook in self.accepting])
 
     def step_skipped(self, engine: Engine, problem: Problem) -> None:
-        for hook in self._left_out:
+        for hook in self.skips:
             hook.step_skipped(engine, problem)
 
     def after_gradient(self, engine: Engine, problem: Problem) -> None:
-        for hook in self._gradients:
+        for hook in self.after_gradients:
             hook.after_gradient(engine, problem)
 
     def after_step(self, engine: Engine, problem: Problem, result: StepResult) -> None:
-        for hook in self._after:
+        for hook in self.after_steps:
             hook.after_step(engine, problem, result)
 
     def epoch_end(self, engine: Engine, problem: Problem) -> None:
-        for hook in self._epochs:
+        for hook in self.epoch_ends:
             hook.epoch_end(engine, problem)
 
     def iteration_end(self, engine: Engine) -> None:
-        for hook in self._iterations:
+        for hook in self.iteration_ends:
             hook.iteration_end(engine)
 
     def before_validation(self, engine: Engine) -> None:
-        for hook in self._before_validations:
+        for hook in self.before_validations:
             hook.before_validation(engine)
 
     def after_validation(self, engine: Engine, stats: Mapping[str, Any]) -> None:
-        for hook in self._validations:
+        for hook in self.after_validations:
             hook.after_validation(engine, stats)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from metaweight.problems import Problem
 from metaweight.problems.unrolling.initial import moves_at_start
 
-from .schedule import Action, Instruction, Schedule
+from .instructions import Action, Instruction
+from .schedule import Schedule
 
 
 class Counters:

@@ -13,117 +13,10 @@ anything::
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import Enum
-from functools import cached_property
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
-
-class Action(Enum):
-    """An action of a problem.
-
-    ``REDO`` rolls the inner loop back and takes its last step again; ``KEEP`` keeps a loop that was
-    to be rolled back, because no upper problem stepped before the next loop started.
-    """
-
-    LOOP_START = "loop start"
-    SNAPSHOT = "snapshot"
-    STEP = "step"
-    REDO = "redo"
-    KEEP = "keep"
-
-
-class Instruction(NamedTuple):
-    """One action of one problem.
-
-    Attributes:
-        problem: Its name.
-        action: The action.
-        count: Its step counter after the action.
-        first: For a step, whether its micro-batch is the first of an accumulation.
-        last: For a step, whether its micro-batch completes the accumulation, so that parameters
-            change.
-        record: For a step, whether it will be replayed: by a hypergradient or a roll-back.
-        settled: For a step, whether it is final; a step that will be rolled back is not.
-    """
-
-    problem: str
-    action: Action
-    count: int  # type: ignore[assignment] # replaces tuple.count
-    first: bool = True
-    last: bool = True
-    record: bool = False
-    settled: bool = True
-
-    def __str__(self) -> str:
-        text = self.action.value
-        if self.action is Action.STEP:
-            text += f" {self.count}"
-            text += " (recorded)" if self.record else ""
-        return text
-
-
-@dataclass(frozen=True)
-class Rhythm:
-    """The settings that decide when upper updates follow a problem's steps.
-
-    Attributes:
-        unroll_steps: Optimizer steps between two upper updates.
-        accumulation: Micro-batches per optimizer step.
-        warmup: Steps before the first upper update.
-        roll_back: Whether its last step is taken again once the upper problems have stepped.
-        recorded_updates: Optimizer steps before an upper update that a hypergradient will replay.
-    """
-
-    unroll_steps: int = 1
-    accumulation: int = 1
-    warmup: int = 0
-    roll_back: bool = False
-    recorded_updates: int = 1
-
-    @cached_property
-    def loop(self) -> int:
-        """Steps of an inner loop, micro-batches counted one by one."""
-        return self.unroll_steps * self.accumulation
-
-    def is_upper_update(self, count: int, every: int = 1, since: int = 0) -> bool:
-        """Return whether upper problems become due after step ``count``.
-
-        Args:
-            count: The step.
-            every: Inner loops from one upper update to the next.
-            since: The step from which these are counted.
-        """
-        return count > self.warmup and (count - since) % (self.loop * every) == 0
-
-
-PLAIN = Rhythm()
-
-
-@dataclass
-class Progress:
-    """State of one problem in the schedule; kept when the graph is changed.
-
-    Attributes:
-        count: Steps taken.
-        loop_open: Whether the problem is inside an inner loop.
-        snapshot_taken: Whether there is a snapshot of the start of its loop.
-        redo_due: Whether its loop is to be rolled back once an upper problem has stepped.
-        every: Inner loops from one upper update to the next.
-        since: The step from which these are counted.
-        ready: Lower problems whose upper update has become due.
-    """
-
-    count: int = 0
-    loop_open: bool = False
-    snapshot_taken: bool = False
-    redo_due: bool = False
-    every: int = 1
-    since: int = 0
-    ready: set[str] = field(default_factory=set)
-
-
-Mark = list[tuple[str, dict[str, Any]]]
+from .instructions import PLAIN, Action, Instruction, Progress, Rhythm
 
 
 class Schedule:
@@ -146,63 +39,58 @@ class Schedule:
 
     def __init__(self, rhythms: Mapping[str, Rhythm], parents: Mapping[str, Sequence[str]]) -> None:
         self._parents = {name: tuple(ups) for name, ups in parents.items()}
-        self._children: dict[str, tuple[str, ...]] = {}
+        self._rhythms = dict(rhythms)
+        self._nodes: dict[str, _Node] = {}
+        for name in dict.fromkeys([*self._parents, *(u for ups in parents.values() for u in ups)]):
+            self._nodes[name] = _Node(name, self._rhythms.get(name, PLAIN))
         for low, ups in self._parents.items():
             for up in ups:
-                self._children[up] = (*self._children.get(up, ()), low)
-        # A problem whose upper problem also waits for others may take further steps until then.
-        self._waits_for_others = {
-            low: any(len(self._children[up]) > 1 for up in ups)
-            for low, ups in self._parents.items()
-        }
-        self._rhythms = dict(rhythms)
-        self._progress: dict[str, Progress] = {}
-        self._rolled_back = [
-            name
-            for name in _bottom_up(self._parents, self._children)
-            if self._rhythms.get(name, PLAIN).roll_back
-        ]
+                self._nodes[low].parents.append(self._nodes[up])
+                self._nodes[up].children.append(low)
+        for node in self._nodes.values():
+            node.waits_for_others = any(len(up.children) > 1 for up in node.parents)
+        self._rolled_back = _bottom_up(self._nodes)
 
     def progress(self, name: str) -> Progress:
         """Return the state of a problem."""
-        state = self._progress.get(name)
-        if state is None:
-            state = self._progress[name] = Progress()
-        return state
+        return self._node(name).progress
+
+    def _node(self, name: str) -> _Node:
+        node = self._nodes.get(name)
+        if node is None:
+            node = self._nodes[name] = _Node(name, self._rhythms.get(name, PLAIN))
+        return node
 
     def carry_over(self, earlier: Schedule) -> None:
         """Take over the counts of another schedule; no problem is ready."""
-        for name, state in earlier._progress.items():
-            self._progress[name] = Progress(
+        for name, node in earlier._nodes.items():
+            state = node.progress
+            self._node(name).progress = Progress(
                 state.count, state.loop_open, every=state.every, since=state.since
             )
 
     def mark(self) -> Mark:
         """Return the state of every problem for :meth:`restore`; faster than :meth:`state_dict`."""
-        return [
-            (name, {**vars(state), "ready": set(state.ready)})
-            for name, state in self._progress.items()
-        ]
+        return [(node, node.progress.copy()) for node in self._nodes.values()]
 
     def restore(self, mark: Mark) -> None:
         """Restore the state that :meth:`mark` returned."""
-        self._progress = {
-            name: Progress(**{**values, "ready": set(values["ready"])}) for name, values in mark
-        }
+        for node, state in mark:
+            node.progress = state.copy()
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return the state of every problem, to be saved."""
         return {
-            name: {**vars(state), "ready": sorted(state.ready)}
-            for name, state in self._progress.items()
+            name: {**vars(node.progress), "ready": sorted(node.progress.ready)}
+            for name, node in self._nodes.items()
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Load what :meth:`state_dict` returned."""
-        self._progress = {
-            name: Progress(**{**values, "ready": set(values["ready"])})
-            for name, values in state.items()
-        }
+        for node in self._nodes.values():
+            node.progress = Progress()
+        for name, values in state.items():
+            self._node(name).progress = Progress(**{**values, "ready": set(values["ready"])})
 
     def is_between_loops(self) -> bool:
         """Return whether no lower problem is inside a loop and no upper problem is still waiting.
@@ -210,15 +98,16 @@ class Schedule:
         Nothing recorded until now will then be read again: the next upper update of each problem
         comes after a whole inner loop.
         """
-        below = [name for name, ups in self._parents.items() if ups]
         return not any(
-            state.ready or (name in below and (state.loop_open or state.redo_due))
-            for name, state in self._progress.items()
+            node.progress.ready
+            or (node.parents and (node.progress.loop_open or node.progress.redo_due))
+            for node in self._nodes.values()
         )
 
     def record(self, name: str, updates: int) -> None:
         """From now on record ``updates`` optimizer steps of a problem before each upper update."""
-        self._rhythms[name] = replace(self._rhythms.get(name, PLAIN), recorded_updates=updates)
+        node = self._node(name)
+        node.rhythm = self._rhythms[name] = replace(node.rhythm, recorded_updates=updates)
 
     def upper_update_every(self, name: str, loops: int) -> None:
         """Set the number of a problem's inner loops per upper update, from the current loop on.
@@ -230,15 +119,19 @@ class Schedule:
             raise ValueError(
                 f"Problem {name!r} was given an upper update every {loops!r} loops; give 1 or more."
             )
-        state, rhythm = self.progress(name), self._rhythms.get(name, PLAIN)
-        state.every, state.since = loops, state.count - state.count % rhythm.loop
+        node = self._node(name)
+        state = node.progress
+        state.every, state.since = loops, state.count - state.count % node.rhythm.loop
 
     def advance(self, leaf: str) -> list[Instruction]:
         """Return the instructions that follow from one step of ``leaf``, in order."""
         instructions: list[Instruction] = []
-        fired: list[str] = []
-        self._fire(leaf, instructions, fired)
-        self._redo(fired, instructions)
+        fired: list[_Node] = []
+        self._fire(self._node(leaf), instructions, fired)
+        for node in self._rolled_back:
+            if node.progress.redo_due and any(up in fired for up in node.parents):
+                node.progress.redo_due = False
+                instructions.append(Instruction(node.name, Action.REDO, node.progress.count))
         return instructions
 
     def preview(self, leaves: Sequence[str], steps: int) -> str:
@@ -256,75 +149,90 @@ class Schedule:
                 lines.append(f"{prefix} {name}: {', '.join(actions)}")
         return "\n".join(lines)
 
-    def _fire(self, name: str, out: list[Instruction], fired: list[str]) -> None:
-        state = self.progress(name)
-        rhythm = self._rhythms.get(name, PLAIN)
-        parents = self._parents.get(name, ())
+    def _fire(self, node: _Node, out: list[Instruction], fired: list[_Node]) -> None:
+        name, state, rhythm, parents = node.name, node.progress, node.rhythm, node.parents
         if state.redo_due:
             out.append(Instruction(name, Action.KEEP, state.count))
             state.redo_due = False
         if not state.loop_open:
             out.append(Instruction(name, Action.LOOP_START, state.count))
             state.loop_open = True
-        roll_back = rhythm.roll_back and bool(parents)
-        if roll_back and not state.snapshot_taken:
+        if rhythm.roll_back and parents and not state.snapshot_taken:
             out.append(Instruction(name, Action.SNAPSHOT, state.count))
             state.snapshot_taken = True
         state.count += 1
-        out.append(self._step(name, state, rhythm, bool(parents)))
+        left = -state.count % rhythm.loop
+        is_due = rhythm.is_upper_update(state.count + left, state.every, state.since)
+        out.append(node.step(left, is_due=is_due))
         state.ready.clear()
-        fired.append(name)
-        if state.count % rhythm.loop == 0:
-            state.snapshot_taken = False
-        if rhythm.is_upper_update(state.count, state.every, state.since):
-            state.redo_due = roll_back
-            self._upper_update(name, parents, out, fired)
-            state.loop_open = False
-        elif state.every > 1 and state.count % rhythm.loop == 0:
+        fired.append(node)
+        if left:
+            return
+        state.snapshot_taken = False
+        if is_due:
+            state.redo_due = rhythm.roll_back and bool(parents)
+            for parent in parents:
+                ready = parent.progress.ready
+                ready.add(name)
+                if ready.issuperset(parent.children):
+                    self._fire(parent, out, fired)
+        if is_due or state.every > 1:
             state.loop_open = False
 
-    def _upper_update(
-        self, name: str, parents: Sequence[str], out: list[Instruction], fired: list[str]
-    ) -> None:
-        for parent in parents:
-            ready = self.progress(parent).ready
-            ready.add(name)
-            if ready.issuperset(self._children[parent]):
-                self._fire(parent, out, fired)
 
-    def _step(self, name: str, state: Progress, rhythm: Rhythm, has_parents: bool) -> Instruction:
-        count, accumulation = state.count, rhythm.accumulation
-        window_end = -(-count // accumulation) * accumulation
-        loop_end = -(-count // rhythm.loop) * rhythm.loop
-        is_upper_update = rhythm.is_upper_update(loop_end, state.every, state.since)
-        record = has_parents and (
-            self._waits_for_others.get(name, False)
-            or (is_upper_update and loop_end - window_end < rhythm.recorded_updates * accumulation)
+class _Node:
+    """A problem in the schedule.
+
+    Args:
+        name: Its name.
+        rhythm: Its rhythm.
+
+    Attributes:
+        progress: Its state.
+        parents: The problems that wait for it.
+        children: The names of those it waits for.
+        waits_for_others: Whether a parent waits for others too, until which it may step again.
+    """
+
+    def __init__(self, name: str, rhythm: Rhythm) -> None:
+        self.name = name
+        self.rhythm = rhythm
+        self.progress = Progress()
+        self.parents: list[_Node] = []
+        self.children: list[str] = []
+        self.waits_for_others = False
+
+    def step(self, left: int, *, is_due: bool) -> Instruction:
+        """Return the instruction of the step that the counter says.
+
+        Args:
+            left: Steps that are left in the loop.
+            is_due: Whether upper problems become due at its end.
+        """
+        count, accumulation = self.progress.count, self.rhythm.accumulation
+        micro_batches_left = -count % accumulation
+        record = bool(self.parents) and (
+            self.waits_for_others
+            or (is_due and left - micro_batches_left < self.rhythm.recorded_updates * accumulation)
         )
-        undone = rhythm.roll_back and has_parents and is_upper_update
-        first, last = count % accumulation == 1 % accumulation, window_end == count
-        return Instruction(name, Action.STEP, count, first, last, record, not undone)
-
-    def _redo(self, fired: Sequence[str], out: list[Instruction]) -> None:
-        """Roll back the problems below those that stepped as parents, bottom to top."""
-        for name in self._rolled_back:
-            state = self.progress(name)
-            if state.redo_due and any(up in fired for up in self._parents.get(name, ())):
-                state.redo_due = False
-                out.append(Instruction(name, Action.REDO, state.count))
+        undone = is_due and self.rhythm.roll_back and bool(self.parents)
+        first, last = count % accumulation == 1 % accumulation, not micro_batches_left
+        return Instruction(self.name, Action.STEP, count, first, last, record, not undone)
 
 
-def _bottom_up(
-    parents: Mapping[str, Sequence[str]], children: Mapping[str, Sequence[str]]
-) -> list[str]:
-    order: list[str] = []
+Mark = list[tuple[_Node, Progress]]
 
-    def place(name: str) -> None:
-        if name not in order:
-            for child in children.get(name, ()):
-                place(child)
-            order.append(name)
 
-    for name in parents:
-        place(name)
-    return order
+def _bottom_up(nodes: Mapping[str, _Node]) -> list[_Node]:
+    """Return the nodes that are rolled back, lower ones first."""
+    order: list[_Node] = []
+
+    def place(node: _Node) -> None:
+        if node not in order:
+            for child in node.children:
+                place(nodes[child])
+            order.append(node)
+
+    for node in nodes.values():
+        place(node)
+    return [node for node in order if node.rhythm.roll_back]

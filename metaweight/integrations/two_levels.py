@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from metaweight.engines import Engine, EngineConfig
-from metaweight.engines.program.schedule import Action
+from metaweight.engines.program.instructions import Action
 from metaweight.problems import CheckpointError, Problem, ReweightedProblem
 from metaweight.problems.persistence.names import Names
 from metaweight.problems.persistence.problem_state import (

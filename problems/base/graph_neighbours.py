@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -27,21 +27,24 @@ def graph_neighbours(problem: Problem) -> tuple[list[Problem], list[Problem]]:
     return below, _reach(problem, lambda p: p.parents)
 
 
-def versions_around(problem: Problem, copied: Mapping[Tensor, Tensor]) -> dict[Tensor, int]:
-    """Return the versions of the tensors that a graph of the problem's loss may contain.
+def versions_of(
+    parameters: Iterable[Tensor],
+    buffers: Iterable[tuple[nn.Module, str]],
+    copied: Mapping[Tensor, Tensor],
+) -> dict[Tensor, int]:
+    """Return the versions of the tensors that a graph of a loss may contain.
 
-    A version counts how often a tensor has been written to. Parameters in ``copied``, whose copies
-    the graph contains, are left out.
+    A version counts how often a tensor has been written to.
+
+    Args:
+        parameters: The parameters that it may contain.
+        buffers: Where the buffers are that it may contain.
+        copied: Parameters that are left out, since the graph contains their copies.
     """
-    below, above = graph_neighbours(problem)
-    modules = [p.module for p in (problem, *below, *above)]
-    tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+    present = [owner._buffers.get(name) for owner, name in buffers]
     # Integer buffers count batches: they are written to in every pass, and are in no graph.
-    return {
-        t: t._version
-        for t in tensors
-        if (t.is_floating_point() or t.is_complex()) and t not in copied
-    }
+    seen = [b for b in present if b is not None and (b.is_floating_point() or b.is_complex())]
+    return {t: t._version for t in (*parameters, *seen) if t not in copied}
 
 
 def _reach(problem: Problem, neighbours: Callable[[Problem], Sequence[Problem]]) -> list[Problem]:

@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .changes import note_change
 from .errors import GraphError
+from .overridables import NAMES
 from .settings import require_text
 
 if TYPE_CHECKING:
     from ..problem import Problem
+
+
+PLANNED = frozenset({"module", "optimizer", *NAMES})
+"""Attributes that plans of steps depend on, such as methods, which assigning them overrides."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,11 @@ class GraphNode:
         self._position = GraphPosition()
         self.noted_parents: list[Problem] = []
         self.references: dict[str, str] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if name in PLANNED:
+            note_change()
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_"):

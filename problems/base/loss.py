@@ -20,6 +20,8 @@ def loss_of(name: str, output: TrainingOutput) -> Tensor:
         LossError: When there is none, or it is not one real number.
     """
     loss: Any = output
+    if type(loss) is Tensor and loss.ndim == 0 and loss.is_floating_point():
+        return loss
     if not isinstance(loss, Tensor) and isinstance(output, Mapping):
         loss = output.get("loss")
     if not isinstance(loss, Tensor):

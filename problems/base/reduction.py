@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
+
+from .backward import accumulate, gradients
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -41,11 +42,11 @@ class Reduction:
     def gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
         """Return the derivative of this process's loss by each input, and nothing by those it does
         not depend on; by sharded inputs that of the mean loss over processes, sharded too."""
-        return list(torch.autograd.grad(loss, inputs, allow_unused=True))
+        return gradients(loss, inputs)
 
     def backward(self, loss: Tensor, inputs: Sequence[Tensor]) -> None:
         """Add what :meth:`gradients` returns to ``.grad`` of the inputs, and of nothing else."""
-        torch.autograd.backward(loss, inputs=list(inputs))
+        accumulate(loss, inputs)
 
     def average_gradients(self, problem: Problem) -> None:
         """Replace ``.grad`` of the parameters that ``problem`` trains by its mean over processes.

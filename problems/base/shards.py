@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+WHOLE = (Tensor, nn.Parameter)
+"""Types of tensors that are not sharded."""
+
 
 def is_sharded(tensor: Any) -> bool:
     """Whether every process holds a shard of the tensor."""
     # Asked of every parameter in a step, and torch.distributed is slow to import.
-    return type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "_local_tensor")
+    return type(tensor) not in WHOLE and hasattr(tensor, "_local_tensor")
 
 
 def shard_of(tensor: Tensor) -> Tensor:
@@ -26,7 +29,7 @@ def shard_of(tensor: Tensor) -> Tensor:
 
 def shards_of(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Return what this process holds of each tensor, in the same memory."""
-    return [shard_of(t) for t in tensors]
+    return [t if type(t) in WHOLE else shard_of(t) for t in tensors]
 
 
 def sum_over_shards(value: Tensor, like: Tensor) -> Tensor:

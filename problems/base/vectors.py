@@ -39,6 +39,9 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
 
 def norm(vector: Sequence[Tensor]) -> Tensor:
     """Return the Euclidean norm of the concatenation, 0-dim, of at least single precision."""
+    if len(vector) == 1 and type(vector[0]) is Tensor and vector[0].dtype.itemsize >= 4:
+        length: Tensor = torch.linalg.vector_norm(vector[0])
+        return length
     wide = [t if t.dtype.itemsize >= 4 else t.float() for t in shards_of(vector)]
     entries = wide[0] if len(wide) == 1 else torch.stack(torch._foreach_norm(wide))
     return norm_over_shards(torch.linalg.vector_norm(entries), vector[0])

@@ -28,7 +28,11 @@ def move_batch(batch: Any, device: torch.device, *, channels_last: bool = False)
     if isinstance(batch, Tensor):
         return _move_tensor(batch, device, channels_last)
     if type(batch) in (tuple, list):
-        return type(batch)([move_batch(b, device, channels_last=channels_last) for b in batch])
+        there = not channels_last and all([type(b) is Tensor and b.device == device for b in batch])
+        parts = (
+            batch if there else [move_batch(b, device, channels_last=channels_last) for b in batch]
+        )
+        return type(batch)(parts)
     move = partial(move_batch, device=device, channels_last=channels_last)
     if callable(getattr(batch, "to", None)):
         return batch.to(device)
@@ -51,6 +55,8 @@ def is_empty(batch: Any) -> bool:
         return False
     empty = False
     for part in items:
+        if type(part) is Tensor and part.numel():
+            return False
         if isinstance(part, (Tensor, Mapping, tuple, list)):
             if not is_empty(part):
                 return False

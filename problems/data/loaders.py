@@ -112,8 +112,8 @@ class BatchSource:
 
     def _require_more(self, index: int) -> None:
         """Refuse a loader that is known to give no batch in another epoch."""
-        loader = self.loaders[index]
-        gave_nothing = not self.readings[index].delivered and not is_stateful(loader)
+        loader, reading = self.loaders[index], self.readings[index]
+        gave_nothing = not (reading.delivered or is_stateful(loader))
         if gave_nothing or is_exhausted(loader):
             raise self._nothing(index) from None
 

@@ -19,7 +19,7 @@ import torch
 from ..base.errors import CheckpointError, DataError
 from ..state.random_streams import RandomState, preserved_streams
 from .draw_record import DrawRecord, started
-from .epoch_start import EpochStart
+from .epoch_start import DRAWS_NOTHING, EpochStart
 from .loader_parts import (
     drop_early_start,
     has_dead_worker,
@@ -68,8 +68,9 @@ class Reading:
         # The state that the loader has been given and has not begun to read from.
         self._loaded: Mapping[str, Any] | None = None
         self._warned = False
+        self._is_stateful = is_stateful(loader)
         # Loaders of metaweight draw from their own generators alone, which they save.
-        self._saves_all = is_stateful(loader) and isinstance(loader, Shareable)
+        self._saves_all = self._is_stateful and isinstance(loader, Shareable)
         self._numbers = {} if self._saves_all else own_randomness(loader)[1]
         self._attributes = dict(vars(loader)) if starts_when_asked(loader) else None
 
@@ -83,11 +84,14 @@ class Reading:
         if self.iterator is None:
             self.iterator = self._begun(device)
         try:
-            batch = self._observed(self.iterator, device)
+            if self._is_stateful and not (self._saves_all or self.drew):
+                batch = self._observed(self.iterator, device)
+            else:
+                batch = next(self.iterator)
         except StopIteration:
             raise
         except Exception as error:
-            start = None if is_stateful(self.loader) else self._start
+            start = None if self._is_stateful else self._start
             if start is None or not has_dead_worker(self.iterator):
                 raise
             warnings.warn(
@@ -205,11 +209,14 @@ class Reading:
             self._tell_epoch(loader, self.epochs)
         if self._saves_all:
             return iter(loader)
+        if type(loader) is list:
+            self._start = DRAWS_NOTHING
+            return iter(loader)
         self._start = EpochStart.of(loader, device)
         return self._started(device)
 
     def _started(self, device: torch.device) -> Iterator[Any]:
-        if is_stateful(self.loader) or order_is_drawn_at_start(self.loader):
+        if self._is_stateful or order_is_drawn_at_start(self.loader):
             return iter(self.loader)
         return started(self.loader, device, lambda: self._record)
 
@@ -252,8 +259,7 @@ class Reading:
         return iterator
 
     def _observed(self, iterator: Iterator[Any], device: torch.device) -> Any:
-        if self._saves_all or self.drew or not is_stateful(self.loader):
-            return next(iterator)
+        """Return the next batch, and see whether it draws from the random streams."""
         before = RandomState(device)
         batch = next(iterator)
         drew = not before.is_present()

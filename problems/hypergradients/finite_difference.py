@@ -24,7 +24,6 @@ from functools import partial
 
 from torch import Tensor
 
-from ..base import vectors
 from ..base.errors import ConfigurationError
 from ..base.settings import is_positive, require_flag
 from ..kernels.activation_reuse import ReusableActivations
@@ -124,15 +123,15 @@ def mixed_difference(
             rewind()
             return window_gradient(lower, upper_parameters, losses)
 
-        product = central_difference(
+        return central_difference(
             partial(gradient, first),
             partial(gradient, again),
             evaluation.weights,
             vector,
             evaluation.inverse_step(vector, alpha),
+            factor=-1.0,
             stay=keep_displaced,
         )
-        return vectors.scale(product, -1.0)
 
 
 def _passes(lower: LowerProblem, upper_parameters: Sequence[Tensor]) -> tuple[Losses, Losses]:

@@ -188,10 +188,10 @@ class Unroll(Hypergradient):
         lower = lower.as_given()
         require_recorded(lower)
         updates = list(lower.trajectory.updates)
-        with lower.evaluation(
-            graph=True, in_full_precision=True, second_order=self.product not in ALPHA
-        ) as evaluation:
-            again = [update for update in updates if not is_kept(update)]
+        again = [update for update in updates if not is_kept(update)]
+        # Kept graphs were made of what can be differentiated twice.
+        twice = bool(again) and self.product not in ALPHA
+        with lower.evaluation(graph=True, in_full_precision=True, second_order=twice) as evaluation:
             home = list({p: None for update in again for p in update.start})
             with vectors.Displacement(home) if home else nullcontext():
                 start = _start_of_loop(lower.optimizer_step, lower.trajectory, updates)

@@ -51,16 +51,24 @@ class TwiceDifferentiable(TorchFunctionMode):
                 self._instead[own] = partial(convolution, own, self._is_unread)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Most operations are torch's own, and this is called for every one.
+        if func in REVERSE or func in FORWARD or func in self._instead or switches_grad(func):
+            func = self._chosen(func, args)
+        found = func(*args, **(kwargs or {}))
+        return found if FOLLOWS_NO_GRAD or torch.is_grad_enabled() else _constant(found)
+
+    def _chosen(self, func: Any, args: Any) -> Any:
+        """Return what to call in the place of a function."""
         if switches_grad(func):
             # A result computed without a graph is a constant, also for a forward derivative.
             set_forward_grad(*args)
+            return func
         instead = self._instead.get(func)
         if instead is not None and not left_to_torch(args) and _is_covered(args[0]):
-            func = instead
-        elif func in REVERSE or (func in FORWARD and _in_forward_mode()):
-            func = REVERSE.get(func) or FORWARD[func]
-        found = func(*args, **(kwargs or {}))
-        return found if FOLLOWS_NO_GRAD or torch.is_grad_enabled() else _constant(found)
+            return instead
+        if func in REVERSE or (func in FORWARD and _in_forward_mode()):
+            return REVERSE.get(func) or FORWARD[func]
+        return func
 
     def _is_unread(self, key: int) -> bool:
         return key in self._unread

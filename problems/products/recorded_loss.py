@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base import vectors
+from ..base.backward import gradients
 from ..base.errors import HypergradientError
 from ..recording.samples import Samples
 from ..recording.trajectory import RecordedStep, RecordedUpdate, Trajectory
@@ -137,16 +138,18 @@ def gradient_of(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Return the gradient of a loss, zeros where it does not depend on an input."""
     if not loss.requires_grad:
         return [torch.zeros_like(t) for t in inputs]
-    return vectors.fill_none(torch.autograd.grad(loss, inputs, allow_unused=True), inputs)
+    return vectors.fill_none(gradients(loss, inputs), inputs)
 
 
 def mean_over_micro_batches(
     steps: Sequence[RecordedStep], one: Callable[[RecordedStep], list[Tensor]]
 ) -> list[Tensor]:
     """Return the mean of ``one(step)`` over ``steps``."""
+    if len(steps) == 1:
+        return one(steps[0])
     total: list[Tensor] | None = None
     for step in steps:
         found = one(step)
         total = found if total is None else vectors.add(total, found)
     assert total is not None
-    return total if len(steps) == 1 else vectors.scale(total, 1.0 / len(steps))
+    return vectors.scale(total, 1.0 / len(steps))

@@ -84,9 +84,10 @@ def central_difference(
     vector: Sequence[Tensor],
     inverse_eps: Tensor,
     *,
+    factor: float = 1.0,
     stay: bool = False,
 ) -> list[Tensor]:
-    """Return ``(g(w + eps u) - g(w - eps u)) / (2 eps)``.
+    """Return ``factor (g(w + eps u) - g(w - eps u)) / (2 eps)``.
 
     Args:
         ahead: Computes ``g`` at the present parameters, then ``w + eps u``.
@@ -94,11 +95,12 @@ def central_difference(
         params: ``w``, displaced in place and restored.
         vector: ``u``.
         inverse_eps: ``1 / eps``.
+        factor: What the difference is multiplied by.
         stay: Leave the parameters at ``w - eps u``.
     """
     shift = vectors.divide(vector, inverse_eps)
     plus, minus = measure_both_sides(params, shift, ahead, behind, stay=stay)
-    return vectors.scale(vectors.add(plus, minus, alpha=-1.0), inverse_eps / 2)
+    return vectors.scale(vectors.add(plus, minus, alpha=-1.0), inverse_eps * (factor / 2))
 
 
 @contextmanager

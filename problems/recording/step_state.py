@@ -113,6 +113,7 @@ class StepState:
     def scale_losses_by(self, scaler: Any) -> None:
         """Set the loss scaler."""
         self.scaler = scaler
+        note_change()
 
     def note_batch(self, batch: Any) -> Any:
         """Keep the batch of a step, and return it."""
@@ -126,6 +127,22 @@ class StepState:
     def begin_step(self, count: int, global_step: int | None) -> None:
         """Begin step number ``count``."""
         self.count, self.global_step = count, global_step
+
+    def begin(self, trainable: Iterable[Tensor], *, first: bool) -> list[Tensor] | None:
+        """Begin a micro-batch, the ``first`` of an optimizer step or a later one.
+
+        Returns:
+            The argument for :meth:`end`.
+        """
+        if first:
+            self.skipped = False
+        return self.hold(trainable)
+
+    def end(self, held: list[Tensor] | None) -> None:
+        """End a micro-batch."""
+        self.held = held
+        if self.hypergradient_terms:
+            self.hypergradient_terms.clear()
 
     def open_update(self) -> None:
         """Begin an optimizer step, before its first micro-batch."""
@@ -143,7 +160,7 @@ class StepState:
         """
         before = self.held
         if before is None:
-            self.held = list(trainable)
+            self.held = trainable if type(trainable) is list else list(trainable)
         return before
 
     def release(self, before: list[Tensor] | None) -> None:

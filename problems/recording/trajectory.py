@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..base.changes import changes
 from ..base.graph_neighbours import problems_that_may_step
 from ..kernels.activation_reuse import ReusableActivations
 from ..kernels.gradient_hooks import HookedGradient, accumulate, accumulate_and_record
@@ -162,6 +163,8 @@ class Trajectory:
         self.recording = recording
         self.updates: deque[RecordedUpdate] = deque(maxlen=recording.updates)
         self._open: RecordedUpdate | None = None
+        # With the number of changes at which they were found.
+        self._places: tuple[int, list[Tensor], list[BufferSlot]] | None = None
         self.taken = 0
         self.skipped = 0
         self.all_skipped = False
@@ -192,10 +195,10 @@ class Trajectory:
         """Start to record an optimizer step, before its first micro-batch."""
         self._open = RecordedUpdate()
         if self.recording.parameters:
-            others = problems_that_may_step(problem)
-            parameters = [*problem.trainable_parameters()]
-            parameters += [p for other in others for p in other.parameters()]
-            slots = [slot for p in (problem, *others) for slot in buffer_slots(p.module)]
+            if self._places is None or self._places[0] != changes():
+                self._places = (changes(), *_places(problem))
+            _, others, slots = self._places
+            parameters = [*problem.trainable_parameters(), *others]
             buffers = [(slot, slot[0]._buffers[slot[1]]) for slot in slots]
             self._open.start = {p: p.detach().clone() for p in parameters}
             self._open.buffers = [(s, b.detach().clone()) for s, b in buffers if b is not None]
@@ -262,6 +265,12 @@ class Trajectory:
         self._open.steps[-1].activations = made = make()
         return made
 
+    def copies_at_start(self, parameters: Sequence[Tensor]) -> dict[Tensor, Tensor]:
+        """Return copies of parameters that require a gradient, in memory that is kept anyway."""
+        start = {} if self._open is None else self._open.start
+        copies = {p: start[p] if p in start else p.detach().clone() for p in parameters}
+        return {p: copy.detach().requires_grad_() for p, copy in copies.items()}
+
     def wants_graph(self) -> bool:
         """Return whether to keep the gradient's graph of the present micro-batch."""
         return self._open is not None and self.recording.graphs
@@ -306,6 +315,14 @@ class Trajectory:
             values = self.recording.values
             with problem.step_state.processes.whole_optimizer(problem):
                 self._open.moment = optimizer_moment(problem.optimizer, values=values)
+
+
+def _places(problem: Problem) -> tuple[list[Tensor], list[BufferSlot]]:
+    """Return the parameters of other problems that may change before a replay, and where buffers
+    are that may."""
+    others = problems_that_may_step(problem)
+    slots = [slot for p in (problem, *others) for slot in buffer_slots(p.module)]
+    return [p for other in others for p in other.parameters()], slots
 
 
 def optimizer_moment(optimizer: torch.optim.Optimizer, *, values: bool = True) -> OptimizerMoment:

@@ -31,7 +31,7 @@ VIEWED_BYTES = 64
 class RandomState:
     """The state of all random streams when it is created."""
 
-    __slots__ = ("_device", "_device_state", "_numpy", "_python", "_torch")
+    __slots__ = ("_device", "_device_state", "_host", "_numpy", "_python", "_torch")
 
     def __init__(self, device: torch.device) -> None:
         self._torch: Tensor = torch.default_generator.get_state()
@@ -39,8 +39,8 @@ class RandomState:
         self._device_state: Tensor | None = (
             None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
         )
-        self._python = _python_stream.capture()
-        self._numpy = _numpy_stream.capture()
+        self._host = host = _host_streams.capture()
+        self._python, self._numpy = host[1], host[2]
 
     @property
     def device(self) -> torch.device:
@@ -62,8 +62,7 @@ class RandomState:
         torch.default_generator.set_state(self._torch)
         if self._device_state is not None:
             torch.get_device_module(self._device).set_rng_state(self._device_state, self._device)
-        _python_stream.restore(self._python)
-        _numpy_stream.restore(self._numpy)
+        _host_streams.restore(self._host)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every stream, to be saved."""
@@ -83,6 +82,7 @@ class RandomState:
         made._device_state = None if device.type == "cpu" else state["device"]
         made._python = (None, state["python"])
         made._numpy = (None, state["numpy"])
+        made._host = (None, made._python, made._numpy)
         return made
 
 
@@ -280,3 +280,29 @@ def _moves(view: Any, draw: Callable[[], object]) -> bool:
 # One of each per process, as there is one of each generator.
 _python_stream = _PythonStream()
 _numpy_stream = _NumpyStream()
+
+HostState = tuple[Any, State, State]
+
+
+class _HostStreams:
+    """Both streams at once, which mostly are where they were."""
+
+    def __init__(self) -> None:
+        self._last: HostState = (None, (None, None), (None, None))
+
+    def capture(self) -> HostState:
+        """Return a mark of both, and their states."""
+        mark = (_python_stream.mark(), _numpy_stream.mark())
+        if mark != self._last[0] or None in mark:
+            self._last = (mark, _python_stream.capture(), _numpy_stream.capture())
+        return self._last
+
+    def restore(self, state: HostState) -> None:
+        """Restore the states of both."""
+        mark = (_python_stream.mark(), _numpy_stream.mark())
+        if mark != state[0] or None in mark:
+            _python_stream.restore(state[1])
+            _numpy_stream.restore(state[2])
+
+
+_host_streams = _HostStreams()

@@ -17,6 +17,7 @@ from ..base.shards import is_sharded
 from ..kernels.precision import DTYPES, HALF, types_of_results
 from ..kernels.torch_internals import is_compiled
 from ..problem import Problem
+from .plan import plan_of
 
 
 def computing_type(
@@ -33,7 +34,7 @@ def computing_type(
     precision = problem.config.precision
     if precision != "fp32" and not in_full_precision:
         return DTYPES[precision]
-    present = {p.dtype for p in problem.module.parameters()}
+    present = {p.dtype for p in plan_of(problem).parameters}
     weights = list(problem.meta_trainable_parameters())
     floating = [t for t in HALF if t in present] or [p.dtype for p in weights[:1]]
     narrowest = floating[0] if floating else torch.float32

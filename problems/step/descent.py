@@ -29,7 +29,6 @@ KEPT_GRAPH = "backward through the graph a second time"
 
 def descend(
     problem: Problem,
-    *,
     record: bool,
     first: bool,
     last: bool,
@@ -48,24 +47,26 @@ def descend(
             the optimizer step is skipped.
     """
     state, plan = problem.step_state, plan_of(problem)
-    held = state.hold(problem.trainable_parameters())
+    held = state.begin(problem.trainable_parameters(), first=first)
     batch: Any = NONE_YET
     try:
         if first:
-            state.open_update()
             problem.zero_grad()
-            settle_states(problem, plan, taken=False)
+            if plan.keeps_states:
+                settle_states(problem, plan, taken=False)
         batch = next_batch(problem)
         if record:
             _record(problem, batch, first=first)
-        gradient = partial(_gradient, problem, plan, batch, watched=accepts is not None, last=last)
+        gradient = partial(_gradient, problem, plan, batch, last)
         result = guarded_gradient(problem, plan, accepts, gradient)
         if not state.skipped:
             after_gradient(problem)
         if last:
             dropped = not state.skipped and _update(problem, plan)
             _close(problem, result)
-            settle_states(problem, plan, taken=not (result.skipped or result.overflow or dropped))
+            if plan.keeps_states:
+                taken = not (result.skipped or result.overflow or dropped)
+                settle_states(problem, plan, taken=taken)
     except BaseException as error:
         state.trajectory.abandon()
         problem.zero_grad()
@@ -73,8 +74,7 @@ def descend(
         _add_context(error, problem, batch)
         raise
     finally:
-        state.forget_terms()
-        state.release(held)
+        state.end(held)
     return result
 
 
@@ -113,13 +113,14 @@ def _record(problem: Problem, batch: Any, *, first: bool) -> None:
 
 
 def _gradient(
-    problem: Problem, plan: StepPlan, batch: Any, *, watched: bool, last: bool
+    problem: Problem, plan: StepPlan, batch: Any, last: bool, *, watched: bool
 ) -> StepResult:
     result = accumulate_gradient(problem, plan, batch)
     if last:
         if not plan.is_alone:
             average_gradient(problem, result if watched else None)
-        require_hypergradients(problem)
+        if problem.step_state.seen_directly is not None:
+            require_hypergradients(problem)
     return result
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..base.errors import GraphError, LossError
-from ..base.graph_neighbours import versions_around
+from ..base.graph_neighbours import versions_of
 from ..base.step_result import StepResult
 from ..kernels.gradient_hooks import hooked, silent_hooks
+from ..kernels.torch_internals import optimizer_hooks
 from ..kernels.twice_differentiable import differentiable_twice
 from ..partial_hypergradient import others_frozen
 from ..problem import Problem
@@ -51,59 +52,68 @@ def accumulate_gradient(problem: Problem, plan: StepPlan, batch: Any) -> StepRes
 
 
 def _accumulate_gradient(problem: Problem, plan: StepPlan, batch: Any) -> StepResult:
-    if problem.step_state.trajectory.wants_graph():
-        return _with_graph(problem, batch)
+    state = problem.step_state
+    if state.trajectory.wants_graph():
+        return _with_graph(problem, plan, batch)
     again = None
-    if plan.is_measured:
+    if plan.measured:
         again = UpperLoss(problem, lambda: _scaled(problem, problem.evaluate(batch)[0]))
     own = _trained(problem)
     left = [p.grad for p in own]
-    if plan.may_be_partial:
+    if plan.frozen_in_part:
         with others_frozen(problem):
             evaluated = problem.evaluate(batch)
     else:
         evaluated = problem.evaluate(batch)
     _require_untouched(problem, own, left)
-    scaled = _scaled(problem, evaluated.loss)
+    loss = _scaled(problem, evaluated.loss) if plan.is_scaled else evaluated.loss
     if plan.is_differentiated:
-        _require_graph(problem, scaled)
-    note_dependence(problem, evaluated.loss)
+        _require_graph(problem, loss)
+    if state.dependence:
+        note_dependence(problem, evaluated.loss)
     if plan.paths:
-        _add_gradients(problem, own, hypergradient(problem, plan, scaled, own, again))
-    elif problem.step_state.trajectory.records_hooks and hooked(own):
+        _add_gradients(problem, own, hypergradient(problem, plan, loss, own, again))
+    elif state.trajectory.records_hooks and hooked(own):
         with silent_hooks(own):
-            gradients = problem.step_state.processes.gradients(scaled, own)
+            gradients = state.processes.gradients(loss, own)
         require_used(problem, gradients)
         _add_gradients(problem, own, gradients)
     else:
-        problem.step_state.processes.backward(scaled, own)
+        state.processes.backward(loss, own)
         require_used(problem, [p.grad for p in own])
     return StepResult(*evaluated)
 
 
-def _with_graph(problem: Problem, batch: Any) -> StepResult:
+def _with_graph(problem: Problem, plan: StepPlan, batch: Any) -> StepResult:
     """Add the gradient, computed at copies of the parameters, whose graph stays valid after the
     optimizer step."""
+    trajectory = problem.step_state.trajectory
     own = [p for p in _trained(problem) if p.requires_grad]
-    copies = {p: p.detach().clone().requires_grad_() for p in own}
-    instead = {p: copies[p] for p in problem.module.parameters() if p in copies}
+    copies = trajectory.copies_at_start(own)
+    instead = {p: copies[p] for p in plan.parameters if p in copies}
+    # The mode sees every use of a tensor, so that as little as possible is done inside.
     with differentiable_twice():
         with swapped(problem.module, instead):
             evaluated = problem.evaluate(batch)
-        _take_written(copies)
-        loss = evaluated.loss
-        _require_graph(problem, loss)
-        places = list(copies.values())
-        note_dependence(problem, loss, places)
-        gradients = torch.autograd.grad(loss, places, create_graph=True, allow_unused=True)
+        _require_graph(problem, evaluated.loss)
+        places = tuple(copies.values())
+        gradients = torch.autograd.grad(
+            evaluated.loss, places, create_graph=True, allow_unused=True
+        )
+    loss = evaluated.loss
+    _take_written(copies)
+    note_dependence(problem, loss, places)
     require_used(problem, gradients)
     found = {p: g for p, g in zip(own, gradients, strict=True) if g is not None}
-    versions = versions_around(problem, copies)
-    problem.step_state.trajectory.keep_graph(GradientGraph(copies, found, versions))
-    factor = 1.0 / problem.config.gradient_accumulation
-    if problem.scaler is not None:
-        factor = problem.scaler.scale(loss.new_full((), factor))
-    given = [None if g is None else g.detach() * factor for g in gradients]
+    versions = versions_of(plan.around, plan.buffers_around, copies)
+    trajectory.keep_graph(GradientGraph(copies, found, versions))
+    given: Sequence[Tensor | None] = [None if g is None else g.detach() for g in gradients]
+    if plan.is_scaled or plan.writes_gradients or optimizer_hooks(problem.optimizer):
+        factor = 1.0 / problem.config.gradient_accumulation
+        if problem.scaler is not None:
+            factor = problem.scaler.scale(loss.new_full((), factor))
+        # In memory of their own: the graph may hold the gradients.
+        given = [None if g is None else g * factor for g in given]
     _add_gradients(problem, own, given)
     return StepResult(*evaluated)
 

@@ -19,12 +19,13 @@ def guarded_gradient(
     problem: Problem,
     plan: StepPlan,
     accepts: Accepts | None,
-    gradient: Callable[[], StepResult],
+    gradient: Callable[..., StepResult],
 ) -> StepResult:
     """Call ``gradient``, which adds to ``.grad``, and ask ``accepts`` whether to keep the result.
 
-    If ``accepts`` refuses, gradients are dropped, the problem's buffers are restored, and the
-    optimizer step is skipped. After an exception gradients and buffers are restored too.
+    It is called with ``watched``, which says whether somebody asks. If ``accepts`` refuses,
+    gradients are dropped, the problem's buffers are restored, and the optimizer step is skipped.
+    After an exception gradients and buffers are restored too.
 
     Raises:
         HypergradientError: When a hypergradient fails and ``accepts`` does not refuse the step.
@@ -32,7 +33,7 @@ def guarded_gradient(
     buffers = problem.step_state.kept_buffers(problem.module) if plan.has_buffers else None
     try:
         if accepts is None:
-            result = gradient()
+            result = gradient(watched=False)
             problem.grad_callback()
             return result
         result = _gradient_or_error(problem, gradient)
@@ -48,9 +49,9 @@ def guarded_gradient(
     return result
 
 
-def _gradient_or_error(problem: Problem, gradient: Callable[[], StepResult]) -> StepResult:
+def _gradient_or_error(problem: Problem, gradient: Callable[..., StepResult]) -> StepResult:
     try:
-        result = gradient()
+        result = gradient(watched=True)
     except HypergradientError as error:
         return StepResult(torch.full((), torch.nan, device=problem.device), {}, error=error)
     problem.grad_callback()

@@ -162,7 +162,8 @@ class LowerView:
     def loss(self, step: RecordedStep, instead: Mapping[Tensor, Tensor] | None = None) -> Tensor:
         step.random.restore()
         if instead is None:
-            return _signed(self._loss_of(step.batch), self.sign)
+            loss = self._loss_of(step.batch)
+            return loss if self.sign == 1.0 else -loss
         with swapped_with_buffers(self._problem.module, instead):
             return _signed(self._loss_of(step.batch), self.sign)
 
@@ -180,15 +181,16 @@ class LowerView:
     def evaluation(
         self, *, graph: bool = True, in_full_precision: bool = True, second_order: bool = False
     ) -> Evaluation:
-        problem = self._problem
+        problem, plan = self._problem, plan_of(self._problem)
         state = problem.step_state
         held = state.hold(() if state.held is not None else problem.trainable_parameters())
-        weights = list(problem.meta_trainable_parameters())
         trained = problem.trainable_parameters()
+        weights = list(problem.meta_trainable_parameters() if plan.may_be_partial else trained)
+        frozen = {*trained, *weights} if plan.may_be_partial else weights
         return Evaluation(
             weights,
-            frozen=() if graph else {*trained, *weights},
-            surroundings=plan_of(problem).surroundings,
+            frozen=() if graph else frozen,
+            surroundings=plan.surroundings,
             device=problem.device,
             precision=problem.config.precision,
             in_full_precision=in_full_precision,
@@ -199,6 +201,10 @@ class LowerView:
         )
 
     def computes_in(self, *, in_full_precision: bool = True) -> torch.dtype:
+        if in_full_precision or self._problem.config.precision == "fp32":
+            only = plan_of(self._problem).only_type()
+            if only is not None:
+                return only
         window = self.trajectory.window
         compute = partial(self._first_pass, window[0], in_full_precision) if window else None
         return computing_type(self._problem, compute, in_full_precision=in_full_precision)
@@ -219,6 +225,8 @@ class LowerView:
     def reusable(
         self, step: RecordedStep, also: Sequence[Tensor] = ()
     ) -> ReusableActivations | None:
+        if not plan_of(self._problem).may_be_partial:
+            return None
         return reusable_activations(self._problem, step.batch, also)
 
     def _first_pass(self, step: RecordedStep, in_full_precision: bool) -> None:

@@ -46,7 +46,7 @@ def hypergradient(
             warn_of_unseen_changes(edge.lower, edge.method)
             state = edge.lower.step_state
             held.append((state, state.hold(edge.lower.trainable_parameters())))
-            parameters += edge.lower.trainable_parameters()
+            parameters += state.held or ()
         with silent_hooks(parameters):
             total = _through_paths(problem, plan, loss, own, again)
     finally:
@@ -64,23 +64,23 @@ def _through_paths(
     own: list[Tensor],
     again: UpperLoss | None,
 ) -> list[Tensor | None]:
-    measured = [path.start for path in plan.paths if path.is_measured]
-    lowers = [path.start for path in plan.paths if path.start not in measured]
-    total, starts = _direct(problem, loss, own, lowers)
+    state = problem.step_state
+    total, starts = _direct(problem, plan, loss, own)
     if not plan.is_alone:
-        starts = _averaged(problem.step_state.processes, starts)
+        starts = _averaged(state.processes, starts)
     for path in plan.paths:
-        if path.start in measured:
+        if path.is_measured:
             # The direct gradient counts once: by autograd, or else with the first such path.
-            direct = not loss.requires_grad and path.start is measured[0]
+            direct = not loss.requires_grad and path is plan.measured[0]
             vector: Sequence[Tensor] = _estimate(path.start, own, again, direct=direct)
         else:
             vector = starts[path.start]
             for edge in path.edges:
                 if not (plan.is_alone or edge.lower is path.start):
-                    vector = problem.step_state.processes.mean(vector)
+                    vector = state.processes.mean(vector)
                 vector = _product(problem, path, edge, own, vector, loss)
-        problem.step_state.note_term(path.label, vector)
+        if state.keeps_hypergradient_terms:
+            state.note_term(path.label, vector)
         total = [v if t is None else t + v for t, v in zip(total, vector, strict=True)]
     return total
 
@@ -122,11 +122,13 @@ def _require_kept(lower: Problem, method: Hypergradient, state: object) -> None:
 
 
 def _direct(
-    problem: Problem, loss: Tensor, own: list[Tensor], lowers: Sequence[Problem]
+    problem: Problem, plan: StepPlan, loss: Tensor, own: list[Tensor]
 ) -> tuple[list[Tensor | None], dict[Problem, list[Tensor]]]:
-    """Return ``∂F/∂θ``, and ``∂F/∂w`` of each lower problem."""
-    below = {lower: list(lower.meta_trainable_parameters()) for lower in lowers}
-    inputs = [*own, *[p for parameters in below.values() for p in parameters]]
+    """Return ``∂F/∂θ``, and ``∂F/∂w`` of each lower problem that a path starts with."""
+    below = {lower: list(lower.meta_trainable_parameters()) for lower in plan.starts}
+    inputs = [*own]
+    for parameters in below.values():
+        inputs += parameters
     gradients: list[Tensor | None] = [None] * len(inputs)
     if loss.requires_grad:
         gradients = problem.step_state.processes.gradients(loss, inputs)
@@ -135,7 +137,8 @@ def _direct(
     position = len(own)
     for lower, parameters in below.items():
         end = position + len(parameters)
-        if _are_none(gradients[position:end]):
+        found = gradients[position:end]
+        if _are_none(found):
             warnings.warn(
                 f"The loss of problem {problem.name!r} does not depend on the parameters of "
                 f"{lower.name!r} below it, so that no hypergradient passes through it. Use "
@@ -144,10 +147,12 @@ def _direct(
             )
         else:
             passed.append(lower)
-        starts[lower] = vectors.fill_none(gradients[position:end], parameters)
+        starts[lower] = vectors.fill_none(found, parameters)
         position = end
-    note_gradients(problem, own, gradients[: len(own)], passed)
-    return gradients[: len(own)], starts
+    direct = gradients[: len(own)]
+    if problem.step_state.seen_directly is not None:
+        note_gradients(problem, own, direct, passed)
+    return direct, starts
 
 
 def _averaged(

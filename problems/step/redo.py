@@ -27,7 +27,7 @@ def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
         for step in state.trajectory.window:
             step.random.restore()
             state.note_batch(step.batch)
-            gradient = partial(_gradient, problem, plan, step, accepts)
+            gradient = partial(_gradient, problem, plan, step)
             guarded_gradient(problem, plan, accepts, gradient)
     state.forget_terms()
     # Methods below have moved on in the step that this one replaces.
@@ -58,10 +58,8 @@ def redo_or_keep(problem: Problem, start: Snapshot, accepts: Accepts) -> bool:
     return taken
 
 
-def _gradient(
-    problem: Problem, plan: StepPlan, step: RecordedStep, accepts: Accepts | None
-) -> StepResult:
+def _gradient(problem: Problem, plan: StepPlan, step: RecordedStep, *, watched: bool) -> StepResult:
     result = accumulate_gradient(problem, plan, step.batch)
     if step is problem.step_state.trajectory.window[-1]:
-        average_gradient(problem, result if accepts is not None else None)
+        average_gradient(problem, result if watched else None)
     return result

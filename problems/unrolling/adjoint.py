@@ -18,6 +18,8 @@ from torch import Tensor
 from ..base import vectors
 from ..base.errors import HypergradientError
 from ..recording.trajectory import OptimizerMoment, RecordedUpdate
+from .adam_adjoint import KINDS, adam_adjoint
+from .buckets import buckets, entry, flat, flat_state, floating_state, joined
 from .optimizer_step import OptimizerStep
 from .rules import RULES, Rule
 from .sgd_adjoint import Cotangents, Number, StateCotangents, sgd_adjoint
@@ -97,6 +99,10 @@ def update_adjoint(
     if not reads_values(step):
         found = sgd_adjoint(moment, cotangents, states, gradients_only=gradients_only, spare=spare)
         return UpdateAdjoint(**found._asdict(), upper_parameters=[])
+    if type(step.optimizer) in KINDS and step.clipping <= 0 and not step.has_learned_settings:
+        formed = adam_adjoint(update, cotangents, states, gradients_only=gradients_only)
+        result = UpdateAdjoint(**formed._asdict(), upper_parameters=[])
+        return _unless_skipped(result, moment, cotangents, states) if step.is_scaled else result
     return _by_autograd(step, update, moment, cotangents, states, upper_parameters)
 
 
@@ -113,24 +119,24 @@ def _by_autograd(
     with torch.enable_grad():
         w = {p: update.start[p].detach().requires_grad_() for p in moved}
         g = {p: moment.gradients[p].detach().requires_grad_() for p in moved}
-        s = {p: _floating_state(p, moment.states[p]) for p in moved}
+        s = {p: floating_state(p, moment.states[p]) for p in moved}
         final = clipped(step, moment, g)
         learned = _learned(step)
         outputs: list[Tensor] = []
         seeds: list[Tensor] = []
         resting: list[tuple[Tensor, str]] = []
-        for bucket in _buckets(step.optimizer, moment, moved):
+        for bucket in buckets(type(step.optimizer), moment, moved):
             settings = {**moment.settings[bucket[0]], **learned.get(bucket[0], {})}
             rule = _rule(step.optimizer)
-            state = _flat_state(bucket, s, moment)
-            new_w, new_s = rule(_flat(w, bucket), _flat(final, bucket), state, settings)
+            state = flat_state(bucket, s, moment)
+            new_w, new_s = rule(flat(w, bucket), flat(final, bucket), state, settings)
             outputs.append(new_w)
-            seeds.append(_flat(cotangents, bucket))
+            seeds.append(flat(cotangents, bucket))
             resting += [(p, key) for p in bucket for key in s[p] if key not in new_s]
             for key, value in new_s.items():
                 if value.requires_grad and any(key in states.get(p, {}) for p in bucket):
                     outputs.append(value)
-                    seeds.append(_joined([_entry(states, p, key) for p in bucket]))
+                    seeds.append(joined([entry(states, p, key) for p in bucket]))
         names = [(p, key) for p in moved for key in s[p]]
         leaves = [*w.values(), *g.values(), *[s[p][key] for p, key in names], *upper_parameters]
         found = _gradients(outputs, seeds, leaves)
@@ -144,7 +150,7 @@ def _by_autograd(
     for (p, key), value in zip(names, found[2 * count :], strict=False):
         result.states[p][key] = value
     for p, key in resting:
-        result.states[p][key] = _entry(states, p, key)
+        result.states[p][key] = entry(states, p, key)
     return _unless_skipped(result, moment, cotangents, states) if step.is_scaled else result
 
 
@@ -162,7 +168,7 @@ def _unless_skipped(
         {p: choose(t, cotangents[p]) for p, t in taken.parameters.items()},
         {p: choose(t, zero.to(t)) for p, t in taken.gradients.items()},
         {
-            p: {k: choose(t, _entry(states, p, k)) for k, t in entries.items()}
+            p: {k: choose(t, entry(states, p, k)) for k, t in entries.items()}
             for p, entries in taken.states.items()
         },
         [choose(t, zero.to(t)) for t in taken.upper_parameters],
@@ -196,62 +202,6 @@ def _learned(step: OptimizerStep) -> dict[Tensor, Mapping[str, Any]]:
         for group, settings in zip(groups, step.learned_settings(), strict=True)
         for p in group["params"]
     }
-
-
-def _floating_state(p: Tensor, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the entries of the parameter's shape, detached and requiring a gradient."""
-    return {
-        key: value.detach().requires_grad_()
-        for key, value in state.items()
-        if isinstance(value, Tensor) and value.shape == p.shape and key != "step"
-    }
-
-
-def _buckets(
-    optimizer: torch.optim.Optimizer, moment: OptimizerMoment, parameters: Sequence[Tensor]
-) -> list[list[Tensor]]:
-    """Group parameters that one call of a rule can update together."""
-    buckets: dict[Any, list[Tensor]] = {}
-    together = type(optimizer) in RULES
-    for p in parameters:
-        key = (id(moment.settings[p]), p.dtype, p.device, tuple(sorted(moment.states[p])))
-        buckets.setdefault(key if together else id(p), []).append(p)
-    return list(buckets.values())
-
-
-def _flat(tensors: Mapping[Tensor, Tensor], bucket: Sequence[Tensor]) -> Tensor:
-    return _joined([tensors[p] for p in bucket])
-
-
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    """Return all entries in single precision or better, in one vector.
-
-    In 16 bits ``1 - β₂``, the first bias correction of Adam, would be 0.
-    """
-    flat = vectors.flat(tensors)
-    return flat.float() if flat.dtype.itemsize < 4 else flat
-
-
-def _flat_state(
-    bucket: Sequence[Tensor], vectors_: Mapping[Tensor, dict[str, Tensor]], moment: OptimizerMoment
-) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in moment.states[bucket[0]].items():
-        if key in vectors_[bucket[0]]:
-            flat[key] = _joined([vectors_[p][key] for p in bucket])
-        elif isinstance(value, Tensor) and len(bucket) > 1:
-            counts = [
-                moment.states[p][key].to(p.device).expand(vectors.real(p).numel()) for p in bucket
-            ]
-            flat[key] = torch.cat(counts)
-        elif value is not None:
-            flat[key] = value
-    return flat
-
-
-def _entry(states: Mapping[Tensor, Mapping[str, Tensor]], p: Tensor, key: str) -> Tensor:
-    value = states.get(p, {}).get(key)
-    return torch.zeros_like(p) if value is None else value
 
 
 def _gradients(

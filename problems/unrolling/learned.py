@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import ConfigurationError
-from ..base.overridables import overrides
+from ..base.overridables import Overridables
 
 
 class LearnsSettings(Protocol):
@@ -60,13 +60,11 @@ def settings_per_group(problem: LearnsSettings) -> list[Mapping[str, Tensor]]:
 
 def owns_settings(problem: LearnsSettings) -> bool:
     """Return whether the problem's class overrides ``learned_settings``."""
-    return overrides(problem, "learned_settings")
+    return type(problem).learned_settings is not Overridables.learned_settings  # type: ignore[comparison-overlap]
 
 
 def apply_learned_settings(problem: LearnsSettings) -> None:
     """Set the optimizer's settings to the learned values; synchronises once per value."""
-    if not owns_settings(problem):
-        return
     with torch.no_grad():
         each = settings_per_group(problem)
     for group, settings in zip(problem.optimizer.param_groups, each, strict=True):

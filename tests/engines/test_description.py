@@ -83,7 +83,7 @@ def test_it_counts_the_forward_passes_of_a_hypergradient(name: str) -> None:
 
 def test_it_says_in_which_precision_a_step_computes() -> None:
     engine = program(Weighed, Config(type=Reweighting(), precision="bf16"))
-    size = re.compile("  [0-9,]+ parameters|  memory: |  Reweighting goes|run: ")
+    size = re.compile("  [0-9,]+ parameters|  memory: |  plan: |  Reweighting goes|run: ")
     assert [line for line in engine.describe().splitlines() if not size.match(line)] == [
         "upper: uppers [], lowers ['lower'], paths ['upper -> lower -> upper']",
         "  a step: a forward and a backward pass in float32",
