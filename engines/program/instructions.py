@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from typing import NamedTuple
@@ -113,4 +113,13 @@ class Progress:
 
     def copy(self) -> Progress:
         """Return a copy."""
-        return replace(self, ready=set(self.ready))
+        # Made in every iteration, where dataclasses.replace would take longer than the rest.
+        return Progress(
+            self.count,
+            self.loop_open,
+            self.snapshot_taken,
+            self.redo_due,
+            self.every,
+            self.since,
+            set(self.ready),
+        )

@@ -47,10 +47,10 @@ def is_empty(batch: Any) -> bool:
     """Return whether a batch holds tensors, none of which has an element."""
     if isinstance(batch, Tensor):
         return batch.numel() == 0
-    if isinstance(batch, Mapping):
-        items: Iterable[Any] = batch.values()
-    elif isinstance(batch, (tuple, list)):
-        items = batch
+    if isinstance(batch, (tuple, list)):
+        items: Iterable[Any] = batch
+    elif isinstance(batch, Mapping):
+        items = batch.values()
     else:
         return False
     empty = False
