@@ -111,9 +111,10 @@ class Reading:
 
     def forget(self) -> None:
         """Begin an epoch with the next batch."""
+        if self._start is not DRAWS_NOTHING:
+            self._record = DrawRecord()
         self.iterator = self._start = self._loaded = None
         self.delivered = 0
-        self._record = DrawRecord()
 
     @property
     def starts_fresh(self) -> bool:
