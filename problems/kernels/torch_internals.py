@@ -89,6 +89,21 @@ def optimizer_hooks(optimizer: Any) -> list[Callable[..., Any]]:
     return [hook for hooks in found for hook in hooks.values()]
 
 
+def only_reads_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a step of one of torch's optimizers leaves the gradients as they are.
+
+    Steps of many tensors at once, the default on a GPU, use them as memory: with Nesterov's
+    momentum, for instance. So does a weight decay that is a tensor.
+    """
+    return not any(
+        group.get("foreach")
+        or group.get("fused")
+        or isinstance(group.get("weight_decay"), torch.Tensor)
+        or any(not p.is_cpu for p in group["params"][:1])
+        for group in optimizer.param_groups
+    )
+
+
 @contextmanager
 def forward_grad_put_back() -> Iterator[None]:
     """Inside, forward derivatives may be switched; afterwards they are as before."""

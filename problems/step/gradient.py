@@ -13,7 +13,7 @@ from ..base.errors import GraphError, LossError
 from ..base.graph_neighbours import versions_of
 from ..base.step_result import StepResult
 from ..kernels.gradient_hooks import hooked, silent_hooks
-from ..kernels.torch_internals import optimizer_hooks
+from ..kernels.torch_internals import only_reads_gradients, optimizer_hooks
 from ..kernels.twice_differentiable import differentiable_twice
 from ..partial_hypergradient import others_frozen
 from ..problem import Problem
@@ -108,7 +108,9 @@ def _with_graph(problem: Problem, plan: StepPlan, batch: Any) -> StepResult:
     versions = versions_of(plan.around, plan.buffers_around, copies)
     trajectory.keep_graph(GradientGraph(copies, found, versions))
     given: Sequence[Tensor | None] = [None if g is None else g.detach() for g in gradients]
-    if plan.is_scaled or plan.writes_gradients or optimizer_hooks(problem.optimizer):
+    optimizer = problem.optimizer
+    written = plan.is_scaled or plan.writes_gradients or not only_reads_gradients(optimizer)
+    if written or optimizer_hooks(optimizer):
         factor = 1.0 / problem.config.gradient_accumulation
         if problem.scaler is not None:
             factor = problem.scaler.scale(loss.new_full((), factor))

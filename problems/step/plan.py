@@ -81,7 +81,8 @@ class StepPlan:
         is_differentiated: Whether its gradient is taken: for a path, or without one.
         may_be_partial: Whether hypergradients may go through a part of what this problem trains.
         frozen_in_part: Whether that holds for the first problem of a path.
-        writes_gradients: Whether something may write to gradients in place before they are dropped.
+        writes_gradients: Whether something may write to gradients in place before they are dropped,
+            beside the steps of torch's optimizers and their hooks.
         keeps_states: Whether a method below keeps a state.
         is_alone: Whether one process trains the program.
     """
@@ -175,8 +176,8 @@ def _buffers_of_others(problem: Problem) -> list[BufferSlot]:
 
 
 def _writes_gradients(problem: Problem) -> bool:
-    """Return whether something is given the gradients that may write to them. torch's optimizers
-    only read them."""
+    """Return whether something is given the gradients that may write to them, beside the steps of
+    torch's optimizers and their hooks."""
     methods = ("grad_callback", "custom_optimizer_step")
     kind, own = type(problem), vars(problem)
     return (
