@@ -8,64 +8,26 @@ of the weights.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from hypergradient_tasks.programs import Library, on_betty, on_metaweight
-from speed_bilevel import Optimizer, meta_adam
-from speed_three_level import Batch, lower_optimizer, minus_mixed_product, weighted_loss
-from torch import Tensor, nn
+from speed_three_level import (
+    Batch,
+    Levels,
+    descend,
+    lower_optimizer,
+    minus_mixed_product,
+    problem_of,
+    weighted_loss,
+)
+from torch import Tensor
 from torch.nn import functional as F
 from turns import Step, later
 
-from metaweight.weighting import MetaWeightNet
-
-FEATURES, CLASSES = 784, 10
 PLAIN, HAND, OURS, BETTY = "plain step", "hand-written", "metaweight", "betty-ml"
-
-
-@dataclass(frozen=True)
-class Lowers:
-    """The program.
-
-    Attributes:
-        number: Networks under the weights.
-        batch: Samples of a batch.
-        width: Width of the hidden layers.
-        dtype: Precision of everything.
-        upper_optimizer: Makes the optimizer of the weights.
-    """
-
-    number: int = 4
-    batch: int = 100
-    width: int = 100
-    dtype: torch.dtype = torch.float32
-    upper_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = meta_adam
-
-    def modules(self) -> tuple[list[nn.Module], nn.Module]:
-        """Return the networks and the weights, the same for every contender."""
-        torch.manual_seed(0)
-        networks = [
-            nn.Sequential(
-                nn.Linear(FEATURES, self.width), nn.Tanh(), nn.Linear(self.width, CLASSES)
-            ).to(self.dtype)
-            for _ in range(self.number)
-        ]
-        return networks, MetaWeightNet().to(self.dtype)
-
-    def batches(self) -> list[Batch]:
-        """Return the batch of each network, and that of the weights last."""
-        generator = torch.Generator().manual_seed(0)
-        return [
-            (
-                torch.randn(self.batch, FEATURES, generator=generator, dtype=self.dtype),
-                torch.randint(0, CLASSES, (self.batch,), generator=generator),
-            )
-            for _ in range(self.number + 1)
-        ]
 
 
 def judged(networks: Sequence[Any], batch: Batch) -> Tensor:
@@ -73,7 +35,7 @@ def judged(networks: Sequence[Any], batch: Batch) -> Tensor:
     return torch.stack([F.cross_entropy(net(batch[0]), batch[1]) for net in networks]).mean()
 
 
-def plain(program: Lowers) -> Step:
+def plain(program: Levels) -> Step:
     """Return an ordinary training step of every network."""
     networks, _ = program.modules()
     optimizers = [lower_optimizer(network) for network in networks]
@@ -88,7 +50,7 @@ def plain(program: Lowers) -> Step:
     return step
 
 
-def hand_written(program: Lowers) -> Step:
+def hand_written(program: Levels) -> Step:
     """Return the step as written without a library."""
     networks, weights = program.modules()
     *batches, clean = program.batches()
@@ -103,9 +65,7 @@ def hand_written(program: Lowers) -> Step:
 
     def step() -> None:
         for loss, own, optimizer in zip(losses, parameters, optimizers, strict=True):
-            for parameter, gradient in zip(own, torch.autograd.grad(loss(), own), strict=True):
-                parameter.grad = gradient
-            optimizer.step()
+            descend(loss(), own, optimizer)
         every = torch.autograd.grad(judged(networks, clean), [p for own in parameters for p in own])
         found = [torch.zeros_like(parameter) for parameter in wanted]
         for loss, own in zip(losses, parameters, strict=True):
@@ -118,9 +78,10 @@ def hand_written(program: Lowers) -> Step:
     return step
 
 
-def on(program: Lowers, library: Callable[[], Library]) -> Step:
+def on(program: Levels, library: Callable[[], Library]) -> Step:
     """Return the step of the program on a library."""
     names = library()
+    made = partial(problem_of, names, "darts")
     networks, weights = program.modules()
     *batches, clean = program.batches()
 
@@ -130,26 +91,15 @@ def on(program: Lowers, library: Callable[[], Library]) -> Step:
 
     class Reweight(names.problem):  # type: ignore[misc, name-defined]
         def training_step(self, batch: Any) -> Tensor:
-            below = [getattr(self, f"network{n}") for n in range(program.number)]
+            below = [getattr(self, f"network{n}") for n in range(len(networks))]
             return judged(below, batch)
 
-    def problem(cls: Any, name: str, module: nn.Module, batch: Batch, optimizer: Any) -> Any:
-        # Without this setting Betty frees the graph of an upper loss before its last use.
-        config = names.config(type="darts", retain_graph=True)
-        return cls(
-            name=name,
-            config=config,
-            module=module,
-            optimizer=optimizer,
-            train_data_loader=[batch],
-        )
-
     lowers = [
-        problem(Lower, f"network{n}", network, batch, lower_optimizer(network))
+        made(Lower, f"network{n}", network, batch, lower_optimizer(network))
         for n, (network, batch) in enumerate(zip(networks, batches, strict=True))
     ]
     upper_optimizer = program.upper_optimizer(weights.parameters())
-    upper = problem(Reweight, "reweight", weights, clean, upper_optimizer)
+    upper = made(Reweight, "reweight", weights, clean, upper_optimizer)
     engine = names.engine(
         problems=[*lowers, upper],
         config=names.engine_config(train_iters=1, strategy="cpu"),
@@ -160,18 +110,19 @@ def on(program: Lowers, library: Callable[[], Library]) -> Step:
     return step
 
 
-def lowers_contenders(**program: Any) -> dict[str, Callable[[], Step]]:
+def lowers_contenders(number: int = 4, **program: Any) -> dict[str, Callable[[], Step]]:
     """Return makers of the contenders' steps; peers that are missing are left out.
 
     Args:
-        **program: See :class:`Lowers`.
+        number: Networks under the weights.
+        **program: See :class:`~speed_three_level.Levels`, whose networks and batches these are.
     """
-    makers: dict[str, Callable[[Lowers], Step]] = {
+    makers: dict[str, Callable[[Levels], Step]] = {
         PLAIN: plain,
         HAND: hand_written,
         OURS: partial(on, library=on_metaweight),
     }
     if importlib.util.find_spec("betty"):
         makers[BETTY] = partial(on, library=on_betty)
-    given = partial(Lowers, **program)
+    given = partial(Levels, levels=number + 1, **program)
     return {name: later(make, given) for name, make in makers.items()}

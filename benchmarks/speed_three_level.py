@@ -175,6 +175,7 @@ def on(program: Levels, library: Callable[[], Library], kind: Any = "darts") -> 
         kind: Hypergradient method of the networks.
     """
     names = library()
+    made = partial(problem_of, names, kind)
     modules, batches = program.modules(), program.batches()
     last = f"network{len(modules.networks) - 1}"
 
@@ -191,27 +192,16 @@ def on(program: Levels, library: Callable[[], Library], kind: Any = "darts") -> 
         def training_step(self, batch: Any) -> Tensor:
             return F.cross_entropy(getattr(self, last)(batch[0]), batch[1])
 
-    def problem(cls: Any, name: str, module: nn.Module, batch: Batch, optimizer: Any) -> Any:
-        # Without this setting Betty frees the graph of an upper loss before its last use.
-        config = names.config(type=kind, retain_graph=True)
-        return cls(
-            name=name,
-            config=config,
-            module=module,
-            optimizer=optimizer,
-            train_data_loader=[batch],
-        )
-
     below = {f"network{n}": f"network{n - 1}" for n in range(1, len(modules.networks))}
     problems = [
-        problem(Distilled if n else Lowest, f"network{n}", network, batch, lower_optimizer(network))
+        made(Distilled if n else Lowest, f"network{n}", network, batch, lower_optimizer(network))
         for n, (network, batch) in enumerate(zip(modules.networks, batches, strict=False))
     ]
     down: dict[Any, list[Any]] = {}
     up: dict[Any, list[Any]] = {}
     if program.levels > 1:
         upper_optimizer = program.upper_optimizer(modules.weights.parameters())
-        high = problem(Reweight, "reweight", modules.weights, batches[-1], upper_optimizer)
+        high = made(Reweight, "reweight", modules.weights, batches[-1], upper_optimizer)
         problems.append(high)
         down = {high: [problems[0]]}
         up = {low: [above] for low, above in itertools.pairwise(problems)}
@@ -223,6 +213,23 @@ def on(program: Levels, library: Callable[[], Library], kind: Any = "darts") -> 
     engine.train()
     step: Step = engine.train_step
     return step
+
+
+def problem_of(
+    library: Library,
+    kind: Any,
+    cls: Any,
+    name: str,
+    module: nn.Module,
+    batch: Batch,
+    optimizer: Any,
+) -> Any:
+    """Return a problem of a class on a library, with one batch and a method of hypergradients."""
+    # Without this setting Betty frees the graph of an upper loss before its last use.
+    config = library.config(type=kind, retain_graph=True)
+    return cls(
+        name=name, config=config, module=module, optimizer=optimizer, train_data_loader=[batch]
+    )
 
 
 PLAIN, HAND = "plain step", "hand-written"

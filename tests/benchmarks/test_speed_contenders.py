@@ -230,12 +230,12 @@ def test_many_lower_problems_are_the_same_by_hand_on_betty_and_on_metaweight(
 
     made: list[Any] = []
 
-    class Watched(speed_lowers.Lowers):
+    class Watched(speed_lowers.Levels):
         def modules(self) -> Any:
             made.append(super().modules())
             return made[-1]
 
-    monkeypatch.setattr(speed_lowers, "Lowers", Watched)
+    monkeypatch.setattr(speed_lowers, "Levels", Watched)
     program = {"number": number, "batch": 8, "width": 6, "dtype": torch.float64}
     moved = []
     for name in (contender, "metaweight"):
