@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from metaweight.problems import Config
 from metaweight.weighting import WeightedClassifier, WeightLearner
 
-from .two_levels import TwoLevels
+from .two_levels import TwoLevels, lower_config
 from .weighting_config import WeightingConfig
 
 CLASSIFIER, LEARNER = "classifier", "weight_learner"
@@ -51,12 +51,7 @@ def classifier_levels(
         network.double()
     classifier = kind(
         CLASSIFIER,
-        Config(
-            type=config.derivative,
-            unroll_steps=config.every,
-            warmup_steps=round(config.warmup * steps),
-            precision=precision,
-        ),
+        lower_config(config, steps, precision),
         weights=LEARNER,
         normalise=config.normalise,
         module=module,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metaweight.data import SampleLoader
 from metaweight.problems import ConfigurationError
-from metaweight.problems.base.settings import require_count, shown
+from metaweight.problems.base.settings import shown
 from metaweight.weighting import normalise_weights
 
 from .classifier_levels import classifier_levels, weights_of
@@ -81,9 +81,7 @@ class ReweightingTrainer(TrainerWithWeights):
             raise ConfigurationError(
                 f"{who} received weighting={shown(weighting)}; give a WeightingConfig."
             )
-        if clean_batch_size is not None:
-            require_count(who, "clean_batch_size", clean_batch_size, least=1)
-        require_supported(self)
+        require_supported(self, clean_batch_size)
         _require_classes(self)
         self.clean_dataset = clean_dataset
         self.weighting = WeightingConfig() if weighting is None else weighting
@@ -101,11 +99,7 @@ class ReweightingTrainer(TrainerWithWeights):
         Raises:
             ConfigurationError: Before training has begun.
         """
-        levels = self._levels
-        if levels is None:
-            raise ConfigurationError(
-                f"{type(self).__name__} has learned no weights yet; call train() first."
-            )
+        levels = self.levels
         samples = self.train_dataset if dataset is None else dataset
         batches = self._loader(samples, self.args.eval_batch_size, "Training", shuffle=False)
         was_training = self.model.training

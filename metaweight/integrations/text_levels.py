@@ -15,7 +15,7 @@ from metaweight.problems import Config
 
 from .text_weighting import TextWeighting
 from .trainer_batches import own_forward
-from .two_levels import TwoLevels
+from .two_levels import TwoLevels, lower_config
 
 LM, LEARNER = "lm", "data_weights"
 
@@ -65,12 +65,7 @@ def text_levels(
     as_precise_as(weigher, model)
     lm = TrainerLM(
         LM,
-        Config(
-            type=config.derivative,
-            unroll_steps=config.every,
-            warmup_steps=round(config.warmup * steps),
-            precision=precision,
-        ),
+        lower_config(config, steps, precision),
         weights=LEARNER,
         level=config.level,
         average=config.average,

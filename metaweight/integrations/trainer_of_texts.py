@@ -12,7 +12,7 @@ from metaweight.data import SampleLoader
 from metaweight.lm import LearnedWeights, Sources, TextCollate
 from metaweight.lm.weighers import made_weigher, names_of_sources
 from metaweight.problems import ConfigurationError
-from metaweight.problems.base.settings import require_count, shown
+from metaweight.problems.base.settings import shown
 
 from .required import required_for
 from .text_levels import text_levels, units_of
@@ -82,9 +82,7 @@ class MetaTrainer(TrainerWithWeights):
                 f"{who} was given no clean_dataset; give texts like those that the model shall be "
                 "good at, or use the Trainer it is derived from."
             )
-        if clean_batch_size is not None:
-            require_count(who, "clean_batch_size", clean_batch_size, least=1)
-        require_supported(self)
+        require_supported(self, clean_batch_size)
         _require_token_losses(self)
         self.clean_dataset = clean_dataset
         self.clean_batch_size = clean_batch_size
@@ -100,12 +98,8 @@ class MetaTrainer(TrainerWithWeights):
         Raises:
             ConfigurationError: Before training has begun.
         """
-        if self._levels is None:
-            raise ConfigurationError(
-                f"{type(self).__name__} has learned no weights yet; call train() first."
-            )
-        lm: Any = self._levels.lower
-        learner: Any = self._levels.learner
+        lm: Any = self.levels.lower
+        learner: Any = self.levels.learner
         collate = self._get_collator_with_removed_columns(TextCollate(self._collator), "rated")
         return LearnedWeights(lm, learner, collate)
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from metaweight.engines.checkpoint.file import Manifest, read_checkpoint, write_checkpoint
 from metaweight.problems import ConfigurationError
+from metaweight.problems.base.settings import require_count
 
 from .required import required_for
 from .two_levels import TwoLevels
@@ -34,6 +35,19 @@ class TrainerWithWeights(Trainer):  # type: ignore[misc]
     def weight_network(self) -> nn.Module | None:
         """The weight network; ``None`` before training has begun."""
         return None if self._levels is None else self._levels.learner.module
+
+    @property
+    def levels(self) -> TwoLevels:
+        """Both levels.
+
+        Raises:
+            ConfigurationError: Before training has begun.
+        """
+        if self._levels is None:
+            raise ConfigurationError(
+                f"{type(self).__name__} has learned no weights yet; call train() first."
+            )
+        return self._levels
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -66,13 +80,15 @@ class TrainerWithWeights(Trainer):  # type: ignore[misc]
             self._levels.load_state_dict(read_checkpoint(Path(checkpoint) / STATE)[1])
 
 
-def require_supported(trainer: Trainer) -> None:
+def require_supported(trainer: Trainer, clean_batch_size: int | None) -> None:
     """Refuse settings of a Trainer with which weights cannot be learned.
 
     Raises:
         ConfigurationError: Naming the setting, and what to do.
     """
     args = trainer.args
+    if clean_batch_size is not None:
+        require_count(type(trainer).__name__, "clean_batch_size", clean_batch_size, least=1)
     several = "several devices or processes"
     refuse(
         trainer,

@@ -8,14 +8,14 @@ network that the engine's schedule has next.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from metaweight.engines import Engine, EngineConfig
 from metaweight.engines.program.instructions import Action
-from metaweight.problems import CheckpointError, Problem, ReweightedProblem
+from metaweight.problems import CheckpointError, Config, Problem, ReweightedProblem, Reweighting
 from metaweight.problems.persistence.names import Names
 from metaweight.problems.persistence.problem_state import (
     load_problem,
@@ -29,6 +29,32 @@ from metaweight.problems.state.plain_data import from_plain
 from metaweight.problems.state.random_streams import RandomState
 from metaweight.problems.step.absent_hypergradients import note_dependence
 from metaweight.problems.step.descent import descend
+
+
+class Pace(Protocol):
+    """What the settings of weights say about steps: of the weights, and how they are derived."""
+
+    @property
+    def derivative(self) -> Reweighting:
+        """How the hypergradient is formed."""
+
+    @property
+    def every(self) -> int:
+        """Optimizer steps from one step of the weights to the next."""
+
+    @property
+    def warmup(self) -> float:
+        """Share of the optimizer steps before weights are learned."""
+
+
+def lower_config(pace: Pace, steps: int, precision: str) -> Config:
+    """Return the settings of the network's problem, in a run of so many optimizer steps."""
+    return Config(
+        type=pace.derivative,
+        unroll_steps=pace.every,
+        warmup_steps=round(pace.warmup * steps),
+        precision=precision,
+    )
 
 
 class TwoLevels:
