@@ -97,8 +97,7 @@ class Evaluation:
             parameter.requires_grad_(True)
         if self._on_exit is not None:
             self._on_exit()
-        while self._contexts:
-            self._contexts.pop().__exit__(None, None, None)
+        self._leave()
         self._streams.restore()
         missing = None if error is None else missing_derivative(error)
         if missing is not None:
@@ -111,6 +110,14 @@ class Evaluation:
         entered = context.__enter__()
         self._contexts.append(context)
         return entered
+
+    def _leave(self) -> None:
+        """Leave all contexts, the last one first, also after one that fails."""
+        try:
+            self._contexts.pop().__exit__(None, None, None)
+        finally:
+            if self._contexts:
+                self._leave()
 
     @property
     def computes_as_training(self) -> bool:
