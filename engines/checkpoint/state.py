@@ -232,6 +232,7 @@ def _restore(engine: Engine, before: Mapping[str, Any]) -> None:
     """Load an earlier state of the same engine, except loader positions and recorded steps."""
     for problem in engine.problems:
         load_problem(problem, before["problems"][problem.name])
+        problem.step_state.trajectory.watch()
     _restore_gradients(engine.problems, before)
     _load_hooks(engine, before["hooks"])
     if before["env"] and engine.env is not None:

@@ -92,6 +92,7 @@ def _doubled(trajectory: Trajectory) -> Trajectory:
             RecordedUpdate(
                 steps=[_doubled_step(step) for step in update.steps],
                 start={p: as_double(t) for p, t in update.start.items()},
+                written={p: as_double(t) for p, t in update.written.items()},
                 buffers=[(slot, as_double(t)) for slot, t in update.buffers],
                 moment=None if update.moment is None else _doubled_moment(update.moment),
                 share={p: as_double(t) for p, t in update.share.items()},

@@ -35,6 +35,7 @@ def trajectory_to_plain(
     Raises:
         CheckpointError: For batches that are not plain data.
     """
+    trajectory.note_written()
     under_way = trajectory.under_way
     updates = [*trajectory.updates, *([] if under_way is None else [under_way])]
     found = {
@@ -78,6 +79,7 @@ def _update_to_dict(update: RecordedUpdate, names: Names) -> dict[str, Any]:
             for step in update.steps
         ],
         "start": names.keyed(update.start),
+        "written": names.keyed(update.written),
         "buffers": [(names.name_of(slot), value) for slot, value in update.buffers],
         "moment": None if update.moment is None else _moment_to_dict(update.moment, names),
         "share": names.keyed(update.share),
@@ -102,6 +104,7 @@ def _update_from_dict(
             for step in found["steps"]
         ],
         start=_by_parameter(found["start"], names),
+        written=_by_parameter(found.get("written", {}), names),
         buffers=[(names.slots[name], value) for name, value in found["buffers"]],
         moment=None if found["moment"] is None else _moment_from_dict(found["moment"], names),
         share=_by_parameter(found.get("share", {}), names),

@@ -134,6 +134,8 @@ class RecordedUpdate:
         start: Parameters and their values before the step, of this problem and of others that may
             have stepped since.
         buffers: Buffers and their values before the step, of the same problems.
+        written: Parameters that something has written to since, such as a pass that cuts rows to a
+            norm, and their values as the optimizer finds them.
         moment: The optimizer before the step.
         share: This process's gradient before averaging over processes.
     """
@@ -141,8 +143,14 @@ class RecordedUpdate:
     steps: list[RecordedStep] = field(default_factory=list)
     start: dict[Tensor, Tensor] = field(default_factory=dict)
     buffers: list[tuple[BufferSlot, Tensor]] = field(default_factory=list)
+    written: dict[Tensor, Tensor] = field(default_factory=dict)
     moment: OptimizerMoment | None = None
     share: dict[Tensor, Tensor] = field(default_factory=dict)
+
+    @property
+    def before_optimizer(self) -> Mapping[Tensor, Tensor]:
+        """Parameters and their values as the optimizer finds them."""
+        return {**self.start, **self.written} if self.written else self.start
 
 
 PRESENT = torch.zeros(())
@@ -163,6 +171,8 @@ class Trajectory:
         self.recording = recording
         self.updates: deque[RecordedUpdate] = deque(maxlen=recording.updates)
         self._open: RecordedUpdate | None = None
+        # Of the parameters in its start, when that was recorded.
+        self._versions: dict[Tensor, int] = {}
         # With the number of changes at which they were found.
         self._places: tuple[int, list[Tensor], list[BufferSlot]] | None = None
         self.taken = 0
@@ -190,6 +200,19 @@ class Trajectory:
     @under_way.setter
     def under_way(self, update: RecordedUpdate | None) -> None:
         self._open = update
+        self.watch()
+
+    def watch(self) -> None:
+        """Take the present values of parameters for those that nothing has written to yet, but for
+        what :meth:`note_written` has recorded."""
+        self._versions = {} if self._open is None else {p: p._version for p in self._open.start}
+
+    def note_written(self) -> None:
+        """Record what has been written to since the step under way began."""
+        if self._open is not None:
+            update, versions = self._open, self._versions
+            changed = [p for p in update.start if p in update.written or p._version != versions[p]]
+            update.written = {p: p.detach().clone() for p in changed}
 
     def open(self, problem: Problem) -> None:
         """Start to record an optimizer step, before its first micro-batch."""
@@ -201,6 +224,7 @@ class Trajectory:
             parameters = [*problem.trainable_parameters(), *others]
             buffers = [(slot, slot[0]._buffers[slot[1]]) for slot in slots]
             self._open.start = {p: p.detach().clone() for p in parameters}
+            self.watch()
             self._open.buffers = [(s, b.detach().clone()) for s, b in buffers if b is not None]
 
     def add(self, step: RecordedStep) -> None:
@@ -266,10 +290,22 @@ class Trajectory:
         return made
 
     def copies_at_start(self, parameters: Sequence[Tensor]) -> dict[Tensor, Tensor]:
-        """Return copies of parameters that require a gradient, in memory that is kept anyway."""
-        start = {} if self._open is None else self._open.start
+        """Return copies of parameters that require a gradient; for the first micro-batch in memory
+        that is kept anyway."""
+        start = self._start_of_first()
         copies = {p: start[p] if p in start else p.detach().clone() for p in parameters}
         return {p: copy.detach().requires_grad_() for p, copy in copies.items()}
+
+    def part_from_start(self, parameters: Sequence[Tensor]) -> None:
+        """Record parameters again, whose copies of :meth:`copies_at_start` were written to."""
+        start = self._start_of_first()
+        start.update({p: p.detach().clone() for p in parameters if p in start})
+
+    def _start_of_first(self) -> dict[Tensor, Tensor]:
+        """Return the recorded start in the first micro-batch of a step; what a later one begins
+        with, an earlier one may have written to."""
+        update = self._open
+        return update.start if update is not None and len(update.steps) == 1 else {}
 
     def wants_graph(self) -> bool:
         """Return whether to keep the gradient's graph of the present micro-batch."""
@@ -313,6 +349,7 @@ class Trajectory:
         """Record gradients, state and settings, if asked for; call before clipping."""
         if self._open is not None and self.recording.optimizer:
             values = self.recording.values
+            self.note_written()
             with problem.step_state.processes.whole_optimizer(problem):
                 self._open.moment = optimizer_moment(problem.optimizer, values=values)
 

@@ -17,7 +17,7 @@ from ..kernels.torch_internals import only_reads_gradients, optimizer_hooks
 from ..kernels.twice_differentiable import differentiable_twice
 from ..partial_hypergradient import others_frozen
 from ..problem import Problem
-from ..recording.trajectory import GradientGraph
+from ..recording.trajectory import GradientGraph, Trajectory
 from ..state.buffers import preserved_buffers
 from ..state.swapped_tensors import swapped
 from .absent_hypergradients import note_dependence
@@ -101,7 +101,7 @@ def _with_graph(problem: Problem, plan: StepPlan, batch: Any) -> StepResult:
             evaluated.loss, places, create_graph=True, allow_unused=True
         )
     loss = evaluated.loss
-    _take_written(copies)
+    _take_written(trajectory, copies)
     note_dependence(problem, loss, places)
     require_used(problem, gradients)
     found = {p: g for p, g in zip(own, gradients, strict=True) if g is not None}
@@ -121,11 +121,12 @@ def _with_graph(problem: Problem, plan: StepPlan, batch: Any) -> StepResult:
 
 
 @torch.no_grad()
-def _take_written(copies: dict[Tensor, Tensor]) -> None:
+def _take_written(trajectory: Trajectory, copies: dict[Tensor, Tensor]) -> None:
     """Write to parameters what the pass wrote to their copies, such as rows of a given norm."""
-    for parameter, copy in copies.items():
-        if copy._version > 0:
-            parameter.copy_(copy)
+    written = [p for p, copy in copies.items() if copy._version > 0]
+    trajectory.part_from_start(written)
+    for parameter in written:
+        parameter.copy_(copies[parameter])
 
 
 def _add_gradients(

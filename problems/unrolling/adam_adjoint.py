@@ -68,7 +68,7 @@ def adam_adjoint(
     parameters, gradients = dict(cotangents), dict[Tensor, Tensor]()
     before: StateCotangents = {p: dict(states.get(p, {})) for p in cotangents}
     for bucket in buckets(torch.optim.Adam, moment, moved):
-        step = _Step(update.start, moment, bucket)
+        step = _Step(update.before_optimizer, moment, bucket)
         of_state = {
             key: joined([entry(states, p, key) for p in bucket])
             for key in MOMENTS

@@ -117,7 +117,8 @@ def _by_autograd(
     """Return the adjoint of any optimizer's step, with clipping and learned settings."""
     moved = [p for p in cotangents if p in moment.gradients]
     with torch.enable_grad():
-        w = {p: update.start[p].detach().requires_grad_() for p in moved}
+        present = update.before_optimizer
+        w = {p: present[p].detach().requires_grad_() for p in moved}
         g = {p: moment.gradients[p].detach().requires_grad_() for p in moved}
         s = {p: floating_state(p, moment.states[p]) for p in moved}
         final = clipped(step, moment, g)

@@ -15,7 +15,7 @@ from support.unrolled import Setting, engine_gradient, naive_gradient
 from support.zoo import over
 from torch import nn
 
-from metaweight import Config, Engine, ImplicitProblem, IterativeProblem, Unroll
+from metaweight import Config, ImplicitProblem, Unroll
 
 SGD = {"lr": 0.1}
 MOMENTUM = {"lr": 0.1, "momentum": 0.9}
@@ -89,76 +89,6 @@ def test_equals_the_naive_program(case: str, steps: int) -> None:
 def test_other_exact_products_equal_it_too(case: str, method: Unroll) -> None:
     setting = CASES[case]
     assert relative_error(engine_gradient(setting, method), naive_gradient(setting)) < 1e-9
-
-
-class Shifted(nn.Module):
-    """``p + u v``: the derivative of the gradients by ``u`` and ``v`` reads that by ``p``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        draw = torch.randn(3, 4, generator=generator, dtype=torch.float64)
-        self.p, self.u, self.v = map(nn.Parameter, draw.unbind())
-
-    def forward(self):
-        return self.p + self.u * self.v
-
-
-class Scale(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.log = nn.Parameter(torch.full((4,), 0.5, dtype=torch.float64))
-
-
-class Scaled(IterativeProblem):
-    def training_step(self, batch):
-        return ((self.module() - batch) ** 2 * self.scale.module.log.exp()).sum()
-
-
-class Scaling(ImplicitProblem):
-    def training_step(self, batch):
-        return (self.scaled.module() - batch).square().sum()
-
-
-def hypergradient_of_scale(kind, settings, method) -> torch.Tensor:
-    net, scale, seen = Shifted(), Scale(), []
-    lower = Scaled(
-        "scaled",
-        Config(type=method, unroll_steps=3),
-        net,
-        kind(net.parameters(), **settings),
-        train_data_loader=[torch.arange(4, dtype=torch.float64)],
-    )
-    rate = torch.optim.SGD(scale.parameters(), lr=0.0)
-    upper = Scaling("scale", None, scale, rate, train_data_loader=[1.0])
-    upper.grad_callback = lambda: seen.append(scale.log.grad.clone())
-    # The second loop begins with momentum.
-    Engine.bilevel(upper, lower, train_iters=6, progress=False).run()
-    return seen[-1]
-
-
-STEPS_AT_ONCE = {
-    "sgd": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}),
-    "nesterov": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
-    "adam": (torch.optim.Adam, {"lr": 0.02}),
-    "adamw, maximize": (torch.optim.AdamW, {"lr": 0.02, "weight_decay": 0.1, "maximize": True}),
-    "rmsprop": (torch.optim.RMSprop, {"lr": 0.01}),
-    "adagrad": (torch.optim.Adagrad, {"lr": 0.1}),
-}
-
-
-@pytest.mark.parametrize("way", ["foreach", "fused"])
-@pytest.mark.parametrize("case", STEPS_AT_ONCE)
-def test_steps_of_all_tensors_at_once_may_write_to_gradients(case: str, way: str) -> None:
-    """They are the default on a GPU, and a kept graph may hold the gradients that they write to."""
-    kind, settings = STEPS_AT_ONCE[case]
-    if way == "fused" and kind is torch.optim.RMSprop:
-        pytest.skip("torch has no fused RMSprop")
-    expected = hypergradient_of_scale(kind, settings, Unroll())
-    assert float(expected.norm()) > 1e-6
-    for method in (Unroll(), Unroll(memory="full")):
-        found = hypergradient_of_scale(kind, {**settings, way: True}, method)
-        assert relative_error([found], [expected]) < 1e-9
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
