@@ -11,7 +11,7 @@ from metaweight.problems.step.plan import plan_of
 from support.zoo import over
 from torch import Tensor, nn
 
-from metaweight import SAMA, Config, Engine, ImplicitProblem
+from metaweight import SAMA, Config, Engine, ImplicitProblem, Unroll
 
 
 class Lower(ImplicitProblem):
@@ -24,11 +24,13 @@ class Upper(ImplicitProblem):
         return (self.lower(batch) - 1).square().mean()
 
 
-def program() -> Engine:
+def program(config: Config | None = None) -> Engine:
     torch.default_generator.manual_seed(0)
     batches = list(torch.randn(4, 5, 2))
     low, up = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)), nn.Linear(2, 1)
-    lower = Lower("lower", Config(), low, torch.optim.SGD(low.parameters(), 0.1), None, batches)
+    lower = Lower(
+        "lower", config or Config(), low, torch.optim.SGD(low.parameters(), 0.1), None, batches
+    )
     upper = Upper("upper", Config(), up, torch.optim.SGD(up.parameters(), 0.1), None, batches)
     return over(upper, lower, train_iters=4)
 
@@ -117,6 +119,30 @@ def test_a_batch_norm_that_comes_during_a_run_is_restored_as_one_from_the_start(
     norm = engine.lower.module[1][0]
     step(engine)
     assert int(norm.num_batches_tracked) == 1
+
+
+class Counting(nn.Module):
+    """Multiplies by a number that each pass in training raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.passes.add_(1)
+        return x * (1 + 0.1 * self.passes.clone())
+
+
+def test_a_buffer_that_comes_during_a_run_is_recorded() -> None:
+    """Passes that are repeated have to find it as the step did."""
+    engine = program(Config(type=Unroll(), unroll_steps=2))
+    step(engine)
+    engine.lower.module[1] = nn.Sequential(nn.Tanh(), Counting())
+    for _ in range(3):
+        step(engine)
+    recorded = engine.lower.step_state.trajectory.updates
+    assert [[float(value) for _, value in update.buffers] for update in recorded] == [[1.0], [2.0]]
 
 
 def test_parameters_may_be_frozen_and_thawed_between_steps() -> None:
