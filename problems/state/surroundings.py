@@ -36,6 +36,10 @@ class Surroundings:
         self.shared_tables = shared_tables(given)
         self.is_plain = not (self.read_in_training or self.iterating or self.shared_tables)
 
+    def are_there(self) -> bool:
+        """Return whether no buffer has been deleted since."""
+        return all([name in owner._buffers for owner, name in self.buffers])
+
 
 NONE = Surroundings()
 """Those of losses that are functions of parameters alone."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..base.changes import changes, watch
+from ..base.changes import changes, note_change, watch
 from ..base.graph_neighbours import graph_neighbours
 from ..base.reduction import Reduction
 from ..hypergradients.base import Hypergradient
@@ -115,7 +115,13 @@ class StepPlan:
 def plan_of(problem: Problem) -> StepPlan:
     """Return the plan of the problem's steps, made again after a change."""
     plan: StepPlan | None = problem.step_state.plan
-    return plan if plan is not None and plan.changes == changes() else _planned(problem)
+    if plan is None or plan.changes != changes():
+        return _planned(problem)
+    if not plan.surroundings.are_there():
+        # Torch tells of what is added to a network, not of what is deleted. Other plans hold it too.
+        note_change()
+        return _planned(problem)
+    return plan
 
 
 def _planned(problem: Problem) -> StepPlan:

@@ -121,6 +121,17 @@ def test_a_batch_norm_that_comes_during_a_run_is_restored_as_one_from_the_start(
     assert int(norm.num_batches_tracked) == 1
 
 
+@pytest.mark.parametrize("kind", ["darts", Unroll()], ids=["darts", "unroll"])
+def test_a_buffer_that_is_deleted_during_a_run_is_no_longer_looked_for(kind: Any) -> None:
+    engine = program(Config(type=kind, unroll_steps=2))
+    engine.lower.module[0].register_buffer("mask", torch.ones(()))
+    step(engine)
+    del engine.lower.module[0].mask
+    for _ in range(3):
+        step(engine)
+    assert not plan_of(engine.lower).has_buffers
+
+
 class Counting(nn.Module):
     """Multiplies by a number that each pass in training raises."""
 
