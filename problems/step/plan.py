@@ -118,7 +118,7 @@ def plan_of(problem: Problem) -> StepPlan:
     if plan is None or plan.changes != changes():
         return _planned(problem)
     if not plan.surroundings.are_there():
-        # Torch tells of what is added to a network, not of what is deleted. Other plans hold it too.
+        # Torch tells of what is added to a network alone. Other plans hold what was deleted too.
         note_change()
         return _planned(problem)
     return plan
