@@ -213,8 +213,9 @@ class StepState:
         note_change()
 
     def plan_as(self, plan: Any) -> None:
-        """Set the plan of the problem's steps."""
+        """Set the plan of the problem's steps, of networks that may have other buffers now."""
         self.plan = plan
+        self._kept = None
 
     def note_status(self, status: Status) -> None:
         """Store the status of a product through the problem."""

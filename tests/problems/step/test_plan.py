@@ -125,11 +125,14 @@ def test_a_batch_norm_that_comes_during_a_run_is_restored_as_one_from_the_start(
 def test_a_buffer_that_is_deleted_during_a_run_is_no_longer_looked_for(kind: Any) -> None:
     engine = program(Config(type=kind, unroll_steps=2))
     engine.lower.module[0].register_buffer("mask", torch.ones(()))
+    engine.lower.module[1] = nn.Sequential(nn.BatchNorm1d(3), nn.Tanh())
     step(engine)
     del engine.lower.module[0].mask
     for _ in range(3):
         step(engine)
-    assert not plan_of(engine.lower).has_buffers
+    assert [name for _, name in plan_of(engine.lower).surroundings.buffers] == [
+        *("running_mean", "running_var", "num_batches_tracked")
+    ]
 
 
 class Counting(nn.Module):
@@ -154,6 +157,21 @@ def test_a_buffer_that_comes_during_a_run_is_recorded() -> None:
         step(engine)
     recorded = engine.lower.step_state.trajectory.updates
     assert [[float(value) for _, value in update.buffers] for update in recorded] == [[1.0], [2.0]]
+
+
+def test_a_batch_norm_that_comes_during_a_run_is_as_before_after_a_step_that_fails() -> None:
+    engine = program()
+    step(engine)
+    grow(engine)
+    norm, fails = engine.lower.module[1][0], RuntimeError("asked for")
+
+    def fail() -> None:
+        raise fails
+
+    engine.lower.grad_callback = fail
+    with pytest.raises(RuntimeError, match="asked for"):
+        step(engine)
+    assert int(norm.num_batches_tracked) == 0
 
 
 def test_parameters_may_be_frozen_and_thawed_between_steps() -> None:
