@@ -1,0 +1,167 @@
+"""Kept graphs, roll-back, and several problems around an unrolled one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.naive import relative_error
+from support.reweighting import Declared, Judge, program
+from support.unrolled import (
+    batches,
+    network,
+)
+from support.unrolled_declared import gradients_of
+from torch import nn
+
+from metaweight import (
+    Config,
+    ConfigurationError,
+    Engine,
+    EngineConfig,
+    ImplicitProblem,
+    IterativeProblem,
+    Unroll,
+)
+from metaweight.averaging import EMA
+
+
+@pytest.mark.parametrize("memory", ["flat", "full"])
+def test_roll_back_takes_the_loop_back_after_it_was_differentiated(memory: str) -> None:
+    """The first loop is the same with and without, the second starts where the last step left."""
+    config = Config(type=Unroll(memory=memory), unroll_steps=3)
+    plain = program(Declared, config=config)
+    rolled = Engine(
+        [(other := program(Declared, config=config)).judge, other.classifier],
+        EngineConfig(strategy="cpu", roll_back=True),
+        {"u2l": {other.judge: [other.classifier]}, "l2u": {other.classifier: [other.judge]}},
+    )
+    first = gradients_of(plain, plain.judge, 3)
+    assert relative_error(gradients_of(rolled, rolled.judge, 3), first) < 1e-12
+    second = gradients_of(rolled, rolled.judge, 3)
+    assert relative_error(second, gradients_of(plain, plain.judge, 3)) > 1e-6
+
+
+class Chain:
+    """θ judges m, m is fitted by its own loss and by what it does to the lower w."""
+
+    class Top(ImplicitProblem):
+        def training_step(self, batch):
+            return ((self.mid.module.weight - 1.0) ** 2).sum() + self.low.module.weight.sum()
+
+    class Mid(IterativeProblem):
+        def training_step(self, batch):
+            m, t = self.module.weight, self.top.module.weight
+            return (t.sin() * m**2).sum() + (self.low.module.weight**2).sum()
+
+    class Low(IterativeProblem):
+        def training_step(self, batch):
+            return ((self.module.weight - self.mid.module.weight) ** 2).sum()
+
+
+def chain(kind: Unroll) -> tuple[Engine, Any]:
+    torch.default_generator.manual_seed(0)
+    names = (("top", Chain.Top, 0.0), ("mid", Chain.Mid, 0.1), ("low", Chain.Low, 0.1))
+    problems = []
+    for name, cls, lr in names:
+        module = nn.Linear(3, 1, bias=False).double()
+        config = Config(type=kind, unroll_steps=2) if name == "mid" else None
+        optimizer = torch.optim.SGD(module.parameters(), lr=lr)
+        problems.append(cls(name, config, module, optimizer, train_data_loader=[0]))
+    top, mid, low = problems
+    engine = Engine(
+        problems,
+        EngineConfig(strategy="cpu"),
+        {"u2l": {top: [mid], mid: [low]}, "l2u": {low: [mid], mid: [top]}},
+    )
+    return engine, top
+
+
+def test_one_sided_differences_start_from_the_loss_alone_where_more_flowed_in() -> None:
+    """The recorded gradient of a middle problem holds what came through the one below it."""
+    exact = gradients_of(*chain(Unroll()), 2)
+    assert float(exact[0].norm()) > 1e-3
+    kind = Unroll(product="one_sided", alpha=1e-6)
+    assert relative_error(gradients_of(*chain(kind), 2), exact) < 1e-4
+
+
+def test_kept_graphs_are_refused_where_hypergradients_flow_in() -> None:
+    with pytest.raises(ConfigurationError, match=r"'mid' asks for Unroll\(memory='full'\).*'flat'"):
+        chain(Unroll(memory="full"))
+
+
+@pytest.mark.parametrize("coupled", ["sum", "product of the weights", "network in between"])
+def test_every_upper_problem_finds_the_graphs_or_others_like_them(coupled: str) -> None:
+    """Two upper problems differentiate through one lower one, and the first has moved by then."""
+
+    class First(Judge):
+        def training_step(self, batch):
+            inputs, labels = batch
+            return F.cross_entropy(self.lower(inputs), labels)
+
+    class Both(IterativeProblem):
+        def training_step(self, batch):
+            inputs, labels = batch
+            losses = F.cross_entropy(self.module(inputs), labels, reduction="none").unsqueeze(1)
+            if coupled == "network in between":
+                return (self.one(self.two(losses)) * losses).mean()
+            one, two = self.one(losses.detach()), self.two(losses.detach())
+            return ((one + two if coupled == "sum" else one * two) * losses).mean()
+
+    def gradients(memory: str) -> list[torch.Tensor]:
+        torch.default_generator.manual_seed(0)
+        net = network()
+        lower = Both(
+            "lower",
+            Config(type=Unroll(memory=memory), unroll_steps=2),
+            net,
+            torch.optim.SGD(net.parameters(), lr=0.1),
+            train_data_loader=batches(1, 4),
+        )
+        uppers = []
+        for name in ("one", "two"):
+            module = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+            optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+            uppers.append(First(name, None, module, optimizer, train_data_loader=batches(2, 1)))
+        engine = Engine(
+            [*uppers, lower],
+            EngineConfig(strategy="cpu"),
+            {"u2l": {u: [lower] for u in uppers}, "l2u": {lower: uppers}},
+        )
+        seen: list[torch.Tensor] = []
+        for upper in uppers:
+            upper.grad_callback = lambda u=upper: seen.extend(
+                p.grad.clone() for p in u.module.parameters()
+            )
+        for _ in range(4):
+            engine.train_step()
+        return seen
+
+    assert relative_error(gradients("full"), gradients("flat")) < 1e-12
+
+
+def test_kept_graphs_are_built_anew_where_a_validation_moved_what_they_hold() -> None:
+    """A teacher takes the student's buffers and comes back inside a loop; autograd cannot know that
+    all is as it was."""
+
+    def gradient(memory: str, validate: bool) -> list[torch.Tensor]:
+        config = Config(type=Unroll(memory=memory), unroll_steps=4)
+        engine = program(Declared, config=config)
+        norm = engine.classifier.module[1]
+        norm.train = lambda mode=True: norm
+        norm.training = False
+        ema = EMA(engine.classifier.module, 0.9)
+        seen: list[torch.Tensor] = []
+        engine.judge.grad_callback = lambda: seen.extend(
+            p.grad.clone() for p in engine.judge.module.parameters()
+        )
+        for _ in range(4):
+            engine.train_step()
+            if validate and not seen:
+                with ema.applied():
+                    pass
+        return seen
+
+    assert relative_error(gradient("full", True), gradient("flat", False)) < 1e-12
