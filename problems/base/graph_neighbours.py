@@ -41,7 +41,7 @@ def versions_of(
         buffers: Where the buffers are that it may contain.
         copied: Parameters that are left out, since the graph contains their copies.
     """
-    present = [owner._buffers.get(name) for owner, name in buffers]
+    present = [owner._buffers[name] for owner, name in buffers if name in owner._buffers]
     # Integer buffers count batches: they are written to in every pass, and are in no graph.
     seen = [b for b in present if b is not None and (b.is_floating_point() or b.is_complex())]
     return {t: t._version for t in (*parameters, *seen) if t not in copied}

@@ -39,7 +39,12 @@ class Repeatable(Protocol):
 
 def restore_start(update: RecordedUpdate) -> None:
     """Set parameters and buffers to their values before a recorded step."""
-    present = [(owner._buffers.get(name), value) for (owner, name), value in update.buffers]
+    # One that was recorded may have been deleted; what scripted modules hold has no get().
+    present = [
+        (owner._buffers[name], value)
+        for (owner, name), value in update.buffers
+        if name in owner._buffers
+    ]
     kept = [(buffer, value) for buffer, value in present if buffer is not None]
     pairs = [*update.start.items(), *kept]
     if pairs:
