@@ -7,18 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from support.label_tools import (
-    HOT,
-    KEPT,
-    MEANS,
-    MISSING,
-    OWN,
-    WHOLE,
-    B,
-    X,
-    Y,
-    close,
-)
+from support.label_tools import MEANS, OWN, WHOLE
+from support.labelled_batch import HOT, KEPT, MISSING, B, X, Y, close
 
 from metaweight import DataError, LossError
 from metaweight.noise import (

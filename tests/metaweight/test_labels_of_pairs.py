@@ -9,27 +9,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.label_tools import (
-    FEATURES,
-    HOT,
-    KEPT,
     MEANS,
-    MISSING,
     OWN,
     WHOLE,
-    B,
-    C,
-    D,
-    X,
-    Y,
-    close,
     learner,
     lower_loss,
     mixed,
-    per_sample,
     reweighted,
     seeded,
     weighted,
 )
+from support.labelled_batch import FEATURES, HOT, KEPT, MISSING, B, C, D, X, Y, close, per_sample
 from support.semi_supervised import network, run, student
 from torch import Tensor, nn
 
