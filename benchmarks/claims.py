@@ -25,7 +25,7 @@ def main(given: Sequence[str] | None = None) -> int:
     """Do what the command line asks for; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", action="store_true", help="do the runs that are missing")
-    parser.add_argument("--only", default="", help="sweeps whose name starts so")
+    parser.add_argument("--only", default="", help="the sweep of this name, or those that start so")
     parser.add_argument("--minutes", type=float, help="stop then; the same command goes on")
     parser.add_argument("--jobs", default="1", help="processes that share the runs")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of CIFAR")
@@ -37,7 +37,11 @@ def main(given: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(given)
     if arguments.run:
-        return _run(arguments)
+        names = chosen(arguments.only)
+        if not names:
+            known = ", ".join(SWEEPS)
+            parser.error(f"argument --only: no sweep starts with {arguments.only!r}; {known} do")
+        return _run(names, arguments)
     try:
         changed = [*write_pages(), *write_figures()]
     except (MissingRunError, ValueError) as reason:
@@ -47,12 +51,15 @@ def main(given: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def chosen(only: str) -> list[str]:
+    """Return the name of a sweep, or all names that start so."""
+    return [only] if only in SWEEPS else [name for name in SWEEPS if name.startswith(only)]
+
+
+def _run(names: Sequence[str], arguments: argparse.Namespace) -> int:
     ends = None if arguments.minutes is None else time.time() + 60 * arguments.minutes
-    for name, sweep in SWEEPS.items():
-        if not name.startswith(arguments.only):
-            continue
-        words = [*sweep.words, "--jobs", arguments.jobs]
+    for name in names:
+        words = [*SWEEPS[name].words, "--jobs", arguments.jobs]
         if "digits" not in words:
             words += ["--data", str(arguments.data)]
         if "--human-labels" in words:

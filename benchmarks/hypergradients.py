@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from hypergradient_tasks import small, unrolled_networks
+from study.files import write_figure, write_text
 from turns import environment, markdown
 
 TASKS = (*small.CASES, *unrolled_networks.EFFORTS)
@@ -85,17 +86,16 @@ def write(report: dict[str, dict[str, Any]], out: Path) -> None:
     # Imported here: every contender's process imports this script, and none needs matplotlib.
     from hypergradient_tasks.figures import error_curves, memory_curves
 
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "hypergradients.json").write_text(json.dumps(report, indent=2, allow_nan=False))
+    write_text(out / "hypergradients.json", json.dumps(report, indent=2, allow_nan=False))
     tables = "\n\n".join(text(task, found) for task, found in report.items())
-    (out / "hypergradients.md").write_text(tables + "\n")
+    write_text(out / "hypergradients.md", f"{tables}\n")
     curves = {task: found["curves"] for task, found in report.items() if found.get("curves")}
     if curves:
-        error_curves(curves).savefig(out / "curves.png", dpi=150)
+        write_figure(out / "curves.png", error_curves(curves))
     for network in unrolled_networks.EFFORTS:
         if network in report:
             figure = memory_curves(report[network]["rows"])
-            figure.savefig(out / f"memory-{network}.png", dpi=150)
+            write_figure(out / f"memory-{network}.png", figure)
 
 
 def main(given: Sequence[str] | None = None) -> int:

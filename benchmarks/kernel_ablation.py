@@ -35,6 +35,7 @@ from typing import Any
 import torch
 from kernel_cases import CASES, PRODUCTS, QUICK, TASKS, Case, program
 from kernel_variants import ALL, LEFT_OUT, without
+from study.files import write_text
 from torch import Tensor
 from turns import Step, environment, markdown, measure
 
@@ -58,7 +59,8 @@ def timed(path: Path, case: Case) -> list[Row]:
     def row(name: str) -> Row:
         own, most = walls[name][1:], walls[ALL][1:]
         return {
-            **{"task": case.task, "product": case.product, "k": case.k, "without": name},
+            "contender": name,
+            "at": case.k,
             "s": statistics.median(own),
             "min s": min(own),
             "times all": ratio(own, most),
@@ -98,7 +100,7 @@ def peaks(path: Path, case: Case, threads: int) -> list[Row]:
         if outcome.error is not None:
             raise RuntimeError(f"{case.task} without {name}: {outcome.error}")
         own = outcome.first_peak - outcome.resting
-        row = {"task": case.task, "product": case.product, "k": case.k, "without": name}
+        row: Row = {"contender": name, "at": case.k}
         row |= {"peak MiB": outcome.first_peak, "own MiB": own}
         rows.append(row | {"own times all": own / (rows[0]["own MiB"] if rows else own)})
     return rows
@@ -109,14 +111,31 @@ def table(rows: list[Row], title: str) -> str:
     return markdown([{k: v for k, v in row.items() if k != "turns"} for row in rows], title)
 
 
-def write(report: dict[str, Any], out: Path) -> None:
-    """Write what has been measured so far."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "kernel_ablation.json").write_text(json.dumps(report, indent=2))
-    parts = {"Time": report["time"], "Memory": report["memory"]}
-    tables = [table(rows, title) for title, rows in parts.items() if rows]
-    tables.append(", ".join(f"{name}: {value}" for name, value in report["environment"].items()))
-    (out / "kernel_ablation.md").write_text("\n\n".join(tables) + "\n")
+class Report:
+    """What has been measured so far, a table for each title.
+
+    Args:
+        conditions: Machine, versions and load.
+        out: Folder to write to.
+    """
+
+    def __init__(self, conditions: dict[str, Any], out: Path) -> None:
+        self._conditions = conditions
+        self._out = out
+        self._tables: dict[str, list[Row]] = {}
+
+    def add(self, title: str, rows: list[Row]) -> None:
+        """Print rows of the table with this title, and write all tables."""
+        self._tables.setdefault(title, []).extend(rows)
+        print(table(rows, title), flush=True)
+        found = {
+            name: {"environment": self._conditions, "rows": rows}
+            for name, rows in self._tables.items()
+        }
+        parts = [table(rows, name) for name, rows in self._tables.items()]
+        parts.append(", ".join(f"{name}: {value}" for name, value in self._conditions.items()))
+        write_text(self._out / "kernel_ablation.json", json.dumps(found, indent=2))
+        write_text(self._out / "kernel_ablation.md", "\n\n".join(parts) + "\n")
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -139,7 +158,7 @@ def main(given: Sequence[str] | None = None) -> int:
         if asked.k is None or case.k in asked.k
     ]
     conditions = {**environment(asked.threads), "load before": f"{os.getloadavg()[0]:.2f}"}
-    report: dict[str, Any] = {"environment": conditions, "time": [], "memory": []}
+    report = Report(conditions, asked.out)
     with tempfile.TemporaryDirectory() as folder:
         paths = {task: Path(folder) / task for task in TASKS}
         for task in dict.fromkeys(case.task for case in cases):
@@ -147,16 +166,11 @@ def main(given: Sequence[str] | None = None) -> int:
             most = max(case.k for case in cases if case.task == task)
             torch.save(TASKS[task](most, asked.quick), paths[task])
         for case in cases if asked.only != "memory" else ():
-            rows = timed(paths[case.task], case)
-            print(table(rows, f"{case.task}, {case.product}, k = {case.k}"), flush=True)
-            report["time"] += rows
-            write(report, asked.out)
+            report.add(f"{case.task}, {case.product}", timed(paths[case.task], case))
         for case in cases if asked.only != "time" else ():
             if case.memory:
-                report["memory"] += peaks(paths[case.task], case, asked.threads)
-                write(report, asked.out)
-    if report["memory"]:
-        print(table(report["memory"], "memory"))
+                rows = peaks(paths[case.task], case, asked.threads)
+                report.add(f"{case.task}, {case.product}, memory", rows)
     return 0
 
 

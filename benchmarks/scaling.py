@@ -2,8 +2,8 @@
 
 ::
 
-    python benchmarks/scaling.py                       # ResNet-32, batches of 50 + 50 a process
-    python benchmarks/scaling.py --workload mlp --batch 200
+    python benchmarks/scaling.py                       # ResNet-32, then a short step of an MLP
+    python benchmarks/scaling.py --workload mlp --batch 400
     python benchmarks/scaling.py --memory              # peak memory of a process, sharded or not
 
 A Meta-Weight-Net step is timed in one process, in two that train together (gloo on this machine),
@@ -34,10 +34,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from study.files import write_text
 from torch import nn
 from turns import environment, markdown
 
@@ -47,6 +49,8 @@ from metaweight.weighting import MetaWeightNet, WeightedClassifier, WeightLearne
 
 STEPS = {"resnet32": 3, "mlp": 50, "deep": 4}
 """Timed steps of a turn."""
+BATCHES = {"resnet32": 50, "mlp": 200, "deep": 50}
+"""Samples of each level a process."""
 SIZES = {"resnet32": (3, 32, 32), "mlp": (64,), "deep": (1024,)}
 """Shape of an input."""
 
@@ -68,6 +72,10 @@ NETWORKS = (
 )
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
 MACHINES = (2, 4, 8, 16, 64)
+CASES = {"one process": (1, "cpu"), "two together": (2, "distributed"), "two apart": (2, "cpu")}
+"""Number of processes and strategy."""
+Row = dict[str, Any]
+Tables = dict[str, list[Row]]
 
 
 def program(workload: str, batch: int, strategy: str) -> Engine:
@@ -186,82 +194,73 @@ def started(
     return {**slowest, "peak_mb": max(each["peak_mb"] for each in found)}
 
 
-def modelled(alone: float, reductions: int, size: int) -> list[dict[str, Any]]:
-    """Return step times and efficiencies of many machines by the formula above."""
+def modelled(alone: float, reductions: int, size: int) -> list[Row]:
+    """Return the efficiencies of many machines by the formula above."""
     rows = []
-    for network in NETWORKS:
-        row: dict[str, Any] = {"network": network.name}
-        for machines in MACHINES:
-            hops = reductions * 2 * (machines - 1) * network.latency
-            sent = 2 * (machines - 1) / machines * size / network.bandwidth
-            row[f"P = {machines}"] = f"{alone / (alone + hops + sent):.1%}"
-        rows.append(row)
+    for network, machines in product(NETWORKS, MACHINES):
+        hops = reductions * 2 * (machines - 1) * network.latency
+        sent = 2 * (machines - 1) / machines * size / network.bandwidth
+        efficiency = alone / (alone + hops + sent)
+        rows.append({"contender": network.name, "at": machines, "efficiency": efficiency})
     return rows
 
 
-def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure the three cases in turn and return medians."""
-    arguments = ["--workload", options.workload, "--batch", str(options.batch)]
-    arguments += ["--steps", str(options.steps or STEPS[options.workload])]
-    cases = {"one process": (1, "cpu"), "two together": (2, "distributed"), "two apart": (2, "cpu")}
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    talk: Mapping[str, Any] = {}
+def measured(workload: str, options: argparse.Namespace) -> Tables:
+    """Measure the three cases of a workload in turn: a row each of medians, and the model's."""
+    batch = options.batch or BATCHES[workload]
+    arguments = ["--workload", workload, "--batch", str(batch)]
+    arguments += ["--steps", str(options.steps or STEPS[workload])]
+    seconds: dict[str, list[float]] = {name: [] for name in CASES}
+    talk: dict[str, Mapping[str, Any]] = {}
     for _ in range(options.rounds):
-        for name, (number, strategy) in cases.items():
+        for name, (number, strategy) in CASES.items():
             found = started(arguments, number, strategy)
             seconds[name].append(found["seconds"])
-            talk = found if strategy == "distributed" else talk
+            talk[name] = found
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     alone = medians["one process"]
-    rows = [
+    rows: list[Row] = [
         {
-            "processes": name,
-            "ms a step": f"{1e3 * value:.2f}",
-            "samples a second": f"{cases[name][0] * options.batch / value:.0f}",
-            "efficiency": f"{alone / value:.1%}",
+            "contender": name,
+            "ms a step": 1e3 * value,
+            "samples a second": CASES[name][0] * batch / value,
+            "efficiency": alone / value,
+            **{key: talk[name][key] for key in ("reductions", "bytes", "parameters")},
         }
         for name, value in medians.items()
     ]
-    model = modelled(alone, talk["reductions"], talk["bytes"])
-    return {
-        "workload": options.workload,
-        "batch": options.batch,
-        "rows": rows,
-        "model": model,
-        "reductions a step": talk["reductions"],
-        "bytes a step": talk["bytes"],
-        "parameters": talk["parameters"],
-        "seconds": seconds,
-    }
+    together = talk["two together"]
+    more = modelled(alone, together["reductions"], together["bytes"])
+    return {workload: rows, f"{workload}, more machines": more}
 
 
-def memory(options: argparse.Namespace) -> list[dict[str, Any]]:
+def memory(options: argparse.Namespace) -> Tables:
     """Return the peak resident memory of a process beyond what it had before its program.
 
     What is freed goes back to the system at once; else glibc keeps blocks in use by no tensor, of
     which the gathered ones of FSDP leave many (437 to 524 MB in the place of 177).
     """
-    arguments = ["--workload", "deep", "--batch", str(options.batch), "--steps", "4"]
+    arguments = ["--workload", "deep", "--batch", str(options.batch or BATCHES["deep"])]
     cases = [(1, "cpu"), (2, "distributed"), (2, "zero"), (2, "fsdp")]
-    rows = []
+    rows: list[Row] = []
     for number, strategy in cases:
-        found = [started(arguments, number, strategy, **RETURNED) for _ in range(options.rounds)]
+        words = [*arguments, "--steps", str(STEPS["deep"])]
+        found = [started(words, number, strategy, **RETURNED) for _ in range(options.rounds)]
         rows.append(
             {
-                "processes": number,
-                "strategy": strategy,
-                "peak MB a process": f"{statistics.median(f['peak_mb'] for f in found):.0f}",
-                "ms a step": f"{1e3 * statistics.median(f['seconds'] for f in found):.0f}",
+                "contender": f"{strategy}, {number}",
+                "peak MB a process": statistics.median(f["peak_mb"] for f in found),
+                "ms a step": 1e3 * statistics.median(f["seconds"] for f in found),
             }
         )
-    return rows
+    return {"memory": rows}
 
 
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--workload", choices=tuple(STEPS), default="resnet32")
-    parser.add_argument("--batch", type=int, default=50, help="samples of each level a process")
+    parser.add_argument("--workload", choices=tuple(STEPS), help="default: resnet32 and mlp")
+    parser.add_argument("--batch", type=int, help="samples of each level a process")
     parser.add_argument("--steps", type=int, help="steps a turn")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("results/scaling"))
@@ -272,23 +271,18 @@ def main() -> None:
     if options.worker:
         worker(options.workload, options.batch, options.steps, options.strategy)
         return
-    options.out.mkdir(parents=True, exist_ok=True)
+    tables: Tables = {}
     if options.memory:
-        rows = memory(options)
-        print(markdown(rows, "Memory"))
-        found = {"rows": rows, "environment": environment(1)}
-        (options.out / "memory.json").write_text(json.dumps(found, indent=2))
-        return
-    found = {**measured(options), "environment": environment(1)}
-    text = (
-        f"{markdown(found['rows'], options.workload)}\n\n"
-        f"{found['reductions a step']} reductions a step, "
-        f"{found['bytes a step']} bytes; the classifier has {found['parameters']} parameters.\n\n"
-        f"{markdown(found['model'], 'Efficiency on paper')}\n"
-    )
+        tables |= memory(options)
+    else:
+        for workload in [options.workload] if options.workload else ("resnet32", "mlp"):
+            tables |= measured(workload, options)
+    text = "\n\n".join(markdown(rows, title) for title, rows in tables.items())
     print(text)
-    (options.out / f"{options.workload}.json").write_text(json.dumps(found, indent=2))
-    (options.out / f"{options.workload}.md").write_text(text)
+    name = "memory" if options.memory else "scaling"
+    found = {title: {"environment": environment(1), "rows": rows} for title, rows in tables.items()}
+    write_text(options.out / f"{name}.json", json.dumps(found, indent=2))
+    write_text(options.out / f"{name}.md", f"{text}\n")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from PIL import Image
 from speed_resnet32 import META_LR, SGD
+from study.files import write_text
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -251,7 +252,7 @@ def table(turns: dict[str, list[Turn]]) -> list[dict[str, float | str]]:
         pairs = zip(own, turns[FIXED], strict=True)
         rows.append(
             {
-                "feed": name,
+                "contender": name,
                 "ms a step": statistics.median(turn.step for turn in own) * 1e3,
                 "ms waiting": statistics.median(turn.waited for turn in own) * 1e3,
                 "share waiting": statistics.median(turn.waited / turn.step for turn in own),
@@ -290,9 +291,8 @@ def main() -> None:
         title = f"{network}, {setting.size} images a batch, {setting.device}"
         text.append(markdown(rows, f"{title} ({run_on})"))
     print("\n\n".join(text))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "speed_input.json").write_text(json.dumps(report, indent=2))
-    (arguments.out / "speed_input.md").write_text("\n\n".join(text) + "\n")
+    write_text(arguments.out / "speed_input.json", json.dumps(report, indent=2))
+    write_text(arguments.out / "speed_input.md", "\n\n".join(text) + "\n")
 
 
 if __name__ == "__main__":

@@ -41,13 +41,13 @@ def memory_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for label in labels:
         own = [row for row in rows if row["contender"] == label and row["failed"] is None]
         axes.plot(
-            [row["k"] for row in own],
+            [row["at"] for row in own],
             [row["peak MiB"] for row in own],
             label=label,
             **_style(label, labels),
         )
     axes.set(xlabel="unrolled steps", ylabel="peak memory of the process (MiB)", ylim=(0, None))
-    axes.set_xticks(sorted({row["k"] for row in rows}))
+    axes.set_xticks(sorted({row["at"] for row in rows}))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure

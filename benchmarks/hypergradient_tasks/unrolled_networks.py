@@ -164,7 +164,7 @@ def row(
     failed = next((o.error for o in (*outcomes, live) if o.error is not None), None)
     found: dict[str, Any] = {
         "contender": label,
-        "k": k,
+        "at": k,
         "error": None,
         "cosine": None,
         "s": None,
@@ -191,8 +191,8 @@ def row(
 
 def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the claims about the unrolled methods, with the values measured."""
-    table = {(r["contender"], r["k"]): r for r in rows if r["failed"] is None}
-    ks = sorted({r["k"] for r in rows})
+    table = {(r["contender"], r["at"]): r for r in rows if r["failed"] is None}
+    ks = sorted({r["at"] for r in rows})
 
     def value(label: str, k: int, key: str) -> float | None:
         found = table.get((label, k))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class Cell:
         key: Its column.
         form: How it is written, such as ``".2f"``.
         at: Size of the row, for a quantity that grows.
+        scale: What the number is multiplied by, such as 100 for one in percent.
     """
 
     title: str
@@ -31,6 +32,7 @@ class Cell:
     key: str
     form: str = ".2f"
     at: int | None = None
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,20 @@ class Measured:
 COMMANDS: Mapping[str, str] = {
     "speed/speed": "python benchmarks/speed.py --check --out benchmarks/results/speed",
     "speed/growth": "python benchmarks/speed.py --grow all --out benchmarks/results/speed",
+    "unrolled/resnet32/hypergradients": (
+        "python benchmarks/hypergradients.py --task resnet32 --steps 1 4 8 "
+        "--out benchmarks/results/unrolled/resnet32"
+    ),
+    "unrolled/transformer/hypergradients": (
+        "python benchmarks/hypergradients.py --task transformer "
+        "--out benchmarks/results/unrolled/transformer"
+    ),
+    "scaling/scaling": "python benchmarks/scaling.py --out benchmarks/results/scaling",
+    "input/speed_input": "python benchmarks/speed_input.py --out benchmarks/results/input",
+    "kernels/kernel_ablation": (
+        "python benchmarks/kernel_ablation.py --product exact --only time "
+        "--out benchmarks/results/kernels"
+    ),
 }
 """The command that makes each report."""
 
@@ -74,9 +90,11 @@ class Reports:
 
     def shown(self, what: str, *arguments: str) -> str:
         """Return ``table NAME``, ``command REPORT``, ``machine REPORT``, ``value REPORT TITLE
-        CONTENDER KEY [FORM]`` or ``ratio REPORT TITLE CONTENDER OTHER [KEY]``.
+        CONTENDER KEY [FORM [SIZE]]``, ``ratio REPORT TITLE CONTENDER OTHER [KEY [SIZE]]`` or
+        ``growth REPORT TITLE CONTENDER KEY FROM TO``.
 
-        Titles and keys are written with ``_`` for a space; contenders by their short names.
+        Titles and keys are written with ``_`` for a space; contenders by their short names. A
+        growth is the ratio of the value at the size TO over that at the size FROM.
 
         Raises:
             MissingRunError: When a report is missing.
@@ -88,6 +106,7 @@ class Reports:
             "machine": self._machine,
             "value": self._value,
             "ratio": self._ratio,
+            "growth": self._growth,
         }
         if what not in shows:
             raise ValueError(f"{what!r} is not shown of reports; {', '.join(shows)} are.")
@@ -112,18 +131,44 @@ class Reports:
         versions = ", ".join([f"Python {one['python']}", f"torch {one['torch']}", *peers])
         return f"{' or '.join(threads)} thread(s) of {one['processor']}, {versions}"
 
-    def _value(self, report: str, title: str, contender: str, key: str, form: str = ".2f") -> str:
-        return self._text(report, Cell(_spaced(title), self._names[contender], _spaced(key), form))
+    def _value(
+        self,
+        report: str,
+        title: str,
+        contender: str,
+        key: str,
+        form: str = ".2f",
+        at: str | None = None,
+    ) -> str:
+        return self._text(report, replace(self._cell(title, contender, key, at), form=form))
 
     def _ratio(
-        self, report: str, title: str, contender: str, other: str, key: str = "median_ms"
+        self,
+        report: str,
+        title: str,
+        contender: str,
+        other: str,
+        key: str = "median_ms",
+        at: str | None = None,
     ) -> str:
-        cells = [Cell(_spaced(title), self._names[n], _spaced(key)) for n in (contender, other)]
-        own, against = (self._number(report, cell) for cell in cells)
-        return f"{own / against:.2f}"
+        cells = [self._cell(title, name, key, at) for name in (contender, other)]
+        return self._quotient(report, *cells)
+
+    def _growth(
+        self, report: str, title: str, contender: str, key: str, start: str, end: str
+    ) -> str:
+        cells = [self._cell(title, contender, key, at) for at in (end, start)]
+        return self._quotient(report, *cells)
+
+    def _cell(self, title: str, contender: str, key: str, at: str | None) -> Cell:
+        size = None if at is None else int(at)
+        return Cell(_spaced(title), self._names[contender], _spaced(key), at=size)
+
+    def _quotient(self, report: str, above: Cell, below: Cell) -> str:
+        return f"{self._number(report, above) / self._number(report, below):.2f}"
 
     def _text(self, report: str, cell: Cell) -> str:
-        return format(self._number(report, cell), cell.form)
+        return format(cell.scale * self._number(report, cell), cell.form)
 
     def _number(self, report: str, cell: Cell) -> float:
         rows: Sequence[Row] = self._report(report).get(cell.title, {}).get("rows", [])

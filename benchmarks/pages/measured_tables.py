@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .measured import Cell, Measured
+from .measured_costs import COST_TABLES, UNROLLED_NAMES
 
 SPEED, GROWTH = "speed/speed", "speed/growth"
 RESNET32 = "resnet32 100"
@@ -25,6 +26,7 @@ NAMES: Mapping[str, str] = {
     "higher-kept": "higher, unrolled, step kept",
     "torchopt": "torchopt, unrolled",
     "torchopt-kept": "torchopt, unrolled, step kept",
+    **UNROLLED_NAMES,
 }
 _STEPS = {
     "declared weights": NAMES["native"],
@@ -198,4 +200,5 @@ TABLES: Mapping[str, Measured] = {
     ),
     "growth-lowers": _growth("lowers", "lower problems", (1, 2, 4, 8, 16), _LOWERS),
     "growth-levels": _growth("levels", "levels", (1, 2, 3, 4, 6), _LEVELS),
+    **COST_TABLES,
 }

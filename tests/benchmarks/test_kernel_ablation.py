@@ -21,19 +21,19 @@ def test_every_variant_is_measured_and_all_agree(run_script: Any, tmp_path: Path
     run = run_script("kernel_ablation.py", "--quick", "--threads", "1", "--out", "here")
     assert run.returncode == 0, run.stderr
     found = json.loads((tmp_path / "here" / "kernel_ablation.json").read_text())
-    cases: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in found["time"]:
-        cases.setdefault((row["task"], row["product"], row["k"]), []).append(row)
-    assert {task for task, _, _ in cases} == {"resnet32"}
-    assert {product for _, product, _ in cases} == {"exact", "forward_over_reverse", "neumann"}
-    for rows in cases.values():
-        assert [row["without"] for row in rows] == VARIANTS
-        assert rows[0]["times all"] == 1
+    memory = {title: table for title, table in found.items() if title.endswith(", memory")}
+    times = {title: table for title, table in found.items() if title not in memory}
+    products = ("exact", "forward_over_reverse", "neumann")
+    assert tuple(times) == tuple(f"resnet32, {product}" for product in products)
+    for table in times.values():
+        assert [row["contender"] for row in table["rows"]] == VARIANTS
+        assert table["rows"][0]["times all"] == 1
         # Rounding in single precision: a few 1e-7 for one step or two.
-        assert all(row["s"] > 0 and row["difference"] < 1e-4 for row in rows)
-    assert [row["without"] for row in found["memory"]] == VARIANTS
-    assert all(row["own MiB"] > 0 for row in found["memory"])
-    assert "| resnet32 | exact | 1 | batch_norm |" in run.stdout
+        assert all(row["s"] > 0 and row["difference"] < 1e-4 for row in table["rows"])
+    (table,) = memory.values()
+    assert [row["contender"] for row in table["rows"]] == VARIANTS
+    assert all(row["own MiB"] > 0 for row in table["rows"])
+    assert "| batch_norm | 1 |" in run.stdout
 
 
 @pytest.mark.parametrize("left_out", VARIANTS)

@@ -62,6 +62,13 @@ def test_tables_and_numbers_are_those_of_the_report(reports):
         "1 or 2 thread(s) of CPU, Python 3.11, torch 2, higher 0.2"
     )
     assert "benchmarks/speed.py" in reports.shown("command", "speed/speed")
+    of_size = ("speed/growth", "batch", "native", "times_plain_step")
+    assert reports.shown("value", *of_size, ".1f", "2") == "2.0"
+    assert reports.shown("growth", *of_size, "1", "2") == "2.00"
+    assert (
+        reports.shown("ratio", "speed/growth", "batch", "native", "native", of_size[3], "2")
+        == "1.00"
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,11 +107,26 @@ def test_tables_name_contenders_that_there_are(benchmark_modules):
     known = {w.title: set(w.contenders()) for found in workloads.values() for w in found}
     known |= {kind: set(growth.contenders(growth.sizes[-1])) for kind, growth in growths.items()}
     known["hypergradients"] = known["resnet32 100"]
+    for title, names in costs().items():
+        known[title] = known.get(title, set()) | names
     for name in ("betty", "higher", "torchopt"):
         pytest.importorskip(name)
     for table in tables.TABLES.values():
         for cells in table.rows.values():
             for cell in filter(None, cells):
                 assert cell.contender in known[cell.title], cell
-                if cell.at is not None:
+                if cell.title in growths:
                     assert cell.at in growths[cell.title].sizes
+
+
+def costs():
+    """Return the contenders of the benchmarks of unrolling, processes, loaders and kernels."""
+    unrolled = importlib.import_module("hypergradient_tasks.unrolled").contenders()
+    scaling = importlib.import_module("scaling")
+    feeds = importlib.import_module("speed_input").feeds(2, "cpu")
+    known = {"resnet32": {*unrolled, *scaling.CASES, *feeds}, "transformer": {*unrolled}}
+    networks = {network.name for network in scaling.NETWORKS}
+    known |= dict.fromkeys(("resnet32, more machines", "mlp, more machines"), networks)
+    known |= {"mlp": {*scaling.CASES}, "small": {*feeds}}
+    known["resnet32, exact"] = {*importlib.import_module("kernel_variants").LEFT_OUT}
+    return known

@@ -125,3 +125,13 @@ def test_scores_of_wrong_labels_stand_side_by_side(page, monkeypatch):
         "| loss | 0.650 ± 0.354 | 37.5 ± 17.7 | 0.650 ± 0.354 | 37.5 ± 17.7 |",
         "| 1 − w | 0.400 ± 0.000 | 25.0 ± 0.0 | 0.400 ± 0.000 | 25.0 ± 0.0 |",
     ]
+
+
+def test_sweeps_are_chosen_by_name_or_by_how_they_start(benchmark_modules, capsys):
+    script = importlib.import_module("claims")
+    assert script.chosen("cifar-uniform") == ["cifar-uniform"]
+    assert script.chosen("digits-noise") == ["digits-noise"]
+    assert {"digits-tailed", "digits-noise"} < set(script.chosen("digits"))
+    with pytest.raises(SystemExit):
+        script.main(["--run", "--only", "cifar-unifrom"])
+    assert "no sweep starts with 'cifar-unifrom'; digits-tailed-noise" in capsys.readouterr().err

@@ -26,7 +26,7 @@ def test_every_feed_is_measured_and_written(run_script: Any, tmp_path: Path) -> 
     run = run_script("speed_input.py", *arguments, "--out", str(tmp_path))
     assert run.returncode == 0, run.stderr
     report = json.loads((tmp_path / "speed_input.json").read_text())
-    rows = {row["feed"]: row for row in report["small"]["rows"]}
+    rows = {row["contender"]: row for row in report["small"]["rows"]}
     assert len(rows) == 7
     assert rows["one fixed batch"]["times one fixed batch"] == 1.0
     for row in rows.values():
