@@ -18,7 +18,7 @@ With ``--foreign 0.5`` half of the unlabelled pool is of classes that have no la
         --divergence kl
 
 Writes ``summary.json`` (every run), ``summary.md`` (the table), ``accuracy.png`` and ``curves.png``
-in ``--out``.
+in ``--out``, and a record of each run in its folder ``runs``: stopped, the same command goes on.
 """
 
 from __future__ import annotations

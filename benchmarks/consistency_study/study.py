@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import statistics
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from study.files import write_text
 
 from metaweight.data import LabelledTensors
 
@@ -62,6 +64,12 @@ class Job:
     weight: float
     seed: int
 
+    @property
+    def file(self) -> str:
+        """Name of its record."""
+        parts = [self.cell.method, self.cell.divergence or "none", f"{self.weight:g}"]
+        return "-".join([*parts, f"seed{self.seed}.json"])
+
 
 @dataclass
 class Result:
@@ -92,7 +100,7 @@ class Result:
 
 
 def run_study(options: Options) -> list[Result]:
-    """Train everything and return the results in the order of the cells."""
+    """Train what has no record yet, and return the results in the order of the cells."""
     context: Any = multiprocessing.get_context("spawn")
     with context.Pool(options.workers, _begin, (options,)) as pool:
         tuning = _tuned(options, dict(pool.imap_unordered(_run, _tuning_jobs(options))))
@@ -151,7 +159,26 @@ def _begin(options: Options) -> None:
 
 
 def _run(job: Job) -> tuple[Job, History]:
+    """Return a run, from its record if there is one of these settings."""
     options: Options = _worker["options"]
+    path = options.out / "runs" / job.file
+    settings = {
+        "dataset": options.dataset,
+        "labels": options.labels,
+        "foreign share": options.foreign_share,
+        **dataclasses.asdict(options.protocol),
+    }
+    if path.exists():
+        record = json.loads(path.read_text())
+        if record["settings"] == settings:
+            return job, History(**record["history"])
+    history = _trained(options, job)
+    record = {"settings": settings, "history": dataclasses.asdict(history)}
+    write_text(path, json.dumps(record, allow_nan=False))
+    return job, history
+
+
+def _trained(options: Options, job: Job) -> History:
     given = task(
         options.dataset,
         _worker["data"],
@@ -160,7 +187,7 @@ def _run(job: Job) -> tuple[Job, History]:
         options.protocol,
         options.foreign_share,
     )
-    return job, train(given, job.cell, job.weight, options.protocol, job.seed)
+    return train(given, job.cell, job.weight, options.protocol, job.seed)
 
 
 def as_dict(results: Sequence[Result]) -> list[dict[str, Any]]:

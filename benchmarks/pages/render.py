@@ -22,6 +22,7 @@ A page says what it shows in a comment, and has it up to the next end mark::
 ``small gain METHOD OTHER``                its mean accuracy less that of OTHER, in points
 ``small loss METHOD OTHER``                its largest loss on a set without noise, in points
 ``weights table``                          learned weights of a language model's data
+``ssl WHAT ...``                           :meth:`pages.consistency.Consistency.shown`
 ``measured WHAT ...``                      times and memory: :meth:`pages.measured.Reports.shown`
 =========================================  =========================================================
 """
@@ -37,6 +38,7 @@ from typing import Any
 from study.summary import COLUMNS, cell
 
 from .claims import SWEEPS
+from .consistency import Consistency
 from .data_weights import DataWeights
 from .detection import detection
 from .measured import Reports
@@ -81,6 +83,7 @@ class Pages:
             "detection": self._detection,
             "small": SmallSets(root).shown,
             "weights": DataWeights(root).shown,
+            "ssl": Consistency(root).shown,
             "measured": Reports(MEASURED, NAMES, root).shown,
         }
 

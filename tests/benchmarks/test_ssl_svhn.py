@@ -23,6 +23,7 @@ def test_leaves_summary_table_and_figures(run_script, tmp_path):
     assert {path.name for path in (tmp_path / "here").iterdir()} == {
         "accuracy.png",
         "curves.png",
+        "runs",
         "summary.json",
         "summary.md",
     }
@@ -41,6 +42,24 @@ def test_leaves_summary_table_and_figures(run_script, tmp_path):
     table = (tmp_path / "here" / "summary.md").read_text()
     assert "| pseudo_label, js |" in table
     assert done.stdout.strip() == table.strip()
+    goes_on_from_its_records(run_script, tmp_path / "here", asked)
+
+
+def goes_on_from_its_records(run_script, folder, asked):
+    """Without one run, and with one of other settings, these two alone are done again."""
+    before = summary(folder)["cells"]
+    (folder / "runs" / "supervised-none-0-seed0.json").unlink()
+    other = folder / "runs" / "supervised-none-0-seed1.json"
+    record = json.loads(other.read_text())
+    record["settings"]["steps"] = 11
+    record["history"]["test"]["teacher"][-1] = 0.0
+    other.write_text(json.dumps(record))
+    assert run_script(SCRIPT, *TINY, *asked).returncode == 0
+    after = summary(folder)["cells"]
+    assert [cell["runs"] for cell in before[1:]] == [cell["runs"] for cell in after[1:]]
+    for seed, run in after[0]["runs"].items():
+        assert run["test"] == before[0]["runs"][seed]["test"]
+        assert run["seconds"] != before[0]["runs"][seed]["seconds"]
 
 
 @pytest.mark.slow
