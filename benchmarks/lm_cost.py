@@ -3,7 +3,7 @@
 ::
 
     python benchmarks/lm_cost.py              # a small Llama; most of the time is imports
-    python benchmarks/lm_cost.py --width 512 --layers 8 --words 8000 --length 256 --rounds 9
+    python benchmarks/lm_cost.py --width 512 --layers 8 --words 8000        # 40 million parameters
     python benchmarks/lm_cost.py --device cuda --threads 4
 
 ===============  ==================================================================================
@@ -16,17 +16,19 @@
 ===============  ==================================================================================
 
 Once with all parameters trained, and once with LoRA adapters by PEFT; each against plain
-fine-tuning of its own kind. Parameters are random and texts too: they do not change the cost. Each
-contender has a process of its own, and in each round all of them step in turn while the others
-sleep. Needs ``pip install 'metaweight[trl]'``. Times and peak memory are printed, and written as
-JSON and Markdown with versions, processor and settings.
+fine-tuning of its own kind. Parameters are random and texts too: they do not change the cost. A
+clean batch has a quarter of the sequences, or ``--clean``: it costs as much as a training batch of
+its size. "copies" is the peak of memory over that of plain fine-tuning, in copies of what is
+trained. Each contender has a process of its own, and in each round all of them step in turn while
+the others sleep. Needs ``pip install 'metaweight[trl]'``. Times and peak memory are printed, and
+written as JSON and Markdown with versions, processor and settings.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
@@ -38,8 +40,9 @@ import torch
 import torch.nn.functional as F
 from devices import DEVICES
 from speed_report import table
+from study.files import write_text
 from torch import Tensor, nn
-from turns import Step, environment, markdown, measure
+from turns import MIB, Outcome, Step, environment, markdown, measure
 
 from metaweight import Config, Engine, Hook, Reweighting
 from metaweight.lm import CleanLM, Rater, Sources, WeightedLM
@@ -67,6 +70,7 @@ class Shape:
     words: int = 256
     length: int = 64
     batch: int = 8
+    clean: int = 2
     device: str = "cpu"
 
 
@@ -93,15 +97,21 @@ def model(shape: Shape, trained: str) -> nn.Module:
 
 
 class Batches:
-    """Texts at random, of one seed for each batch."""
+    """Texts at random, of one seed for each batch.
 
-    def __init__(self, shape: Shape, seed: int) -> None:
-        self.shape, self.seed = shape, seed
+    Args:
+        shape: Their length and vocabulary.
+        seed: Of all batches.
+        number: Texts of a batch.
+    """
+
+    def __init__(self, shape: Shape, seed: int, number: int) -> None:
+        self.shape, self.seed, self.number = shape, seed, number
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for number in count():
             draw = torch.Generator().manual_seed(1000 * self.seed + number)
-            size = (self.shape.batch, self.shape.length)
+            size = (self.number, self.shape.length)
             batch = {
                 "input_ids": torch.randint(self.shape.words, size, generator=draw),
                 "source": torch.randint(SOURCES, size[:1], generator=draw),
@@ -116,7 +126,7 @@ def adamw(net: nn.Module) -> torch.optim.AdamW:
 
 def plain(shape: Shape, trained: str, steps: int) -> Step:
     """Return plain fine-tuning, by hand."""
-    net, batches = model(shape, trained).train(), iter(Batches(shape, 1))
+    net, batches = model(shape, trained).train(), iter(Batches(shape, 1, shape.batch))
     optimizer = adamw(net)
 
     def step() -> float:
@@ -155,14 +165,14 @@ def weighted(name: str, shape: Shape, trained: str, steps: int) -> Step:
         level="sequence" if rated else "source",
         module=net,
         optimizer=adamw(net),
-        train_data_loader=Batches(shape, 1),
+        train_data_loader=Batches(shape, 1, shape.batch),
     )
     top = CleanLM(
         "weights",
         model="lm",
         module=weights,
         optimizer=torch.optim.Adam(weights.parameters(), 1e-3),
-        train_data_loader=Batches(shape, 2),
+        train_data_loader=Batches(shape, 2, shape.clean),
     )
     last = Last()
     settings = {"train_iters": 1, "valid_step": 10**9, "progress": False}
@@ -200,13 +210,21 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
+def copies(outcomes: Mapping[str, Outcome], shape: Shape, trained: str) -> dict[str, float]:
+    """Return each contender's peak over that of plain fine-tuning, in copies of what is trained."""
+    size = sum(
+        p.numel() * p.element_size() for p in model(shape, trained).parameters() if p.requires_grad
+    )
+    peaks = {name: found.turns[-1].peak for name, found in outcomes.items() if found.error is None}
+    return {name: (peak - peaks[PLAIN]) * MIB / size for name, peak in peaks.items()}
+
+
 def main(given: Sequence[str] | None = None) -> int:
     """Measure, print and write."""
     arguments = parse(given)
     shape = Shape(**{name: getattr(arguments, name) for name in asdict(Shape())})
     around = {**environment(arguments.threads, shape.device), **versions()}
-    report: dict[str, Any] = {"environment": around, "shape": asdict(shape), "rows": {}}
-    texts = []
+    report: dict[str, Any] = {}
     for trained in TRAINED:
         outcomes = measure(
             contenders(shape, trained),
@@ -216,15 +234,19 @@ def main(given: Sequence[str] | None = None) -> int:
             returns_memory=True,
             device=shape.device,
         )
-        rows = table(outcomes, PLAIN, EVERY)
-        report["rows"][trained] = rows
-        texts.append(markdown(rows, f"{trained}, a step of the model"))
+        more = copies(outcomes, shape, trained)
+        rows = [
+            {**row, "copies": more.get(row["contender"])} for row in table(outcomes, PLAIN, EVERY)
+        ]
+        report[trained] = {"environment": around, "shape": asdict(shape), "rows": rows}
+        texts = [
+            markdown(found["rows"], f"{name}, a step of the model")
+            for name, found in report.items()
+        ]
         print(f"{texts[-1]}\n", flush=True)
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "lm_cost.json").write_text(json.dumps(report, indent=2))
-        (arguments.out / "lm_cost.md").write_text("\n\n".join(texts) + "\n")
-    failed = any(row.get("failed") for rows in report["rows"].values() for row in rows)
-    return int(failed)
+        write_text(arguments.out / "lm_cost.json", json.dumps(report, indent=2))
+        write_text(arguments.out / "lm_cost.md", "\n\n".join(texts) + "\n")
+    return int(any(row.get("failed") for found in report.values() for row in found["rows"]))
 
 
 if __name__ == "__main__":

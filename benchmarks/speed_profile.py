@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from metaweight.problems.base.vectors import Displacement
+from metaweight.problems.base.displacement import Displacement
 from speed_resnet32 import Batches, on_betty, ours, parts, plain
 from speed_three_level import Levels, lower_optimizer, meta_adam, three_level_contenders
 from speed_toy import toy_contenders

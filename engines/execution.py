@@ -105,7 +105,9 @@ class Execution:
             hook.after_step(engine, problem, result)
 
     def _begin_loop(self, problem: Problem) -> None:
-        problem.step_state.trajectory.begin_loop()
+        # An upper problem that waits for others may step before this loop has recorded anything.
+        keep = any(len(above.children) > 1 for above in problem.parents)
+        problem.step_state.trajectory.begin_loop(keep=keep)
         problem.on_inner_loop_start()
         if type(problem).on_inner_loop_start is not Problem.on_inner_loop_start:
             # It may have drawn new parameters.

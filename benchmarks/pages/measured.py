@@ -61,6 +61,10 @@ COMMANDS: Mapping[str, str] = {
         "python benchmarks/hypergradients.py --task transformer "
         "--out benchmarks/results/unrolled/transformer"
     ),
+    "lm_cost/lm_cost": (
+        "python benchmarks/lm_cost.py --width 512 --layers 8 --words 8000 "
+        "--out benchmarks/results/lm_cost"
+    ),
     "scaling/scaling": "python benchmarks/scaling.py --out benchmarks/results/scaling",
     "input/speed_input": "python benchmarks/speed_input.py --out benchmarks/results/input",
     "kernels/kernel_ablation": (

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from .measured import Cell, Measured
 
 SCALING, INPUT, KERNELS = "scaling/scaling", "input/speed_input", "kernels/kernel_ablation"
+LM_COST = "lm_cost/lm_cost"
 RESNET32, TRANSFORMER = (f"unrolled/{name}/hypergradients" for name in ("resnet32", "transformer"))
 UNROLLED_NAMES: Mapping[str, str] = {
     "training": "training alone",
@@ -38,6 +39,13 @@ _UNROLLED = {
 }
 _COSTS = {"error": ("error", ".0e"), "seconds": ("s", ".2f"), "live MiB": ("live MiB", ".0f")}
 MACHINES = (2, 4, 8, 16, 64)
+_LM = {
+    "central differences, every step": "central",
+    "one-sided, every step": "one-sided",
+    "central, every 4 steps": "every 4",
+    "a rater of sequences, central, every step": "rater",
+    "forward mode, every step": "forward",
+}
 _FEEDS = {
     "PIL, torch's `DataLoader`, no workers": "PIL, torch's DataLoader, 0 workers",
     "PIL, torch's `DataLoader`, 2 workers": "PIL, torch's DataLoader, 2 workers",
@@ -72,6 +80,22 @@ def _unrolled(report: str, title: str, steps: Sequence[int]) -> Measured:
 COST_TABLES: Mapping[str, Measured] = {
     "unrolled-resnet32": _unrolled(RESNET32, "resnet32", _STEPS),
     "unrolled-transformer": _unrolled(TRANSFORMER, "transformer", (1, 8, 32)),
+    "lm-cost": Measured(
+        LM_COST,
+        [
+            "",
+            *("all parameters, times plain", "copies of them"),
+            *("LoRA, times plain", "copies of the adapters"),
+        ],
+        {
+            title: [
+                Cell(trained, name, key, form)
+                for trained in ("all parameters", "LoRA")
+                for key, form in (("times plain", ".2f"), ("copies", ".1f"))
+            ]
+            for title, name in _LM.items()
+        },
+    ),
     "scaling": Measured(
         SCALING,
         [

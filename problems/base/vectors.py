@@ -7,13 +7,16 @@ whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from .shards import is_sharded, norm_over_shards, shards_of, sum_over_shards
+
+AT_ONCE = 2**20
+"""Entries of a vector that are worked on at once where memory is spared."""
 
 
 def fill_none(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
@@ -91,6 +94,30 @@ def divide(vector: Sequence[Tensor], divisor: Tensor | float) -> list[Tensor]:
     return list(torch._foreach_div(list(vector), cast(Tensor, divisor)))
 
 
+def put(values: Sequence[Tensor], into: Sequence[Tensor]) -> None:
+    """Copy a vector into the memory of another."""
+    if len(into) == 1:
+        into[0].copy_(values[0])
+    else:
+        torch._foreach_copy_(list(into), list(values))
+
+
+class Spare(list[Tensor]):
+    """A vector that nobody reads again, which :func:`spent` may empty."""
+
+
+def spent(vector: Sequence[Tensor], divisor: Tensor | float) -> list[Tensor]:
+    """Return ``vector / divisor`` as :func:`divide` does, and empty a :class:`Spare` vector on the
+    way, so that both are never in memory whole."""
+    if not isinstance(vector, Spare):
+        return divide(vector, divisor)
+    quotient: list[Tensor] = []
+    for end in [part.stop - part.start for part in parts(vector)]:
+        quotient += divide(vector[:end], divisor)
+        del vector[:end]
+    return quotient
+
+
 def add(left: Sequence[Tensor], right: Sequence[Tensor], alpha: float = 1.0) -> list[Tensor]:
     """``left + alpha * right``."""
     if len(left) == 1 or _is_mixed(left):
@@ -103,36 +130,12 @@ def _is_mixed(vector: Sequence[Tensor]) -> bool:
     return len({is_sharded(t) for t in vector}) > 1
 
 
-class Displacement:
-    """Displaces parameters inside a ``with`` statement, and restores them bit for bit. ::
-
-        with Displacement(parameters) as weights:
-            weights.move(shift)
-
-    Storage stays where it is (so that views, cuDNN's packed weights and captured graphs remain
-    valid) and version counters are untouched (so that graphs recorded earlier stay usable).
-    """
-
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self._data = shards_of(p.data for p in parameters)
-        self._home = [t.clone() for t in self._data]
-
-    def __enter__(self) -> Displacement:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if len(self._data) == 1:
-            self._data[0].copy_(self._home[0])
-        else:
-            torch._foreach_copy_(self._data, self._home)
-
-    def move(self, shift: Sequence[Tensor], times: float = 1.0) -> None:
-        """Add ``times * shift`` to the parameters."""
-        if len(self._data) == 1:
-            self._data[0].add_(*shards_of(shift), alpha=times)
-        else:
-            torch._foreach_add_(self._data, shards_of(shift), alpha=times)
-
-    def stay(self) -> None:
-        """Keep the current values: make them the ones to restore."""
-        self._home = [t.clone() for t in self._data]
+def parts(vector: Sequence[Tensor]) -> list[slice]:
+    """Return slices of a vector, of about :data:`AT_ONCE` entries each, or one tensor."""
+    found, start, entries = [], 0, 0
+    for end, tensor in enumerate(vector, 1):
+        entries += tensor.numel()
+        if entries >= AT_ONCE or end == len(vector):
+            found.append(slice(start, end))
+            start, entries = end, 0
+    return found

@@ -158,11 +158,14 @@ class Hypergradient(ABC):
         follows_optimizer: Whether it differentiates or repeats the optimizer's steps, and so
             allows parameter groups of which some minimise the loss and some maximise it.
         follows_gradient_hooks: Whether it differentiates the hooks of ``Tensor.register_hook``.
+        spends_vector: Whether it reads the vector once, by ``vectors.spent``, which frees its
+            memory meanwhile. It holds of this class alone: a subclass may read the vector again.
     """
 
     zeroth_order: ClassVar[bool] = False
     follows_optimizer: ClassVar[bool] = False
     follows_gradient_hooks: ClassVar[bool] = False
+    spends_vector: ClassVar[bool] = False
 
     @property
     def keeps_state(self) -> bool:

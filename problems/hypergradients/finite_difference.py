@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -54,6 +55,8 @@ class FiniteDifference(Hypergradient):
         full_precision: Compute the two passes without autocast. With ``False`` they run in the
             problem's precision, with the displacement of 16-bit parameters.
     """
+
+    spends_vector: ClassVar[bool] = True
 
     alpha: float = 0.01
     multitask: bool = False

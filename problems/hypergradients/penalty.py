@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..base import vectors
+from ..base.displacement import Displacement
 from ..base.errors import ConfigurationError, HypergradientError
 from ..base.settings import is_number, is_positive, require_choice, require_count
 from ..products.declared_loss import declared_loss, declared_products
@@ -138,14 +139,14 @@ class Penalty(Hypergradient):
             inverse_eps = evaluation.inverse_step(vector, 1 / self.strength, order=1) * reach
             push = vectors.divide(vector, inverse_eps)
             loss = _lower_loss(lower, weights, rewind)
-            with vectors.Displacement(weights) as place:
+            with Displacement(weights) as place:
                 self._minimise(loss, place, rates)
                 at_z = loss.measure(upper_parameters)
                 if self.form == "bome":
                     place.move(push, -1.0)
                     at_y = loss.measure(upper_parameters)
             if self.form == "f2sa":
-                with vectors.Displacement(weights) as place:
+                with Displacement(weights) as place:
                     self._minimise(loss, place, rates, push)
                     at_y = loss.measure(upper_parameters)
             bend = vectors.add(at_y.gradient, at_z.gradient, alpha=-1.0)
@@ -172,7 +173,7 @@ class Penalty(Hypergradient):
     def _minimise(
         self,
         loss: _LowerLoss,
-        place: vectors.Displacement,
+        place: Displacement,
         rates: Sequence[float],
         push: Sequence[Tensor] | None = None,
     ) -> None:

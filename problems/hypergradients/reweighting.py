@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ from ..products.recorded_loss import SampleLoss, require_recorded
 from ..products.sample_derivatives import Pass, central_derivatives, one_sided_derivatives
 from ..recording.samples import Samples
 from ..recording.trajectory import RecordedStep, Recording
-from ..unrolling import restore_start
+from ..unrolling import at_start
 from .base import Hypergradient, LowerProblem
 from .product import Approximation, Product, Status
 
@@ -75,6 +76,8 @@ class Reweighting(Hypergradient):
             One-sided errors grow in proportion above 1e-3; below 1e-4 rounding dominates.
         full_precision: Compute the passes without autocast.
     """
+
+    spends_vector: ClassVar[bool] = True
 
     derivative: str | None = None
     alpha: float | None = None
@@ -166,6 +169,7 @@ class Reweighting(Hypergradient):
         narrow = lower.computes_in(in_full_precision=self.full_precision) in HALF
         # Tangents of 16 bits overflow and vanish as numbers do.
         length = vectors.norm(vector).clamp_min(1e-30) if narrow else 1.0
+        # Not spent: a difference may have to take its place.
         along = vectors.divide(vector, length) if narrow else vector
         with lower.evaluation(
             graph=False, in_full_precision=self.full_precision, second_order=True
@@ -256,8 +260,7 @@ def _one_sided(
     recorded = [sample.recorded(step) for step in steps] if sample.is_the_loss else []
     left = [samples for samples in recorded if samples is not None]
     complete = len(left) == len(steps)
-    with vectors.Displacement(update.start):
-        restore_start(update)
+    with at_start(update):
         with torch.no_grad(), evaluation.compared() as rewind:
             base = left if complete and as_training else [sample.samples(s) for s in steps]
             rewind()

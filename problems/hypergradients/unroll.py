@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from ..base import vectors
+from ..base.displacement import Displacement
 from ..base.errors import ConfigurationError
 from ..base.settings import is_count, is_positive, require_choice
 from ..products.declared_loss import declared_loss
@@ -193,7 +194,7 @@ class Unroll(Hypergradient):
         twice = bool(again) and self.product not in ALPHA
         with lower.evaluation(graph=True, in_full_precision=True, second_order=twice) as evaluation:
             home = list({p: None for update in again for p in update.start})
-            with vectors.Displacement(home) if home else nullcontext():
+            with Displacement(home) if home else nullcontext():
                 start = _start_of_loop(lower.optimizer_step, lower.trajectory, updates)
                 back = StepBack(
                     self.product,

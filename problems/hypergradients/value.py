@@ -16,6 +16,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..base import vectors
+from ..base.displacement import Displacement
 from ..base.errors import ConfigurationError, HypergradientError
 from ..products.recorded_loss import require_recorded
 from ..recording.trajectory import RecordedUpdate, Recording
@@ -139,7 +140,7 @@ class Rollouts:
         ]
         self._others = [(tensor, tensor.clone()) for tensor in others]
         self._stack.enter_context(self._lower.evaluation(graph=True))
-        self._stack.enter_context(vectors.Displacement(first.start))
+        self._stack.enter_context(Displacement(first.start))
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..base import vectors
+from ..base.displacement import Displacement
 from ..base.errors import ConfigurationError
 from ..base.settings import is_count, is_positive, require_count
 from .base import LowerProblem, require_finite
@@ -96,7 +97,7 @@ class ZeroOrder(ValueHypergradient):
         with Rollouts(lower, upper_parameters) as rollouts:
 
             def at(shift: list[Tensor], times: float) -> Tensor:
-                with vectors.Displacement(upper_parameters) as upper:
+                with Displacement(upper_parameters) as upper:
                     upper.move(shift, times)
                     rollouts.run(rollouts.updates)
                     return value()

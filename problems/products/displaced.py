@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base import vectors
+from ..base.displacement import Displaced
 from ..kernels.precision import difference_step
 
 Measured = TypeVar("Measured")
@@ -40,15 +41,14 @@ def measure_both_sides(
 
     Args:
         parameters: Displaced in place.
-        shift: The displacement, one tensor per parameter.
+        shift: The displacement, one tensor per parameter, whose values are lost.
         ahead: Measures at ``+shift``.
         behind: Measures at ``-shift``.
         stay: Leave the parameters at ``-shift``.
     """
-    with vectors.Displacement(parameters) as place:
-        place.move(shift)
+    with Displaced(parameters, shift) as place:
         first = ahead()
-        place.move(shift, -2.0)
+        place.mirror()
         second = behind()
         if stay:
             place.stay()
@@ -58,7 +58,6 @@ def measure_both_sides(
 def measure_one_side(
     parameters: Sequence[Tensor], shift: Sequence[Tensor], measure: Callable[[], Measured]
 ) -> Measured:
-    """Measure with the parameters displaced by ``shift``."""
-    with vectors.Displacement(parameters) as place:
-        place.move(shift)
+    """Measure with the parameters displaced by ``shift``, whose values are lost."""
+    with Displaced(parameters, shift):
         return measure()

@@ -63,10 +63,10 @@ def central_derivatives(
         ahead: Compute the sample losses of each batch at ``w + eps v``.
         behind: Compute them at ``w - eps v``.
         params: ``w``, displaced in place and restored.
-        vector: ``v``.
+        vector: ``v``; a spare one is emptied.
         inverse_eps: ``1 / eps``.
     """
-    shift = vectors.divide(vector, inverse_eps)
+    shift = vectors.spent(vector, inverse_eps)
     with torch.no_grad():
         plus, minus = measure_both_sides(
             params, shift, lambda: [f() for f in ahead], lambda: [f() for f in behind]
@@ -90,10 +90,10 @@ def one_sided_derivatives(
         base: The sample losses of each batch at ``w``.
         moved: Compute them at ``w + eps v``.
         params: ``w``, displaced in place and restored.
-        vector: ``v``.
+        vector: ``v``; a spare one is emptied.
         inverse_eps: ``1 / eps``.
     """
-    shift = vectors.divide(vector, inverse_eps)
+    shift = vectors.spent(vector, inverse_eps)
     with torch.no_grad():
         ends = measure_one_side(params, shift, lambda: [f() for f in moved])
         return [(b, (m.losses - b.losses) * inverse_eps) for b, m in zip(base, ends, strict=True)]

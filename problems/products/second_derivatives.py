@@ -93,12 +93,12 @@ def central_difference(
         ahead: Computes ``g`` at the present parameters, then ``w + eps u``.
         behind: The same at ``w - eps u``.
         params: ``w``, displaced in place and restored.
-        vector: ``u``.
+        vector: ``u``; a spare one is emptied.
         inverse_eps: ``1 / eps``.
         factor: What the difference is multiplied by.
         stay: Leave the parameters at ``w - eps u``.
     """
-    shift = vectors.divide(vector, inverse_eps)
+    shift = vectors.spent(vector, inverse_eps)
     plus, minus = measure_both_sides(params, shift, ahead, behind, stay=stay)
     return vectors.scale(vectors.add(plus, minus, alpha=-1.0), inverse_eps * (factor / 2))
 

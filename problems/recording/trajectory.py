@@ -178,6 +178,7 @@ class Trajectory:
         self.taken = 0
         self.skipped = 0
         self.all_skipped = False
+        self._keeps = True
 
     def recording_as(self, recording: Recording) -> Trajectory:
         """Return a trajectory with other recording settings and the same steps."""
@@ -185,6 +186,7 @@ class Trajectory:
         other.updates.extend(self.updates)
         other._open = self._open
         other.taken, other.skipped, other.all_skipped = self.taken, self.skipped, self.all_skipped
+        other._keeps = self._keeps
         return other
 
     @property
@@ -216,6 +218,8 @@ class Trajectory:
 
     def open(self, problem: Problem) -> None:
         """Start to record an optimizer step, before its first micro-batch."""
+        if not (self._keeps or self.taken or self.skipped):
+            self.updates.clear()
         self._open = RecordedUpdate()
         if self.recording.parameters:
             if self._places is None or self._places[0] != changes():
@@ -238,10 +242,16 @@ class Trajectory:
             for step in update.steps:
                 step.graph = None
 
-    def begin_loop(self) -> None:
-        """Begin a loop; release kept graphs."""
+    def begin_loop(self, *, keep: bool = False) -> None:
+        """Begin a loop; release kept graphs.
+
+        Args:
+            keep: Keep the steps of earlier loops until those of this one replace them. Otherwise
+                the first that is recorded drops them, so that one record is in memory and not two.
+        """
         self.release_graphs()
         self.taken = self.skipped = 0
+        self._keeps = keep
 
     def complete(self) -> None:
         """Add the step being recorded, after it has been taken."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..base import vectors
 from ..base.errors import HypergradientError, LossError
 from ..base.reduction import Reduction
+from ..base.vectors import Spare
 from ..hypergradients.base import Hypergradient
 from ..hypergradients.product import Product, Status
 from ..hypergradients.value import ValueHypergradient
@@ -74,7 +75,7 @@ def _through_paths(
             direct = not loss.requires_grad and path is plan.measured[0]
             vector: Sequence[Tensor] = _estimate(path.start, own, again, direct=direct)
         else:
-            vector = starts[path.start]
+            vector = Spare(starts.pop(path.start)) if path.spends else starts[path.start]
             for edge in path.edges:
                 if not (plan.is_alone or edge.lower is path.start):
                     vector = state.processes.mean(vector)

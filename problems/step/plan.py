@@ -8,6 +8,7 @@ every step.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -51,6 +52,7 @@ class PathPlan:
         edges: Its edges, from the first lower problem on.
         start: The lower problem that the upper loss is differentiated by.
         is_measured: Whether the method measures the upper loss instead of taking its gradient.
+        spends: Whether the first method reads the vector once and no other path starts with it.
     """
 
     names: tuple[str, ...]
@@ -58,6 +60,7 @@ class PathPlan:
     edges: tuple[Edge, ...]
     start: Problem
     is_measured: bool
+    spends: bool
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ def _planned(problem: Problem) -> StepPlan:
     watch(one.module for one in everyone)
     below, above = graph_neighbours(problem)
     near = dict.fromkeys(one.module for one in (problem, *below, *above))
-    paths = tuple(map(_path, problem.position.paths))
+    begun = Counter(path[1] for path in problem.position.paths)
+    paths = tuple(_path(path, alone=begun[path[1]] == 1) for path in problem.position.paths)
     edges = {edge.lower: edge for path in paths for edge in path.edges}
     measured = tuple(path for path in paths if path.is_measured)
     others = _buffers_of_others(problem)
@@ -161,7 +165,7 @@ def _planned(problem: Problem) -> StepPlan:
     return plan
 
 
-def _path(path: Sequence[Problem]) -> PathPlan:
+def _path(path: Sequence[Problem], *, alone: bool) -> PathPlan:
     edges = tuple(
         Edge(lower, above, lower.step_state.auditor or lower.hypergradient)
         for lower, above in pairwise(path[1:])
@@ -172,6 +176,7 @@ def _path(path: Sequence[Problem]) -> PathPlan:
         edges=edges,
         start=path[1],
         is_measured=path[1].hypergradient.zeroth_order,
+        spends=alone and vars(type(edges[0].method)).get("spends_vector", False),
     )
 
 

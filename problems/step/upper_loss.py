@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..base import vectors
+from ..base.displacement import Displacement
 from ..problem import Problem
 from ..state.buffers import preserved_buffers
 from ..state.random_streams import RandomState, preserved_streams
@@ -55,7 +55,7 @@ class UpperLoss:
         home = [place.clone() for place in places]
 
         def value() -> Tensor:
-            with vectors.Displacement(parameters):
+            with Displacement(parameters):
                 torch._foreach_copy_(places, home)
                 return self()
 

@@ -4,7 +4,7 @@ from .adjoint import UpdateAdjoint, clipped, reads_values, update_adjoint, why_n
 from .initial import apply_initial_parameters, moves_at_start, owns_start, start_of_loop
 from .learned import apply_learned_settings, owns_settings, settings_per_group
 from .optimizer_step import OptimizerStep
-from .replay import replay, restore_start
+from .replay import at_start, replay, restore_start
 from .torch_rule import optimizer_copy
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "UpdateAdjoint",
     "apply_initial_parameters",
     "apply_learned_settings",
+    "at_start",
     "clipped",
     "moves_at_start",
     "optimizer_copy",

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..base.displacement import exchange
 from ..base.shards import shards_of
 from ..recording.trajectory import RecordedStep, RecordedUpdate, Trajectory
 from .optimizer_step import OptimizerStep
@@ -39,14 +40,37 @@ class Repeatable(Protocol):
 
 def restore_start(update: RecordedUpdate) -> None:
     """Set parameters and buffers to their values before a recorded step."""
+    _put([*update.start.items(), *_buffers(update)])
+
+
+@contextmanager
+def at_start(update: RecordedUpdate) -> Iterator[None]:
+    """Set parameters to their values before a recorded step inside a ``with`` statement.
+
+    Meanwhile the record holds those after the step, so that no memory is needed. Buffers are set
+    too, and are left so.
+    """
+    present, recorded = shards_of(p.data for p in update.start), shards_of(update.start.values())
+    exchange(present, recorded)
+    try:
+        _put(_buffers(update))
+        yield
+    finally:
+        exchange(present, recorded)
+
+
+def _buffers(update: RecordedUpdate) -> list[tuple[Tensor, Tensor]]:
+    """Return the buffers that there still are, with their values before a recorded step."""
     # One that was recorded may have been deleted; what scripted modules hold has no get().
     present = [
         (owner._buffers[name], value)
         for (owner, name), value in update.buffers
         if name in owner._buffers
     ]
-    kept = [(buffer, value) for buffer, value in present if buffer is not None]
-    pairs = [*update.start.items(), *kept]
+    return [(buffer, value) for buffer, value in present if buffer is not None]
+
+
+def _put(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
     if pairs:
         targets = shards_of(t.data for t, _ in pairs)
         torch._foreach_copy_(targets, shards_of(value for _, value in pairs))
@@ -62,8 +86,8 @@ def replay(
     Batches, random numbers, optimizer state and settings are those of the recording, which must
     include parameters and optimizer. The optimizer itself and ``.grad`` do not change. Call it
     inside an :class:`~metaweight.problems.products.evaluation.Evaluation` with a
-    :class:`~metaweight.problems.base.vectors.Displacement` of all of ``updates[0].start``, which
-    restore parameters, buffers and random streams. ``observe`` receives the mapping that each
+    :class:`~metaweight.problems.base.displacement.Displacement` of all of ``updates[0].start``;
+    they restore parameters, buffers and random streams. ``observe`` receives the mapping that each
     ``training_step`` returns, or an empty one, before the backward pass.
     """
     restore_start(updates[0])

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-SMALL = {"width": 32, "layers": 1, "words": 16, "length": 8, "batch": 4}
+SMALL = {"width": 32, "layers": 1, "words": 16, "length": 8, "batch": 4, "clean": 2}
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -41,10 +41,13 @@ def test_a_run_leaves_its_numbers_with_versions(run_script: Any, tmp_path: Path)
     run = run_script("lm_cost.py", *words, "--rounds", "1", "--out", str(tmp_path / "out"))
     assert run.returncode == 0, run.stderr
     found = json.loads((tmp_path / "out" / "lm_cost.json").read_text())
-    assert found["environment"]["transformers"] and found["environment"]["peft"]
-    assert found["shape"] == {**SMALL, "device": "cpu"}
     for trained in ("all parameters", "LoRA"):
-        rows = {row["contender"]: row for row in found["rows"][trained]}
+        assert found[trained]["environment"]["transformers"]
+        assert found[trained]["environment"]["peft"]
+        assert found[trained]["shape"] == {**SMALL, "device": "cpu"}
+        rows = {row["contender"]: row for row in found[trained]["rows"]}
         assert list(rows) == ["plain", "central", "one-sided", "every 4", "rater", "forward"]
-        assert rows["plain"]["times plain"] == 1 and rows["central"]["times plain"] > 1
+        assert rows["plain"]["times plain"] == 1
+        assert rows["central"]["times plain"] > 1
+        assert rows["plain"]["copies"] == 0
     assert "| every 4 |" in (tmp_path / "out" / "lm_cost.md").read_text()

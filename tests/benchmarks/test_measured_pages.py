@@ -128,5 +128,7 @@ def costs():
     networks = {network.name for network in scaling.NETWORKS}
     known |= dict.fromkeys(("resnet32, more machines", "mlp, more machines"), networks)
     known |= {"mlp": {*scaling.CASES}, "small": {*feeds}}
+    lm_cost = importlib.import_module("lm_cost")
+    known |= {trained: {lm_cost.PLAIN, *lm_cost.METHODS} for trained in lm_cost.TRAINED}
     known["resnet32, exact"] = {*importlib.import_module("kernel_variants").LEFT_OUT}
     return known

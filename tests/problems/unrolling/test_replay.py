@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from metaweight.problems import lower_view
-from metaweight.problems.base.vectors import Displacement
+from metaweight.problems.base.displacement import Displacement
 from metaweight.problems.unrolling import replay
 from support.unrolled import NAIVE, Setting, build
 
