@@ -34,11 +34,12 @@ test-slow: install ## the slow tests too
 
 # `make test` leaves out what its packages are missing for.
 DOORS := tests/metaweight/integrations tests/metaweight/lm/test_transformers.py \
-    tests/metaweight/lm/test_transformers_checkpointed.py tests/engines/checkpoint/test_adapters_only.py \
+    tests/metaweight/lm/test_transformers_checkpointed.py tests/metaweight/lm/test_quantised.py \
+    tests/engines/checkpoint/test_adapters_only.py \
     tests/benchmarks/test_lm_cost.py tests/docs/test_integrations.py tests/examples/test_noisy_text.py
 test-integrations: install ## the tests of transformers, TRL, PEFT and Lightning, which it installs
-	$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(None in map(u.find_spec, ("transformers", "trl", "peft", "lightning")))' || \
-	    $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[trl,lightning]'
+	$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(None in map(u.find_spec, ("transformers", "trl", "peft", "lightning", "bitsandbytes")))' || \
+	    $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[trl,lightning,quantised]'
 	$(PYTEST) $(PARALLEL) -m "" $(DOORS)
 
 # Code cells are executed; a warning is an error. Pages are shared out in parts of one job each: more jobs than

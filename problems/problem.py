@@ -39,6 +39,7 @@ from .kernels.compilation import compile_module
 from .kernels.precision import autocast, require_wide_parameters
 from .recording.step_state import StepState
 from .state.fitted_state import fitted_state
+from .state.module_state import load_module
 from .state.optimizer_state import load_optimizer
 from .state.parameter_groups import put_parameter_groups
 from .unrolling import apply_learned_settings, owns_settings
@@ -314,7 +315,7 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
         """
         state_dict = fitted_state(self.module, self.optimizer, state_dict)
         require_loadable(self._name, self.module, self.optimizer, state_dict)
-        self.module.load_state_dict(state_dict["module"])
+        load_module(self.module, state_dict["module"])
         if self.optimizer is not None:
             load_optimizer(self.optimizer, state_dict["optimizer"])
             self.step_state.processes.own_optimizer(self)

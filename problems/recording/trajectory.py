@@ -218,7 +218,8 @@ class Trajectory:
 
     def open(self, problem: Problem) -> None:
         """Start to record an optimizer step, before its first micro-batch."""
-        if not (self._keeps or self.taken or self.skipped):
+        copies = self.recording.parameters or self.recording.optimizer
+        if copies and not (self._keeps or self.taken or self.skipped):
             self.updates.clear()
         self._open = RecordedUpdate()
         if self.recording.parameters:
@@ -247,7 +248,8 @@ class Trajectory:
 
         Args:
             keep: Keep the steps of earlier loops until those of this one replace them. Otherwise
-                the first that is recorded drops them, so that one record is in memory and not two.
+                the first that is recorded drops them, if they hold copies of parameters, so that
+                one record is in memory and not two.
         """
         self.release_graphs()
         self.taken = self.skipped = 0

@@ -29,11 +29,24 @@ def require_known_derivatives(lower: Problem) -> None:
             )
         elif isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
             reason = _why_not(layer, differences, method.follows_optimizer)
+        elif differences and rounds_its_inputs(layer, lower.device):
+            reason = (
+                "rounds its inputs to 8 bits on this device, which a difference of losses takes "
+                "for their slope. Use Linear4bit, or a method that takes no difference, such as "
+                "type='unroll' or 'cg'"
+            )
         if reason is not None:
             raise ConfigurationError(
                 f"Problem {lower.name!r} asks for {type(method).__name__}, but its layer "
                 f"{name or 'module'!r} ({type(layer).__name__}) {reason}."
             )
+
+
+def rounds_its_inputs(layer: nn.Module, device: torch.device) -> bool:
+    """Whether it is a layer of bitsandbytes whose kernels on a device take inputs of 8 bits."""
+    kind = type(layer)
+    ours = kind.__module__.startswith("bitsandbytes.") and kind.__name__ == "Linear8bitLt"
+    return ours and device.type != "cpu"
 
 
 def _require_unscripted(lower: Problem) -> None:

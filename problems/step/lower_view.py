@@ -263,7 +263,9 @@ class SampleLossView:
         if instead is None:
             found = problem.checked_samples(step.batch)
         else:
-            constants = {p: p.detach() for p in problem.module.parameters()}
+            # Frozen ones are constants already, and may be of a type that a network asks for.
+            trained = (p for p in problem.module.parameters() if p.requires_grad)
+            constants = {p: p.detach() for p in trained}
             with swapped_with_buffers(problem.module, {**constants, **instead}):
                 found = problem.checked_samples(step.batch)
         return self._signed(found)._replace(random=RandomState(problem.device))
