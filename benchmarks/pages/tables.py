@@ -135,10 +135,13 @@ TABLES: Mapping[str, Table] = {
         [Column("last", "digits-simple"), Column("best", "digits-simple", "best")],
         best=True,
     ),
-    "cifar-worst": Table(
-        _AGAINST_NOISE,
-        [Column("last", "cifar-worst"), Column("best", "cifar-worst", "best")],
-        best=True,
-    ),
+    **{
+        sweep: Table(rows, [Column("last", sweep), Column("best", sweep, "best")], best=True)
+        for sweep, rows in (
+            ("cifar-worst", _AGAINST_NOISE),
+            ("cifar-uniform", _AGAINST_NOISE),
+            ("cifar-tail-100", _AGAINST_TAILS),
+        )
+    },
     "digits-tailed": Table(_TAILED, [Column("accuracy", "digits-tailed")], best=True),
 }
