@@ -9,6 +9,8 @@
 ============  ====================================================================================
 ``tests``     the tests marked ``gpu``
 ``speed``     steps of ResNet-32, MLP and transformer against the peers, on the card
+``language``  data weights of a Llama of a billion parameters in bf16 against plain fine-tuning
+              of all of it, and with LoRA; needs ``pip install 'metaweight[trl]'``
 ``protocol``  ResNet-32 on long-tailed CIFAR-10 by the published protocol of Meta-Weight-Net, with
               ``--minutes`` of time; its records go on from run to run
 ============  ====================================================================================
@@ -39,8 +41,8 @@ from devices import DEVICES
 from turns import environment
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("tests", "speed", "protocol")
-WORKLOADS = {"resnet32": 300, "mlp": 240, "transformer": 240}
+PARTS = ("tests", "speed", "language", "protocol")
+WORKLOADS = {"resnet32": 240, "mlp": 180, "transformer": 180}
 """The workloads of ``speed.py`` that are timed, with the seconds that each may take."""
 METHODS = ("ce+meta", "meta-weight-net+meta", "class-aware+meta/one-sided")
 TRIED = "tests/engines/test_on_a_gpu.py"
@@ -77,6 +79,7 @@ def all_steps(asked: argparse.Namespace) -> list[Step]:
             Step("speed", f"speed-{name}", _python(*_speed(asked, name)), seconds)
             for name, seconds in (WORKLOADS if _on_a_card(asked) else {"toy": 240}).items()
         ),
+        Step("language", "language", _python(*_language(asked)), 240),
         Step("protocol", "protocol", _python(*_protocol(asked)), 60 * asked.minutes + LOADING),
     ]
 
@@ -97,6 +100,14 @@ def _speed(asked: argparse.Namespace, workload: str) -> list[str]:
     words = ["benchmarks/speed.py", "--device", asked.device, "--workload", workload]
     words += [] if _on_a_card(asked) else ["--rounds", "2"]
     return [*words, "--out", str(asked.out / f"speed-{workload}")]
+
+
+def _language(asked: argparse.Namespace) -> list[str]:
+    words = ["benchmarks/lm_cost.py", "--device", asked.device, "--method", "central", "every 4"]
+    sizes = {"width": 2048, "layers": 16, "words": 32_000, "length": 1024, "rounds": 3}
+    sizes = sizes if _on_a_card(asked) else {"rounds": 1}
+    words += [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
+    return [*words, "--precision", "bf16", "--out", str(asked.out / "language")]
 
 
 def _protocol(asked: argparse.Namespace) -> list[str]:

@@ -4,7 +4,7 @@
 
     python benchmarks/lm_cost.py              # a small Llama; most of the time is imports
     python benchmarks/lm_cost.py --width 512 --layers 8 --words 8000        # 40 million parameters
-    python benchmarks/lm_cost.py --device cuda --threads 4
+    python benchmarks/lm_cost.py --device cuda --precision bf16 --method central "every 4"
 
 ===============  ==================================================================================
 ``plain``        AdamW on the mean loss of the tokens, written by hand
@@ -71,6 +71,7 @@ class Shape:
     length: int = 64
     batch: int = 8
     clean: int = 2
+    precision: str = "fp32"
     device: str = "cpu"
 
 
@@ -88,7 +89,8 @@ def model(shape: Shape, trained: str) -> nn.Module:
         max_position_embeddings=shape.length,
         attn_implementation="sdpa",
     )
-    net: nn.Module = LlamaForCausalLM(config)
+    with torch.device(shape.device):
+        net: nn.Module = LlamaForCausalLM(config)
     if trained == "LoRA":
         from peft import LoraConfig, get_peft_model
 
@@ -128,11 +130,13 @@ def plain(shape: Shape, trained: str, steps: int) -> Step:
     """Return plain fine-tuning, by hand."""
     net, batches = model(shape, trained).train(), iter(Batches(shape, 1, shape.batch))
     optimizer = adamw(net)
+    half = shape.precision == "bf16"
 
     def step() -> float:
         for _ in range(steps):
             ids = next(batches)["input_ids"]
-            logits = net(ids, use_cache=False).logits[:, :-1]
+            with torch.autocast(shape.device, torch.bfloat16, enabled=half):
+                logits = net(ids, use_cache=False).logits[:, :-1]
             loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
             loss.backward()
             optimizer.step()
@@ -175,7 +179,8 @@ def weighted(name: str, shape: Shape, trained: str, steps: int) -> Step:
         train_data_loader=Batches(shape, 2, shape.clean),
     )
     last = Last()
-    settings = {"train_iters": 1, "valid_step": 10**9, "progress": False}
+    settings: dict[str, Any] = {"train_iters": 1, "valid_step": 10**9, "progress": False}
+    settings["precision"] = shape.precision
     engine = Engine.bilevel(top, lm, hooks=[last], device=shape.device, **settings)
 
     def step() -> float:
@@ -186,9 +191,12 @@ def weighted(name: str, shape: Shape, trained: str, steps: int) -> Step:
     return step
 
 
-def contenders(shape: Shape, trained: str, steps: int = EVERY) -> dict[str, Callable[[], Step]]:
-    """Return the makers of all contenders' steps, of ``steps`` of the model each."""
-    others = {name: partial(weighted, name, shape, trained, steps) for name in METHODS}
+def contenders(
+    shape: Shape, trained: str, steps: int = EVERY, names: Sequence[str] = tuple(METHODS)
+) -> dict[str, Callable[[], Step]]:
+    """Return the makers of the steps of plain fine-tuning and of the methods with these names, of
+    ``steps`` of the model each."""
+    others = {name: partial(weighted, name, shape, trained, steps) for name in names}
     return {PLAIN: partial(plain, shape, trained, steps), **others}
 
 
@@ -201,8 +209,12 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, value in asdict(Shape()).items():
-        if name != "device":
+        if isinstance(value, int):
             parser.add_argument(f"--{name}", type=int, default=value, help=f"default: {value}")
+    parser.add_argument(
+        "--method", nargs="+", choices=METHODS, default=tuple(METHODS), help="default: all"
+    )
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="default: cpu")
     parser.add_argument("--threads", type=int, default=1, help="of each contender; default: 1")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each; default: 5")
@@ -227,7 +239,7 @@ def main(given: Sequence[str] | None = None) -> int:
     report: dict[str, Any] = {}
     for trained in TRAINED:
         outcomes = measure(
-            contenders(shape, trained),
+            contenders(shape, trained, names=arguments.method),
             arguments.threads,
             arguments.rounds,
             1,

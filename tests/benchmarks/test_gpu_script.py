@@ -88,7 +88,7 @@ def test_everything_takes_at_most_25_minutes() -> None:
     import gpu
 
     steps = gpu.all_steps(gpu.parse([]))
-    assert [s.part for s in steps] == ["tests", "speed", "speed", "speed", "protocol"]
+    assert [s.part for s in steps] == ["tests", "speed", "speed", "speed", "language", "protocol"]
     assert sum(s.seconds for s in steps) <= 25 * 60
     with pytest.raises(SystemExit):
         gpu.parse(["--minutes", "0"])
@@ -99,13 +99,14 @@ def test_the_scripts_take_the_words_of_the_steps(
     device: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import gpu
+    import lm_cost
     import speed
     from study import options
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(options, "fastest_precision", lambda device: "bf16")
     steps = gpu.all_steps(gpu.parse(["--device", device, "--out", str(tmp_path)]))
-    tests, *timed, protocol = (list(s.command) for s in steps)
+    tests, *timed, language, protocol = (list(s.command) for s in steps)
     assert ("gpu" in tests) == (device == "cuda")
     assert (gpu.ROOT / tests[-1]).exists()
     for command in timed:
@@ -113,6 +114,11 @@ def test_the_scripts_take_the_words_of_the_steps(
         found = speed.parse(command[2:])
         assert found.device == device
         assert speed.chosen(found)[0].device == device
+    assert language[1] == "benchmarks/lm_cost.py"
+    words = lm_cost.parse(language[2:])
+    assert (words.device, words.precision) == (device, "bf16")
+    assert words.method == ["central", "every 4"]
+    assert (words.width == 2048) == (device == "cuda")
     assert protocol[1] == "benchmarks/imbalanced_cifar.py"
     defaults = {"dataset": "cifar10", "imbalance_factor": 100.0}
     asked = options.parse(protocol[2:], "", defaults)
