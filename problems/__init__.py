@@ -44,7 +44,7 @@ from .problem import Problem
 from .products.curvature import curvature
 from .products.evaluation import Evaluation
 from .products.linear_system import LinearSystem
-from .recording.trajectory import Recording
+from .recording.recorded_steps import Recording
 from .reweighted import ReweightedProblem
 from .step.lower_view import lower_view
 

@@ -24,7 +24,7 @@ from metaweight.problems.persistence.problem_state import (
     require_same_form,
     require_same_lengths,
 )
-from metaweight.problems.recording.trajectory import RecordedStep
+from metaweight.problems.recording.recorded_steps import RecordedStep
 from metaweight.problems.state.plain_data import from_plain
 from metaweight.problems.state.random_streams import RandomState
 from metaweight.problems.step.absent_hypergradients import note_dependence

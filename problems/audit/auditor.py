@@ -25,7 +25,7 @@ from ..hypergradients.base import Hypergradient, LowerProblem
 from ..hypergradients.product import Product
 from ..hypergradients.unroll import Unroll
 from ..problem import Problem
-from ..recording.trajectory import RecordedStep, Recording
+from ..recording.recorded_steps import RecordedStep, Recording
 from ..step.unseen_changes import unseen_changes
 from .comparison import Comparison, can_unroll
 from .diagnosis import Case, diagnose

@@ -18,7 +18,8 @@ from ..hypergradients.unroll import Unroll
 from ..problem import Problem
 from ..products.recorded_loss import require_recorded
 from ..products.second_order import exact
-from ..recording.trajectory import RecordedStep, RecordedUpdate, Trajectory
+from ..recording.recorded_steps import RecordedStep, RecordedUpdate
+from ..recording.trajectory import Trajectory
 from ..unrolling import OptimizerStep, why_not_differentiable
 from .double_precision import double_precision
 from .report import Agreement, agreement

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..base.nested import map_tensors
 from ..problem import Problem
-from ..recording.trajectory import OptimizerMoment, RecordedStep, RecordedUpdate, Trajectory
+from ..recording.recorded_steps import OptimizerMoment, RecordedStep, RecordedUpdate
+from ..recording.trajectory import Trajectory
 from ..state.buffers import buffer_slots
 
 

@@ -21,7 +21,7 @@ from ..base import vectors
 from ..base.errors import HypergradientError
 from ..kernels.activation_reuse import ReusableActivations
 from ..products.recorded_loss import RecordedLoss, require_recorded
-from ..recording.trajectory import RecordedStep, Recording
+from ..recording.recorded_steps import RecordedStep, Recording
 from ..unrolling.replay import Repeatable
 from .product import Approximation, ConvergedSolve, Product
 

@@ -30,7 +30,7 @@ from ..base.settings import is_positive, require_flag
 from ..kernels.activation_reuse import ReusableActivations
 from ..products.recorded_loss import Losses, window_gradient
 from ..products.second_derivatives import central_difference
-from ..recording.trajectory import RecordedStep
+from ..recording.recorded_steps import RecordedStep
 from .base import Hypergradient, LowerProblem
 from .product import Approximation, Product, Status
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..base.settings import require_choice
 from ..products.linear_system import LinearSystem
 from ..products.recorded_loss import require_recorded
-from ..recording.trajectory import RecordedStep
+from ..recording.recorded_steps import RecordedStep
 from .base import LowerProblem
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from ..base import vectors
 from ..base.errors import ConfigurationError, LossError
 from ..base.settings import is_count, require_choice, require_count
-from ..recording.trajectory import RecordedStep, RecordedUpdate
+from ..recording.recorded_steps import RecordedStep, RecordedUpdate
 from ..state.random_streams import RandomState, reseed
 from .base import LowerProblem, require_finite
 from .product import Product, Status

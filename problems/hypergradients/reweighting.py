@@ -40,8 +40,8 @@ from ..products.declared_loss import declared_products, directional_derivatives
 from ..products.evaluation import Evaluation
 from ..products.recorded_loss import SampleLoss, require_recorded
 from ..products.sample_derivatives import Pass, central_derivatives, one_sided_derivatives
+from ..recording.recorded_steps import RecordedStep, Recording
 from ..recording.samples import Samples
-from ..recording.trajectory import RecordedStep, Recording
 from ..unrolling import at_start
 from .base import Hypergradient, LowerProblem
 from .product import Approximation, Product, Status

@@ -23,7 +23,7 @@ from ..base import vectors
 from ..base.settings import require_choice
 from ..products.curvature import curvature
 from ..products.linear_system import LinearSystem
-from ..recording.trajectory import Recording
+from ..recording.recorded_steps import Recording
 from .base import LowerProblem
 from .product import Product, Status
 from .saga import corrected, table_of

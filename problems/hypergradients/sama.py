@@ -19,7 +19,7 @@ from ..base import vectors
 from ..base.errors import ConfigurationError, HypergradientError
 from ..base.settings import is_positive, require_choice, require_flag
 from ..products.recorded_loss import require_recorded
-from ..recording.trajectory import Recording
+from ..recording.recorded_steps import Recording
 from ..unrolling import (
     OptimizerStep,
     UpdateAdjoint,

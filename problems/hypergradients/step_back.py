@@ -14,7 +14,7 @@ from ..products.evaluation import Evaluation
 from ..products.recorded_loss import mean_over_micro_batches
 from ..products.second_derivatives import double_backward
 from ..products.second_order import DIFFERENCES, PRODUCTS
-from ..recording.trajectory import RecordedStep, RecordedUpdate
+from ..recording.recorded_steps import RecordedStep, RecordedUpdate
 from ..unrolling import restore_start, update_adjoint
 from ..unrolling.sgd_adjoint import Cotangents, StateCotangents
 from .base import LowerProblem

@@ -38,7 +38,8 @@ from ..base.settings import is_count, is_positive, require_choice
 from ..products.declared_loss import declared_loss
 from ..products.recorded_loss import require_recorded
 from ..products.second_order import PRODUCTS
-from ..recording.trajectory import RecordedUpdate, Recording, Trajectory
+from ..recording.recorded_steps import RecordedUpdate, Recording
+from ..recording.trajectory import Trajectory
 from ..unrolling import (
     OptimizerStep,
     reads_values,

@@ -19,7 +19,7 @@ from ..base import vectors
 from ..base.displacement import Displacement
 from ..base.errors import ConfigurationError, HypergradientError
 from ..products.recorded_loss import require_recorded
-from ..recording.trajectory import RecordedUpdate, Recording
+from ..recording.recorded_steps import RecordedUpdate, Recording
 from ..unrolling import replay, restore_start
 from ..unrolling.replay import Observer
 from .base import Hypergradient, LowerProblem

@@ -14,14 +14,9 @@ import torch
 from torch import Tensor
 
 from ..kernels.gradient_hooks import call_hooks
+from ..recording.recorded_steps import OptimizerMoment, RecordedStep, RecordedUpdate, Recording
 from ..recording.samples import Samples
-from ..recording.trajectory import (
-    OptimizerMoment,
-    RecordedStep,
-    RecordedUpdate,
-    Recording,
-    Trajectory,
-)
+from ..recording.trajectory import Trajectory
 from ..state.plain_data import from_plain, to_plain
 from ..state.random_streams import RandomState
 from .names import Names

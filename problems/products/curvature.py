@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base import vectors
-from ..recording.trajectory import RecordedStep
+from ..recording.recorded_steps import RecordedStep
 from .evaluation import Evaluation
 from .recorded_loss import RecordedLoss, require_recorded
 from .second_derivatives import double_backward

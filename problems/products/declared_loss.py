@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from ..recording.recorded_steps import RecordedStep
 from ..recording.samples import Samples
-from ..recording.trajectory import RecordedStep
 from .recorded_loss import RecordedLoss, SampleLoss
 from .sample_derivatives import Pairs, forward_mode_derivatives, weighted_gradient
 

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from ..base import vectors
 from ..kernels.activation_pattern import ActivationPattern
+from ..recording.recorded_steps import RecordedUpdate
 from ..recording.samples import Samples
-from ..recording.trajectory import RecordedUpdate
 from .declared_loss import declared_loss, declared_products
 from .displaced import measure_both_sides, measure_one_side
 from .evaluation import Evaluation

@@ -11,8 +11,9 @@ from torch import Tensor
 from ..base import vectors
 from ..base.backward import gradients
 from ..base.errors import HypergradientError
+from ..recording.recorded_steps import RecordedStep, RecordedUpdate
 from ..recording.samples import Samples
-from ..recording.trajectory import RecordedStep, RecordedUpdate, Trajectory
+from ..recording.trajectory import Trajectory
 from .evaluation import Evaluation
 
 

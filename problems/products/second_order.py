@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from ..recording.trajectory import RecordedStep, RecordedUpdate
+from ..recording.recorded_steps import RecordedStep, RecordedUpdate
 from . import second_derivatives
 from .declared_loss import declared_loss, declared_products, directional_derivatives
 from .evaluation import Evaluation

@@ -10,7 +10,7 @@ from ..base.errors import MetaweightError
 from ..base.step_result import StepResult
 from ..data.batch_digest import batch_form
 from ..problem import Problem
-from ..recording.trajectory import RecordedStep
+from ..recording.recorded_steps import RecordedStep
 from ..state.buffers import preserved_buffers
 from ..state.random_streams import RandomState
 from .absent_hypergradients import require_hypergradients

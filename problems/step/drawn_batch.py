@@ -12,7 +12,7 @@ from ..base.errors import DataError
 from ..data.batch_digest import batch_form
 from ..data.batches import is_empty
 from ..problem import Problem
-from ..recording.trajectory import RecordedStep
+from ..recording.recorded_steps import RecordedStep
 from ..state.random_streams import RandomState, seeded_streams
 
 

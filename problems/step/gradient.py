@@ -17,7 +17,8 @@ from ..kernels.torch_internals import only_reads_gradients, optimizer_hooks
 from ..kernels.twice_differentiable import differentiable_twice
 from ..partial_hypergradient import others_frozen
 from ..problem import Problem
-from ..recording.trajectory import GradientGraph, Trajectory
+from ..recording.recorded_steps import GradientGraph
+from ..recording.trajectory import Trajectory
 from ..state.buffers import preserved_buffers
 from ..state.swapped_tensors import swapped
 from .absent_hypergradients import note_dependence

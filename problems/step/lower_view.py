@@ -17,8 +17,9 @@ from ..kernels.activation_reuse import ReusableActivations
 from ..partial_hypergradient import reusable_activations
 from ..problem import Problem
 from ..products.evaluation import Evaluation
+from ..recording.recorded_steps import RecordedStep
 from ..recording.samples import Samples
-from ..recording.trajectory import RecordedStep, Trajectory
+from ..recording.trajectory import Trajectory
 from ..reweighted import ReweightedProblem
 from ..state.random_streams import RandomState
 from ..state.swapped_tensors import swapped_with_buffers

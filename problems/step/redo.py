@@ -6,7 +6,7 @@ from functools import partial
 
 from ..base.step_result import StepResult
 from ..problem import Problem
-from ..recording.trajectory import RecordedStep
+from ..recording.recorded_steps import RecordedStep
 from ..state.buffers import Snapshot
 from ..state.random_streams import preserved_streams
 from .gradient import accumulate_gradient, average_gradient

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ..base import vectors
-from ..recording.trajectory import OptimizerMoment, RecordedUpdate
+from ..recording.recorded_steps import OptimizerMoment, RecordedUpdate
 from .buckets import buckets, entry, flat, flat_state, floating_state, joined
 from .rules import State
 from .sgd_adjoint import Cotangents, StateCotangents

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..base import vectors
 from ..base.errors import HypergradientError
-from ..recording.trajectory import OptimizerMoment, RecordedUpdate
+from ..recording.recorded_steps import OptimizerMoment, RecordedUpdate
 from .adam_adjoint import KINDS, adam_adjoint
 from .buckets import buckets, entry, flat, flat_state, floating_state, joined
 from .optimizer_step import OptimizerStep

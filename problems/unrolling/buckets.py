@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base import vectors
-from ..recording.trajectory import OptimizerMoment
+from ..recording.recorded_steps import OptimizerMoment
 from .rules import RULES
 
 

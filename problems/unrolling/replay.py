@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..base.displacement import exchange
 from ..base.shards import shards_of
-from ..recording.trajectory import RecordedStep, RecordedUpdate, Trajectory
+from ..recording.recorded_steps import RecordedStep, RecordedUpdate
+from ..recording.trajectory import Trajectory
 from .optimizer_step import OptimizerStep
 from .torch_rule import optimizer_copy
 

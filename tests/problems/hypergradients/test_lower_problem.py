@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import pytest
 import torch
 from metaweight.problems.products.evaluation import Evaluation
-from metaweight.problems.recording.trajectory import (
+from metaweight.problems.recording.recorded_steps import (
     RecordedStep,
     RecordedUpdate,
     Recording,
-    Trajectory,
     optimizer_moment,
 )
+from metaweight.problems.recording.trajectory import Trajectory
 from metaweight.problems.state.random_streams import RandomState
 from support.naive import relative_error
 from support.reweighting import Declared, Plain, program

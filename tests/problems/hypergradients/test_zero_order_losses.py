@@ -7,7 +7,8 @@ import random
 import pytest
 import torch
 from metaweight.problems.hypergradients.value import Rollouts
-from metaweight.problems.recording.trajectory import RecordedStep, Recording, Trajectory
+from metaweight.problems.recording.recorded_steps import RecordedStep, Recording
+from metaweight.problems.recording.trajectory import Trajectory
 from metaweight.problems.state.random_streams import RandomState
 from metaweight.problems.step.upper_loss import UpperLoss
 from support.measured_losses import (

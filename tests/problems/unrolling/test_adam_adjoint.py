@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from metaweight.problems.recording.trajectory import RecordedUpdate, optimizer_moment
+from metaweight.problems.recording.recorded_steps import RecordedUpdate, optimizer_moment
 from metaweight.problems.unrolling import adjoint
 from metaweight.problems.unrolling.adam_adjoint import MOMENTS, adam_adjoint
 from metaweight.problems.unrolling.torch_rule import differentiable_step

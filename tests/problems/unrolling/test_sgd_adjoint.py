@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from metaweight.problems.hypergradients import unroll
-from metaweight.problems.recording.trajectory import OptimizerMoment, optimizer_moment
+from metaweight.problems.recording.recorded_steps import OptimizerMoment, optimizer_moment
 from metaweight.problems.unrolling import adjoint
 from metaweight.problems.unrolling import sgd_adjoint as sgd_adjoint_module
 from metaweight.problems.unrolling.sgd_adjoint import BUFFER, sgd_adjoint
