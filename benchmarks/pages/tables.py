@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from .claims import SWEEPS
 from .values import Column, Table
 
 _TAILED = {
@@ -83,6 +84,21 @@ _AGAINST_TAILS = {
         "class-aware+meta+balanced+warm-up+exponential/one-sided"
     ),
 }
+_AGAINST_BOTH = {
+    title: method
+    for title, method in {**_AGAINST_NOISE, **_AGAINST_TAILS}.items()
+    if method in SWEEPS["cifar-tail-noise"].methods
+}
+_BEST_AGAINST_NOISE = {
+    title: method
+    for title, method in _AGAINST_NOISE.items()
+    if method in SWEEPS["cifar-flip"].methods
+}
+_CLEAN = {
+    title: method
+    for title, method in _AGAINST_NOISE.items()
+    if method in SWEEPS["cifar-worst-clean1"].methods
+}
 _SHORT = ("cross-entropy", "class-balanced", "Meta-Weight-Net", "class-aware weights")
 _TAILED_NOISE = [
     Column("learning rate tuned", "digits-tailed-noise"),
@@ -92,6 +108,12 @@ _RATES = [
     Column("learning rate tuned", "digits-noise"),
     Column("learning rate .05", "digits-noise-usual-lr"),
 ]
+
+
+def _clean(sweep: str, number: int) -> Column:
+    """Return a column of the accuracy with a number of clean samples a class."""
+    return Column(f"{number} a class", sweep if number == 10 else f"{sweep}-clean{number}")
+
 
 TABLES: Mapping[str, Table] = {
     "digits-tailed-noise": Table(_TAILED, _TAILED_NOISE, best=True),
@@ -140,8 +162,16 @@ TABLES: Mapping[str, Table] = {
         for sweep, rows in (
             ("cifar-worst", _AGAINST_NOISE),
             ("cifar-uniform", _AGAINST_NOISE),
+            ("cifar-flip", _BEST_AGAINST_NOISE),
+            ("cifar-random1", _BEST_AGAINST_NOISE),
             ("cifar-tail-100", _AGAINST_TAILS),
+            ("cifar-tail-10", _AGAINST_TAILS),
+            ("cifar-tail-noise", _AGAINST_BOTH),
         )
+    },
+    **{
+        f"{sweep}-clean": Table(_CLEAN, [_clean(sweep, n) for n in (1, 2, 5, 10, 50, 100)])
+        for sweep in ("cifar-worst", "cifar-uniform")
     },
     "digits-tailed": Table(_TAILED, [Column("accuracy", "digits-tailed")], best=True),
 }

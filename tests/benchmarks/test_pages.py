@@ -135,3 +135,12 @@ def test_sweeps_are_chosen_by_name_or_by_how_they_start(benchmark_modules, capsy
     with pytest.raises(SystemExit):
         script.main(["--run", "--only", "cifar-unifrom"])
     assert "no sweep starts with 'cifar-unifrom'; digits-tailed-noise" in capsys.readouterr().err
+
+
+def test_tables_ask_for_methods_that_their_sweeps_have(page):
+    sweeps, tables = page("claims").SWEEPS, page("tables").TABLES
+    for name, table in tables.items():
+        assert table.rows, name
+        for column in table.columns:
+            asked = {column.methods.get(method, method) for method in table.rows.values()}
+            assert asked <= set(sweeps[column.sweep].methods), name
