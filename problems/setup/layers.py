@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 
@@ -21,6 +23,8 @@ def require_known_derivatives(lower: Problem) -> None:
     first = method.zeroth_order or differences or method.takes_first_derivatives(view)
     if not first:
         _require_unscripted(lower)
+    if differences:
+        _warn_of_detached_norms(lower)
     for name, layer in lower.module.named_modules():
         reason = None
         if isinstance(layer, nn.CrossMapLRN2d) and not first:
@@ -40,6 +44,21 @@ def require_known_derivatives(lower: Problem) -> None:
                 f"Problem {lower.name!r} asks for {type(method).__name__}, but its layer "
                 f"{name or 'module'!r} ({type(layer).__name__}) {reason}."
             )
+
+
+def _warn_of_detached_norms(lower: Problem) -> None:
+    """Warn of the norm that PEFT's DoRA detaches, and a difference moves."""
+    named = lower.module.named_modules()
+    found = [name for name, layer in named if type(layer).__module__ == "peft.tuners.lora.dora"]
+    if found:
+        warnings.warn(
+            f"The network of problem {lower.name!r} has {len(found)} layers of DoRA, such as "
+            f"{found[0]!r}. PEFT detaches a norm of their weights; a difference of losses, which "
+            f"{type(lower.hypergradient).__name__} takes, moves it all the same, and the "
+            "hypergradient is off by some percent. Reweighting(derivative='forward_mode') is "
+            "exact.",
+            stacklevel=2,
+        )
 
 
 def rounds_its_inputs(layer: nn.Module, device: torch.device) -> bool:

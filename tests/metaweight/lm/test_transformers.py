@@ -9,7 +9,7 @@ import torch
 from support.language import WORDS, padded_batch, texts
 from support.naive_language import assert_as_naive, program
 
-from metaweight import ConfigurationError
+from metaweight import ConfigurationError, Reweighting
 from metaweight.lm import TextCollate, learn_weights
 
 pytest.importorskip("transformers")
@@ -34,18 +34,31 @@ def test_a_step_and_a_hypergradient(kind: Any, attention: str, tied: bool) -> No
 @pytest.mark.parametrize("kind", [gpt2, llama])
 def test_adapters_of_peft(kind: Any, dora: bool) -> None:
     """Of DoRA in forward mode, as here: PEFT detaches a norm, which a difference would move."""
-    peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(
-        r=4,
-        target_modules=["c_attn"] if kind is gpt2 else "all-linear",
-        use_dora=dora,
-        fan_in_fan_out=kind is gpt2,
-    )
-    net = peft.get_peft_model(kind("eager"), config).double()
+    net = adapted(kind, use_dora=dora)
     for name, parameter in net.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     assert_as_naive(net, [padded_batch(0, size=4)], tolerance=1e-6)
+
+
+def adapted(kind: Any, **settings: Any) -> Any:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(
+        r=4,
+        target_modules=["c_attn"] if kind is gpt2 else "all-linear",
+        fan_in_fan_out=kind is gpt2,
+        **settings,
+    )
+    return peft.get_peft_model(kind("eager"), config).double()
+
+
+@pytest.mark.filterwarnings("ignore:.*will be removed in v6.*:FutureWarning")
+@pytest.mark.parametrize("method", [Reweighting(), Reweighting(derivative="one_sided")])
+def test_differences_through_dora_are_warned_of(method: Any) -> None:
+    with pytest.warns(
+        UserWarning, match=r"has 2 layers of DoRA, such as '.*forward_mode'\) is exact"
+    ):
+        program(adapted(gpt2, use_dora=True), [padded_batch(0, size=4)], method=method)
 
 
 @pytest.mark.parametrize("kind", [gpt2, llama])
