@@ -23,6 +23,8 @@ A page says what it shows in a comment, and has it up to the next end mark::
 ``small loss METHOD OTHER``                its largest loss on a set without noise, in points
 ``weights table``                          learned weights of a language model's data
 ``ssl WHAT ...``                           :meth:`pages.consistency.Consistency.shown`
+``suite table PROBLEM``                    stochastic bilevel methods on a problem
+``suite WHAT``                             ``calls`` of each of their runs, or their ``machine``
 ``measured WHAT ...``                      times and memory: :meth:`pages.measured.Reports.shown`
 =========================================  =========================================================
 """
@@ -45,6 +47,7 @@ from .measured import Reports
 from .measured_tables import NAMES
 from .measured_tables import TABLES as MEASURED
 from .small import SmallSets
+from .suite import BilevelSuite
 from .sweeps import ROOT
 from .tables import TABLES
 
@@ -84,6 +87,7 @@ class Pages:
             "small": SmallSets(root).shown,
             "weights": DataWeights(root).shown,
             "ssl": Consistency(root).shown,
+            "suite": BilevelSuite(root).shown,
             "measured": Reports(MEASURED, NAMES, root).shown,
         }
 

@@ -1,0 +1,1 @@
+"""Stochastic bilevel problems, their value functions, and the contenders that solve them."""
