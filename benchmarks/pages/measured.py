@@ -172,7 +172,9 @@ class Reports:
         return f"{self._number(report, above) / self._number(report, below):.2f}"
 
     def _text(self, report: str, cell: Cell) -> str:
-        return format(cell.scale * self._number(report, cell), cell.form)
+        text = format(cell.scale * self._number(report, cell), cell.form)
+        # A small negative number is no "-0.0".
+        return text if float(text) else text.removeprefix("-")
 
     def _number(self, report: str, cell: Cell) -> float:
         rows: Sequence[Row] = self._report(report).get(cell.title, {}).get("rows", [])

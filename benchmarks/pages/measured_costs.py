@@ -85,13 +85,14 @@ COST_TABLES: Mapping[str, Measured] = {
         [
             "",
             *("all parameters, times plain", "copies of them"),
-            *("LoRA, times plain", "copies of the adapters"),
+            *("LoRA, times plain", "peak of memory, times plain"),
         ],
         {
             title: [
-                Cell(trained, name, key, form)
-                for trained in ("all parameters", "LoRA")
-                for key, form in (("times plain", ".2f"), ("copies", ".1f"))
+                Cell("all parameters", name, "times plain"),
+                Cell("all parameters", name, "copies", ".1f"),
+                Cell("LoRA", name, "times plain"),
+                Cell("LoRA", name, "peak times plain"),
             ]
             for title, name in _LM.items()
         },

@@ -54,6 +54,7 @@ from .tables import TABLES
 PAGES = (
     "README.md",
     "docs/do_i_need_this.md",
+    "docs/language_models_at_scale.md",
     "docs/results.md",
     "docs/reweighter.md",
     "docs/speed.md",
