@@ -14,7 +14,8 @@ from ..base.reduction import Reduction
 from ..state.buffers import KeptBuffers
 from ..state.modes import Modes
 from .method_states import MethodStates
-from .trajectory import RecordedStep, Recording, Trajectory
+from .recorded_steps import RecordedStep, Recording
+from .trajectory import Trajectory
 
 if TYPE_CHECKING:
     from ..data.loaders import BatchSource
