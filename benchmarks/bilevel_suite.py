@@ -13,7 +13,7 @@ try the same step sizes, in two orders of batches that are not reported. The set
 suboptimality, a geometric mean over the last quarter of a run and the worse of both, then runs in
 other orders. Each run leaves a record.
 
-JAX programs need the extra ``peers``. They run as one compiled loop; compiling is not counted.
+JAX programs need the extra ``jax``. They run as one compiled loop; compiling is not counted.
 BOAT asks for numpy below 2, and runs with later ones: ``pip install --no-deps boat-torch``.
 hypertorch of the bilevel literature is not on the Python Package Index, where that name is a
 library for hypergraphs.

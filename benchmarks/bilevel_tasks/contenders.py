@@ -56,7 +56,7 @@ LIBRARIES: Mapping[str, Library] = {
     "JAX": Library(
         "jax_programs",
         ("jax", "jaxopt"),
-        "pip install 'metaweight[peers]'",
+        "pip install 'metaweight[jax]'",
         ("SOBA", "SABA", "AmIGO", "StocBiO", "jaxopt"),
         ("jax", "jaxlib", "jaxopt"),
     ),

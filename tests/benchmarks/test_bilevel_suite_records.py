@@ -61,7 +61,7 @@ def test_a_missing_library_is_left_out_with_a_sentence(task, monkeypatch):
     monkeypatch.setattr(contenders.importlib.util, "find_spec", lambda name: None)
     assert contenders.missing("metaweight") is None
     assert contenders.missing("JAX") == (
-        "JAX is left out: jax and jaxopt not installed (pip install 'metaweight[peers]')."
+        "JAX is left out: jax and jaxopt not installed (pip install 'metaweight[jax]')."
     )
 
 
