@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -224,9 +225,11 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
 
 def copies(outcomes: Mapping[str, Outcome], shape: Shape, trained: str) -> dict[str, float]:
     """Return each contender's peak over that of plain fine-tuning, in copies of what is trained."""
-    size = sum(
-        p.numel() * p.element_size() for p in model(shape, trained).parameters() if p.requires_grad
-    )
+    with warnings.catch_warnings():
+        # PEFT uses what transformers is about to rename.
+        warnings.simplefilter("ignore", FutureWarning)
+        parameters = model(shape, trained).parameters()
+    size = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
     peaks = {name: found.turns[-1].peak for name, found in outcomes.items() if found.error is None}
     return {name: (peak - peaks[PLAIN]) * MIB / size for name, peak in peaks.items()}
 
