@@ -5,20 +5,24 @@
     python benchmarks/data_weighting.py                # the records, one seed after the other
     python benchmarks/data_weighting.py --seeds 1 --steps 40 --out results/data_weighting
 
-A byte model shall write like the pages of ``help()``. Its sources are more pages, docstrings, and
-bad ones: pages with shuffled bytes, repetitions, source code, encoded files, and pages that go on
-with the end of another. All methods take the same number of steps of the final model:
+A byte model shall write like the pages of ``help()``. Its sources are more pages, docstrings,
+source code, and bad ones: pages with shuffled bytes, repetitions, encoded files, and pages in
+another alphabet (rotated by 13 letters). All take the same number of steps of the final model:
 
 - ``uniform``: all sequences alike;
-- ``loss filter``: the half of the sequences with the lowest loss of a model trained on clean text;
+- ``loss filter``: the half of the sequences with the lowest loss of a reference, a model trained on
+  the clean sequences for as many steps;
 - ``tuned mixture``: the best of several mixtures, by the loss on the clean sequences;
-- ``sources``, ``sequences``: weights learned while the model trains;
-- ``sources, kept``: the sources that learned weights leave at half of 1 or more, alike, from the
-  start; ``sequences, kept``: the half with the highest ratings, likewise.
+- ``sources``: weights learned while the model trains;
+- ``sequences``: ratings learned while the model trains, by hidden states and the loss;
+  ``with reference``: by the losses of the reference too;
+- ``kept``: what these leave at half of the mean or more, alike, from the start.
 
-Ratings of sequences do not know their source: bad sequences are noise among the others.
-Pages with a wrong end were planted as bad, and count so in the AUC; for a model that reads 48 bytes
-they are two short pieces of good text, and may well be weighted so.
+Ratings of sequences do not know their source: bad sequences are noise among the others. AUC is that
+of good sources over bad ones, source code left out, which is neither. ``each`` says what a source
+does: the test loss of a model trained on the pages and it. ``transfer``: a model of twice the width
+is trained on what was kept by the small one; the share of its steps saved is that at which it has
+the test loss of a model trained on all sequences.
 """
 
 from __future__ import annotations
@@ -26,12 +30,14 @@ from __future__ import annotations
 import argparse
 import ast
 import base64
+import functools
 import json
+import operator
 import statistics
 import sys
 import sysconfig
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -48,8 +54,10 @@ from metaweight.lm import LearnedWeights, learn_weights
 LENGTH, WIDTH, BATCH = 48, 64, 24
 EACH, CLEAN, TEST = 240, 120, 240
 GOOD = ("pages", "docstrings")
-BAD = ("shuffled", "repeated", "code", "files", "wrong end")
-MIXTURES = (("pages",), GOOD, (*GOOD, "code"), (*GOOD, *BAD))
+BAD = ("shuffled", "repeated", "files", "rotated")
+SOURCES = (*GOOD, "code", *BAD)
+MIXTURES = (("pages",), GOOD, (*GOOD, "code"), SOURCES)
+LEAST, CHECKS = 0.5, 20
 RESULTS = Path(__file__).parent / "results" / "data_weighting"
 Samples = list[dict[str, Any]]
 
@@ -57,11 +65,11 @@ Samples = list[dict[str, Any]]
 class ByteModel(nn.Module):
     """One recurrent layer over bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.words = nn.Embedding(256, WIDTH)
-        self.reader = nn.GRU(WIDTH, WIDTH, batch_first=True)
-        self.head = nn.Linear(WIDTH, 256)
+        self.words = nn.Embedding(256, width)
+        self.reader = nn.GRU(width, width, batch_first=True)
+        self.head = nn.Linear(width, 256)
 
     def forward(self, input_ids: Tensor) -> Any:
         hidden = self.reader(self.words(input_ids))[0]
@@ -73,6 +81,14 @@ def pieces(text: str, number: int, draw: torch.Generator) -> list[list[int]]:
     data = text.encode()
     places = torch.randperm(len(data) // LENGTH, generator=draw)[:number].tolist()
     return [list(data[p * LENGTH : (p + 1) * LENGTH]) for p in places]
+
+
+def rotated_byte(byte: int) -> int:
+    """Return a byte with its letter, if it is one, rotated by 13."""
+    for first in (65, 97):
+        if first <= byte < first + 26:
+            return first + (byte - first + 13) % 26
+    return byte
 
 
 def standard_library() -> tuple[str, str]:
@@ -92,19 +108,18 @@ def corpus(seed: int) -> tuple[Samples, Samples, Samples]:
     draw = torch.Generator().manual_seed(seed)
     docstrings, code = standard_library()
     files = base64.b64encode(zlib.compress(code.encode())).decode()
-    pages = pieces("\n".join(topics[n] for n in sorted(topics)), 5 * EACH + CLEAN + TEST, draw)
+    pages = pieces("\n".join(topics[n] for n in sorted(topics)), 4 * EACH + CLEAN + TEST, draw)
     clean, test, rest = pages[:CLEAN], pages[CLEAN : CLEAN + TEST], pages[CLEAN + TEST :]
-    own, shuffled, repeated, heads, tails = (rest[i * EACH : (i + 1) * EACH] for i in range(5))
-    half = LENGTH // 2
+    own, shuffled, repeated, rotated = (rest[i * EACH : (i + 1) * EACH] for i in range(4))
     order = [torch.randperm(LENGTH, generator=draw).tolist() for _ in range(EACH)]
     sources = {
         "pages": own,
         "docstrings": pieces(docstrings, EACH, draw),
+        "code": pieces(code, EACH, draw),
         "shuffled": [[p[i] for i in o] for p, o in zip(shuffled, order, strict=True)],
         "repeated": [(p[:4] * LENGTH)[:LENGTH] for p in repeated],
-        "code": pieces(code, EACH, draw),
         "files": pieces(files, EACH, draw),
-        "wrong end": [a[:half] + b[half:] for a, b in zip(heads, tails, strict=True)],
+        "rotated": [[rotated_byte(b) for b in p] for p in rotated],
     }
     train = [{"input_ids": p, "source": name} for name, many in sources.items() for p in many]
     return train, [{"input_ids": p} for p in clean], [{"input_ids": p} for p in test]
@@ -130,25 +145,33 @@ class Run:
         self.seed, self.steps = seed, steps
         self.train, self.clean, self.test = corpus(seed)
 
-    def model(self) -> tuple[ByteModel, torch.optim.Optimizer]:
-        """Return a model and its optimizer, the same for all methods."""
+    def model(self, times: int = 1) -> tuple[ByteModel, torch.optim.Optimizer]:
+        """Return a model, of a multiple of the width, and its optimizer, the same for all."""
         torch.manual_seed(self.seed)
-        made = ByteModel()
+        made = ByteModel(times * WIDTH)
         return made, torch.optim.AdamW(made.parameters(), 0.005)
 
-    def plain(self, samples: Samples) -> ByteModel:
-        """Train on sequences, all alike."""
-        model, optimizer = self.model()
+    def plain(
+        self, samples: Samples, times: int = 1, until: float = 0.0
+    ) -> tuple[ByteModel, float]:
+        """Train on sequences, all alike; return the model and the share of the steps after which it
+        was first seen to have a test loss of ``until``, 1 if it never was."""
+        model, optimizer = self.model(times)
         ids, draw = tensor(samples), torch.Generator().manual_seed(self.seed)
-        for _ in range(self.steps):
+        reached, every = 1.0, max(1, self.steps // CHECKS)
+        for step in range(1, self.steps + 1):
             chosen = ids[torch.randint(len(ids), (BATCH,), generator=draw)]
             logits = model(chosen).logits[:, :-1]
             optimizer.zero_grad()
             F.cross_entropy(logits.transpose(1, 2), chosen[:, 1:]).backward()
             optimizer.step()
-        return model
+            if until and reached == 1 and step % every == 0 and self.test_loss(model) <= until:
+                reached = step / self.steps
+        return model, reached
 
-    def learned(self, level: Any) -> tuple[ByteModel, LearnedWeights]:
+    def learned(
+        self, level: Any, reference: ByteModel | None = None
+    ) -> tuple[ByteModel, LearnedWeights]:
         """Train on weighted sequences."""
         model, optimizer = self.model()
         found = learn_weights(
@@ -162,6 +185,7 @@ class Run:
             warmup_steps=self.steps // 5,
             optimizer=optimizer,
             weight_learning_rate=0.05 if level == "source" else 0.003,
+            reference=reference,
             seed=self.seed,
         )
         return model, found
@@ -170,46 +194,87 @@ class Run:
         """Return the sequences of some sources."""
         return [sample for sample in self.train if sample["source"] in names]
 
+    def test_loss(self, model: ByteModel) -> float:
+        """Return the mean loss of a byte of the test sequences, in nats."""
+        return float(losses(model, self.test).mean())
+
+    def auc(self, ratings: Sequence[float]) -> float:
+        """Return the probability that a sequence of a good source is rated above one of a bad."""
+        rated = [
+            (sample["source"] in GOOD, rating)
+            for sample, rating in zip(self.train, ratings, strict=True)
+            if sample["source"] in (*GOOD, *BAD)
+        ]
+        return float(roc_auc_score(*zip(*rated, strict=True)))
+
+    def auc_of(self, found: LearnedWeights) -> float:
+        """Return the AUC of the ratings of what was learned."""
+        return self.auc([sample["rating"] for sample in found.rate(self.train)])
+
     def measured(self) -> dict[str, Any]:
         """Return the record of this seed."""
-        models = {"uniform": self.plain(self.train)}
-        reference = losses(self.plain(self.clean), self.train)
-        lowest = reference.argsort()[: len(self.train) // 2].tolist()
-        models["loss filter"] = self.plain([self.train[i] for i in lowest])
-        mixtures = [self.plain(self.of(*names)) for names in MIXTURES]
+        models = {"uniform": self.plain(self.train)[0]}
+        reference = self.plain(self.clean)[0]
+        of_reference = losses(reference, self.train)
+        lowest = of_reference.argsort()[: len(self.train) // 2].tolist()
+        filtered = [self.train[i] for i in lowest]
+        models["loss filter"] = self.plain(filtered)[0]
+        mixtures = [self.plain(self.of(*names))[0] for names in MIXTURES]
         models["tuned mixture"] = min(mixtures, key=lambda m: float(losses(m, self.clean).mean()))
         models["sources"], by_source = self.learned("source")
-        kept = [str(name) for name, weight in by_source.sources.items() if weight >= 0.5]
-        models["sources, kept"] = self.plain(self.of(*kept))
-        models["sequences"], rater = self.learned("sequence")
-        models["sequences, kept"] = self.plain(rater.rate(self.train, keep=0.5))
-        good = [sample["source"] in GOOD for sample in self.train]
-
-        def auc(values: Any) -> float:
-            return float(roc_auc_score(good, values))
-
         weights = by_source.sources
+        names = [str(name) for name, weight in weights.items() if weight >= LEAST]
+        models["sources, kept"] = self.plain(self.of(*names))[0]
+        models["sequences"], alone = self.learned("sequence")
+        models["sequences, with reference"], rater = self.learned("sequence", reference)
+        kept = [sample for sample in rater.rate(self.train) if sample["rating"] >= LEAST]
+        models["sequences, with reference, kept"] = self.plain(kept)[0]
         return {
             "seed": self.seed,
             "steps": self.steps,
-            "test_loss": {n: float(losses(m, self.test).mean()) for n, m in models.items()},
+            "test_loss": {name: self.test_loss(model) for name, model in models.items()},
+            "each": {s: self.test_loss(self.plain(self.of("pages", s))[0]) for s in SOURCES},
             "sources": {str(name): weight for name, weight in weights.items()},
             "auc": {
-                "loss filter": auc(-reference),
-                "sources": auc([weights[sample["source"]] for sample in self.train]),
-                "sequences": auc([sample["rating"] for sample in rater.rate(self.train)]),
+                "loss filter": self.auc((-of_reference).tolist()),
+                "sources": self.auc([weights[sample["source"]] for sample in self.train]),
+                "sequences": self.auc_of(alone),
+                "sequences, with reference": self.auc_of(rater),
             },
+            "kept": len(kept) / len(self.train),
+            "transfer": self.transfer({"loss filter": filtered, "sequences": kept}),
             **versions("cpu"),
         }
+
+    def transfer(self, kept: Mapping[str, Samples]) -> dict[str, Any]:
+        """Return the test losses of a wider model on all sequences and on those kept, and the share
+        of its steps that is saved at the loss that it has on all."""
+        wide = self.test_loss(self.plain(self.train, times=2)[0])
+        found = {name: self.plain(samples, times=2, until=wide) for name, samples in kept.items()}
+        return {
+            "test_loss": {"uniform": wide, **{n: self.test_loss(m) for n, (m, _) in found.items()}},
+            "saved": {name: 1 - reached for name, (_, reached) in found.items()},
+        }
+
+
+TABLES: Mapping[str, tuple[str, ...]] = {
+    "test loss in nats a byte": ("test_loss",),
+    "AUC of good sources": ("auc",),
+    "test loss of pages and this source alone": ("each",),
+    "test loss of a model of twice the width": ("transfer", "test_loss"),
+    "share of its steps saved by": ("transfer", "saved"),
+}
+"""What is shown of the records: title of a table, and where it is."""
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
     """Return means and standard deviations over seeds."""
     lines = []
-    for title, key in (("test loss in nats a byte", "test_loss"), ("AUC of good sources", "auc")):
+    for title, keys in TABLES.items():
         lines += [f"| {title} | mean | deviation |", "|:--|--:|--:|"]
-        for name in records[0][key]:
-            values = [record[key][name] for record in records]
+        found = [functools.reduce(operator.getitem, keys, record) for record in records]
+        for name in found[0]:
+            values = [one[name] for one in found]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             lines.append(f"| {name} | {statistics.mean(values):.3f} | {spread:.3f} |")
         lines.append("")

@@ -10,6 +10,7 @@ from torch import nn
 
 from metaweight.data import SampleLoader
 from metaweight.lm import LearnedWeights, Sources, TextCollate
+from metaweight.lm.token_losses import REFERENCE
 from metaweight.lm.weighers import made_weigher, names_of_sources
 from metaweight.problems import ConfigurationError
 from metaweight.problems.base.settings import shown
@@ -162,8 +163,9 @@ class MetaTrainer(TrainerWithWeights):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if self.weighting.source not in self._signature_columns:
-            self._signature_columns.append(self.weighting.source)
+        for column in (self.weighting.source, REFERENCE):
+            if column not in self._signature_columns:
+                self._signature_columns.append(column)
 
     def _known_sources(self) -> Sources | None:
         config, dataset = self.weighting, self.train_dataset
@@ -180,7 +182,8 @@ class MetaTrainer(TrainerWithWeights):
         return Sources(names_of_sources(dataset, config.source))
 
     def _without_source(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in inputs.items() if key != self.weighting.source}
+        own = (self.weighting.source, REFERENCE)
+        return {key: value for key, value in inputs.items() if key not in own}
 
 
 class _Collate:
@@ -205,7 +208,8 @@ def _require_token_losses(trainer: MetaTrainer) -> None:
     args, config = trainer.args, trainer.weighting
     of_model = getattr(trainer.model, "config", None)
     network = config.weight_network
-    compares = network is None or getattr(network, "reads_hidden_states", False)
+    flags = ("compares_sequences", "reads_hidden_states")
+    compares = network is None or any(getattr(network, flag, False) for flag in flags)
     compares &= config.level == "sequence" and args.gradient_accumulation_steps > 1
     what = "level='sequence', whose weights compare the sequences of a batch, with "
     refuse(

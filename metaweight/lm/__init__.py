@@ -5,6 +5,7 @@ from .mixture_loader import MixtureLoader
 from .problems import CleanLM, WeightedLM
 from .rate import rate
 from .rater import Rater
+from .reference import reference_losses
 from .sources import Sources
 from .text_collate import TextCollate
 
@@ -18,4 +19,5 @@ __all__ = [
     "WeightedLM",
     "learn_weights",
     "rate",
+    "reference_losses",
 ]

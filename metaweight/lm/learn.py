@@ -16,8 +16,10 @@ from metaweight.problems.base.settings import require_choice, require_count
 
 from .problems import Average, CleanLM, Level, WeightedLM
 from .rate import rate
+from .reference import reference_losses
 from .sources import Sources
 from .text_collate import TextCollate
+from .token_losses import REFERENCE
 from .weighers import as_precise_as, made_weigher, names_of_sources, usual_rate
 
 LM, LEARNER = "lm", "data_weights"
@@ -36,6 +38,9 @@ class LearnedWeights:
     collate: Any
     """How samples were made into batches."""
 
+    reference: nn.Module | None = None
+    """The model whose losses a rater reads, if it does."""
+
     @property
     def sources(self) -> dict[Hashable, float]:
         """The weight of each source, of mean 1.
@@ -52,8 +57,14 @@ class LearnedWeights:
         return module.weights
 
     def rate(self, dataset: Any, **options: Any) -> Any:
-        """Return a dataset with a rating of each sequence: :func:`metaweight.lm.rate`."""
-        return rate(self.lm, dataset, **{"collate": self.collate, **options})
+        """Return a dataset with a rating of each sequence: :func:`metaweight.lm.rate`; and with
+        the losses of the reference, if raters read them and the dataset has none."""
+        given = {"collate": self.collate, **options}
+        if self.reference is not None and len(dataset) and REFERENCE not in dataset[0]:
+            dataset = reference_losses(
+                self.reference, dataset, collate=given["collate"], source=self.lm.source_key
+            )
+        return rate(self.lm, dataset, **given)
 
 
 def learn_weights(
@@ -72,6 +83,7 @@ def learn_weights(
     warmup_steps: int = 0,
     average: Average = "tokens",
     hypergradient: Any = None,
+    reference: nn.Module | None = None,
     source: str = "source",
     seed: int = 0,
     hooks: Iterable[Hook] = (),
@@ -104,6 +116,9 @@ def learn_weights(
         hypergradient: ``Config.type`` of the model's problem. When left out,
             :class:`~metaweight.Reweighting`, with a central difference; where parameters have 16
             bits, in whose rounding differences drown, with forward mode.
+        reference: For ``level="sequence"``, a model of texts like the clean ones, such as a copy of
+            ``model`` fine-tuned on them; the rater reads its losses of the training texts too:
+            :func:`~metaweight.lm.reference_losses`. It is not trained.
         source: Name of the source in a sample.
         seed: Seed of orders and of a rater's parameters.
         hooks: Further hooks of the engine.
@@ -121,10 +136,13 @@ def learn_weights(
             raise DataError(
                 f"learn_weights received the dataset {name!r} without sequences; give at least one."
             )
+    scale = None
+    if reference is not None:
+        train, scale = _with_reference(reference, train, collate, source, level)
     sources = Sources(names_of_sources(train, source)) if level == "source" else None
     made = TextCollate(collate, sources=sources, source=source)
     plain = TextCollate(collate, source=source)
-    weigher = sources or made_weigher(level, model, plain([clean[0]]), seed)
+    weigher = sources or made_weigher(level, model, plain([clean[0]]), seed, scale)
     narrow = next(model.parameters()).dtype.itemsize < 4
     if hypergradient is None:
         hypergradient = Reweighting(derivative="forward_mode" if narrow else "central_difference")
@@ -152,4 +170,23 @@ def learn_weights(
     )
     settings = {"train_iters": steps, "valid_step": steps + 1, "progress": False, **engine}
     Engine.bilevel(learner, lm, hooks=hooks, **settings).run()
-    return LearnedWeights(lm, learner, collate)
+    return LearnedWeights(lm, learner, collate, reference)
+
+
+def _with_reference(
+    reference: nn.Module, train: Any, collate: Any, source: str, level: Level
+) -> tuple[Any, tuple[float, float]]:
+    """Return the training texts with the losses of a reference, and their mean and deviation.
+
+    Raises:
+        ConfigurationError: Where no rater would read them.
+    """
+    if level != "sequence":
+        raise ConfigurationError(
+            f"learn_weights received a reference at level={level!r}, where nothing reads its "
+            "losses; give level='sequence', or leave it out."
+        )
+    if REFERENCE not in train[0]:
+        train = reference_losses(reference, train, collate=collate, source=source)
+    losses = torch.tensor([train[i][REFERENCE] for i in range(len(train))], dtype=torch.float64)
+    return train, (losses.mean().item(), max(losses.std(correction=0).item(), 1e-6))

@@ -26,13 +26,12 @@ from metaweight.problems import (
 )
 from metaweight.problems.base.settings import require_choice, require_count, require_text
 
-from .token_losses import TokenLosses, TokenReader
+from .token_losses import PROPOSAL, REFERENCE, TokenLosses, TokenReader
 
 Level = Literal["source", "sequence", "token"]
 Average = Literal["tokens", "sequences"]
 LEVELS = ("source", "sequence", "token")
 AVERAGES = ("tokens", "sequences")
-PROPOSAL = "proposal"
 
 
 class WeightedLM(ReweightedProblem):
@@ -62,9 +61,11 @@ class WeightedLM(ReweightedProblem):
             - ``"source"``: with ``batch[source]``, (B,), such as
               :class:`~metaweight.lm.Sources`. Weights are divided by the batch's ``"proposal"``,
               if it has one: :class:`~metaweight.lm.MixtureLoader`.
-            - ``"sequence"``: with the mean token loss of each sequence, (B,); a module with
-              ``reads_hidden_states``, such as :class:`~metaweight.lm.Rater`, also with the mean
-              hidden states (B, D) and which sequences count, (B,).
+            - ``"sequence"``: with the mean token loss of each sequence, (B,). A module with
+              ``compares_sequences``, such as :class:`~metaweight.lm.Rater`, also with the mean
+              hidden states (B, D) if it has ``reads_hidden_states``, or ``None``; with which
+              sequences count, (B,); and if it has ``reads_reference``, with ``reference=`` the
+              batch's ``"reference_loss"``, (B,): :func:`~metaweight.lm.reference_losses`.
             - ``"token"``: with the losses of all tokens, (B · T,), such as
               :class:`~metaweight.weighting.MetaWeightNet`.
 
@@ -122,7 +123,7 @@ class WeightedLM(ReweightedProblem):
         self.micro_batch_size = micro_batch_size
         self.source_key = source
         self._weights = weights
-        self._reader = TokenReader(who.strip(), shift, hidden, logits, (source, PROPOSAL))
+        self._reader = TokenReader(who.strip(), shift, hidden, logits, (source,))
 
     @property
     def weigher(self) -> Any:
@@ -132,8 +133,12 @@ class WeightedLM(ReweightedProblem):
     @property
     def reads_hidden_states(self) -> bool:
         """Whether the weights are a function of hidden states."""
-        module = self.weigher.module
-        return self.level == "sequence" and bool(getattr(module, "reads_hidden_states", False))
+        return self._has("reads_hidden_states")
+
+    @property
+    def compares_sequences(self) -> bool:
+        """Whether the weight of a sequence is a function of the others of its batch."""
+        return self._has("compares_sequences") or self.reads_hidden_states
 
     def token_losses(self, batch: Any) -> TokenLosses:
         """Return the losses of the tokens of a batch, with hidden states if weights need them."""
@@ -169,9 +174,10 @@ class WeightedLM(ReweightedProblem):
         """Return the weights ``V`` as the problem above computes them, one per loss."""
         if self.level == "source":
             return self._weights_of_sources(batch)
-        if hidden is None:
+        if not self.compares_sequences:
             return self.weigher(losses)  # type: ignore[no-any-return]
-        return self.weigher(losses, hidden, counted.any(1))  # type: ignore[no-any-return]
+        more = self.reference_of(batch)
+        return self.weigher(losses, hidden, counted.any(1), **more)  # type: ignore[no-any-return]
 
     def _weights_of_sources(self, batch: Any) -> Tensor:
         if self.source_key not in batch:
@@ -182,6 +188,25 @@ class WeightedLM(ReweightedProblem):
             )
         weights: Tensor = self.weigher(batch[self.source_key])
         return weights / batch[PROPOSAL] if PROPOSAL in batch else weights
+
+    def reference_of(self, batch: Any) -> dict[str, Tensor]:
+        """Return the losses of a reference as ``{"reference": (B,)}``, if the weights read them.
+
+        Raises:
+            DataError: For a batch without them.
+        """
+        if not self._has("reads_reference"):
+            return {}
+        if REFERENCE not in batch:
+            raise DataError(
+                f"WeightedLM {self.name!r} received {shown_batch(batch)}, without {REFERENCE!r}, "
+                "which its rater reads; add it to each sample by "
+                "metaweight.lm.reference_losses(model, dataset)."
+            )
+        return {"reference": batch[REFERENCE]}
+
+    def _has(self, flag: str) -> bool:
+        return self.level == "sequence" and bool(getattr(self.weigher.module, flag, False))
 
     def _share(self, counted: Tensor, dtype: torch.dtype) -> Tensor:
         """Return what makes the mean over losses the average asked for, one per loss."""
@@ -209,7 +234,7 @@ class WeightedLM(ReweightedProblem):
             ConfigurationError: Then.
         """
         super().require_loss()
-        if self.reads_hidden_states and self.config.gradient_accumulation > 1:
+        if self.compares_sequences and self.config.gradient_accumulation > 1:
             raise ConfigurationError(
                 f"WeightedLM {self.name!r} has Config(gradient_accumulation="
                 f"{self.config.gradient_accumulation}), of which weights that compare the "
@@ -249,9 +274,7 @@ class CleanLM(ImplicitProblem):
         super().__init__(name, config, **problem)
         self.note_references(model=model)
         self._model = model
-        self._reader = TokenReader(
-            f"CleanLM {name!r}", shift, logits=logits, others=("source", PROPOSAL)
-        )
+        self._reader = TokenReader(f"CleanLM {name!r}", shift, logits=logits)
 
     def training_step(self, batch: Any) -> Tensor:
         """Return the mean loss of the tokens of a clean batch."""

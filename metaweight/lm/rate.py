@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from metaweight.data import SampleLoader
-from metaweight.problems import ConfigurationError, DataError
+from metaweight.problems import ConfigurationError
 from metaweight.problems.base.settings import is_number, require_text
 from metaweight.problems.data.batches import move_batch
 
+from .columns import evaluated, require_new_column, with_column
 from .problems import WeightedLM
 from .rater import mean_one
 from .sources import Sources
@@ -56,19 +57,14 @@ def rate(
         raise ConfigurationError(f"rate(keep={keep!r}) must be a share in (0, 1].")
     if not isinstance(lm, WeightedLM) or not hasattr(lm, lm._weights):
         raise ConfigurationError("rate needs a WeightedLM of an engine; make its engine first.")
-    if not len(dataset):
-        raise DataError("rate was given a dataset without sequences; give at least one.")
-    if column in dataset[0]:
-        raise DataError(
-            f"The dataset has a column {column!r} already; give column=... another name."
-        )
+    require_new_column("rate", dataset, column)
     ratings = _ratings(lm, dataset, collate, batch_size)
     order = torch.arange(len(ratings), device="cpu")
     if sort or keep is not None:
         order = ratings.argsort(descending=True, stable=True)
         order = order[: max(1, round((1 if keep is None else keep) * len(order)))]
         order = order if sort else order.sort().values
-    return _with_column(dataset, column, ratings.tolist(), order.tolist())
+    return with_column(dataset, column, ratings.tolist(), order.tolist())
 
 
 @torch.no_grad()
@@ -76,19 +72,13 @@ def _ratings(lm: WeightedLM, dataset: Any, collate: Any, batch_size: int) -> Ten
     upper = lm.weigher.module
     sources = upper if isinstance(upper, Sources) else None
     made = TextCollate(collate, sources=sources, source=lm.source_key)
-    modes = [(module, module.training) for module in (*lm.module.modules(), *upper.modules())]
-    lm.module.eval()
-    upper.eval()
-    try:
+    with evaluated(lm.module, upper):
         parts = [
             _of_batch(lm, move_batch(batch, lm.device))
             for batch in SampleLoader(dataset, batch_size, shuffle=False, collate_fn=made)
         ]
-    finally:
-        for module, mode in modes:
-            module.training = mode
     found, counted = (torch.cat(column) for column in zip(*parts, strict=True))
-    return mean_one(found, counted) if lm.reads_hidden_states else torch.where(counted, found, 0)
+    return mean_one(found, counted) if _scores(lm) else torch.where(counted, found, 0)
 
 
 def _of_batch(lm: WeightedLM, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -98,14 +88,13 @@ def _of_batch(lm: WeightedLM, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]
     if lm.level == "token":
         each = lm.weights_of(tokens.losses.flatten(), batch, counted).view(counted.shape)
         found = torch.where(counted, each, 0).sum(1) / counted.sum(1).clamp_min(1)
-    elif tokens.hidden is not None and hasattr(lm.weigher.module, "scores"):
-        found = lm.weigher.module.scores(losses, tokens.hidden)
+    elif _scores(lm):
+        found = lm.weigher.module.scores(losses, tokens.hidden, **lm.reference_of(batch))
     else:
         found = lm.weights_of(losses, batch, counted, tokens.hidden)
     return found.reshape(-1).double().cpu(), counted.any(1).cpu()
 
 
-def _with_column(dataset: Any, name: str, values: list[float], order: list[int]) -> Any:
-    if hasattr(dataset, "add_column") and hasattr(dataset, "select"):
-        return dataset.add_column(name, values).select(order)
-    return [{**dataset[place], name: values[place]} for place in order]
+def _scores(lm: WeightedLM) -> bool:
+    """Return whether weights are those of scores, which can be compared over a whole dataset."""
+    return lm.compares_sequences and hasattr(lm.weigher.module, "scores")

@@ -14,7 +14,7 @@ from metaweight.problems import ConfigurationError, DataError
 from metaweight.problems.base.settings import shown
 
 from .sources import Sources
-from .token_losses import INPUTS, LABELS, MASK
+from .token_losses import INPUTS, LABELS, MASK, REFERENCE
 
 _IGNORED = -100
 
@@ -22,7 +22,8 @@ _IGNORED = -100
 class TextCollate:
     """Makes a batch of samples: mappings of tokenised text, with a source where there is one.
 
-    Texts and other strings are left out, and sources become numbers.
+    Texts and other strings are left out, sources become numbers, and ``reference_loss``, where
+    samples have it, a tensor (B,).
 
     Args:
         collate: A tokenizer, whose ``pad`` is used; a collator, as of ``transformers``; or nothing:
@@ -32,7 +33,8 @@ class TextCollate:
 
     Raises:
         ConfigurationError: For a tokenizer without a padding token.
-        DataError: When called, for samples of another kind, or without a source.
+        DataError: When called, for samples of another kind, or without a source, and where some
+            have a ``reference_loss`` and others not.
     """
 
     def __init__(
@@ -69,15 +71,23 @@ class TextCollate:
                     f"A sample is {shown_batch(sample)}; give mappings with {INPUTS!r}, "
                     "as a tokenizer makes them."
                 )
+        own = (self._source, REFERENCE)
         kept = [
-            {k: v for k, v in s.items() if k != self._source and not isinstance(v, str)}
-            for s in samples
+            {k: v for k, v in s.items() if k not in own and not isinstance(v, str)} for s in samples
         ]
         batch = dict(self._collate(kept))
         if self._sources is not None:
             batch[self._source] = self._sources.numbers(
                 [source_of(sample, self._source) for sample in samples]
             )
+        known = [float(sample[REFERENCE]) for sample in samples if REFERENCE in sample]
+        if known and len(known) < len(samples):
+            raise DataError(
+                f"{len(known)} of {len(samples)} samples of a batch have {REFERENCE!r}; give it to "
+                "all or none, by metaweight.lm.reference_losses(model, dataset)."
+            )
+        if known:
+            batch[REFERENCE] = torch.tensor(known)
         return batch
 
 

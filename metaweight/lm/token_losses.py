@@ -19,6 +19,8 @@ from metaweight.problems import DataError, LossError
 INPUTS = "input_ids"
 MASK = "attention_mask"
 LABELS = "labels"
+PROPOSAL = "proposal"
+REFERENCE = "reference_loss"
 _IGNORED = UNLABELLED[1]
 
 
@@ -66,14 +68,15 @@ class TokenReader:
         hidden: Where hidden states (B, T, D) are in what the network returns: a key, attribute or
             place, or a function of it. When left out, the last of its ``hidden_states``.
         logits: The same of the logits (B, T, V). When left out, its ``logits``, or all of it.
-        others: Names of parts of a batch that are no inputs.
+        others: Names of parts of a batch that are no inputs, as labels, proposals and losses of a
+            reference are not.
     """
 
     who: str
     shift: bool = True
     hidden: Part = None
     logits: Part = None
-    others: tuple[str, ...] = ()
+    others: tuple[str, ...] = ("source",)
 
     def read(self, network: Any, batch: Any, *, pooled: bool = False) -> TokenLosses:
         """Return the losses of a batch, with mean hidden states if asked for.
@@ -105,7 +108,7 @@ class TokenReader:
         return TokenLosses(losses.view(labels.shape), read.kept, hidden)
 
     def _called(self, network: Any, batch: Mapping[str, Any], pooled: bool) -> Any:
-        others = (LABELS, *self.others)
+        others = (LABELS, PROPOSAL, REFERENCE, *self.others)
         inputs = {k: v for k, v in batch.items() if k not in others and isinstance(v, Tensor)}
         names, takes_all = named_arguments(network)
         if not takes_all and not inputs.keys() & set(names):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,13 @@ from .text_collate import source_of
 from .token_losses import TokenReader
 
 
-def made_weigher(level: str, model: nn.Module, batch: Mapping[str, Any], seed: int) -> nn.Module:
+def made_weigher(
+    level: str,
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    seed: int,
+    reference: Sequence[float] | None = None,
+) -> nn.Module:
     """Return a :class:`Rater` of a model's hidden states, or a network of the losses of tokens.
 
     Args:
@@ -23,10 +29,13 @@ def made_weigher(level: str, model: nn.Module, batch: Mapping[str, Any], seed: i
         model: The language model; it is called, and draws no random numbers of the program's.
         batch: A batch that it is called with.
         seed: Seed of the parameters.
+        reference: As for :class:`Rater`.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Rater(_width(model, batch)) if level == "sequence" else MetaWeightNet()
+        if level == "token":
+            return MetaWeightNet()
+        return Rater(_width(model, batch), reference=reference)
 
 
 def usual_rate(level: str) -> float:

@@ -20,9 +20,10 @@ from .zoo import over
 LR = 0.5
 
 
-def weigher_of(level: str, width: int) -> nn.Module:
+def weigher_of(level: str, width: int, reference: Any = None) -> nn.Module:
     """Return a network of weights, none of which is 1."""
-    made = {"source": Sources(3), "sequence": Rater(width, 5), "token": MetaWeightNet(5)}[level]
+    rater = Rater(width, 5, reference=reference)
+    made = {"source": Sources(3), "sequence": rater, "token": MetaWeightNet(5)}[level]
     for p in made.parameters():
         nn.init.normal_(p, std=0.5)
     return made.double()
@@ -35,6 +36,7 @@ def program(
     level: str = "source",
     average: str = "tokens",
     width: int = 8,
+    reference: Any = None,
     accumulation: int = 1,
     method: Any = None,
     **settings: Any,
@@ -52,7 +54,7 @@ def program(
         train_data_loader=batches,
         **settings,
     )
-    weigher = weigher_of(level, width)
+    weigher = weigher_of(level, width, reference)
     top = CleanLM(
         "weights",
         model="lm",
@@ -89,11 +91,7 @@ def naive_loss(lm: WeightedLM, batch: Any) -> Tensor:
         weights: Any = 3 * module.logits.exp()[batch["source"]] / module.logits.exp().sum()
         weights = weights / batch.get("proposal", 1)
     elif lm.level == "sequence":
-        seen = torch.stack(states).detach()
-        seen = (seen - seen.mean(1, keepdim=True)) / (
-            seen.var(1, False, keepdim=True) + 1e-5
-        ) ** 0.5
-        score = module.layers(torch.cat([seen, losses[:, None]], 1))[:, 0]
+        score = module.layers(_seen(module, torch.stack(states).detach(), losses, batch))[:, 0]
         weights = len(rows) * score.exp() / score.exp().sum()
     else:
         weights = [module(row.detach()) for row in rows]
@@ -101,6 +99,21 @@ def naive_loss(lm: WeightedLM, batch: Any) -> Tensor:
     if lm.average == "tokens":
         return torch.stack(sums).sum() / sum(map(len, rows))
     return torch.stack([s / len(row) for s, row in zip(sums, rows, strict=True)]).mean()
+
+
+def _seen(module: Any, states: Tensor, losses: Tensor, batch: Any) -> Tensor:
+    """Return what a rater scores: states of mean 0 and variance 1, and losses."""
+    columns = [losses]
+    if module.reference_scale is not None:
+        mean, deviation = module.reference_scale.tolist()
+        known = batch["reference_loss"]
+        columns = [(losses - mean) / deviation, (known - mean) / deviation]
+        columns.append((losses - known) / deviation)
+    if module.hidden_size:
+        centred = states - states.mean(1, keepdim=True)
+        scaled = centred / (states.var(1, False, keepdim=True) + 1e-5) ** 0.5
+        columns = [*scaled.unbind(1), *columns]
+    return torch.stack(columns, 1)
 
 
 def assert_as_naive(

@@ -62,9 +62,9 @@ def schedule(optimizer: torch.optim.Optimizer, accumulation: int = 1) -> LambdaL
     return LambdaLR(optimizer, lambda step: 1 - (step // accumulation) / 40)
 
 
-def weigher(level: str) -> Any:
+def weigher(level: str, reference: Any = None) -> Any:
     torch.manual_seed(5)
-    return Sources(["books", "noise"]) if level == "source" else Rater(8, 4)
+    return Sources(["books", "noise"]) if level == "source" else Rater(8, 4, reference=reference)
 
 
 def on_an_engine(
@@ -72,7 +72,7 @@ def on_an_engine(
 ) -> tuple[Any, nn.Module]:
     """Return the model and the weights after 20 steps of the same program on an engine."""
     accumulation, steps = settings.get("accumulation", 1), 20
-    weights = weigher(level)
+    weights = weigher(level, settings.get("reference"))
     sources = weights if level == "source" else None
     collate = TextCollate(sources=sources)
     stepping = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], 1e-2)
@@ -120,8 +120,9 @@ def on_an_engine(
         (gpt2, "sequence", {"micro_batch_size": 3}),
         (llama, "sequence", {"precision": "bf16", "micro_batch_size": 4}),
         (gpt2, "source", {"precision": "bf16"}),
+        (gpt2, "sequence", {"reference": (2.0, 0.5)}),
     ],
-    ids=["gpt2", "one-sided", "accumulated", "sequences", "bf16 in passes", "bf16"],
+    ids=["gpt2", "one-sided", "accumulated", "sequences", "bf16 in passes", "bf16", "reference"],
 )
 def test_each_step_is_an_engines(
     tmp_path: Path, kind: Any, level: str, settings: dict[str, Any]
@@ -132,6 +133,9 @@ def test_each_step_is_an_engines(
     samples = mixed(160 * accumulation)
     if accumulation > 1:
         samples = [{**s, "labels": s["input_ids"]} for s in samples]
+    if "reference" in settings:
+        samples = [{**s, "reference_loss": i % 7 / 2} for i, s in enumerate(samples)]
+    start = weigher(level, settings.get("reference"))
     net, streams = model(kind), Streams()
     stepping = torch.optim.AdamW(net.parameters(), 1e-2)
     trainer = MetaTrainer(
@@ -148,7 +152,7 @@ def test_each_step_is_an_engines(
         clean_dataset=CLEAN,
         weighting=TextWeighting(
             level,
-            weigher(level),
+            start,
             0.05,
             warmup=0.2,
             every=settings.get("every", 1),
@@ -162,7 +166,7 @@ def test_each_step_is_an_engines(
         assert torch.equal(net.state_dict()[name], value), name
     for found, value in zip(trainer.weight_network.parameters(), weights.parameters(), strict=True):
         assert torch.equal(found, value)
-    assert not torch.equal(next(weights.parameters()), next(weigher(level).parameters()))
+    assert not torch.equal(next(weights.parameters()), next(start.parameters()))
 
 
 class Equal(nn.Module):

@@ -51,3 +51,11 @@ def test_a_central_difference() -> None:
 def test_a_proposal_divides_weights() -> None:
     batch = padded_batch(4) | {"proposal": torch.rand(6, dtype=torch.float64) + 0.5}
     assert_as_naive(model(), [batch])
+
+
+@pytest.mark.parametrize("width", [0, 8])
+@pytest.mark.parametrize("micro", [None, 4])
+def test_a_rater_that_knows_a_reference(width: int, micro: int | None) -> None:
+    batch = padded_batch(5) | {"reference_loss": 2 + torch.rand(6, dtype=torch.float64)}
+    settings: dict[str, Any] = {"level": "sequence", "width": width, "micro_batch_size": micro}
+    assert_as_naive(model(), [batch], reference=(2.5, 0.5), **settings)

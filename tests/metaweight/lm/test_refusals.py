@@ -13,7 +13,16 @@ from support.naive_language import program
 from torch import nn
 
 from metaweight import ConfigurationError, DataError, LossError
-from metaweight.lm import CleanLM, MixtureLoader, Rater, Sources, TextCollate, learn_weights, rate
+from metaweight.lm import (
+    CleanLM,
+    MixtureLoader,
+    Rater,
+    Sources,
+    TextCollate,
+    learn_weights,
+    rate,
+    reference_losses,
+)
 
 
 def learn(train: Any, clean: Any = None, **settings: Any) -> Any:
@@ -188,6 +197,48 @@ ROWS: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         ConfigurationError,
         r"Rater\(width=0\) must be an integer of at least 1",
         lambda: Rater(4, 0),
+    ),
+    "a reference without a deviation": (
+        ConfigurationError,
+        r"Rater\(reference=\(1.0, 0.0\)\) must be the mean and the deviation, above 0, of the loss",
+        lambda: Rater(4, reference=(1.0, 0.0)),
+    ),
+    "a batch without losses of a reference": (
+        DataError,
+        r"without 'reference_loss', which its rater reads; add it to each sample by metaweight.lm.",
+        lambda: ran(BATCH, level="sequence", reference=(1.0, 1.0)),
+    ),
+    "losses of a reference of another shape": (
+        LossError,
+        r"received reference losses of shape \(5,\) for 6 losses; give one for each",
+        lambda: ran(
+            {**BATCH, "reference_loss": torch.rand(5)}, level="sequence", reference=(1.0, 1.0)
+        ),
+    ),
+    "some samples with losses of a reference": (
+        DataError,
+        r"2 of 5 samples of a batch have 'reference_loss'; give it to all or none",
+        lambda: TextCollate()(texts(2, reference_loss=1.0) + texts(3)),
+    ),
+    "a reference of sources": (
+        ConfigurationError,
+        r"received a reference at level='source', where nothing reads its losses; give level='seq",
+        lambda: learn(NAMED, steps=1, reference=TinyLM()),
+    ),
+    "a rater of losses alone with micro-batches": (
+        ConfigurationError,
+        r"gradient_accumulation=3\).*one micro-batch at a time",
+        lambda: ran(BATCH, level="sequence", width=0, accumulation=3),
+    ),
+    "a reference over nothing": (
+        DataError,
+        r"reference_losses was given a dataset without sequences; give at least one",
+        lambda: reference_losses(TinyLM(), []),
+    ),
+    "a second column of losses": (
+        DataError,
+        r"has a column 'reference_loss' already; give column=",
+        lambda: reference_losses(TinyLM(), texts(2, reference_loss=1.0)),
     ),
 }
 

@@ -1,0 +1,72 @@
+"""Losses of a reference model: how a model of good texts finds each sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metaweight.data import SampleLoader
+from metaweight.problems.base.settings import require_count, require_text
+from metaweight.problems.data.batches import move_batch
+
+from .columns import evaluated, require_new_column, with_column
+from .text_collate import TextCollate
+from .token_losses import REFERENCE, TokenReader
+
+
+def reference_losses(
+    model: nn.Module,
+    dataset: Any,
+    *,
+    collate: Any = None,
+    batch_size: int = 32,
+    source: str = "source",
+    shift: bool = True,
+    column: str = REFERENCE,
+) -> Any:
+    """Return a dataset with ``r_i = (1/n_i) Σ_t l_it`` of each sequence at a reference model.
+
+    The reference is a model of good texts: such as the one to be trained, fine-tuned on the clean
+    texts for a few steps. :class:`~metaweight.lm.Rater` reads these losses, and a rating may be
+    little more than them: order by the column first. The model is evaluated without dropout, on the
+    device of its parameters; its mode is restored.
+
+    Args:
+        model: A causal model.
+        dataset: A list of mappings, or a ``datasets.Dataset``, of N tokenised sequences.
+        collate: As for :class:`~metaweight.lm.TextCollate`.
+        batch_size: Sequences in a pass.
+        source: Name of the source in a sample, if it has one, which is no input.
+        shift: As for :class:`~metaweight.lm.WeightedLM`.
+        column: Name of the losses, in nats a token; raters read ``"reference_loss"``.
+
+    Returns:
+        A new list, or a new ``datasets.Dataset``. Sequences without a token that counts have 0.
+
+    Raises:
+        DataError: For a dataset without sequences, or with a column of this name.
+
+    Source: Mindermann et al., "Prioritized training on points that are learnable, worth learning,
+    and not yet learnt", ICML 2022 (arXiv:2206.07137).
+    """
+    require_text("reference_losses", "column", column)
+    require_count("reference_losses", "batch_size", batch_size, least=1)
+    require_new_column("reference_losses", dataset, column)
+    losses = _losses(model, dataset, TextCollate(collate, source=source), batch_size, shift)
+    return with_column(dataset, column, losses.tolist())
+
+
+@torch.no_grad()
+def _losses(
+    model: nn.Module, dataset: Any, collate: TextCollate, batch_size: int, shift: bool
+) -> Tensor:
+    reader = TokenReader("reference_losses", shift)
+    device = next(model.parameters()).device
+    with evaluated(model):
+        parts = [
+            reader.read(model, move_batch(batch, device)).per_sequence().double().cpu()
+            for batch in SampleLoader(dataset, batch_size, shuffle=False, collate_fn=collate)
+        ]
+    return torch.cat(parts)

@@ -1,0 +1,88 @@
+"""Losses of a reference: their values, how they get into batches, and what raters do with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.language import TinyLM, texts
+
+from metaweight.lm import Rater, TextCollate, learn_weights, reference_losses
+
+
+def test_they_are_the_mean_loss_of_each_sequence() -> None:
+    model = TinyLM(dropout=0.5).double()
+    dataset: list[Any] = [
+        *texts(5),
+        {"input_ids": [1, 2, 3, 4], "labels": [-100, -100, 3, 4]},
+        {"input_ids": [1, 2], "labels": [-100, -100]},
+    ]
+    found = reference_losses(model, dataset, batch_size=3)
+    assert model.training and "reference_loss" not in dataset[0]
+    model.eval()
+    for sample in found[:6]:
+        ids = torch.tensor(sample["input_ids"])
+        logits = model(ids[None]).logits[0, :-1]
+        losses = F.cross_entropy(logits, ids[1:], reduction="none")
+        kept = losses[1:] if "labels" in sample else losses
+        # The same sums in another order: rounding of float64.
+        assert sample["reference_loss"] == pytest.approx(kept.mean().item(), abs=1e-12)
+    assert found[6]["reference_loss"] == 0
+
+
+def test_sources_and_other_columns_are_kept() -> None:
+    dataset = [{**s, "origin": i, "title": "a"} for i, s in enumerate(texts(4))]
+    found = reference_losses(TinyLM(), dataset, source="origin", column="clean")
+    assert [s["origin"] for s in found] == [0, 1, 2, 3] and {"clean", "title"} < {*found[0]}
+
+
+def test_a_batch_has_them_as_one_tensor() -> None:
+    samples = reference_losses(TinyLM(), texts(3))
+    batch = TextCollate()(samples)
+    expected = torch.tensor([sample["reference_loss"] for sample in samples])
+    torch.testing.assert_close(batch["reference_loss"], expected)
+    assert "reference_loss" not in TextCollate()(texts(3))
+
+
+def test_a_rater_is_saved_with_its_scale() -> None:
+    saved = Rater(4, reference=(2.0, 0.5))
+    loaded = Rater(4, reference=(0.0, 1.0))
+    loaded.load_state_dict(saved.state_dict())
+    assert loaded.reference_scale is not None
+    assert loaded.reference_scale.tolist() == [2.0, 0.5]
+    without = {f"layers.{i}.{name}" for i in (0, 2) for name in ("weight", "bias")}
+    assert {*Rater(4).state_dict()} == without
+
+
+def test_learned_with_a_reference_noise_of_the_same_loss_is_rated_lower() -> None:
+    torch.manual_seed(0)
+    model, reference = TinyLM(16), TinyLM(16)
+    optimizer = torch.optim.AdamW(reference.parameters(), 0.03)
+    clean = texts(40, 3)
+    for _ in range(60):
+        ids = torch.tensor([sample["input_ids"] for sample in clean])
+        loss = F.cross_entropy(reference(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    before = [p.clone() for p in reference.parameters()]
+    train = texts(60, 0, noise=0) + texts(60, 1, shuffled=True, noise=1)
+    found = learn_weights(
+        model,
+        train,
+        clean,
+        level="sequence",
+        steps=40,
+        batch_size=24,
+        reference=reference,
+        optimizer=torch.optim.AdamW(model.parameters(), 0.03),
+        weight_learning_rate=0.01,
+    )
+    assert all(map(torch.equal, before, reference.parameters()))
+    fresh = texts(20, 5, noise=0) + texts(20, 6, shuffled=True, noise=1)
+    for dataset in (train, fresh):
+        best = found.rate(dataset, keep=0.5)
+        assert sum(sample["noise"] for sample in best) <= 1
+        assert "reference_loss" in best[0] and "reference_loss" not in dataset[0]
