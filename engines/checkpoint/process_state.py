@@ -68,6 +68,8 @@ def _regrouped(engine: Engine, merged: dict[str, Any], saved_by: int) -> dict[st
             {
                 "epochs": position["epochs"],
                 "length": length_of(loader),
+                # Batches of all processes together are others now.
+                "division": position.get("division", 0) + 1,
                 "own": None,
                 "start": None,
                 "delivered": 0,

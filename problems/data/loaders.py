@@ -58,9 +58,9 @@ class BatchSource:
         require_loader(self._owner, index, loader)
         take_share(loader, self._reduction, self._owner)
         self.loaders[index] = loader
-        epochs = self.readings[index].epochs
-        self.readings[index] = self._reading(loader, index)
-        self.readings[index].epochs = epochs
+        before = self.readings[index]
+        self.readings[index] = after = self._reading(loader, index)
+        after.epochs, after.division = before.epochs, before.division + 1
 
     def draw(self, index: int, device: torch.device, *, channels_last: bool = False) -> Any:
         """Return the next batch of one loader, on ``device``; images in the format asked for.

@@ -47,6 +47,8 @@ class Reading:
     Attributes:
         epochs: Epochs that have ended.
         delivered: Batches of the present epoch that have been read.
+        division: Number of the loader among those that took each other's place; each divides the
+            data into batches of its own.
         iterator: The present iterator, if an epoch has begun in this process.
         drew: Whether batches other than an epoch's first draw from the random streams; ``None``
             until that is seen. Looked at for stateful loaders that may draw.
@@ -58,6 +60,7 @@ class Reading:
         self.loader = loader
         self.place = place
         self.epochs = 0
+        self.division = 0
         self._tell_epoch = tell_epoch
         self.delivered = 0
         self.iterator: Iterator[Any] | None = None
@@ -130,7 +133,11 @@ class Reading:
         """Return the position, to be saved. Warns, once, where it will not be restored exactly."""
         self._warn()
         loader = self.loader
-        found: dict[str, Any] = {"epochs": self.epochs, "length": length_of(loader)}
+        found: dict[str, Any] = {
+            "epochs": self.epochs,
+            "length": length_of(loader),
+            "division": self.division,
+        }
         if self._saves_all:
             return found | {"own": self._own_state()}
         generators, numbers = own_randomness(loader)
@@ -158,6 +165,7 @@ class Reading:
             require_repeatable(loader, self.place)
         self.forget()
         self.epochs = position["epochs"]
+        self.division = position.get("division", 0)
         if own is not None:
             if getattr(loader, "_iter_for_state_dict", False):
                 # torchdata's Loader ignores the state given to it until it has been started once.

@@ -21,7 +21,7 @@ from ..base import vectors
 from ..base.errors import HypergradientError
 from ..kernels.activation_reuse import ReusableActivations
 from ..products.recorded_loss import RecordedLoss, require_recorded
-from ..recording.recorded_steps import RecordedStep, Recording
+from ..recording.recorded_steps import BatchNumber, RecordedStep, Recording
 from ..unrolling.replay import Repeatable
 from .product import Approximation, ConvergedSolve, Product
 
@@ -83,13 +83,17 @@ class LowerProblem(RecordedLoss, Repeatable, Protocol):
         """
 
     @property
-    def batch_numbers(self) -> tuple[int | None, int | None]:
+    def batch_numbers(self) -> tuple[BatchNumber | None, BatchNumber | None]:
         """The numbers of the last recorded batch, with ``Recording(numbers=True)``, and of the
         upper problem's present one, each among the batches of its loader."""
 
-    def require_batch_numbers(self, method: str) -> None:
+    def require_batch_numbers(self, method: str, instead: str) -> None:
         """Refuse loaders, of the problem and of those above it, whose batches differ from epoch to
         epoch or have no number.
+
+        Args:
+            method: Class name of the method.
+            instead: What to do without such loaders.
 
         Raises:
             ConfigurationError: Naming the problem and what to give it.

@@ -26,9 +26,11 @@ from ..products.linear_system import LinearSystem
 from ..recording.recorded_steps import Recording
 from .base import LowerProblem
 from .product import Product, Status
-from .saga import corrected, table_of
+from .saga import corrected, table_for
 from .single_loop import SingleLoop
 from .solve_advice import require_converging
+
+INSTEAD = "use SOBA(), which needs no table"
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class SABA(SingleLoop):
 
     Memory: ``w`` and ``θ`` for each lower batch and ``w`` for each upper one, also in checkpoints.
     Both problems have one loader of the same batches in every epoch: not shuffled, or with an
-    attribute ``batch_number``.
+    attribute ``batch_number``. A loader that takes its place during a run starts a new table.
 
     Args:
         lr: Step size of ``x``. It diverges when ``lr`` exceeds ``2 / λ_max(H + damping I)``.
@@ -45,7 +47,7 @@ class SABA(SingleLoop):
         table: ``"batch"``: an entry for each batch.
 
     Raises:
-        ConfigurationError: From :meth:`check`, for loaders that do not say which batch they give.
+        ConfigurationError: For loaders that do not say which batch they give.
         HypergradientError: From :meth:`vjp`, when ``x`` diverges or is not finite.
     """
 
@@ -56,7 +58,7 @@ class SABA(SingleLoop):
         require_choice("SABA", "table", self.table, ("batch",))
 
     def check(self, lower: LowerProblem) -> None:
-        lower.require_batch_numbers("SABA")
+        lower.require_batch_numbers("SABA", INSTEAD)
 
     def recording(self, lower: LowerProblem) -> Recording:
         return Recording(numbers=True)
@@ -70,11 +72,17 @@ class SABA(SingleLoop):
             answer = system.answer(x, upper_parameters)
             require_converging(self, "lr", lower, system, x, answer)
         image = vectors.add(system.right, answer.remainder, alpha=-1.0)
-        below, above = map(str, lower.batch_numbers)
+        below, above = lower.batch_numbers
         # What is kept is equal in all processes.
         products = [*system.unscaled(image), *lower.mean(answer.values)]
-        products, lowers = corrected(table_of(lower, "lower", products), below, products)
-        v, uppers = corrected(table_of(lower, "upper", x), above, system.unscaled(system.right))
+        kept = lower.state or {}
+        lowers = table_for(below, kept.get("lower"), products)
+        uppers = table_for(above, kept.get("upper"), x)
+        if not (lowers["entries"] and uppers["entries"]):
+            # A loader may have been replaced by one that shuffles.
+            self.check(lower)
+        products, lowers = corrected(lowers, below, products)
+        v, uppers = corrected(uppers, above, system.unscaled(system.right))
         following = vectors.add(system.unscaled(x), v, alpha=self.lr)
         following = vectors.add(following, products[: len(x)], alpha=-self.lr)
         state = {"solution": following, "lower": lowers, "upper": uppers}

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from ..kernels.gradient_hooks import call_hooks
-from ..recording.recorded_steps import OptimizerMoment, RecordedStep, RecordedUpdate, Recording
+from ..recording.recorded_steps import (
+    BatchNumber,
+    OptimizerMoment,
+    RecordedStep,
+    RecordedUpdate,
+    Recording,
+)
 from ..recording.samples import Samples
 from ..recording.trajectory import Trajectory
 from ..state.plain_data import from_plain, to_plain
@@ -68,7 +74,7 @@ def _update_to_dict(update: RecordedUpdate, names: Names) -> dict[str, Any]:
                 "batch": step.batch,
                 "random": step.random.state_dict(),
                 **_samples_to_dict(step.samples),
-                "number": step.number,
+                "number": None if step.number is None else list(step.number),
                 "hooked": names.keyed({p: h.before for p, h in step.hooked.items()}),
             }
             for step in update.steps
@@ -90,7 +96,7 @@ def _update_from_dict(
                 step["batch"],
                 RandomState.from_state_dict(device, step["random"]),
                 _samples_from_dict(step, device),
-                number=step.get("number"),
+                number=_number_from(step.get("number")),
                 hooked={
                     p: call_hooks(p, gradient)
                     for p, gradient in _by_parameter(step.get("hooked", {}), names).items()
@@ -104,6 +110,13 @@ def _update_from_dict(
         moment=None if found["moment"] is None else _moment_from_dict(found["moment"], names),
         share=_by_parameter(found.get("share", {}), names),
     )
+
+
+def _number_from(saved: list[int] | int | None) -> BatchNumber | None:
+    if saved is None:
+        return None
+    # Formerly loaders that took each other's place were not told apart.
+    return BatchNumber(0, saved) if isinstance(saved, int) else BatchNumber(*saved)
 
 
 def _samples_to_dict(samples: Samples | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,6 +79,18 @@ class GradientGraph:
         return all(p._version == version for p, version in self.versions.items())
 
 
+class BatchNumber(NamedTuple):
+    """Which of a problem's batches a batch is.
+
+    Attributes:
+        division: Number of the loader among those that took each other's place.
+        number: Number of the batch in its loader.
+    """
+
+    division: int
+    number: int
+
+
 @dataclass
 class RecordedStep:
     """A recorded micro-batch.
@@ -90,7 +102,7 @@ class RecordedStep:
         graph: The gradient with its graph, if recorded.
         activations: The activations to reuse, if recorded.
         hooked: What hooks on parameters made of their gradients, if the optimizer is recorded.
-        number: The number that the batch has in its loader, if recorded.
+        number: Which batch of which loader it is, if recorded.
     """
 
     batch: Any
@@ -99,7 +111,7 @@ class RecordedStep:
     graph: GradientGraph | None = None
     activations: ReusableActivations | None = None
     hooked: dict[Tensor, HookedGradient] = field(default_factory=dict)
-    number: int | None = None
+    number: BatchNumber | None = None
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 from ..base.errors import ConfigurationError
 from ..data.sharding import ShareSampler
 from ..problem import Problem
+from ..recording.recorded_steps import BatchNumber
 
 
-def batch_number(problem: Problem) -> int | None:
+def batch_number(problem: Problem) -> BatchNumber | None:
     """Return the number of the batch that the problem drew last; ``None`` if it has none.
 
     A loader that gives the same batches in another order each epoch says it by an attribute
@@ -20,12 +21,18 @@ def batch_number(problem: Problem) -> int | None:
     source = problem.step_state.source
     if source is None or len(source.loaders) != 1:
         return None
+    reading = source.readings[0]
     own: int | None = getattr(source.loaders[0], "batch_number", None)
-    return source.readings[0].delivered - 1 if own is None else own
+    return BatchNumber(reading.division, reading.delivered - 1 if own is None else own)
 
 
-def require_batch_numbers(problem: Problem, method: str) -> None:
+def require_batch_numbers(problem: Problem, method: str, instead: str) -> None:
     """Refuse a problem whose batches are not the same, with a number each, in every epoch.
+
+    Args:
+        problem: The problem.
+        method: What keeps a table of batches, for messages.
+        instead: What to do without such a loader.
 
     Raises:
         ConfigurationError: Saying why, and what to give instead.
@@ -37,7 +44,7 @@ def require_batch_numbers(problem: Problem, method: str) -> None:
             f"same in every epoch, but problem {problem.name!r} {reason}. Give it one loader "
             "without shuffling (a list of batches, DataLoader(shuffle=False), "
             "TensorLoader(shuffle=False)), or one that says by an attribute batch_number which of "
-            "its batches the last one was; or use SOBA(), which needs no table."
+            f"its batches the last one was; or {instead}."
         )
 
 

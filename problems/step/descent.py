@@ -18,7 +18,7 @@ from .batch_numbers import batch_number
 from .drawn_batch import require_samples
 from .gradient import accumulate_gradient, average_gradient
 from .guarded_gradient import Accepts, guarded_gradient
-from .method_states import ScaleDrop, settle_states
+from .method_states import ScaleDrop, has_proposals, settle_states
 from .plan import StepPlan, plan_of
 
 NONE_YET = object()
@@ -126,7 +126,7 @@ def _gradient(
 
 def _update(problem: Problem, plan: StepPlan) -> bool:
     """Take the optimizer step; return whether a loss scaler is known to have refused it."""
-    drop = ScaleDrop(problem) if plan.keeps_states else None
+    drop = ScaleDrop(problem) if plan.keeps_states and has_proposals(problem) else None
     problem.optimizer_step()
     problem.param_callback()
     return bool(drop)

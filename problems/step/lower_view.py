@@ -17,7 +17,7 @@ from ..kernels.activation_reuse import ReusableActivations
 from ..partial_hypergradient import reusable_activations
 from ..problem import Problem
 from ..products.evaluation import Evaluation
-from ..recording.recorded_steps import RecordedStep
+from ..recording.recorded_steps import BatchNumber, RecordedStep
 from ..recording.samples import Samples
 from ..recording.trajectory import Trajectory
 from ..reweighted import ReweightedProblem
@@ -91,15 +91,15 @@ class LowerView:
         return found
 
     @property
-    def batch_numbers(self) -> tuple[int | None, int | None]:
+    def batch_numbers(self) -> tuple[BatchNumber | None, BatchNumber | None]:
         upper = self._problem.position.peers.get(self.path[0]) if self.path else None
         below = self.trajectory.window[-1].number
         return below, None if upper is None else batch_number(upper)
 
-    def require_batch_numbers(self, method: str) -> None:
+    def require_batch_numbers(self, method: str, instead: str) -> None:
         uppers = {path[0] for path in self.paths}
         for problem in (self._problem, *map(self._problem.position.peers.__getitem__, uppers)):
-            require_batch_numbers(problem, method)
+            require_batch_numbers(problem, method, instead)
 
     def draw(self, number: int = 1) -> list[RecordedStep]:
         return self._problem.step_state.draw(number, partial(drawn_step, self._problem))

@@ -27,13 +27,11 @@ def has_proposals(problem: Problem) -> bool:
 class ScaleDrop:
     """Tells whether the loss scaler refused an optimizer step, which it does by lowering its scale.
 
-    Make it before the step. It waits for the device, as the scaler does, but only where a state
-    depends on the answer.
+    Make it before the step. To ask it waits for the device, as the scaler does.
     """
 
     def __init__(self, problem: Problem) -> None:
-        watched = problem.scaler is not None and has_proposals(problem)
-        self._scale = problem.scaler._scale if watched else None
+        self._scale = None if problem.scaler is None else problem.scaler._scale
         self._before = None if self._scale is None else self._scale.clone()
 
     def __bool__(self) -> bool:

@@ -7,8 +7,8 @@ upper one ``F_j(w) = ½ |w - t_j|²``. Means over all batches are those of :data
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -115,6 +115,38 @@ class Gradients(Hook):
         if problem.name != "lower":
             gradient = torch.cat([p.grad.reshape(-1) for p in problem.parameters()])
             self.seen.setdefault(problem.name, []).append(gradient)
+
+
+class Numbered:
+    """Batches in another order each epoch, each of which it can name."""
+
+    order: ClassVar = [2, 0, 3, 1, 1, 3, 0, 2]
+
+    def __init__(self, data: Sequence[Any]) -> None:
+        self.data, self.given = data, 0
+        self.batch_number = 0
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[Any]:
+        for _ in self.data:
+            self.batch_number = self.order[self.given % 8]
+            self.given += 1
+            yield self.data[self.batch_number]
+
+
+class Replacing(Hook):
+    """Gives a problem another loader at the end of an iteration."""
+
+    only_shows = True
+
+    def __init__(self, problem: str, loader: Any, iteration: int) -> None:
+        self.problem, self.loader, self.iteration = problem, loader, iteration
+
+    def iteration_end(self, engine: Engine) -> None:
+        if engine.global_step == self.iteration:
+            getattr(engine, self.problem).set_train_data_loader(self.loader)
 
 
 def kept(engine: Engine) -> dict[tuple[str, ...], Any]:

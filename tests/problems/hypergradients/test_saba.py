@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import pytest
 import torch
+from metaweight.engines.checkpoint.hook import load_state
+from metaweight.engines.checkpoint.state import engine_to_plain
 from metaweight.problems.step.batch_numbers import batch_number, require_batch_numbers
 from support.quadratic import TARGET, error
 from support.stochastic_quadratic import (
     MEAN,
     Gradients,
+    Numbered,
+    Replacing,
     Upper,
     batches,
     draws,
@@ -108,25 +110,6 @@ def test_a_step_that_is_skipped_leaves_the_table():
     torch.testing.assert_close(kept(spoilt), kept(plain), rtol=0, atol=0)
 
 
-class Numbered:
-    """Batches in another order each epoch, each of which it can name."""
-
-    order: ClassVar = [2, 0, 3, 1, 1, 3, 0, 2]
-
-    def __init__(self, data):
-        self.data, self.given = data, 0
-        self.batch_number = 0
-
-    def __len__(self):
-        return len(self.data)
-
-    def __iter__(self):
-        for _ in self.data:
-            self.batch_number = self.order[self.given % 8]
-            self.given += 1
-            yield self.data[self.batch_number]
-
-
 def test_a_loader_can_say_which_batch_it_gave():
     data = batches(0.1)
     engine, seen = ran(SABA(lr=0.3), iterations=150, noise=0.1, lower_loader=Numbered(data))
@@ -149,11 +132,11 @@ LOADERS = {
 def test_batches_have_the_numbers_of_their_places(kind):
     loader, length = LOADERS[kind]
     problem = program(SABA(), upper_loader=loader).upper
-    require_batch_numbers(problem, "SABA")
+    require_batch_numbers(problem, "SABA", "use SOBA()")
     found = []
     for _ in range(2 * length):
         problem.get_batch()
-        found.append(batch_number(problem))
+        found.append(batch_number(problem).number)
     assert found == [*range(length)] * 2
 
 
@@ -169,6 +152,46 @@ def test_batches_have_the_numbers_of_their_places(kind):
 def test_loaders_that_do_not_say_which_batch_they_give_are_refused(loader, message):
     with pytest.raises(ConfigurationError, match=f"SABA keeps a table.*{message}.*use SOBA"):
         program(SABA(), upper_loader=loader)
+
+
+def test_another_loader_starts_another_table(tmp_path):
+    """Also where a run was saved between the two."""
+    data = batches(0.1)
+    replacing = Replacing("lower", data[:2], 5)
+    engine = ran_with(replacing, iterations=7)
+    tables = kept(engine)["upper", "lower", "upper"]
+    assert set(tables["lower"]["entries"]) == {"0", "1"}
+    assert set(tables["upper"]["entries"]) == {"0", "1", "2", "3"}
+    first, resumed = (program(SABA(), iterations=n, hooks=[replacing], **NOISY) for n in (5, 7))
+    first.run()
+    first.save(tmp_path / "state.pt")
+    resumed.lower.set_train_data_loader(data[:2])
+    resumed.load(tmp_path / "state.pt")
+    resumed.run()
+    assert torch.equal(parameters(resumed), parameters(engine))
+
+
+def test_another_number_of_processes_starts_another_table(tmp_path):
+    """Whose batches are others together."""
+    first, resumed = (program(SABA(), iterations=n, **NOISY) for n in (6, 8))
+    first.run()
+    state, _ = engine_to_plain(first)
+    load_state(resumed, tmp_path, {**state, "other processes": [{}]})
+    resumed.run()
+    tables = kept(resumed)["upper", "lower", "upper"]
+    assert {len(tables[name]["entries"]) for name in ("lower", "upper")} == {2}
+
+
+def ran_with(hook, **settings):
+    engine = program(SABA(), hooks=[hook], **NOISY, **settings)
+    engine.run()
+    return engine
+
+
+def test_a_shuffling_loader_is_refused_during_a_run_too():
+    loader = DataLoader([torch.zeros(6).double()] * 4, batch_size=None, shuffle=True)
+    with pytest.raises(ConfigurationError, match="'upper' has a loader of type DataLoader that"):
+        ran_with(Replacing("upper", loader, 5), iterations=7)
 
 
 def test_accumulation_is_refused():
