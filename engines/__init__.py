@@ -8,6 +8,7 @@ from .hooks.hypergradient_check import HypergradientCheck
 from .hooks.non_finite import NonFinite
 from .hooks.norm_logger import NormLogger
 from .hooks.progress import ProgressBar, ProgressLine
+from .hooks.variance_reduction import VarianceReduction
 from .hooks.weight_collapse import WeightCollapse
 from .loggers import Logger, RunLogger
 from .program.config import EngineConfig
@@ -36,6 +37,7 @@ __all__ = [
     "Rhythm",
     "RunLogger",
     "Schedule",
+    "VarianceReduction",
     "WeightCollapse",
     "fastest_precision",
 ]

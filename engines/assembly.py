@@ -51,14 +51,13 @@ def prepare_problems(engine: Engine, drive: Drive, end_epoch: Callable[[Problem]
         engine.env.configure_device(engine.device)
         engine.env.initialize()
     keeps_terms = any(hook.reads_hypergradients for hook in engine.hooks.hooks)
-    changing = engine.hooks.changing
     precision = choose_precision(engine.config)
     for problem in engine.problems:
         state = problem.step_state.for_run(
             engine.processes,
             drive,
             keeps_hypergradient_terms=keeps_terms,
-            changing_hooks=changing,
+            changing_hooks=engine.hooks.changing(problem),
         )
         problem.join(state, logger=engine.logger, env=engine.env)
         engine.step_states[problem.name] = state

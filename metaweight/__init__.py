@@ -20,6 +20,7 @@ from .engines import (
     NormLogger,
     ProgressBar,
     ProgressLine,
+    VarianceReduction,
     WeightCollapse,
     fastest_precision,
 )
@@ -125,6 +126,7 @@ __all__ = [
     "StocBiO",
     "Unroll",
     "ValueHypergradient",
+    "VarianceReduction",
     "WeightCollapse",
     "ZeroOrder",
     "__version__",

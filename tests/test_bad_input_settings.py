@@ -28,6 +28,7 @@ from metaweight import (
     Reinforce,
     StocBiO,
     Unroll,
+    VarianceReduction,
     WeightCollapse,
     ZeroOrder,
 )
@@ -192,6 +193,13 @@ HOOKS = {
         + [
             (f"{name}=-0.1 … at least 0; 0 never warns", {"problem": "c", name: -0.1})
             for name in ("zero", "equal", "few")
+        ],
+    ),
+    **rows(
+        VarianceReduction,
+        [
+            ("VarianceReduction(problems='low') must be a list of names", {"problems": "low"}),
+            ("(problems=[1]) must be a list … or left out for all", {"problems": [1]}),
         ],
     ),
     **rows(EMAHook, [("EMA(beta=1.0)", {"problem": "chase", "beta": 1.0})]),

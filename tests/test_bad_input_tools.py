@@ -56,6 +56,7 @@ from metaweight import (
     Reweighting,
     SampledLayers,
     Unroll,
+    VarianceReduction,
     WeightCollapse,
     ZeroOrder,
     averaging,
@@ -105,6 +106,9 @@ CORE = {
     "SAMA: alpha": refused("SAMA(alpha='x') … positive", lambda: SAMA(alpha="x")),
     "SampledLayers: seed": refused("seed='x' … integer", lambda: SampledLayers(1, seed="x")),
     "Unroll: steps": refused("Unroll(steps=1.5) … integer", lambda: Unroll(steps=1.5)),
+    "VarianceReduction: problems": refused(
+        "VarianceReduction(problems=3) … list of names", lambda: VarianceReduction(3)
+    ),
     "WeightCollapse: threshold": refused(
         "WeightCollapse('p' … zero=x … at least 0", lambda: WeightCollapse("p", zero="x")
     ),

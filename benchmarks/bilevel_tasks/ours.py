@@ -27,7 +27,6 @@ from metaweight import (
     Engine,
     EngineConfig,
     FiniteDifference,
-    Hook,
     Hypergradient,
     HypergradientError,
     ImplicitProblem,
@@ -36,6 +35,7 @@ from metaweight import (
     Penalty,
     StocBiO,
     Unroll,
+    VarianceReduction,
 )
 
 from .batches import Shuffled
@@ -56,7 +56,7 @@ class Method:
         hypergradient: Makes it, given the step size of the lower problem.
         steps: Lower steps for one of the upper problem.
         falling: Whether step sizes fall.
-        corrected: Whether gradients are corrected by a table of batches.
+        corrected: Whether the gradients of both problems are corrected by a table of batches.
     """
 
     hypergradient: Callable[[float], Hypergradient]
@@ -95,29 +95,6 @@ class Upper(ImplicitProblem):
 
     def training_step(self, batch: Any) -> Tensor:
         return self.cfg.upper_loss(self.lower.module(), self.module(), batch)
-
-
-class Corrected(Hook):
-    """Corrects the gradients of both problems by a table of what each batch gave last (SAGA), which
-    SABA asks for beside its own tables."""
-
-    def __init__(self) -> None:
-        self._tables: dict[str, dict[int, Tensor]] = {}
-        self._means: dict[str, Tensor] = {}
-
-    def after_gradient(self, engine: Engine, problem: Any) -> None:
-        del engine
-        (parameter,) = problem.parameters()
-        table = self._tables.setdefault(problem.name, {})
-        mean = self._means.setdefault(problem.name, torch.zeros_like(parameter))
-        number, new = problem.train_data_loader[0].batch_number, parameter.grad.clone()
-        if number in table:
-            change = new - table[number]
-            parameter.grad.copy_(mean + change)
-            mean += change / len(table)
-        else:
-            mean += (new - mean) / (len(table) + 1)
-        table[number] = new
 
 
 class Observed(Engine):
@@ -173,7 +150,7 @@ def program(
             progress=False,
         ),
         {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
-        hooks=[Corrected()] if method.corrected else [],
+        hooks=[VarianceReduction()] if method.corrected else [],
     )
 
 

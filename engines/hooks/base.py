@@ -29,13 +29,19 @@ class Hook:
             gradient is in ``.grad``: for each lower problem its hypergradient term, a list of
             tensors, one per parameter.
         changes_gradients: Whether ``after_gradient`` may change ``.grad``, unless ``only_shows``.
-            An unrolled hypergradient cannot see that, and a warning says so.
+            An unrolled hypergradient cannot see that, and a warning says so. A hook that changes
+            those of some problems overrides :meth:`changes_gradients_of`.
     """
 
     only_shows: bool = False
     optional: bool = False
     reads_hypergradients: bool = False
     changes_gradients: bool = True
+
+    def changes_gradients_of(self, problem: Problem) -> bool:
+        """Return whether ``after_gradient`` may change the gradient of a problem."""
+        del problem
+        return self.changes_gradients and not self.only_shows
 
     def run_start(self, engine: Engine) -> None:
         """Called before the first step of ``engine.run()``."""
@@ -140,10 +146,9 @@ class HookList(Hook):
         for hook in self.before_steps:
             hook.before_step(engine, problem)
 
-    @property
-    def changing(self) -> list[str]:
-        """The names of what may change gradients."""
-        found = [h for h in self.after_gradients if h.changes_gradients and not h.only_shows]
+    def changing(self, problem: Problem) -> list[str]:
+        """Return the names of what may change the gradient of a problem."""
+        found = [h for h in self.after_gradients if h.changes_gradients_of(problem)]
         return [f"{type(hook).__name__}.after_gradient" for hook in found]
 
     @property

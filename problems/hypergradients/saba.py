@@ -8,8 +8,10 @@ where ``S[q_i] = q_i - table_i + mean(table)``, and ``q_i`` then replaces ``tabl
 solution ``S`` has no variance left, so that a constant ``lr`` converges.
 
 Source: Dagréou, Ablin, Vaiter, Moreau, NeurIPS 2022 (arXiv:2201.13409), as for SOBA, whose notes
-hold here too. There the lower step and ``∂F/∂θ`` have tables as well, which are the optimizer's and
-the library's here; and batches are drawn uniformly, which is left to the loaders.
+hold here too. There the gradients of the lower and the upper problem have tables as well, which the
+hook :class:`~metaweight.engines.VarianceReduction` keeps; without it the steps of the two
+optimizers have the noise of their batches. Batches are drawn uniformly there, which is left to the
+loaders.
 """
 
 from __future__ import annotations
@@ -36,6 +38,9 @@ INSTEAD = "use SOBA(), which needs no table"
 @dataclass(frozen=True)
 class SABA(SingleLoop):
     """:class:`SOBA` with its two products and its ``v`` corrected by a table with an entry a batch.
+
+    For the published algorithm, which converges at constant step sizes of both optimizers too, give
+    the engine ``hooks=[VarianceReduction()]``: it corrects the gradients that they follow.
 
     Memory: ``w`` and ``θ`` for each lower batch and ``w`` for each upper one, also in checkpoints.
     Both problems have one loader of the same batches in every epoch: not shuffled, or with an

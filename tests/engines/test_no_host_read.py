@@ -23,6 +23,7 @@ from metaweight import (
     Neumann,
     Reweighting,
     Unroll,
+    VarianceReduction,
 )
 from metaweight.averaging import EMAHook
 from metaweight.consistency import (
@@ -92,7 +93,11 @@ def test_a_linear_solve_is_looked_at_before_it_is_used(method):
         run(Plain, method, 1)
 
 
-def run(kind, method, accumulation, **settings):
+def test_a_corrected_gradient_is_not_read():
+    run(Declared, ONE_SIDED, 1, hooks=[VarianceReduction()])
+
+
+def run(kind, method, accumulation, hooks=(), **settings):
     with FakeTensorMode():
         net, weights = network(dropout=0.5), MetaWeightNet(8)
         data = [(torch.randn(8, 6), torch.randint(0, 4, (8,)))]
@@ -111,7 +116,7 @@ def run(kind, method, accumulation, **settings):
         judge = Judge(
             "judge", None, weights, torch.optim.Adam(weights.parameters()), train_data_loader=data
         )
-        engine = over(judge, classifier, train_iters=2 * accumulation)
+        engine = over(judge, classifier, train_iters=2 * accumulation, hooks=hooks)
         engine.run()
     assert judge.count == 2
 

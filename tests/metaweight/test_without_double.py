@@ -32,6 +32,7 @@ from metaweight import (
     Penalty,
     Reweighting,
     Unroll,
+    VarianceReduction,
     WeightCollapse,
     ZeroOrder,
 )
@@ -140,6 +141,7 @@ def test_hooks() -> None:
         NonFinite("skip"),
         NormLogger(every=1),
         WeightCollapse("classifier", every=1),
+        VarianceReduction(),
         AdaptiveInterval("judge"),
         EMAHook("classifier", beta=0.9),
         SampleWeights("classifier", 20, index=1),

@@ -88,7 +88,7 @@ def test_so_do_other_forms_in_single_precision(tmp_path: Path) -> None:
         same(found, name, kind, alone, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["in_groups", "rolled_back", "skipped"])
+@pytest.mark.parametrize("name", ["in_groups", "rolled_back", "skipped", "corrected"])
 def test_so_do(name: str, two: Found, tmp_path: Path) -> None:
     same(two, name, None, RESULTS[name](0, 1, tmp_path))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import hook_checks
+from support import hook_checks, variance_checks
 from support.checks import RESULTS
 from support.two_processes import CLOSE, same
 
@@ -18,11 +18,29 @@ from support.two_processes import CLOSE, same
         "uneven_weights_watched",
         "norms_logged",
         "hypergradients_checked",
+        "gradients_corrected",
         "logs_not_written",
     ],
 )
 def test_two_find_what_one_finds(name: str, together: list[dict[str, Any]], tmp_path: Path) -> None:
     same(together, name, RESULTS[name](0, 1, tmp_path))
+
+
+def test_a_table_of_gradients_goes_on_where_it_was_saved(together: list[dict[str, Any]]) -> None:
+    for found in together:
+        whole, resumed = found["corrections_resumed"]
+        torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+
+
+def test_processes_at_other_batches_are_refused(
+    together: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    assert variance_checks.at_other_batches(0, 1, tmp_path) == ("", 12)
+    for found in together:
+        said, step = found["at_other_batches"]
+        assert "problem 'low' is at batch 0 in one process and at batch 3 in another" in said
+        # The fourth step was not taken.
+        assert step == 3
 
 
 def test_weights_are_those_of_whole_batches_and_warned_of_once(

@@ -14,6 +14,7 @@ from . import (  # noqa: F401 (they register themselves)
     norm_checks,
     process_checks,
     sample_weight_checks,
+    variance_checks,
 )
 from .checks import RESULTS, run_checks
 

@@ -24,6 +24,7 @@ from metaweight import (
     Penalty,
     ReweightedProblem,
     Reweighting,
+    VarianceReduction,
     ZeroOrder,
 )
 from metaweight.averaging import EMAHook
@@ -274,6 +275,19 @@ def averages(rank: int, world: int, folder: Path) -> Any:
     except ConfigurationError as error:
         said = str(error)
     return {**end, "teacher": teacher, "losses": torch.stack(engine.losses)}, said
+
+
+@check
+def corrected(rank: int, world: int, folder: Path) -> Any:
+    """Gradients by tables of shards, which go on from a checkpoint."""
+    whole_run, first, again = (
+        program("darts", rank, world, hooks=[VarianceReduction()], train_iters=n)
+        for n in (12, 7, 12)
+    )
+    first.run()
+    first.save(folder / "corrected.ckpt")
+    again.load(folder / "corrected.ckpt")
+    return {"whole": ran(whole_run), "resumed": ran(again)}
 
 
 class Measured(Engine):
