@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from metaweight.problems import Problem
+from metaweight.problems.base.memory import shown_bytes
 from metaweight.problems.step.lower_view import lower_view
 from metaweight.problems.step.plan_in_words import plan_in_words
 
@@ -14,7 +15,6 @@ from .memory import (
     bytes_of_module,
     bytes_of_optimizer,
     bytes_of_record,
-    shown_bytes,
 )
 
 if TYPE_CHECKING:
@@ -95,9 +95,10 @@ def _memory(problem: Problem, engine: Engine) -> str:
 
 
 def _kept_by_method(problem: Problem) -> str:
-    record, size = problem.step_state.trajectory.recording, bytes_of_record(problem)
+    trajectory, size = problem.step_state.trajectory, bytes_of_record(problem)
+    record = trajectory.recording
     parts = ["batches"]
-    parts += ["graphs"] if record.graphs else []
+    parts += ["graphs"] if trajectory.keeps_graphs else []
     parts += ["activations"] if record.activations else []
     uncounted = f"{', '.join(parts)} (not counted)"
     known = "states of unknown size, " if size is None else f"{shown_bytes(size)} of states, "

@@ -80,12 +80,6 @@ def bytes_of_record(problem: Problem) -> int | None:
     return record.updates * size
 
 
-def shown_bytes(size: int) -> str:
-    """Return a number of bytes in a unit that leaves at most three digits before the point."""
-    power = min((len(str(size)) - 1) // 3, 3)
-    return f"{size / 1000**power:.3g} {('B', 'kB', 'MB', 'GB')[power]}"
-
-
 def _state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [v for kept in optimizer.state.values() for v in kept.values() if isinstance(v, Tensor)]
 

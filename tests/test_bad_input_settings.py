@@ -139,10 +139,14 @@ HYPERGRADIENTS = {
                 "product='hessian') is not one of exact, forward_over_reverse",
                 {"product": "hessian"},
             ),
-            ("memory='none') is not one of flat, full", {"memory": "none"}),
+            ("memory='none') is not one of flat, full, auto", {"memory": "none"}),
             (
                 "use product='exact', or memory",
                 {"memory": "full", "product": "finite_difference"},
+            ),
+            (
+                "memory='auto', product='one_sided'): kept graphs are diff",
+                {"memory": "auto", "product": "one_sided"},
             ),
             ("alpha=0.0) must be positive", {"alpha": 0.0}),
         ],

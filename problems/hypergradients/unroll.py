@@ -51,7 +51,7 @@ from .optimizer_steps import require_optimizer_steps
 from .product import Approximation, Product, Status
 from .step_back import StepBack, is_kept
 
-MEMORY = ("flat", "full")
+MEMORY = ("flat", "full", "auto")
 
 # Lengths of the displacement. The error of a one-sided difference is proportional to its length.
 ALPHA = {"finite_difference": 3e-3, "one_sided": 3e-4}
@@ -75,7 +75,11 @@ class Unroll(Hypergradient):
         memory: ``"flat"``: rebuild each step's graph. ``"full"``: keep the graphs of the training
             steps. This saves a forward and backward pass per step and keeps all activations; needs
             ``product="exact"``, and computes products in the precision of training. With several
-            upper problems only the first uses the graph, since its step invalidates it.
+            upper problems only the first uses the graph, since its step invalidates it. ``"auto"``:
+            as ``"full"`` if the graphs of all steps fit in half of the memory that is free, as
+            ``"flat"`` otherwise, under autocast, above other problems, and on devices that do not
+            tell what is free. That is decided once, from the memory of the first graph, logged, and
+            said by ``engine.describe()``; the results are equal to rounding.
     """
 
     steps: int | None = None
@@ -94,10 +98,10 @@ class Unroll(Hypergradient):
             )
         require_choice("Unroll", "product", self.product, PRODUCTS)
         require_choice("Unroll", "memory", self.memory, MEMORY)
-        if self.memory == "full" and self.product != "exact":
+        if self.memory != "flat" and self.product != "exact":
             raise ConfigurationError(
-                f"Unroll(memory='full', product={self.product!r}): kept graphs are differentiated "
-                "exactly; use product='exact', or memory='flat'."
+                f"Unroll(memory={self.memory!r}, product={self.product!r}): kept graphs are "
+                "differentiated exactly; use product='exact', or memory='flat'."
             )
         if self.alpha is not None and not is_positive(self.alpha):
             raise ConfigurationError(
@@ -118,7 +122,7 @@ class Unroll(Hypergradient):
         return self.steps is None or self.steps >= lower.optimizer_step.per_loop
 
     def recording(self, lower: LowerProblem) -> Recording:
-        step = lower.optimizer_step
+        step, may_fit = lower.optimizer_step, self.memory == "auto" and _may_keep(lower)
         updates = step.per_loop
         if self.steps is not None:
             updates = min(updates, self.steps)
@@ -128,14 +132,22 @@ class Unroll(Hypergradient):
             optimizer=True,
             values=self.product == "one_sided" or reads_values(step),
             losses=self.product in ALPHA,
-            graphs=self.memory == "full",
+            graphs=self.memory == "full" or may_fit,
+            graphs_if_free=may_fit,
             shares=self.product == "one_sided",
         )
 
     def passes(self, lower: LowerProblem) -> str:
         steps = lower.optimizer_step.per_loop if self.steps is None else self.steps
-        if self.memory == "full":
-            return f"a backward pass of the kept graph of each of {steps} steps"
+        kept = f"a backward pass of the kept graph of each of {steps} steps"
+        graphs = lower.trajectory.keeps_graphs
+        if graphs:
+            return kept
+        if graphs is None:
+            return f"{kept}, if they fit in memory; otherwise {self._rebuilt(lower, steps)}"
+        return self._rebuilt(lower, steps)
+
+    def _rebuilt(self, lower: LowerProblem, steps: int) -> str:
         if self.product == "one_sided" and declared_loss(lower) is not None:
             return f"{steps} forward and {steps} backward passes"
         if self.product in ALPHA:
@@ -212,6 +224,11 @@ class Unroll(Hypergradient):
                     through = _through_start(start, cotangents, upper_parameters)
                     total = vectors.add(total, through)
         return Product(total, Status("Unroll", iterations=len(updates)))
+
+
+def _may_keep(lower: LowerProblem) -> bool:
+    """Return whether kept graphs give what others give, to rounding."""
+    return not (lower.has_problems_below or lower.optimizer_step.is_autocast)
 
 
 def _start_of_loop(

@@ -28,6 +28,8 @@ class Recording:
         values: Keep the values of gradients and state, not only their keys.
         losses: Keep the sample losses and features of a reweighted problem.
         graphs: Keep the graph of each micro-batch's gradient.
+        graphs_if_free: Keep them only if the memory that is free at the first step has place for
+            those of all.
         activations: Keep the activations of a reweighted problem that do not depend on the
             parameters a hypergradient goes through.
         shares: With several processes, keep this process's gradient beside the mean.
@@ -40,6 +42,7 @@ class Recording:
     values: bool = True
     losses: bool = False
     graphs: bool = False
+    graphs_if_free: bool = False
     activations: bool = False
     shares: bool = False
     numbers: bool = False
@@ -53,6 +56,8 @@ class Recording:
             values=any(r.optimizer and r.values for r in (self, other)),
             losses=self.losses or other.losses,
             graphs=self.graphs or other.graphs,
+            graphs_if_free=all(r.graphs_if_free for r in (self, other) if r.graphs)
+            and (self.graphs or other.graphs),
             activations=self.activations or other.activations,
             shares=self.shares or other.shares,
             numbers=self.numbers or other.numbers,

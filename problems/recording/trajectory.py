@@ -43,6 +43,7 @@ class Trajectory:
         self.skipped = 0
         self.all_skipped = False
         self._keeps = True
+        self._graphs_fit: bool | None = None
 
     def recording_as(self, recording: Recording) -> Trajectory:
         """Return a trajectory with other recording settings and the same steps."""
@@ -50,7 +51,7 @@ class Trajectory:
         other.updates.extend(self.updates)
         other._open = self._open
         other.taken, other.skipped, other.all_skipped = self.taken, self.skipped, self.all_skipped
-        other._keeps = self._keeps
+        other._keeps, other._graphs_fit = self._keeps, self._graphs_fit
         return other
 
     @property
@@ -183,13 +184,24 @@ class Trajectory:
         update = self._open
         return update.start if update is not None and len(update.steps) == 1 else {}
 
+    @property
+    def keeps_graphs(self) -> bool | None:
+        """Whether graphs of gradients are kept; ``None`` before that is decided."""
+        if not self.recording.graphs:
+            return False
+        return self._graphs_fit if self.recording.graphs_if_free else True
+
+    def decide_on_graphs(self, *, fit: bool) -> None:
+        """Decide, for the rest of the run, whether graphs are kept that are to be if they fit."""
+        self._graphs_fit = fit
+
     def wants_graph(self) -> bool:
-        """Return whether to keep the gradient's graph of the present micro-batch."""
-        return self._open is not None and self.recording.graphs
+        """Return whether the present micro-batch needs its gradient's graph, to keep or measure."""
+        return self._open is not None and self.keeps_graphs is not False
 
     def keep_graph(self, graph: GradientGraph) -> None:
-        """Record the gradient's graph of the present micro-batch."""
-        if self._open is not None:
+        """Record the gradient's graph of the present micro-batch, if graphs are kept."""
+        if self._open is not None and self.keeps_graphs:
             self._open.steps[-1].graph = graph
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from operator import is_
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..kernels.torch_internals import only_reads_gradients, optimizer_hooks
 from ..kernels.twice_differentiable import differentiable_twice
 from ..partial_hypergradient import others_frozen
 from ..problem import Problem
+from ..recording.graph_memory import Retained, decide_on_graphs
 from ..recording.recorded_steps import GradientGraph
 from ..recording.trajectory import Trajectory
 from ..state.buffers import preserved_buffers
@@ -92,8 +94,9 @@ def _with_graph(problem: Problem, plan: StepPlan, batch: Any) -> StepResult:
     own = [p for p in _trained(problem) if p.requires_grad]
     copies = trajectory.copies_at_start(own)
     instead = {p: copies[p] for p in plan.parameters if p in copies}
-    # The mode sees every use of a tensor, so that as little as possible is done inside.
-    with differentiable_twice():
+    retained = Retained() if trajectory.keeps_graphs is None else None
+    # The modes see every use of a tensor, so that as little as possible is done inside.
+    with differentiable_twice(), nullcontext() if retained is None else retained:
         with swapped(problem.module, instead):
             evaluated = problem.evaluate(batch)
         _require_graph(problem, evaluated.loss)
@@ -106,6 +109,8 @@ def _with_graph(problem: Problem, plan: StepPlan, batch: Any) -> StepResult:
     note_dependence(problem, loss, places)
     require_used(problem, gradients)
     found = {p: g for p, g in zip(own, gradients, strict=True) if g is not None}
+    if retained is not None:
+        decide_on_graphs(problem, retained.bytes)
     versions = versions_of(plan.around, plan.buffers_around, copies)
     trajectory.keep_graph(GradientGraph(copies, found, versions))
     given: Sequence[Tensor | None] = [None if g is None else g.detach() for g in gradients]

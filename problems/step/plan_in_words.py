@@ -27,8 +27,9 @@ def _before(problem: Problem, plan: StepPlan) -> Iterator[str]:
 def _gradient(problem: Problem, plan: StepPlan) -> Iterator[str]:
     kept = ", other networks' buffers put back" if plan.others else ""
     yield f"loss{kept}"
-    if problem.step_state.trajectory.recording.graphs:
-        yield "gradient with its graph"
+    graphs = problem.step_state.trajectory.keeps_graphs
+    if graphs is not False:
+        yield "gradient with its graph" + ("" if graphs else ", to be measured")
     elif not plan.paths:
         yield "gradient"
     elif plan.starts:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from metaweight.engines.memory import bytes_of_optimizer, bytes_of_record, shown_bytes
+from metaweight.engines.memory import bytes_of_optimizer, bytes_of_record
+from metaweight.problems.base.memory import shown_bytes
 from metaweight.problems.base.settings import LeftOut
 from support.small import Inner, Outer, numbers, problem
 from torch import Tensor, nn

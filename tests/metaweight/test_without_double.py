@@ -108,6 +108,7 @@ METHODS = [
     Penalty(steps=2, form="bome"),
     Unroll(),
     Unroll(memory="full"),
+    Unroll(memory="auto"),
     Unroll(product="finite_difference"),
     Unroll(product="one_sided"),
     Unroll(product="forward_over_reverse"),

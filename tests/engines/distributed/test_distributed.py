@@ -52,6 +52,7 @@ def test_two_processes_end_where_one_does(
         "averages",
         "unused",
         "redrawn",
+        "graphs_where_one_has_no_memory",
     ],
 )
 def test_so_do(name: str, together: list[dict[str, Any]], tmp_path: Path) -> None:

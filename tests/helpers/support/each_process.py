@@ -9,6 +9,7 @@ from . import (  # noqa: F401 (they register themselves)
     absent_checks,
     accelerate_checks,
     criterion_checks,
+    graph_checks,
     hook_checks,
     non_finite_checks,
     norm_checks,

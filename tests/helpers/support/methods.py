@@ -40,4 +40,5 @@ GRADIENT_METHODS: dict[str, Any] = {
     "unroll, difference": Unroll(product="finite_difference"),
     "unroll, one-sided": Unroll(product="one_sided", alpha=1e-6),
     "unroll, kept graphs": Unroll(memory="full"),
+    "unroll, graphs if they fit": Unroll(memory="auto"),
 }

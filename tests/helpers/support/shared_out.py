@@ -54,6 +54,7 @@ TYPES: dict[str, Any] = {
     "unroll differences": Unroll(product="finite_difference"),
     "unroll forward": Unroll(product="forward_over_reverse"),
     "unroll full memory": Unroll(memory="full"),
+    "unroll auto": Unroll(memory="auto"),
     "penalty": Penalty(steps=3, lr=0.1),
     "penalty, plain": Penalty(steps=3, lr=0.1),
     "bome": Penalty(steps=3, lr=0.1, form="bome"),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
 from support.naive import relative_error
 from support.reweighting import Declared, Judge, program
+from support.three_levels import chain
 from support.unrolled import (
     batches,
     network,
@@ -21,7 +20,6 @@ from metaweight import (
     ConfigurationError,
     Engine,
     EngineConfig,
-    ImplicitProblem,
     IterativeProblem,
     Unroll,
 )
@@ -42,41 +40,6 @@ def test_roll_back_takes_the_loop_back_after_it_was_differentiated(memory: str) 
     assert relative_error(gradients_of(rolled, rolled.judge, 3), first) < 1e-12
     second = gradients_of(rolled, rolled.judge, 3)
     assert relative_error(second, gradients_of(plain, plain.judge, 3)) > 1e-6
-
-
-class Chain:
-    """θ judges m, m is fitted by its own loss and by what it does to the lower w."""
-
-    class Top(ImplicitProblem):
-        def training_step(self, batch):
-            return ((self.mid.module.weight - 1.0) ** 2).sum() + self.low.module.weight.sum()
-
-    class Mid(IterativeProblem):
-        def training_step(self, batch):
-            m, t = self.module.weight, self.top.module.weight
-            return (t.sin() * m**2).sum() + (self.low.module.weight**2).sum()
-
-    class Low(IterativeProblem):
-        def training_step(self, batch):
-            return ((self.module.weight - self.mid.module.weight) ** 2).sum()
-
-
-def chain(kind: Unroll) -> tuple[Engine, Any]:
-    torch.default_generator.manual_seed(0)
-    names = (("top", Chain.Top, 0.0), ("mid", Chain.Mid, 0.1), ("low", Chain.Low, 0.1))
-    problems = []
-    for name, cls, lr in names:
-        module = nn.Linear(3, 1, bias=False).double()
-        config = Config(type=kind, unroll_steps=2) if name == "mid" else None
-        optimizer = torch.optim.SGD(module.parameters(), lr=lr)
-        problems.append(cls(name, config, module, optimizer, train_data_loader=[0]))
-    top, mid, low = problems
-    engine = Engine(
-        problems,
-        EngineConfig(strategy="cpu"),
-        {"u2l": {top: [mid], mid: [low]}, "l2u": {low: [mid], mid: [top]}},
-    )
-    return engine, top
 
 
 def test_one_sided_differences_start_from_the_loss_alone_where_more_flowed_in() -> None:
