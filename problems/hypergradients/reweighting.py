@@ -153,9 +153,11 @@ class Reweighting(Hypergradient):
                     raise
                 _warn_of_difference(lower.name, error)
         if values is None:
-            form = _one_sided if derivative == "one_sided" else _central
+            form, order = (_one_sided, 1) if derivative == "one_sided" else (_central, 2)
+            warned = derivative == "forward_mode"
             with lower.evaluation(graph=False, in_full_precision=self.full_precision) as evaluation:
-                values = form(lower, sample, evaluation, vector, upper_parameters, self.length)
+                inverse_eps = evaluation.inverse_step(vector, self.length, order, warned=warned)
+                values = form(lower, sample, evaluation, vector, upper_parameters, inverse_eps)
         return Product(vectors.scale(values, -1.0), Status("Reweighting"))
 
     def _by_forward_mode(
@@ -215,12 +217,11 @@ def _central(
     evaluation: Evaluation,
     vector: Sequence[Tensor],
     upper_parameters: Sequence[Tensor],
-    alpha: float,
+    inverse_eps: Tensor,
 ) -> list[Tensor]:
     """Return ``(∂²L/∂θ∂w) v`` at the present parameters; second passes reuse activations of first
     ones."""
     steps, weights = require_recorded(lower).steps, evaluation.weights
-    inverse_eps = evaluation.inverse_step(vector, alpha)
     with evaluation.compared() as rewind:
         noted = [lower.reusable(step) for step in steps]
         passes = list(zip(noted, [_pass(sample, step) for step in steps], strict=True))
@@ -237,7 +238,7 @@ def _one_sided(
     evaluation: Evaluation,
     vector: Sequence[Tensor],
     upper_parameters: Sequence[Tensor],
-    alpha: float,
+    inverse_eps: Tensor,
 ) -> list[Tensor]:
     """Return ``(∂²L/∂θ∂w) v`` at ``w_0``, the start of the recorded step.
 
@@ -255,7 +256,6 @@ def _one_sided(
             "through an Engine, which asks the hypergradient what to record."
         )
     steps, weights = update.steps, evaluation.weights
-    inverse_eps = evaluation.inverse_step(vector, alpha, order=1)
     as_training = evaluation.computes_as_training
     recorded = [sample.recorded(step) for step in steps] if sample.is_the_loss else []
     left = [samples for samples in recorded if samples is not None]

@@ -143,18 +143,23 @@ class Evaluation:
                 stack.enter_context(self._kernels.values_unread(self.weights))
             return torch.autograd.grad(loss, self.weights, create_graph=True, allow_unused=True)
 
-    def inverse_step(self, vector: Sequence[Tensor], alpha: float, order: int = 2) -> Tensor:
+    def inverse_step(
+        self, vector: Sequence[Tensor], alpha: float, order: int = 2, *, warned: bool = False
+    ) -> Tensor:
         """Return ``1 / eps`` for a displacement ``eps v`` of length ``alpha``, longer in 16 bits.
 
-        ``order`` is the order of the difference's error in ``eps``.
+        ``order`` is the order of the difference's error in ``eps``. In 16 bits it warns, unless the
+        caller has ``warned`` already.
         """
         dtype = self._dtype()
-        if order == 1 and dtype in HALF:
+        if dtype in HALF and not warned:
+            kind, left = ("one-sided", "few digits") if order == 1 else ("central", "one digit")
             warnings.warn(
-                f"The hypergradient through problem {self._name!r} is a one-sided difference, and "
-                f"its passes compute in {str(dtype).removeprefix('torch.')}: rounding leaves few "
-                "digits of it, at any length. Choose a method that takes no difference, such as "
-                "Reweighting() of a ReweightedProblem, or type='unroll'.",
+                f"The hypergradient through problem {self._name!r} is a {kind} difference, and "
+                f"its passes compute in {str(dtype).removeprefix('torch.')}: rounding leaves "
+                f"{left} of it, at any length. Choose a method that takes no difference, such as "
+                "Reweighting() of a ReweightedProblem, or type='unroll'; or keep parameters in "
+                "float32, with Config(precision=...) for training.",
                 stacklevel=2,
             )
         return inverse_step(vector, alpha, dtype, order)

@@ -143,13 +143,14 @@ def test_too_small_a_step_is_to_blame_on_single_precision() -> None:
 
 def test_half_precision_is_to_blame() -> None:
     kind = FiniteDifference(full_precision=False)
-    report = checked(
-        Plain,
-        config=Config(type=kind, precision="bf16"),
-        extra="attached",
-        dtype=torch.float32,
-        lr=1e-3,
-    )
+    with pytest.warns(UserWarning, match="is a central difference, and its passes compute in bf"):
+        report = checked(
+            Plain,
+            config=Config(type=kind, precision="bf16"),
+            extra="attached",
+            dtype=torch.float32,
+            lr=1e-3,
+        )
     assert any("Half precision" in a and "full_precision=True" in a for a in report.advice)
 
 

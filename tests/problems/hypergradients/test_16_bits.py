@@ -17,7 +17,9 @@ from support.zoo import over
 from torch import Tensor, nn
 
 from metaweight import (
+    SAMA,
     Config,
+    FiniteDifference,
     Penalty,
     ReweightedProblem,
     Reweighting,
@@ -26,6 +28,7 @@ from metaweight import (
 from metaweight.weighting import MetaWeightNet
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+CENTRAL = r"'classifier' is a central difference, and its passes compute in bfloat16: .*one digit"
 
 
 class Adapted(nn.Module):
@@ -122,22 +125,22 @@ def test_the_usual_choice(name: str) -> None:
 def test_the_usual_choice_under_autocast() -> None:
     method = Reweighting(full_precision=False)
     error, _ = compared(method, lambda: Network(FP32, FP32), precision="bf16")
-    difference, _ = compared(
-        Reweighting("central_difference", full_precision=False),
-        lambda: Network(FP32, FP32),
-        precision="bf16",
-    )
+    with pytest.warns(UserWarning, match=CENTRAL):
+        difference, _ = compared(
+            Reweighting("central_difference", full_precision=False),
+            lambda: Network(FP32, FP32),
+            precision="bf16",
+        )
     print(f"relative error {error:.2g}, of a central difference {difference:.2g}")
     assert error < 0.05
     assert error < 0.3 * difference
 
 
 def test_a_central_difference_is_as_long_as_the_base_needs() -> None:
-    method = Reweighting("central_difference")
-    error, angle = compared(method, NETWORKS["bf16 and fp32 adapters"])
-    short, _ = compared(
-        Reweighting("central_difference", alpha=0.01 / 40), NETWORKS["bf16 and fp32 adapters"]
-    )
+    long, usual = (Reweighting("central_difference", alpha) for alpha in (0.01, 0.01 / 40))
+    with pytest.warns(UserWarning, match=CENTRAL):
+        error, angle = compared(long, NETWORKS["bf16 and fp32 adapters"])
+        short, _ = compared(usual, NETWORKS["bf16 and fp32 adapters"])
     print(f"relative error {error:.2g}, cosine {angle:.3f}, with the usual length {short:.2g}")
     assert angle > 0.9
     assert error < 0.2 * short
@@ -157,6 +160,21 @@ def test_what_only_feeds_the_passes_does_not_count() -> None:
     assert lower_view(lower).computes_in() == FP32
     lower, _, _ = stepped(Reweighting(), NETWORKS["bf16 and fp32 adapters"])
     assert lower_view(lower).computes_in() == BF16
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Reweighting("central_difference"),
+        FiniteDifference(),
+        SAMA(),
+        Unroll(product="finite_difference"),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_central_differences_are_warned_of(method: Any) -> None:
+    with pytest.warns(UserWarning, match=CENTRAL):
+        stepped(method, NETWORKS["bf16"])
 
 
 @pytest.mark.parametrize(
@@ -193,7 +211,8 @@ def test_a_difference_where_forward_mode_is_not_to_be_had() -> None:
         lower, theta, vector = stepped(Reweighting(), lambda: WithoutFormula(BF16, FP32))
     with pytest.warns(UserWarning, match="takes a central difference"):
         found = Reweighting().vjp(lower_view(lower), vector, theta).values
-    central = Reweighting("central_difference").vjp(lower_view(lower), vector, theta).values
+    with pytest.warns(UserWarning, match=CENTRAL):
+        central = Reweighting("central_difference").vjp(lower_view(lower), vector, theta).values
     assert all(torch.equal(a, b) for a, b in zip(found, central, strict=True))
 
 
