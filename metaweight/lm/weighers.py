@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from metaweight.problems import DataError
 from metaweight.weighting import MetaWeightNet
 
 from .rater import Rater
@@ -29,13 +30,24 @@ def made_weigher(
         model: The language model; it is called, and draws no random numbers of the program's.
         batch: A batch that it is called with.
         seed: Seed of the parameters.
-        reference: As for :class:`Rater`.
+        reference: As for :class:`Rater`. With it, a model that returns no hidden states is rated by
+            losses alone.
+
+    Raises:
+        DataError: For a model that returns no hidden states, and no reference.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if level == "token":
             return MetaWeightNet()
-        return Rater(_width(model, batch), reference=reference)
+        width = _width(model, batch)
+        if width == 0 and reference is None:
+            raise DataError(
+                "A Rater reads hidden states, and the model returned none; give one that returns "
+                "hidden_states (B, T, D) beside its logits, or rate by losses alone: by Rater(0), "
+                "or by learn_weights(reference=...)."
+            )
+        return Rater(width, reference=reference)
 
 
 def usual_rate(level: str) -> float:
@@ -67,6 +79,10 @@ def names_of_sources(dataset: Any, source: str) -> list[Any]:
 def _width(model: nn.Module, batch: Mapping[str, Any]) -> int:
     device = next(model.parameters()).device
     given = {k: v.to(device) for k, v in batch.items()}
-    found = TokenReader("learn_weights").read(model, given, pooled=True)
-    assert found.hidden is not None
-    return found.hidden.shape[1]
+    reader = TokenReader("learn_weights")
+    reader.read(model, given)
+    try:
+        found = reader.read(model, given, pooled=True).hidden
+    except DataError:
+        return 0
+    return 0 if found is None else found.shape[1]

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support.language import TinyLM, texts
+from support.language import WORDS, TinyLM, texts
+from torch import nn
 
 from metaweight.lm import Rater, TextCollate, learn_weights, reference_losses
 
@@ -86,3 +87,14 @@ def test_learned_with_a_reference_noise_of_the_same_loss_is_rated_lower() -> Non
         best = found.rate(dataset, keep=0.5)
         assert sum(sample["noise"] for sample in best) <= 1
         assert "reference_loss" in best[0] and "reference_loss" not in dataset[0]
+
+
+def test_a_model_without_hidden_states_is_rated_by_losses_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(WORDS, 4), nn.Linear(4, WORDS))
+    reference = TinyLM()
+    found = learn_weights(
+        model, texts(9), texts(9), level="sequence", steps=2, batch_size=4, reference=reference
+    )
+    rater = found.learner.module
+    assert isinstance(rater, Rater) and rater.hidden_size == 0 and rater.reads_reference

@@ -215,6 +215,16 @@ ROWS: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
             {**BATCH, "reference_loss": torch.rand(5)}, level="sequence", reference=(1.0, 1.0)
         ),
     ),
+    "ratings by a model without hidden states": (
+        DataError,
+        r"A Rater reads hidden states, and the model returned none; give one that .*by Rater\(0\)",
+        lambda: learn_weights(
+            nn.Sequential(nn.Embedding(WORDS, 4), nn.Linear(4, WORDS)),
+            texts(3),
+            texts(3),
+            level="sequence",
+        ),
+    ),
     "some samples with losses of a reference": (
         DataError,
         r"2 of 5 samples of a batch have 'reference_loss'; give it to all or none",
