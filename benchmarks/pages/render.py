@@ -18,6 +18,7 @@ A page says what it shows in a comment, and has it up to the next end mark::
 ``minutes SWEEP [SWEEP ...]``              minutes of a core that all runs took
 ``machine SWEEP``                          processor, versions and threads of the runs
 ``detection SWEEP=TITLE ...``              how well scores find the wrong labels of sweeps
+``overview SWEEP=TITLE ...``               the best methods of sweeps; a title has ``_`` for a space
 ``small table``                            the estimator on small data sets
 ``small gain METHOD OTHER``                its mean accuracy less that of OTHER, in points
 ``small loss METHOD OTHER``                its largest loss on a set without noise, in points
@@ -46,6 +47,7 @@ from .detection import detection
 from .measured import Reports
 from .measured_tables import NAMES
 from .measured_tables import TABLES as MEASURED
+from .overview import overview
 from .small import SmallSets
 from .suite import BilevelSuite
 from .sweeps import ROOT
@@ -85,6 +87,7 @@ class Pages:
             "minutes": self._minutes,
             "machine": self._machine,
             "detection": self._detection,
+            "overview": self._overview,
             "small": SmallSets(root).shown,
             "weights": DataWeights(root).shown,
             "ssl": Consistency(root).shown,
@@ -128,6 +131,11 @@ class Pages:
     def _detection(self, *named: str) -> str:
         sweeps, titles = zip(*(name.split("=", 1) for name in named), strict=True)
         return f"\n{detection(self.records, sweeps, titles)}\n"
+
+    def _overview(self, *named: str) -> str:
+        sweeps, titles = zip(*(name.split("=", 1) for name in named), strict=True)
+        spaced = [title.replace("_", " ") for title in titles]
+        return f"\n{overview(self.records, sweeps, spaced)}\n"
 
     def _command(self, *names: str) -> str:
         commands = "\n".join(SWEEPS[name].command for name in names)

@@ -53,7 +53,7 @@ _ECONOMIES = {
     "every 8 steps": "/every-8",
     "`AdaptiveInterval`": "/adaptive",
 }
-_AGAINST_NOISE = {
+AGAINST_NOISE = {
     "cross-entropy, without the clean samples": "ce",
     "cross-entropy": "ce+meta",
     "generalised cross-entropy": "gce+meta",
@@ -69,7 +69,7 @@ _AGAINST_NOISE = {
     "class-aware weights": "class-aware+meta/one-sided",
     "class-aware weights over ELR": "class-aware+meta+early/one-sided",
 }
-_AGAINST_TAILS = {
+AGAINST_TAILS = {
     "cross-entropy, without the clean samples": "ce",
     "cross-entropy": "ce+meta",
     "class-balanced": "class-balanced+meta",
@@ -86,17 +86,17 @@ _AGAINST_TAILS = {
 }
 _AGAINST_BOTH = {
     title: method
-    for title, method in {**_AGAINST_NOISE, **_AGAINST_TAILS}.items()
+    for title, method in {**AGAINST_NOISE, **AGAINST_TAILS}.items()
     if method in SWEEPS["cifar-tail-noise"].methods
 }
 _BEST_AGAINST_NOISE = {
     title: method
-    for title, method in _AGAINST_NOISE.items()
+    for title, method in AGAINST_NOISE.items()
     if method in SWEEPS["cifar-flip"].methods
 }
 _CLEAN = {
     title: method
-    for title, method in _AGAINST_NOISE.items()
+    for title, method in AGAINST_NOISE.items()
     if method in SWEEPS["cifar-worst-clean1"].methods
 }
 _SHORT = ("cross-entropy", "class-balanced", "Meta-Weight-Net", "class-aware weights")
@@ -160,12 +160,12 @@ TABLES: Mapping[str, Table] = {
     **{
         sweep: Table(rows, [Column("last", sweep), Column("best", sweep, "best")], best=True)
         for sweep, rows in (
-            ("cifar-worst", _AGAINST_NOISE),
-            ("cifar-uniform", _AGAINST_NOISE),
+            ("cifar-worst", AGAINST_NOISE),
+            ("cifar-uniform", AGAINST_NOISE),
             ("cifar-flip", _BEST_AGAINST_NOISE),
             ("cifar-random1", _BEST_AGAINST_NOISE),
-            ("cifar-tail-100", _AGAINST_TAILS),
-            ("cifar-tail-10", _AGAINST_TAILS),
+            ("cifar-tail-100", AGAINST_TAILS),
+            ("cifar-tail-10", AGAINST_TAILS),
             ("cifar-tail-noise", _AGAINST_BOTH),
         )
     },

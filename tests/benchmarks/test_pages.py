@@ -103,6 +103,29 @@ def test_the_best_of_a_column_is_marked(page):
     ]
 
 
+def test_an_overview_names_the_best_of_each_kind(page):
+    runs = {
+        "ce": [{"last": 99.0}],
+        "ce+meta": [{"last": 50.0}, {"last": 52.0}],
+        "elr+meta": [{"last": 60.0}, {"last": 62.0}],
+        "gce+meta": [{"last": 70.0}, {"last": 40.0}],
+        "meta-weight-net-normalised+meta/one-sided": [{"last": 57.0}],
+        "class-aware+meta/one-sided": [{"last": 58.0}],
+    }
+    assert page("overview").overview(lambda name: runs, ["s"], ["noise, 40 %"]).splitlines() == [
+        "|  | cross-entropy | best without learned weights | best with learned weights |",
+        "|:--|--:|--:|--:|",
+        "| noise, 40 % | 51.0 ± 1.4 | ELR 61.0 ± 1.4 | class-aware weights 58.0 |",
+    ]
+
+
+def test_every_method_of_an_overview_has_a_title(page):
+    known = page("overview").TITLES
+    for name, sweep in page("claims").SWEEPS.items():
+        if name.startswith("cifar-") and not name.endswith("-many"):
+            assert {*sweep.methods} <= {*known, "ce", "ce+meta"}, name
+
+
 def test_a_missing_record_of_data_weights_is_named_with_its_command(page, copied):
     weights, sweeps = page("data_weights"), page("sweeps")
     (copied / "benchmarks/results/data_weighting/steps200-seed1.json").unlink()
