@@ -41,8 +41,8 @@ class MetaSFTTrainer(MetaTrainer, SFTTrainer):  # type: ignore[misc]
 
     Raises:
         ConfigurationError: As for ``MetaTrainer``; for ``padding_free`` and the packing strategies
-            that need it, which join all rows of a batch; for ``loss_type="dft"``,
-            ``activation_offloading`` and images.
+            that need it, which join all rows of a batch; for ``packing`` with a rater that reads
+            losses of a reference; for ``loss_type="dft"``, ``activation_offloading`` and images.
     """
 
     def __init__(self, *args: Any, clean_dataset: Any = None, **kwargs: Any) -> None:
@@ -57,6 +57,11 @@ class MetaSFTTrainer(MetaTrainer, SFTTrainer):  # type: ignore[misc]
             (self.args.loss_type != "nll", f"loss_type={self.args.loss_type!r}", "use 'nll'"),
             (self.args.activation_offloading, "activation_offloading=True", "leave it out"),
             (self._is_vision_dataset, "images", "use texts"),
+            (
+                self.args.packing and self._reads_reference(),
+                "packing=True, whose rows have no loss of a reference as texts have",
+                "use packing=False, or a Rater without a reference",
+            ),
         )
         if not self._skip_prepare_dataset:
             self.clean_dataset = SFTTrainer._prepare_dataset(
@@ -68,6 +73,10 @@ class MetaSFTTrainer(MetaTrainer, SFTTrainer):  # type: ignore[misc]
                 self._formatting_func,
                 "clean",
             )
+
+    def _reads_reference(self) -> bool:
+        network = self.weighting.weight_network
+        return self.weighting.level == "sequence" and getattr(network, "reads_reference", False)
 
     def _prepare_dataset(
         self,

@@ -23,9 +23,12 @@ from metaweight import Config, Engine, EngineConfig
 from metaweight.data import SampleLoader
 from metaweight.integrations import TextWeighting
 from metaweight.integrations.trl import MetaSFTTrainer
-from metaweight.lm import CleanLM, Sources, TextCollate, WeightedLM
+from metaweight.lm import CleanLM, Rater, Sources, TextCollate, WeightedLM
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+BY_REFERENCE = TextWeighting(level="sequence", weight_network=Rater(8, 4, reference=(3.0, 0.5)))
 
 
 @pytest.fixture(autouse=True)
@@ -215,6 +218,10 @@ def test_evaluation_is_the_trainers(tmp_path: Path) -> None:
         ({"loss_type": "dft"}, "received loss_type='dft'.*use 'nll'"),
         ({"activation_offloading": True}, "received activation_offloading=True.*leave it out"),
         ({"clean_dataset": None}, "was given no clean_dataset"),
+        (
+            {"packing": True, "packing_strategy": "wrapped", "weighting": BY_REFERENCE},
+            "packing=True, whose rows have no loss of a reference.*; use packing=False",
+        ),
     ],
 )
 def test_what_cannot_be_learned_is_refused(
