@@ -19,7 +19,8 @@ def require_new_column(who: str, dataset: Any, column: str) -> None:
     """
     if not len(dataset):
         raise DataError(f"{who} was given a dataset without sequences; give at least one.")
-    if column in dataset[0]:
+    # A format or a transform may hide columns.
+    if column in dataset[0] or column in (getattr(dataset, "column_names", None) or ()):
         raise DataError(
             f"The dataset has a column {column!r} already; give column=... another name."
         )

@@ -12,17 +12,21 @@ from torch import nn
 from metaweight.data import SampleLoader
 from metaweight.engines import Engine, Hook
 from metaweight.problems import Config, ConfigurationError, DataError, Reweighting
-from metaweight.problems.base.settings import require_choice, require_count
+from metaweight.problems.base.settings import require_choice, require_count, shown
 
 from .problems import Average, CleanLM, Level, WeightedLM
 from .rate import rate
 from .reference import reference_losses
 from .sources import Sources
-from .text_collate import TextCollate
+from .text_collate import TextCollate, reference_of
 from .token_losses import REFERENCE
 from .weighers import as_precise_as, made_weigher, names_of_sources, usual_rate
 
 LM, LEARNER = "lm", "data_weights"
+
+LEAST_DEVIATION = 0.1
+"""Below it, losses of a reference say little, and those of the trained model, which are scaled
+alike, would be so large that one sequence has all the weight of a batch."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,9 @@ class LearnedWeights:
         the losses of the reference, if raters read them and the dataset has none."""
         given = {"collate": self.collate, **options}
         if self.reference is not None and len(dataset) and REFERENCE not in dataset[0]:
+            size = {"batch_size": given["batch_size"]} if "batch_size" in given else {}
             dataset = reference_losses(
-                self.reference, dataset, collate=given["collate"], source=self.lm.source_key
+                self.reference, dataset, collate=given["collate"], source=self.lm.source_key, **size
             )
         return rate(self.lm, dataset, **given)
 
@@ -118,7 +123,8 @@ def learn_weights(
             bits, in whose rounding differences drown, with forward mode.
         reference: For ``level="sequence"``, a model of texts like the clean ones, such as a copy of
             ``model`` fine-tuned on them; the rater reads its losses of the training texts too:
-            :func:`~metaweight.lm.reference_losses`. It is not trained.
+            :func:`~metaweight.lm.reference_losses`. It is not trained. They are scaled by their
+            deviation over ``train``, or by 0.1 nats a token where it is less.
         source: Name of the source in a sample.
         seed: Seed of orders and of a rater's parameters.
         hooks: Further hooks of the engine.
@@ -127,7 +133,8 @@ def learn_weights(
 
     Raises:
         ConfigurationError: For settings that are refused, and a tokenizer without padding.
-        DataError: For an empty dataset, and samples without a source or without sequences.
+        DataError: For an empty dataset, samples without a source or without sequences, and losses
+            of a reference that are not finite.
     """
     require_choice("learn_weights", "level", level, ("source", "sequence"))
     require_count("learn_weights", "steps", steps, least=1)
@@ -138,7 +145,8 @@ def learn_weights(
             )
     scale = None
     if reference is not None:
-        train, scale = _with_reference(reference, train, collate, source, level)
+        _require_reference(reference, model, optimizer, level)
+        train, scale = _with_reference(reference, train, collate, source)
     sources = Sources(names_of_sources(train, source)) if level == "source" else None
     made = TextCollate(collate, sources=sources, source=source)
     plain = TextCollate(collate, source=source)
@@ -173,20 +181,37 @@ def learn_weights(
     return LearnedWeights(lm, learner, collate, reference)
 
 
-def _with_reference(
-    reference: nn.Module, train: Any, collate: Any, source: str, level: Level
-) -> tuple[Any, tuple[float, float]]:
-    """Return the training texts with the losses of a reference, and their mean and deviation.
+def _require_reference(
+    reference: nn.Module, model: nn.Module, optimizer: torch.optim.Optimizer | None, level: Level
+) -> None:
+    """Refuse a reference that no rater would read, or that would be trained.
 
     Raises:
-        ConfigurationError: Where no rater would read them.
+        ConfigurationError: Then.
     """
     if level != "sequence":
         raise ConfigurationError(
             f"learn_weights received a reference at level={level!r}, where nothing reads its "
             "losses; give level='sequence', or leave it out."
         )
+    what, advice = f"reference={shown(reference)}", "a copy of the model fine-tuned on clean texts"
+    if isinstance(reference, nn.Module):
+        groups = [{"params": model.parameters()}] if optimizer is None else optimizer.param_groups
+        trained = {p for group in groups for p in group["params"] if p.requires_grad}
+        if trained.isdisjoint(reference.parameters()):
+            return
+        what = "a reference with parameters that are trained, those of the model"
+    raise ConfigurationError(
+        f"learn_weights received {what}; give another model, such as {advice}."
+    )
+
+
+def _with_reference(
+    reference: nn.Module, train: Any, collate: Any, source: str
+) -> tuple[Any, tuple[float, float]]:
+    """Return the training texts with the losses of a reference, and their mean and deviation."""
     if REFERENCE not in train[0]:
         train = reference_losses(reference, train, collate=collate, source=source)
-    losses = torch.tensor([train[i][REFERENCE] for i in range(len(train))], dtype=torch.float64)
-    return train, (losses.mean().item(), max(losses.std(correction=0).item(), 1e-6))
+    losses = torch.tensor([reference_of(train[i]) for i in range(len(train))], dtype=torch.float64)
+    deviation = losses.std(correction=0).item()
+    return train, (losses.mean().item(), max(deviation, LEAST_DEVIATION))

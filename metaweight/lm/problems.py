@@ -63,8 +63,8 @@ class WeightedLM(ReweightedProblem):
               if it has one: :class:`~metaweight.lm.MixtureLoader`.
             - ``"sequence"``: with the mean token loss of each sequence, (B,). A module with
               ``compares_sequences``, such as :class:`~metaweight.lm.Rater`, also with the mean
-              hidden states (B, D) if it has ``reads_hidden_states``, or ``None``; with which
-              sequences count, (B,); and if it has ``reads_reference``, with ``reference=`` the
+              hidden states (B, D) if it has ``reads_hidden_states``, or ``None``; and with which
+              sequences count, (B,). One with ``reads_reference``, also with ``reference=`` the
               batch's ``"reference_loss"``, (B,): :func:`~metaweight.lm.reference_losses`.
             - ``"token"``: with the losses of all tokens, (B · T,), such as
               :class:`~metaweight.weighting.MetaWeightNet`.
@@ -174,9 +174,9 @@ class WeightedLM(ReweightedProblem):
         """Return the weights ``V`` as the problem above computes them, one per loss."""
         if self.level == "source":
             return self._weights_of_sources(batch)
-        if not self.compares_sequences:
-            return self.weigher(losses)  # type: ignore[no-any-return]
         more = self.reference_of(batch)
+        if not self.compares_sequences:
+            return self.weigher(losses, **more)  # type: ignore[no-any-return]
         return self.weigher(losses, hidden, counted.any(1), **more)  # type: ignore[no-any-return]
 
     def _weights_of_sources(self, batch: Any) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from metaweight._batch import shown_batch
 from metaweight.problems import ConfigurationError, DataError
-from metaweight.problems.base.settings import shown
+from metaweight.problems.base.settings import is_number, shown
 
 from .sources import Sources
 from .token_losses import INPUTS, LABELS, MASK, REFERENCE
@@ -33,8 +33,8 @@ class TextCollate:
 
     Raises:
         ConfigurationError: For a tokenizer without a padding token.
-        DataError: When called, for samples of another kind, or without a source, and where some
-            have a ``reference_loss`` and others not.
+        DataError: When called, for samples of another kind, or without a source, where some have
+            a ``reference_loss`` and others not, and where it is no finite number.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class TextCollate:
             batch[self._source] = self._sources.numbers(
                 [source_of(sample, self._source) for sample in samples]
             )
-        known = [float(sample[REFERENCE]) for sample in samples if REFERENCE in sample]
+        known = [reference_of(sample) for sample in samples if REFERENCE in sample]
         if known and len(known) < len(samples):
             raise DataError(
                 f"{len(known)} of {len(samples)} samples of a batch have {REFERENCE!r}; give it to "
@@ -104,6 +104,27 @@ def source_of(sample: Mapping[str, Any], name: str) -> Any:
         )
     found = sample[name]
     return found.item() if isinstance(found, Tensor) else found
+
+
+def reference_of(sample: Mapping[str, Any]) -> float:
+    """Return the loss of a reference of a sample.
+
+    Raises:
+        DataError: For a sample without one, or with one that is no finite number.
+    """
+    if REFERENCE not in sample:
+        raise DataError(
+            f"A sample is {shown_batch(sample)}, without {REFERENCE!r}; give it to all samples, by "
+            "metaweight.lm.reference_losses(model, dataset), also past a transform of the dataset."
+        )
+    found = sample[REFERENCE]
+    number = found.item() if isinstance(found, Tensor) and found.numel() == 1 else found
+    if not is_number(number):
+        raise DataError(
+            f"A sample has the {REFERENCE!r} {shown(found)}; give a finite number, in nats a "
+            "token, as metaweight.lm.reference_losses(model, dataset) computes it."
+        )
+    return float(number)
 
 
 def padded(samples: Sequence[Mapping[str, Any]], side: str = "right") -> dict[str, Tensor]:

@@ -7,10 +7,20 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support.language import WORDS, TinyLM, texts
-from torch import nn
+from support.language import WORDS, TinyLM, padded_batch, texts
+from support.small import problem
+from torch import Tensor, nn
 
-from metaweight.lm import Rater, TextCollate, learn_weights, reference_losses
+from metaweight import Engine
+from metaweight.lm import (
+    CleanLM,
+    Rater,
+    TextCollate,
+    WeightedLM,
+    learn_weights,
+    rate,
+    reference_losses,
+)
 
 
 def test_they_are_the_mean_loss_of_each_sequence() -> None:
@@ -98,3 +108,64 @@ def test_a_model_without_hidden_states_is_rated_by_losses_alone() -> None:
     )
     rater = found.learner.module
     assert isinstance(rater, Rater) and rater.hidden_size == 0 and rater.reads_reference
+
+
+def test_losses_of_a_reference_that_do_not_differ_leave_ratings_to_the_others() -> None:
+    """A reference of one loss says nothing; scaled by a deviation of 0, one text had all weight."""
+    torch.manual_seed(0)
+    found = learn_weights(
+        TinyLM(16),
+        texts(24, 0, reference_loss=2.0) + texts(24, 1, shuffled=True, reference_loss=2.0),
+        texts(24, 3),
+        level="sequence",
+        steps=20,
+        batch_size=12,
+        reference=TinyLM(),
+    )
+    fresh = texts(24, 5, reference_loss=2.0)
+    ratings = torch.tensor([sample["rating"] for sample in found.rate(fresh)])
+    # Twenty steps of Adam at 1e-3 move a score by some tenths.
+    assert ratings.min() > 0.5 and ratings.max() < 2
+
+
+def test_a_reference_is_called_with_as_many_texts_as_raters_rate() -> None:
+    class Sized(TinyLM):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+            sizes.append(len(input_ids))
+            return super().forward(input_ids, attention_mask)
+
+    sizes: list[int] = []
+    reference = Sized()
+    train = texts(6)
+    found = learn_weights(TinyLM(), train, train, level="sequence", steps=1, reference=reference)
+    sizes.clear()
+    found.rate(train, batch_size=2)
+    assert sizes == [2, 2, 2]
+
+
+class ByReference(nn.Module):
+    """Weighs each sequence by itself: ``1 + θ (l_i - r_i)``."""
+
+    reads_reference = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+
+    def forward(self, losses: Tensor, reference: Tensor) -> Tensor:
+        return 1 + self.slope * (losses - reference)
+
+
+def test_weights_of_a_reference_need_not_compare_sequences() -> None:
+    batches = [{**padded_batch(0), "reference_loss": torch.linspace(1, 3, 6)}]
+    lm = problem(
+        WeightedLM, "lm", module=TinyLM().double(), data=batches, weights="w", level="sequence"
+    )
+    w = problem(CleanLM, "w", module=ByReference(), data=batches, model="lm")
+    Engine.bilevel(w, lm, train_iters=2, progress=False).run()
+    dataset = reference_losses(TinyLM().double(), texts(4))
+    for sample in rate(lm, dataset):
+        own = reference_losses(lm.module, [{"input_ids": sample["input_ids"]}])[0]
+        expected = 1 + lm.weigher.module.slope * (own["reference_loss"] - sample["reference_loss"])
+        # Losses of a reference are of single precision in a batch.
+        assert sample["rating"] == pytest.approx(expected.item(), abs=1e-6)

@@ -44,6 +44,13 @@ class Flat(nn.Module):
         return self.words(input_ids).mean(1)
 
 
+class Formatted(list[Any]):
+    """Like a ``datasets.Dataset`` whose format hides a column."""
+
+    column_names = ("input_ids", "reference_loss")
+
+
+MODEL = TinyLM()
 BATCH = padded_batch(0)
 NAMED = texts(3, source="a") + texts(3, source="b")
 
@@ -230,6 +237,42 @@ ROWS: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         r"2 of 5 samples of a batch have 'reference_loss'; give it to all or none",
         lambda: TextCollate()(texts(2, reference_loss=1.0) + texts(3)),
     ),
+    "no loss of a reference": (
+        DataError,
+        r"A sample has the 'reference_loss' None; give a finite number, in nats a token, as metaw",
+        lambda: TextCollate()(texts(2, reference_loss=None)),
+    ),
+    "a loss of a reference that is no number": (
+        DataError,
+        r"A sample has the 'reference_loss' '1.5'; give a finite number",
+        lambda: TextCollate()(texts(2, reference_loss="1.5")),
+    ),
+    "a loss of a reference that is not finite": (
+        DataError,
+        r"A sample has the 'reference_loss' tensor\(nan\); give a finite number",
+        lambda: learn(
+            texts(2, reference_loss=1.0) + texts(1, reference_loss=torch.tensor(torch.nan)),
+            level="sequence",
+            reference=TinyLM(),
+        ),
+    ),
+    "training texts some of which have a loss of a reference": (
+        DataError,
+        r"A sample is a dict with 'input_ids', without 'reference_loss'; give it to all samples, b",
+        lambda: learn(
+            texts(2, reference_loss=1.0) + texts(1), level="sequence", reference=TinyLM()
+        ),
+    ),
+    "a reference by its name": (
+        ConfigurationError,
+        r"learn_weights received reference='gpt2'; give another model, such as a copy of the model",
+        lambda: learn(NAMED, level="sequence", reference="gpt2"),
+    ),
+    "a reference that is trained": (
+        ConfigurationError,
+        r"received a reference with parameters that are trained, those of the model; give another",
+        lambda: learn_weights(MODEL, NAMED, NAMED, level="sequence", reference=MODEL),
+    ),
     "a reference of sources": (
         ConfigurationError,
         r"received a reference at level='source', where nothing reads its losses; give level='seq",
@@ -244,6 +287,11 @@ ROWS: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         DataError,
         r"reference_losses was given a dataset without sequences; give at least one",
         lambda: reference_losses(TinyLM(), []),
+    ),
+    "a second column, which a format hides": (
+        DataError,
+        r"has a column 'reference_loss' already; give column=",
+        lambda: reference_losses(TinyLM(), Formatted(texts(2))),
     ),
     "a second column of losses": (
         DataError,
