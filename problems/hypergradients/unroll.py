@@ -76,10 +76,11 @@ class Unroll(Hypergradient):
             steps. This saves a forward and backward pass per step and keeps all activations; needs
             ``product="exact"``, and computes products in the precision of training. With several
             upper problems only the first uses the graph, since its step invalidates it. ``"auto"``:
-            as ``"full"`` if the graphs of all steps fit in half of the memory that is free, as
-            ``"flat"`` otherwise, under autocast, above other problems, and on devices that do not
-            tell what is free. That is decided once, from the memory of the first graph, logged, and
-            said by ``engine.describe()``; the results are equal to rounding.
+            as ``"full"`` if the graphs of all steps, and those of other problems that are kept so,
+            fit in half of the memory that is free, as ``"flat"`` otherwise, under autocast, above
+            other problems, and on devices that do not tell what is free. That is decided once, from
+            the memory of the first graph, logged, and said by ``engine.describe()``; the results
+            are equal to rounding.
     """
 
     steps: int | None = None

@@ -43,8 +43,8 @@ class Retained(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def decide_on_graphs(problem: Problem, size: int) -> None:
-    """Let the problem's steps keep their graphs if those of all recorded ones fit in memory, in all
-    processes, and say which it is.
+    """Let the problem's steps keep their graphs if those of all recorded ones fit in memory, beside
+    those of other problems and in all processes, and say which it is.
 
     Args:
         problem: The problem.
@@ -52,20 +52,24 @@ def decide_on_graphs(problem: Problem, size: int) -> None:
     """
     trajectory, processes = problem.step_state.trajectory, problem.step_state.processes
     number = trajectory.recording.updates * problem.config.gradient_accumulation
+    peers = problem.position.peers.values()
+    # Of which others have not taken all yet.
+    granted = sum(p.step_state.trajectory.granted for p in peers if p.device == problem.device)
     free = free_memory(problem.device)
-    fits = free is not None and (number - 1) * size <= SHARE * free
+    fits = free is not None and (number - 1) * size + granted <= SHARE * free
     if processes.world > 1:
         (share,) = processes.mean([torch.tensor(float(fits), device=problem.device)])
         fits = bool(share == 1)
-    trajectory.decide_on_graphs(fit=fits)
+    trajectory.decide_on_graphs(fit=fits, size=number * size)
     if problem.logger is not None:
         known = "an unknown amount" if free is None else shown_bytes(free)
         here = " in this process" if processes.world > 1 else ""
+        others = f", with {shown_bytes(granted)} of other problems" if granted else ""
         what = "are kept" if fits else "are built again, one at a time"
         problem.logger.info(
             f"Unroll(memory='auto') of problem {problem.name!r}: the graphs of {number} passes "
             f"{what}. Each takes {shown_bytes(size)}; {known} of memory is free{here}, of which "
-            f"they may take {SHARE:.0%}."
+            f"they may take {SHARE:.0%}{others}."
         )
 
 

@@ -29,6 +29,7 @@ class Trajectory:
         taken: Number of steps taken since the loop began.
         skipped: Number of steps skipped since the loop began.
         all_skipped: Whether no step is left to differentiate through, since all were skipped.
+        granted: Bytes of memory that graphs may take which are kept since they fit.
     """
 
     def __init__(self, recording: Recording) -> None:
@@ -44,6 +45,7 @@ class Trajectory:
         self.all_skipped = False
         self._keeps = True
         self._graphs_fit: bool | None = None
+        self.granted = 0
 
     def recording_as(self, recording: Recording) -> Trajectory:
         """Return a trajectory with other recording settings and the same steps."""
@@ -52,6 +54,7 @@ class Trajectory:
         other._open = self._open
         other.taken, other.skipped, other.all_skipped = self.taken, self.skipped, self.all_skipped
         other._keeps, other._graphs_fit = self._keeps, self._graphs_fit
+        other.granted = self.granted
         return other
 
     @property
@@ -191,9 +194,10 @@ class Trajectory:
             return False
         return self._graphs_fit if self.recording.graphs_if_free else True
 
-    def decide_on_graphs(self, *, fit: bool) -> None:
-        """Decide, for the rest of the run, whether graphs are kept that are to be if they fit."""
-        self._graphs_fit = fit
+    def decide_on_graphs(self, *, fit: bool, size: int) -> None:
+        """Decide, for the rest of the run, whether graphs are kept that are to be if they fit, and
+        take ``size`` bytes."""
+        self._graphs_fit, self.granted = fit, size if fit else 0
 
     def wants_graph(self) -> bool:
         """Return whether the present micro-batch needs its gradient's graph, to keep or measure."""

@@ -11,11 +11,12 @@ import torch
 from metaweight.problems.recording import graph_memory
 from support.naive import relative_error
 from support.reweighting import Declared, program
+from support.small import Inner, numbers, problem
 from support.three_levels import chain
 from support.unrolled import Setting, build, engine_gradient, naive_gradient
 from support.unrolled_declared import gradients_of
 
-from metaweight import Config, Engine, Unroll
+from metaweight import Config, Engine, EngineConfig, ImplicitProblem, Unroll
 
 AUTO = Unroll(memory="auto")
 FREE = {"kept": 10**9, "rebuilt": 10, "unknown": None}
@@ -105,6 +106,38 @@ def test_the_graphs_of_all_passes_have_to_fit_in_half_of_what_is_free(free: Any)
     size, rest = divmod(high, 2 * 5)
     assert rest == 0
     assert 8 * (8 * (6 + 3) + 5 * 6 + 6 + 6 * 3 + 3) < size < 20_000
+
+
+def test_several_problems_share_the_half(free: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """What was granted to the first of them is not granted again to the second."""
+
+    def keeping(size: int) -> list[bool]:
+        free(size)
+        config = {"config": Config(type=AUTO, unroll_steps=3), "data": numbers(1.0, 2.0)}
+        lowers = [problem(Inner, name, **config) for name in ("first", "second")]
+        outer = problem(Both, "outer", data=numbers(3.0))
+        edges = {"u2l": {outer: lowers}, "l2u": {lower: [outer] for lower in lowers}}
+        engine = Engine([outer, *lowers], EngineConfig(train_iters=3, strategy="cpu"), edges)
+        with caplog.at_level(logging.INFO, "metaweight"):
+            engine.run()
+        return [bool(lower.step_state.trajectory.keeps_graphs) for lower in lowers]
+
+    assert keeping(10**9) == [True, True]
+    each = re.search(r"Each takes (\d+) B", caplog.text)
+    assert each is not None
+    # Two graphs more of each, and the first one's three of the other.
+    one, both = 2 * 2 * int(each[1]), 2 * 5 * int(each[1])
+    assert keeping(one) == keeping(both - 1) == [True, False]
+    assert keeping(one - 1) == [False, False]
+    assert keeping(both) == [True, True]
+    assert f"with {3 * int(each[1])} B of other problems" in caplog.text
+
+
+class Both(ImplicitProblem):
+    """``½ |w - batch|²`` of both."""
+
+    def training_step(self, batch: Any) -> Any:
+        return 0.5 * ((self.first() - batch) ** 2 + (self.second() - batch) ** 2).sum()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
