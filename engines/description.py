@@ -44,23 +44,30 @@ def _lines(problem: Problem, engine: Engine) -> Iterator[str]:
     count = problem.config.gradient_accumulation
     batches = "a micro-batch, of which a step has " + str(count) if count > 1 else "a step"
     yield f"  {batches}: a forward and a backward pass in {_training_precision(problem)}"
-    yield f"  plan: {'; '.join([*plan_in_words(problem), *_hooks(engine)])}"
+    yield f"  plan: {'; '.join(plan_in_words(problem, _hooks(engine, problem)))}"
     lowers = {lower: None for path in problem.paths for lower in path[1:-1]}
     for lower in lowers:
         yield from _hypergradient(problem, lower)
 
 
-def _hooks(engine: Engine) -> Iterator[str]:
-    """Yield the methods of hooks that every step calls."""
+def _hooks(engine: Engine, problem: Problem) -> dict[str, list[str]]:
+    """Return the methods of hooks that a step of the problem calls, by their name."""
     hooks = engine.hooks
-    for moment, called in (
-        ("before_step", hooks.before_steps),
-        ("accepts", hooks.accepting),
-        ("after_gradient", hooks.after_gradients),
-        ("after_step", hooks.after_steps),
-    ):
-        for hook in called:
-            yield f"{type(hook).__name__}.{moment}"
+    called = {
+        "before_step": hooks.before_steps,
+        "accepts": hooks.accepting,
+        # One that changes gradients may do so for other problems alone.
+        "after_gradient": [
+            hook
+            for hook in hooks.after_gradients
+            if hook.changes_gradients_of(problem) or hook.only_shows or not hook.changes_gradients
+        ],
+        "after_step": hooks.after_steps,
+    }
+    return {
+        moment: [f"{type(hook).__name__}.{moment}" for hook in found]
+        for moment, found in called.items()
+    }
 
 
 def _size(problem: Problem) -> str:

@@ -48,7 +48,8 @@ class VarianceReduction(Hook):
     Each problem has one loader of the same batches in every epoch: not shuffled, or with an
     attribute ``batch_number`` that says which of them the last one was. A loader that takes its
     place during a run starts a new table, as do other parameters to be trained. A step that is
-    skipped leaves the table as it was. In a program of several processes the gradient is the mean
+    skipped leaves the table as it was. Gradients are corrected before they are clipped, and the
+    table holds them so. In a program of several processes the gradient is the mean
     over all, which have to be at the same number.
 
     Memory: a gradient for each batch, of single precision at least, also in checkpoints.

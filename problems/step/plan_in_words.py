@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ..base.overridables import overrides
 from ..problem import Problem
@@ -10,10 +10,23 @@ from ..unrolling import owns_settings
 from .plan import StepPlan, plan_of
 
 
-def plan_in_words(problem: Problem) -> list[str]:
-    """Return what a step of the problem does, one thing after the other."""
+def plan_in_words(problem: Problem, hooks: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return what a step of the problem does, one thing after the other.
+
+    Args:
+        problem: The problem.
+        hooks: What hooks do in it, by the name of their method.
+    """
     plan = plan_of(problem)
-    return [*_before(problem, plan), *_gradient(problem, plan), *_after(problem, plan)]
+    return [
+        *hooks["before_step"],
+        *_before(problem, plan),
+        *_gradient(problem, plan),
+        *hooks["accepts"],
+        *hooks["after_gradient"],
+        *_after(problem, plan),
+        *hooks["after_step"],
+    ]
 
 
 def _before(problem: Problem, plan: StepPlan) -> Iterator[str]:

@@ -8,10 +8,12 @@ import pytest
 import torch
 from metaweight.problems.base.changes import changes
 from metaweight.problems.step.plan import plan_of
+from support.small import Inner, bilevel
+from support.small import problem as small
 from support.zoo import over
 from torch import Tensor, nn
 
-from metaweight import SAMA, Config, Engine, ImplicitProblem, Unroll
+from metaweight import SAMA, Config, Engine, Hook, ImplicitProblem, Unroll, VarianceReduction
 
 
 class Lower(ImplicitProblem):
@@ -209,3 +211,43 @@ def test_the_plan_is_described() -> None:
     ]
     grow(engine)
     assert "loss, other networks' buffers put back" in engine.describe()
+
+
+class Watching(Hook):
+    """Sees every moment of a step."""
+
+    changes_gradients = False
+
+    def before_step(self, *given: Any) -> None: ...
+
+    def accepts(self, *given: Any) -> bool:
+        return True
+
+    def after_gradient(self, *given: Any) -> None: ...
+
+    def after_step(self, *given: Any) -> None: ...
+
+
+def test_the_plan_names_hooks_where_they_are_called() -> None:
+    """Gradients are corrected before they are clipped, of the problems that are named."""
+    lower = small(Inner, "inner", config=Config(gradient_clipping=1.0))
+    engine = bilevel(inner=lower, hooks=[VarianceReduction(["inner"]), Watching()])
+    upper, below = (s for s in engine.describe().splitlines() if "plan: " in s)
+    said = [part.strip() for part in below.split("plan: ")[1].split(";")]
+    assert said == [
+        "Watching.before_step",
+        "draw a batch",
+        "record it",
+        "loss",
+        "gradient",
+        "Watching.accepts",
+        "VarianceReduction.after_gradient",
+        "Watching.after_gradient",
+        "clip",
+        "SGD.step",
+        "ProgressLine.after_step",
+        "VarianceReduction.after_step",
+        "Watching.after_step",
+    ]
+    assert "VarianceReduction.after_gradient" not in upper
+    assert "Watching.after_gradient; SGD.step" in upper
