@@ -133,9 +133,9 @@ def padded(samples: Sequence[Mapping[str, Any]], side: str = "right") -> dict[st
     Where some have labels, those of the others are their inputs.
 
     Raises:
-        DataError: For samples with different parts otherwise.
+        DataError: For samples with different parts otherwise, and for parts that are no numbers.
     """
-    rows = [{k: torch.as_tensor(v) for k, v in sample.items()} for sample in samples]
+    rows = [{k: _tensor_of(k, v) for k, v in sample.items()} for sample in samples]
     for row in rows:
         row.setdefault(MASK, torch.ones_like(row[INPUTS]))
         if any(LABELS in other for other in rows):
@@ -157,6 +157,16 @@ def padded(samples: Sequence[Mapping[str, Any]], side: str = "right") -> dict[st
         else torch.stack([row[name] for row in rows])
         for name in rows[0]
     }
+
+
+def _tensor_of(name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(
+            f"A sample has {name!r}: {shown(value)}, which are no numbers; leave this column out, "
+            "or give a collator that does."
+        ) from None
 
 
 class _PadsWith:

@@ -11,7 +11,7 @@ from support.language import WORDS, TinyLM, padded_batch, texts
 from support.small import problem
 from torch import Tensor, nn
 
-from metaweight import Engine
+from metaweight import DataError, Engine
 from metaweight.lm import (
     CleanLM,
     Rater,
@@ -47,6 +47,17 @@ def test_sources_and_other_columns_are_kept() -> None:
     dataset = [{**s, "origin": i, "title": "a"} for i, s in enumerate(texts(4))]
     found = reference_losses(TinyLM(), dataset, source="origin", column="clean")
     assert [s["origin"] for s in found] == [0, 1, 2, 3] and {"clean", "title"} < {*found[0]}
+
+
+class Formatted(list[Any]):
+    """Like a ``datasets.Dataset`` whose format hides a column."""
+
+    column_names = ("input_ids", "reference_loss")
+
+
+def test_a_column_that_a_format_hides_is_not_written_again() -> None:
+    with pytest.raises(DataError, match="has a column 'reference_loss' already; give column="):
+        reference_losses(TinyLM(), Formatted(texts(2)))
 
 
 def test_a_batch_has_them_as_one_tensor() -> None:

@@ -44,12 +44,6 @@ class Flat(nn.Module):
         return self.words(input_ids).mean(1)
 
 
-class Formatted(list[Any]):
-    """Like a ``datasets.Dataset`` whose format hides a column."""
-
-    column_names = ("input_ids", "reference_loss")
-
-
 MODEL = TinyLM()
 BATCH = padded_batch(0)
 NAMED = texts(3, source="a") + texts(3, source="b")
@@ -114,6 +108,16 @@ ROWS: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         DataError,
         r"Samples of a batch hold \['attention_mask', 'input_ids'\] and \['age', 'attention",
         lambda: TextCollate()([{"input_ids": [1]}, {"input_ids": [1], "age": [2]}]),
+    ),
+    "parts of samples that are no numbers": (
+        DataError,
+        r"A sample has 'turns': \[\{'role': 'user'\}\], which are no numbers; leave this col",
+        lambda: TextCollate()(texts(2, turns=[{"role": "user"}])),
+    ),
+    "a part of samples that is nothing": (
+        DataError,
+        r"A sample has 'age': None, which are no numbers",
+        lambda: TextCollate()(texts(2, age=None)),
     ),
     "a batch that is no mapping": (
         DataError,
@@ -287,11 +291,6 @@ ROWS: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         DataError,
         r"reference_losses was given a dataset without sequences; give at least one",
         lambda: reference_losses(TinyLM(), []),
-    ),
-    "a second column, which a format hides": (
-        DataError,
-        r"has a column 'reference_loss' already; give column=",
-        lambda: reference_losses(TinyLM(), Formatted(texts(2))),
     ),
     "a second column of losses": (
         DataError,
