@@ -11,6 +11,12 @@ from ..data.sharding import ShareSampler
 from ..problem import Problem
 from ..recording.recorded_steps import BatchNumber
 
+LOADER = (
+    "Give it one loader without shuffling (a list of batches, DataLoader(shuffle=False), "
+    "TensorLoader(shuffle=False)), or one that says by an attribute batch_number which of its "
+    "batches the last one was"
+)
+
 
 def batch_number(problem: Problem) -> BatchNumber | None:
     """Return the number of the batch that the problem drew last; ``None`` if it has none.
@@ -41,23 +47,26 @@ def require_batch_numbers(problem: Problem, method: str, instead: str) -> None:
     if reason is not None:
         raise ConfigurationError(
             f"{method} keeps a table with an entry for each batch, so that batches must be the "
-            f"same in every epoch, but problem {problem.name!r} {reason}. Give it one loader "
-            "without shuffling (a list of batches, DataLoader(shuffle=False), "
-            "TensorLoader(shuffle=False)), or one that says by an attribute batch_number which of "
-            f"its batches the last one was; or {instead}."
+            f"same in every epoch, but problem {problem.name!r} {reason}; or {instead}."
         )
 
 
 def _why_not(problem: Problem) -> str | None:
+    """Return why it has no numbers, and what to do about it."""
     source = problem.step_state.source
     if source is None or type(problem).get_batch is not Problem.get_batch:
-        return "draws its batches by a get_batch of its own"
+        return f"draws its batches by a get_batch of its own. {LOADER}"
     if len(source.loaders) != 1:
-        return f"has {len(source.loaders)} loaders"
+        return f"has {len(source.loaders)} loaders. {LOADER}"
     if problem.config.gradient_accumulation != 1:
-        return f"accumulates {problem.config.gradient_accumulation} micro-batches in a step"
+        number = problem.config.gradient_accumulation
+        return (
+            f"accumulates {number} micro-batches in a step. Give it whole batches, with "
+            "Config(gradient_accumulation=1)"
+        )
     if not _is_fixed(source.loaders[0]):
-        return f"has a loader of type {type(source.loaders[0]).__name__} that is not known to do so"
+        kind = type(source.loaders[0]).__name__
+        return f"has a loader of type {kind} that is not known to do so. {LOADER}"
     return None
 
 

@@ -332,7 +332,10 @@ SHUFFLED = DataLoader([torch.zeros(6).double()] * 4, batch_size=None, shuffle=Tr
     ("settings", "message"),
     [
         ({"upper_loader": SHUFFLED}, "'upper' has a loader of type DataLoader that"),
-        ({"accumulation": 2}, "'upper' accumulates 2 micro-batches"),
+        (
+            {"accumulation": 2},
+            r"'upper' accumulates 2 micro-batches in a step. Give it whole batches, with Conf",
+        ),
         ({"roll_back": True}, r"roll_back=True\) takes the last step of problem 'lower' again"),
     ],
 )
