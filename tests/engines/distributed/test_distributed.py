@@ -12,7 +12,7 @@ import pytest
 import torch
 from metaweight.engines.distributed.process_group import FROM_TORCHRUN
 from support import process_checks
-from support.checks import RESULTS
+from support.each_process import RESULTS
 from support.fork_server import start_module
 from support.once import once
 from support.shared_out import program
