@@ -21,7 +21,7 @@ BLOCKS = blocks("integrations.md")
 
 # What their own packages warn of on a machine without a GPU.
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("package", "number"), [("transformers", 0), ("lightning", 3)])
+@pytest.mark.parametrize(("package", "number"), [("transformers", 0), ("lightning", 4)])
 def test_an_example_runs_when_pasted(
     package: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -34,7 +34,7 @@ def test_an_example_runs_when_pasted(
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("package", "number"), [("peft", 1), ("trl", 2)])
+@pytest.mark.parametrize(("package", "number"), [("peft", 1), ("trl", 3)])
 def test_an_example_of_texts_runs_when_pasted(
     package: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,6 +47,19 @@ def test_an_example_of_texts_runs_when_pasted(
     found = names["trainer"].learned.sources
     assert found["counting"] > 1.1 and found["counting"] + found["noise"] == pytest.approx(2)
     assert all(sample["source"] == "counting" for sample in names["best"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_example_of_a_reference_runs_when_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "pasted"}
+    exec("\n".join(BLOCKS[1:3]), names)
+    assert len(names["best"]) == 100
+    assert {"rating", "reference_loss"} < {*names["best"][0]}
 
 
 @pytest.mark.slow
@@ -68,4 +81,4 @@ def test_the_tutorial_on_texts_runs_when_pasted(
 
 
 def test_there_is_one_for_each() -> None:
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
