@@ -29,6 +29,7 @@ from .arguments import (
     unchanged_on_error,
 )
 from .assembly import make_schedule, prepare_problems, wire
+from .captured import captured_steps
 from .checkpoint.hook import CheckpointHook, load_engine, save_engine
 from .checkpoint.state import set_streams
 from .description import describe
@@ -117,6 +118,7 @@ class Engine:
         with unchanged_on_error(self.problems, env):
             self._by_name = {problem.name: problem for problem in self.problems}
             self._execution = Execution(self)
+            self._captured = captured_steps(self, self._execution)
             self._wire(graph)
             prepare_problems(self, self._execution.drive, self._execution.end_epoch)
             self.train_iters = steps_of_run(self.config, self.leaves, self.processes)
@@ -185,6 +187,8 @@ class Engine:
         """
         require_runnable(self)
         streams = self.checkpoint_hook.begin(self, resume)
+        if self._captured is not None:
+            self._captured.look_again()
         self.train()
         with stops_between_steps() as request:
             try:
@@ -194,10 +198,7 @@ class Engine:
                     set_streams(streams)
                 while not (self._is_asked_to_end(request) or self._is_over()):
                     if not self._validation_is_due():
-                        with self._execution:
-                            self.train_step()
-                        self.run_state.iteration += 1
-                        self.hooks.iteration_end(self)
+                        self._advance()
                     if self._validation_is_due() and not self._is_asked_to_end(request):
                         self._validate()
                     if self.checkpoint_hook.folder is not None and not self._is_asked_to_end(
@@ -361,6 +362,21 @@ class Engine:
             return True
         return self.run_state.iteration >= self.train_iters and not self._validation_is_due()
 
+    def _advance(self) -> None:
+        """Take an iteration, or those of a period that is captured."""
+        taken = 0 if self._captured is None else self._captured.take(self._iterations_to_go())
+        if not taken:
+            self._execution.take()
+        for _ in range(taken or 1):
+            self.run_state.iteration += 1
+            self.hooks.iteration_end(self)
+
+    def _iterations_to_go(self) -> int:
+        """Return the iterations until a validation, a checkpoint or the end is due."""
+        done = self.run_state.iteration
+        every = [self.valid_step, self.checkpoint_hook.step]
+        return min(self.train_iters - done, *(n - done % n for n in every))
+
     def _validation_is_due(self) -> bool:
         """Return whether a validation is due and has not been run."""
         iteration = self.run_state.iteration
@@ -386,5 +402,8 @@ class Engine:
         self.logger.log(stats, tag="validation", step=self.global_step)
         for problem in self.problems:
             step_plateau(problem, stats, "validation", self.processes)
+        if self._captured is not None:
+            # A validation may load or replace what is trained.
+            self._captured.look_again()
         self.run_state.validated_at = self.global_step
         self.hooks.after_validation(self, stats)

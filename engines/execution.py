@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ from .loggers import flatten_stats, sentence
 from .plateau import step_plateau
 from .program.counters import Counters
 from .program.instructions import Action, Instruction
+from .program.taken import Taken
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -41,6 +44,33 @@ class Execution:
         self._engine = engine
         self._problems = {problem.name: problem for problem in engine.problems}
         self._counters: Counters | None = None
+        self._seen: list[Taken] | None = None
+
+    def take(self) -> None:
+        """Take an iteration."""
+        with self:
+            self._engine.train_step()
+
+    def count(self) -> None:
+        """Count an iteration that is taken otherwise."""
+        self._engine.global_step += 1
+        for leaf in self._engine.leaves:
+            self._engine.schedule.advance(leaf.name)
+
+    @contextmanager
+    def collecting(self, seen: list[Taken]) -> Iterator[None]:
+        """Keep the steps inside in a list, in place of logging them."""
+        self._seen = seen
+        try:
+            yield
+        finally:
+            self._seen = None
+
+    def report(self, taken: Taken) -> None:
+        """Log a step, if it is due."""
+        problem = self._problems[taken.problem]
+        if self._engine.logger.loggers or not isinstance(problem.config.log_step, LeftOut):
+            self._log(problem, taken)
 
     def __enter__(self) -> None:
         self._counters = Counters(self._engine.problems, self._engine.schedule)
@@ -96,8 +126,11 @@ class Execution:
             hooks.step_skipped(engine, problem)
         if problem.scheduler is not None and instruction.settled:
             step_scheduler(problem)
-        if engine.logger.loggers or not isinstance(problem.config.log_step, LeftOut):
-            self._log(problem, result, global_step)
+        taken = Taken(problem.name, problem.count, global_step, result.loss, result.metrics)
+        if self._seen is None:
+            self.report(taken)
+        else:
+            self._seen.append(taken)
         if problem.scheduler is not None and not (engine.do_validation() or result.skipped):
             measured = {**result.metrics, "loss": result.loss}
             step_plateau(problem, measured, "training_step", engine.processes)
@@ -140,17 +173,17 @@ class Execution:
             # What errs from here on may have changed parameters.
             self._counters.stepped()
 
-    def _log(self, problem: Problem, result: StepResult, global_step: int | None) -> None:
-        every, logger = problem.config.log_step, self._engine.logger
+    def _log(self, problem: Problem, taken: Taken) -> None:
+        every, logger, global_step = problem.config.log_step, self._engine.logger, taken.global_step
         left_out = isinstance(every, LeftOut)
         if left_out:
             every = LOGGED_BY_DEFAULT
-        due = every > 0 and problem.count % every == 0
+        due = every > 0 and taken.count % every == 0
         if not (due or left_out):
             return
         local = global_step is None or problem.config.log_local_step
-        step = problem.count if local else global_step
-        numbers = {**result.metrics, "loss": result.loss}
+        step = taken.count if local else global_step
+        numbers = {**taken.metrics, "loss": taken.loss}
         if not due:
             logger.keep(numbers, tag=problem.name, step=step)
             return
@@ -158,7 +191,7 @@ class Execution:
         place = "" if global_step is None else f" [Global Step {global_step}]"
         if not left_out:
             logger.info(
-                f'[Problem "{problem.name}"]{place} [Local Step {problem.count}] {sentence(stats)}'
+                f'[Problem "{problem.name}"]{place} [Local Step {taken.count}] {sentence(stats)}'
             )
         logger.log(stats, tag=problem.name, step=step)
 

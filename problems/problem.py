@@ -207,8 +207,11 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
     def optimizer_step(self) -> None:
         """Unscale and clip the gradients, then apply them with :meth:`custom_optimizer_step`."""
         scaler, trajectory = self.step_state.scaler, self.step_state.trajectory
+        feed = self.step_state.feed
         if owns_settings(self):
             apply_learned_settings(self)
+        if feed is not None:
+            feed.prepare(self)
         if scaler is not None:
             scaler.unscale_(self.optimizer)
         if trajectory.recording.optimizer:
@@ -217,7 +220,10 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
             torch.nn.utils.clip_grad_norm_(
                 self.trainable_parameters(), self._config.gradient_clipping
             )
-        self.custom_optimizer_step()
+        if feed is None:
+            self.custom_optimizer_step()
+        else:
+            feed.update(self)
         if scaler is not None:
             scaler.update()
 

@@ -20,7 +20,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("base", "state", "kernels", "data", "recording", "products", "unrolling"),
         *("hypergradients", "", "persistence", "step", "audit", "setup"),
     ),
-    "engines": ("loggers", "program", "distributed", "hooks", "checkpoint", ""),
+    "engines": ("loggers", "program", "distributed", "hooks", "checkpoint", "captured", ""),
 }
 # The room of the doors where people already train: each module needs a package of its own.
 DOORS = "integrations"

@@ -132,7 +132,7 @@ class CheckpointHook(Hook):
             )
         self.log: Mapping[str, Any] | None = None
         self.frozen = FrozenBase(config.adapters_only)
-        self._step = config.checkpoint_step or config.valid_step
+        self.step = config.checkpoint_step or config.valid_step
         self._policy = config.checkpoint_failure
         self._value: float | None = None
 
@@ -187,7 +187,7 @@ class CheckpointHook(Hook):
             return
         value = self._value
         best = value is not None and self._is_among_best(engine, self.folder, value)
-        if best or engine.run_state.iteration % self._step == 0:
+        if best or engine.run_state.iteration % self.step == 0:
             self._save(engine, self.folder)
         self._value = None
 

@@ -102,6 +102,13 @@ class EngineConfig:
             ``Config(precision=...)`` is left out; one of its own stays. ``None``: ``"fp32"``. Upper
             problems pass through lower ones in their own precision, so that the same for all is
             mostly fastest. See :func:`fastest_precision`.
+        capture: Take steps without Python, once some were taken with it, for programs whose steps
+            are small: ``"replay"`` runs the operations of all levels, hypergradients included,
+            one after the other; ``"compile"`` compiles them by ``torch.compile``, which takes some
+            seconds to minutes at first. A period is taken both ways and compared. What a graph of
+            operations would leave out is refused: hooks and callbacks of single steps, random
+            numbers such as dropout's, numbers read from tensors, several processes. ``None``: all
+            steps by Python.
         distributed: Older spelling of ``strategy="distributed"``.
 
     Raises:
@@ -134,6 +141,7 @@ class EngineConfig:
     adapters_only: bool = False
     non_finite: str = "ignore"
     precision: str | None = None
+    capture: str | None = None
     distributed: InitVar[bool | None] = None
 
     def __post_init__(self, distributed: bool | None) -> None:
@@ -142,6 +150,8 @@ class EngineConfig:
             require_choice(OWNER, field, getattr(self, field), choices)
         if self.precision is not None:
             require_choice(OWNER, "precision", self.precision, PRECISIONS)
+        if self.capture is not None:
+            require_choice(OWNER, "capture", self.capture, ("replay", "compile"))
         self._check_loggers()
         for field, least in COUNTS.items():
             require_count(OWNER, field, getattr(self, field), least)

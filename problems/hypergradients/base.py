@@ -282,9 +282,12 @@ def require_finite(
     numbers = [vectors.real(t) for t in values]
     wide = vectors.accumulation_dtype(*numbers)
     (sums,) = lower.mean([torch.stack([t.sum(dtype=wide) for t in numbers])])
-    if not bool(torch.isfinite(sums).all()):
+
+    def error() -> HypergradientError:
         advice = remedy if isinstance(remedy, str) else remedy()
-        raise HypergradientError(
+        return HypergradientError(
             f"The hypergradient of {method} through problem {lower.name!r} is not finite; "
             f"{advice}. Parameters are as they were."
         )
+
+    lower.refuse_if(~torch.isfinite(sums).all(), error)

@@ -52,11 +52,14 @@ def require_bounded(
         return f"its series may have diverged: {advice()}, which was {method.alpha:g}"
 
     require_finite([*answer.values, answer.residual], lower, name, not_finite)
-    if bool(growth >= GROWTH):
-        raise HypergradientError(
+
+    def error() -> HypergradientError:
+        return HypergradientError(
             f"The series of {method} through problem {lower.name!r} diverges: its terms have grown "
             f"{float(growth):.3g} times; {advice()}. Parameters are as they were."
         )
+
+    lower.refuse_if(growth >= GROWTH, error)
 
 
 def require_converging(
@@ -92,11 +95,14 @@ def require_converging(
     # by more than the largest eigenvalue, nor against its direction.
     too_long = step * vectors.norm(image) > 2.0 * vectors.norm(x)
     downwards = vectors.dot(x, image) < 0
-    if bool((too_long | downwards) & (answer.residual >= GROWTH)):
-        raise HypergradientError(
+
+    def error() -> HypergradientError:
+        return HypergradientError(
             f"The solution that {method} keeps for problem {lower.name!r} diverges: its residual "
             f"is {float(answer.residual):.3g}; {advice()}. Parameters are as they were."
         )
+
+    lower.refuse_if((too_long | downwards) & (answer.residual >= GROWTH), error)
 
 
 def step_advice(system: LinearSystem, setting: str, step: float) -> str:

@@ -70,6 +70,10 @@ class RecordedLoss(Protocol):
         """Whether a step's gradient is that of its loss alone: no callback changes it, and it has
         no hypergradient through problems below."""
 
+    def refuse_if(self, condition: Tensor, error: Callable[[], Exception]) -> None:
+        """Raise an error if a condition holds, a 0-dim tensor, for which the host waits; in steps
+        that are captured, once they have been taken."""
+
     def loss(self, step: RecordedStep, instead: Mapping[Tensor, Tensor] | None = None) -> Tensor:
         """Return the loss of a recorded micro-batch at the present parameters, a 0-dim tensor.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..base.nested import map_tensors
@@ -41,6 +42,19 @@ class MethodStates:
             state = self.proposed.pop(path)
             if taken:
                 self.kept[path] = state
+
+    def write_back(self, before: Mapping[Path, Any]) -> None:
+        """Write the kept states to the tensors of earlier ones, and keep those.
+
+        Raises:
+            ValueError: For states of another form.
+        """
+
+        def write(old: Tensor, new: Tensor) -> Tensor:
+            return old if old is new else old.copy_(new)
+
+        with torch.no_grad():
+            self.kept = {path: map_tensors(write, before[path], s) for path, s in self.kept.items()}
 
     def forget(self) -> None:
         """Forget all states."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import is_
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,22 @@ if TYPE_CHECKING:
     from ..problem import Problem
 
     Driver = Callable[[Problem, int | None], None]
+
+
+class Feed(Protocol):
+    """Gives steps their batches and optimizer steps."""
+
+    def draw(self, problem: Problem) -> Any:
+        """Return the next batch of a problem."""
+
+    def prepare(self, problem: Problem) -> None:
+        """Called before an optimizer step, and before what is recorded of it."""
+
+    def update(self, problem: Problem) -> None:
+        """Take the optimizer step, of gradients that are clipped."""
+
+    def notes(self, condition: Tensor) -> bool:
+        """Return whether it notes a condition for an error, to be looked at after the steps."""
 
 
 class StepState:
@@ -58,6 +74,7 @@ class StepState:
         as_drawn: Converts these before they are used; ``None`` outside of a check.
         modes: The modes of the module's submodules in training, while it is evaluated.
         plan: What cannot change in the problem's steps; ``None`` before the first.
+        feed: Gives steps their batches and optimizer steps in place of loaders and the optimizer.
     """
 
     def __init__(self) -> None:
@@ -87,6 +104,7 @@ class StepState:
         self.as_drawn: Callable[[RecordedStep], RecordedStep] | None = None
         self.modes = Modes()
         self.plan: Any = None
+        self.feed: Feed | None = None
         self._kept: KeptBuffers | None = None
         self._optimized: tuple[nn.Module | None, list[Tensor], list[Tensor]] = (None, [], [])
 
@@ -110,6 +128,11 @@ class StepState:
     def use_channels_last(self, *, channels_last: bool) -> None:
         """Set whether images and convolution weights are in channels-last format."""
         self.channels_last = channels_last
+
+    def feed_by(self, feed: Feed | None) -> None:
+        """Set what gives steps their batches and optimizer steps; ``None`` for loaders and the
+        optimizer."""
+        self.feed = feed
 
     def scale_losses_by(self, scaler: Any) -> None:
         """Set the loss scaler."""

@@ -101,7 +101,9 @@ def next_batch(problem: Problem) -> Any:
     Raises:
         DataError: When it has no samples.
     """
-    return require_samples(problem, problem.step_state.note_batch(problem.get_batch()))
+    state = problem.step_state
+    batch = problem.get_batch() if state.feed is None else state.feed.draw(problem)
+    return require_samples(problem, state.note_batch(batch))
 
 
 def _record(problem: Problem, batch: Any, *, first: bool) -> None:

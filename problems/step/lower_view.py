@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -219,6 +219,11 @@ class LowerView:
             return [torch.zeros_like(t) for t in inputs]
         found = self._problem.step_state.processes.gradients(loss, inputs)
         return vectors.fill_none(found, inputs)
+
+    def refuse_if(self, condition: Tensor, error: Callable[[], Exception]) -> None:
+        feed = self._problem.step_state.feed
+        if (feed is None or not feed.notes(condition)) and bool(condition):
+            raise error()
 
     def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return self._problem.step_state.processes.mean(tensors)

@@ -160,10 +160,8 @@ def _buckets(
 
 
 def _number(setting: Any) -> Number:
-    """Return a setting as a float, or as a 0-dim tensor if it is on another device."""
-    if isinstance(setting, Tensor) and setting.device.type != "cpu":
-        return setting.reshape(())
-    return float(setting)
+    """Return a setting as a float, or as a 0-dim tensor if it is a tensor, which is not read."""
+    return setting.reshape(()) if isinstance(setting, Tensor) else float(setting)
 
 
 def _plus(left: list[Tensor], right: list[Tensor], factor: Number) -> list[Tensor]:

@@ -1,0 +1,273 @@
+"""Iterations taken by a graph of tensor operations, once it is seen to do what Python does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from metaweight.problems import ConfigurationError, HypergradientError
+from metaweight.problems.base.changes import changes
+from metaweight.problems.base.nested import leaves, map_tensors
+from metaweight.problems.step.descent import next_batch
+from metaweight.problems.step.scheduling import step_scheduler
+from torch import Tensor
+
+from ..program.instructions import Action
+from ..program.taken import Taken
+from .batches import Place
+from .capturable import require_capturable
+from .feeding import Eager, Traced, fed, write_rates
+from .operations import Replay, replay, traced
+from .period import Period, next_period
+from .program_tensors import Kept, Labelled, looks_of, tensors_of
+from .updates import rates_of
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+    from ..execution import Execution
+
+WARM = 2
+"""Periods of the same form before one is captured: by then optimizers and methods have state."""
+LARGEST_DEVIATION = {False: 1e-3, True: 0.05}
+"""From a period taken by Python, as a share of the way it went, by whether the graph is compiled:
+its kernels round otherwise, which finite differences enlarge."""
+
+
+@dataclass
+class Recorded:
+    """A period as a graph.
+
+    Attributes:
+        form: The form of the period.
+        run: Runs the operations, and returns losses and metrics.
+        places: Where they read batches and learning rates.
+        tensors: What they write to.
+        looks: What the program looked like.
+        changes: The number of changes of the program at which they were recorded.
+        metrics: The metrics of each step, with any tensors in the places of those to come.
+        is_verified: Whether a period was taken both ways and compared.
+    """
+
+    form: Any
+    run: Replay
+    places: Traced
+    tensors: Labelled
+    looks: Sequence[Any]
+    changes: int
+    metrics: Sequence[Any]
+    is_verified: bool = False
+
+
+class CapturedSteps:
+    """Takes iterations of a program by a graph of their tensor operations.
+
+    The first periods, from one moment between loops to the next, are taken by Python. One is then
+    traced: what it reads from loaders, and learning rates, become places to write later ones to.
+    The following one is taken both ways and compared. From then on Python draws batches, counts and
+    steps schedulers, and the graph does the rest. Batches of another size are taken by Python.
+
+    Args:
+        engine: Whose iterations.
+        execution: What takes them by Python.
+        compiled: Whether the graph is compiled by ``torch.compile``.
+    """
+
+    def __init__(self, engine: Engine, execution: Execution, *, compiled: bool) -> None:
+        self._engine = engine
+        self._execution = execution
+        self._compiled = compiled
+        self._problems = {problem.name: problem for problem in engine.problems}
+        self._alike = 0
+        self._form: Any = None
+        self._recorded: Recorded | None = None
+
+    def take(self, most: int) -> int:
+        """Take the iterations of a period, if there are at most ``most``, and if it is not left to
+        Python; return how many were taken.
+
+        Raises:
+            ConfigurationError: For a program that cannot be captured.
+        """
+        engine = self._engine
+        period = next_period(engine.schedule, [leaf.name for leaf in engine.leaves])
+        if period is None or len(period) > most:
+            return 0
+        recorded = self._recorded
+        if recorded is not None and recorded.changes != changes():
+            self._forget()
+            recorded = None
+        if recorded is None:
+            form = period.form
+            self._alike, self._form = self._alike + 1 if form == self._form else 0, form
+            if self._alike < WARM:
+                return 0
+            self._capture(period)
+        elif period.form != recorded.form:
+            return 0
+        else:
+            self._take(period, recorded)
+        return len(period)
+
+    def look_again(self) -> None:
+        """Forget what was captured if tensors, modes or settings of the program are others now."""
+        recorded = self._recorded
+        if recorded is not None and recorded.looks != looks_of(self._engine.problems):
+            self._forget()
+
+    def _forget(self) -> None:
+        self._recorded, self._alike = None, 0
+
+    def _capture(self, period: Period) -> None:
+        """Take a period, and keep the operations that it consisted of."""
+        engine = self._engine
+        require_capturable(engine)
+        places = Traced(
+            [Place(batch) for batch in self._draw(period)],
+            [
+                [torch.tensor(rate, dtype=torch.float64) for rate in rates_of(self._problems[name])]
+                for name in (one.problem for one in period.steps if one.last)
+            ],
+        )
+        start = Kept.of(self._tensors())
+        seen: list[Taken] = []
+        with fed(engine.problems, places):
+            try:
+                graph = traced(lambda: self._run(period, places, seen))
+            except BaseException:
+                start.restore()
+                raise
+        self._recorded = Recorded(
+            form=period.form,
+            run=replay(graph, compiled=self._compiled),
+            places=places,
+            tensors=self._tensors(),
+            looks=looks_of(engine.problems),
+            changes=changes(),
+            metrics=[taken.metrics for taken in seen],
+        )
+        self._report(seen)
+
+    def _run(self, period: Period, places: Traced, seen: list[Taken]) -> list[Tensor]:
+        """Take the iterations, and return losses and metrics."""
+        with self._keeping_methods(), self._execution.collecting(seen):
+            for _ in period.iterations:
+                self._execution.take()
+        found = [t for taken in seen for t in (taken.loss, *_tensors_in(taken.metrics))]
+        wrong = [condition.any() for condition in places.conditions]
+        return [*found, *([torch.stack(wrong).any()] if wrong else [])]
+
+    def _take(self, period: Period, recorded: Recorded) -> None:
+        batches = self._draw(period)
+        pairs = list(zip(recorded.places.places, batches, strict=True))
+        if not all(place.fits(batch) for place, batch in pairs):
+            self._eagerly(period, batches)
+        elif recorded.is_verified:
+            self._replay(period, batches, recorded)
+        else:
+            self._verify(period, batches, recorded)
+
+    def _replay(self, period: Period, batches: Sequence[Any], recorded: Recorded) -> None:
+        engine, rates = self._engine, iter(recorded.places.rates)
+        steps = []
+        for place, batch in zip(recorded.places.places, batches, strict=True):
+            place.write(batch)
+        for iteration in period.iterations:
+            self._execution.count()
+            for one in iteration:
+                if one.action is not Action.STEP:
+                    continue
+                problem = self._problems[one.problem]
+                problem.step_state.begin_step(one.count, engine.global_step)
+                steps.append((one.problem, one.count, engine.global_step))
+                if one.last:
+                    write_rates(next(rates), rates_of(problem))
+                if problem.scheduler is not None and one.settled:
+                    step_scheduler(problem)
+        found = iter(recorded.run())
+        self._report(
+            [
+                Taken(*step, next(found), map_tensors(lambda _: next(found), metrics))
+                for step, metrics in zip(steps, recorded.metrics, strict=True)
+            ]
+        )
+        if any(map(bool, found)):
+            raise HypergradientError(
+                f"A hypergradient diverged or is not finite in iteration {engine.global_step}, "
+                "whose steps were captured and have been taken; run from a checkpoint without "
+                "EngineConfig(capture=...) to be told which, and what to change."
+            )
+
+    def _verify(self, period: Period, batches: Sequence[Any], recorded: Recorded) -> None:
+        """Take a period by Python and by the graph, and compare.
+
+        Raises:
+            ConfigurationError: If they differ.
+        """
+        start = Kept.of(recorded.tensors)
+        rates = self._eagerly(period, batches)
+        expected = Kept.of(recorded.tensors)
+        start.restore()
+        for place, batch in zip(recorded.places.places, batches, strict=True):
+            place.write(batch)
+        for places, present in zip(recorded.places.rates, rates, strict=True):
+            write_rates(places, present)
+        recorded.run()
+        where, share = Kept.of(recorded.tensors).deviation(expected, start)
+        expected.restore()
+        if share > LARGEST_DEVIATION[self._compiled]:
+            raise ConfigurationError(
+                f"EngineConfig(capture=...) took a step whose captured operations end elsewhere "
+                f"than Python does: {where} differs by {share:.2g} of the way. A loss, a module or "
+                "a loader depends on something that changes from step to step and is no tensor of "
+                "a batch, such as a counter or a list; leave that out, or capture."
+            )
+        recorded.is_verified = True
+
+    def _eagerly(self, period: Period, batches: Sequence[Any]) -> list[list[float]]:
+        """Take the iterations by Python, on these batches; return the learning rates."""
+        feeding = Eager(batches)
+        with fed(self._engine.problems, feeding), self._keeping_methods():
+            for _ in period.iterations:
+                self._execution.take()
+        return feeding.rates
+
+    def _draw(self, period: Period) -> list[Any]:
+        return [next_batch(self._problems[one.problem]) for one in period.steps]
+
+    def _keeping_methods(self) -> Any:
+        """Return a context at whose end new states of methods are written to the old tensors."""
+        return _WrittenBack([p.step_state.method_states for p in self._engine.problems])
+
+    def _tensors(self) -> Labelled:
+        return tensors_of(self._engine.problems)
+
+    def _report(self, steps: Sequence[Taken]) -> None:
+        for taken in steps:
+            self._execution.report(taken)
+
+
+class _WrittenBack:
+    """Writes the states that methods have kept inside to the tensors that held them before."""
+
+    def __init__(self, states: Sequence[Any]) -> None:
+        self._states = states
+
+    def __enter__(self) -> None:
+        self._before = [dict(one.kept) for one in self._states]
+
+    def __exit__(self, *exception: object) -> None:
+        if exception[0] is None:
+            for one, before in zip(self._states, self._before, strict=True):
+                one.write_back(before)
+
+
+def _tensors_in(metrics: Any) -> list[Tensor]:
+    return [t for t in leaves(metrics) if isinstance(t, Tensor)]
+
+
+def captured_steps(engine: Engine, execution: Execution) -> CapturedSteps | None:
+    """Return what takes an engine's iterations as its settings ask for, if they do."""
+    how = engine.config.capture
+    return None if how is None else CapturedSteps(engine, execution, compiled=how == "compile")

@@ -1,0 +1,100 @@
+"""What the steps of a period are given in place of what they would read: batches and rates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from metaweight.problems import Problem
+from torch import Tensor
+
+from .batches import Place
+from .operations import untraced
+from .updates import put_rates, rates_of, take_step
+
+Rates = list[float]
+
+
+class Eager:
+    """Gives batches that were drawn before, and notes the learning rates of updates."""
+
+    def __init__(self, batches: Sequence[Any]) -> None:
+        self._batches = iter(batches)
+        self.rates: list[Rates] = []
+
+    def draw(self, problem: Problem) -> Any:
+        """Return the next batch."""
+        del problem
+        return next(self._batches)
+
+    def prepare(self, problem: Problem) -> None:
+        """Note the learning rates."""
+        self.rates.append(rates_of(problem))
+
+    def update(self, problem: Problem) -> None:
+        """Take the optimizer's own step."""
+        problem.custom_optimizer_step()
+
+    def notes(self, condition: Tensor) -> bool:
+        """Leave a condition to be looked at now."""
+        del condition
+        return False
+
+
+class Traced:
+    """Gives the places of batches and of learning rates to steps that are traced.
+
+    Args:
+        places: Those of batches, step by step.
+        rates: Those of learning rates, a tensor for each group, update by update.
+    """
+
+    def __init__(self, places: Sequence[Place], rates: Sequence[list[Tensor]]) -> None:
+        self.places, self.rates = places, rates
+        self._next_place, self._next_rates = iter(places), iter(rates)
+        self._before: list[Rates] = []
+        self.conditions: list[Tensor] = []
+
+    def draw(self, problem: Problem) -> Any:
+        """Return the place of the next batch."""
+        del problem
+        return next(self._next_place).batch
+
+    def prepare(self, problem: Problem) -> None:
+        """Put the places of learning rates into the optimizer."""
+        places, present = next(self._next_rates), rates_of(problem)
+        with untraced():
+            write_rates(places, present)
+        self._before.append(present)
+        put_rates(problem, places)
+
+    def update(self, problem: Problem) -> None:
+        """Take the optimizer step by operations of tensors."""
+        try:
+            take_step(problem.optimizer)
+        finally:
+            put_rates(problem, self._before.pop())
+
+    def notes(self, condition: Tensor) -> bool:
+        """Note a condition for an error."""
+        self.conditions.append(condition)
+        return True
+
+
+def write_rates(places: Sequence[Tensor], rates: Rates) -> None:
+    """Write learning rates to their places."""
+    for place, rate in zip(places, rates, strict=True):
+        place.fill_(rate)
+
+
+@contextmanager
+def fed(problems: Sequence[Problem], feeding: Eager | Traced) -> Iterator[None]:
+    """Let the steps of problems be given what ``feeding`` has, inside a ``with`` statement."""
+    for problem in problems:
+        problem.step_state.feed_by(feeding)
+    try:
+        yield
+    finally:
+        for problem in problems:
+            problem.step_state.feed_by(None)

@@ -1,0 +1,53 @@
+"""What a schedule says of the iterations up to the next moment between loops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..program.instructions import Action, Instruction
+from ..program.schedule import Schedule
+
+LONGEST = 1000
+"""Iterations after which no such moment is looked for any more."""
+
+
+@dataclass(frozen=True)
+class Period:
+    """The instructions of some iterations.
+
+    Attributes:
+        iterations: For each, its instructions.
+    """
+
+    iterations: Sequence[Sequence[Instruction]]
+
+    def __len__(self) -> int:
+        return len(self.iterations)
+
+    @property
+    def form(self) -> list[list[Instruction]]:
+        """The instructions without the numbers of steps, which differ from period to period."""
+        return [[one._replace(count=0) for one in several] for several in self.iterations]
+
+    @property
+    def steps(self) -> list[Instruction]:
+        """All steps, in order."""
+        return [one for several in self.iterations for one in several if one.action is Action.STEP]
+
+
+def next_period(schedule: Schedule, leaves: Sequence[str]) -> Period | None:
+    """Return the period that begins now, or nothing inside a loop or without an end in sight; the
+    schedule is unchanged."""
+    if not schedule.is_between_loops():
+        return None
+    iterations: list[list[Instruction]] = []
+    mark = schedule.mark()
+    try:
+        while len(iterations) < LONGEST:
+            iterations.append([one for leaf in leaves for one in schedule.advance(leaf)])
+            if schedule.is_between_loops():
+                return Period(iterations)
+    finally:
+        schedule.restore(mark)
+    return None
