@@ -67,6 +67,9 @@ COMMANDS: Mapping[str, str] = {
     ),
     "scaling/scaling": "python benchmarks/scaling.py --out benchmarks/results/scaling",
     "input/speed_input": "python benchmarks/speed_input.py --out benchmarks/results/input",
+    "captured/speed_captured": (
+        "python benchmarks/speed_captured.py --out benchmarks/results/captured"
+    ),
     "kernels/kernel_ablation": (
         "python benchmarks/kernel_ablation.py --product exact --only time "
         "--out benchmarks/results/kernels"

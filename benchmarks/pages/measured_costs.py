@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from .measured import Cell, Measured
 
 SCALING, INPUT, KERNELS = "scaling/scaling", "input/speed_input", "kernels/kernel_ablation"
-LM_COST = "lm_cost/lm_cost"
+LM_COST, CAPTURED = "lm_cost/lm_cost", "captured/speed_captured"
 RESNET32, TRANSFORMER = (f"unrolled/{name}/hypergradients" for name in ("resnet32", "transformer"))
 UNROLLED_NAMES: Mapping[str, str] = {
     "training": "training alone",
@@ -22,6 +22,8 @@ UNROLLED_NAMES: Mapping[str, str] = {
     "together": "two together",
     "apart": "two apart",
     "alone": "one process",
+    "python-steps": "Python",
+    "compiled-steps": "compiled",
     "tensors": "tensors, TensorLoader with RandomCropFlip",
     "pil-images": "PIL, torch's DataLoader, 0 workers",
     "pil-images-2": "PIL, torch's DataLoader, 2 workers",
@@ -77,7 +79,29 @@ def _unrolled(report: str, title: str, steps: Sequence[int]) -> Measured:
     return Measured(report, ["", *columns], rows)
 
 
+_BY = {
+    "hand-written": "hand-written",
+    "Betty": "betty-ml",
+    "by Python": "Python",
+    '`capture="replay"`': "replayed",
+    '`capture="compile"`': "compiled",
+}
+_ITERATIONS = ("toy, finite differences", "toy, SOBA", "toy, ten steps unrolled")
+
 COST_TABLES: Mapping[str, Measured] = {
+    "captured": Measured(
+        CAPTURED,
+        ["ms an iteration", *_BY],
+        {
+            title: [
+                None
+                if short in ("hand-written", "betty-ml") and title != _ITERATIONS[0]
+                else Cell(title, short, "ms", ".3f")
+                for short in _BY.values()
+            ]
+            for title in _ITERATIONS
+        },
+    ),
     "unrolled-resnet32": _unrolled(RESNET32, "resnet32", _STEPS),
     "unrolled-transformer": _unrolled(TRANSFORMER, "transformer", (1, 8, 32)),
     "lm-cost": Measured(
