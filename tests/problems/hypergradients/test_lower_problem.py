@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -140,6 +141,10 @@ class Quadratic:
 
     def gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
         return list(torch.autograd.grad(loss, inputs))
+
+    def refuse_if(self, condition: Tensor, error: Any) -> None:
+        if condition:
+            raise error()
 
     def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return list(tensors)
