@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from metaweight.problems.base.nested import leaves
+from support.devices import DEVICES
 from torch import Tensor, nn
 
 from metaweight import (
@@ -135,6 +136,19 @@ def test_replayed_steps_are_those_of_python(name: str) -> None:
         engines.append(engine)
     assert is_captured(engines[1])
     assert_same(engines[1], engines[0])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["native", "unrolled at a rate that falls", "soba"])
+def test_a_card_replays_what_the_cpu_does(name: str, device: str) -> None:
+    """To 1e-9: a card sums in another order, which a central difference enlarges."""
+    captured = program(capture="replay", device=device, **PROGRAMS[name])
+    captured.run()
+    plain = program(device="cpu", **PROGRAMS[name])
+    plain.run()
+    assert is_captured(captured)
+    for a, b in zip(state(captured), state(plain), strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-9, atol=1e-9)
 
 
 def test_losses_are_logged_as_ever(tmp_path: Path) -> None:
