@@ -163,7 +163,9 @@ def among(order: Tensor, kept: Tensor) -> Tensor:
 def on_host(values: Tensor) -> bool:
     """Return whether a tensor holds numbers that can be read without waiting for a device."""
     real = type(values) is Tensor and values.device.type == "cpu"
-    return real and not torch.compiler.is_compiling()
+    # Operations that are traced have to hold for other values.
+    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    return real and not traced
 
 
 def _of_one_hot(rows: Tensor, what: str, error: type[Exception]) -> Tensor:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from metaweight.problems.base.nested import map_tensors
+from metaweight.problems import ConfigurationError, Problem
+from metaweight.problems.base.nested import leaves, map_tensors
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+KNOWN = (Tensor, bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+"""What can be compared, and does not change in itself."""
 
 
 class Place:
@@ -18,9 +24,19 @@ class Place:
 
     Attributes:
         batch: The copy.
+
+    Raises:
+        ConfigurationError: For a batch with objects other than tensors, numbers and text.
     """
 
     def __init__(self, batch: Any) -> None:
+        for part in leaves(batch):
+            if not isinstance(part, KNOWN):
+                raise ConfigurationError(
+                    f"EngineConfig(capture=...) takes batches of tensors, numbers and text in "
+                    f"tuples, lists and mappings, and received one with a {type(part).__name__}; "
+                    "convert it in the loader's collate_fn, or leave capture out."
+                )
         self.batch = map_tensors(lambda t: t.detach().clone(), batch)
         self._parts = _parts(self.batch, [])
 
@@ -38,19 +54,15 @@ class Place:
 
 
 def _parts(nest: Any, into: list[Any]) -> list[Any]:
-    """Add to a list what a batch holds, and the names and kinds of its containers."""
-    kind = type(nest)
-    if kind is Tensor:
+    """Add to a list what a batch holds, and the names, kinds and sizes of its containers."""
+    if isinstance(nest, Tensor):
         into.append(nest)
-    elif kind is tuple or kind is list:
-        for part in nest:
-            _parts(part, into)
     elif isinstance(nest, Mapping):
         into.append(tuple(nest))
         for part in nest.values():
             _parts(part, into)
-    elif isinstance(nest, tuple):
-        into.append(kind)
+    elif isinstance(nest, (tuple, list)):
+        into.append((type(nest), len(nest)))
         for part in nest:
             _parts(part, into)
     else:
@@ -63,3 +75,30 @@ def _alike(here: Any, there: Any) -> bool:
         is_tensor = isinstance(there, Tensor)
         return is_tensor and here.shape == there.shape and here.dtype is there.dtype
     return here is there or (type(here) is type(there) and bool(here == there))
+
+
+@contextmanager
+def watching_parameters(problems: Sequence[Problem]) -> Iterator[None]:
+    """Refuse that batches are made of what is trained, inside a ``with`` statement."""
+    tensors = (t for p in problems for t in (*p.module.parameters(), *p.module.buffers()))
+    with _Untouched({id(t) for t in tensors}):
+        yield
+
+
+class _Untouched(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, tensors: set[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._tensors = tensors
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        del types
+        if any(id(part) in self._tensors for part in leaves(args)):
+            raise ConfigurationError(
+                "EngineConfig(capture=...) draws the batches of several steps before it takes the "
+                "first of them, and a loader or get_batch computes with parameters or buffers of a "
+                "problem, which these steps change; compute it in training_step, or leave capture "
+                "out."
+            )
+        return func(*args, **(kwargs or {}))

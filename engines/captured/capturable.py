@@ -15,7 +15,9 @@ from metaweight.problems import (
     Reweighting,
     Unroll,
 )
+from metaweight.problems.data.step_interface import counts_updates, waits_for_metric
 
+from .period import Period
 from .updates import require_known_update
 
 if TYPE_CHECKING:
@@ -27,20 +29,19 @@ recorded steps."""
 CALLBACKS = ("param_callback", "grad_callback", "on_inner_loop_start")
 
 
-def require_capturable(engine: Engine) -> None:
+def require_capturable(engine: Engine, period: Period) -> None:
     """Refuse a program with something in its steps that a graph of operations would leave out.
 
     Raises:
         ConfigurationError: Naming the first such thing, and what to do.
     """
-    for reason in _reasons(engine):
+    for reason in (*_reasons(engine), *_reasons_between(engine, period)):
         raise ConfigurationError(
             f"EngineConfig(capture=...) takes steps without Python, but {reason}; leave that out, "
             "or capture."
         )
     for problem in engine.problems:
-        if problem.optimizer is not None:
-            require_known_update(problem)
+        require_known_update(problem)
 
 
 def _reasons(engine: Engine) -> Iterator[str]:
@@ -58,6 +59,24 @@ def _reasons(engine: Engine) -> Iterator[str]:
         yield f"the hook {type(hook).__name__} looks at each step"
     for problem in engine.problems:
         yield from _reasons_of(problem)
+
+
+def _reasons_between(engine: Engine, period: Period) -> Iterator[str]:
+    """Yield what is called at moments that a graph of a whole period leaves out."""
+    if len(period) > 1:
+        for hook in engine.hooks.iteration_ends:
+            yield f"the hook {type(hook).__name__} is told of iterations inside a loop"
+    steps = [one.problem for one in period.steps]
+    if len(steps) > 1:
+        for hook in engine.hooks.epoch_ends:
+            yield f"the hook {type(hook).__name__} is told of epochs that end between two steps"
+    for problem in engine.problems:
+        own = type(problem).epoch_callback is not Problem.epoch_callback
+        if (own or counts_updates(problem.scheduler)) and problem.name in steps[1:]:
+            what = "an epoch_callback" if own else "a scheduler that counts epochs"
+            yield f"problem {problem.name!r} has {what}, called between two steps"
+        if waits_for_metric(problem.scheduler) and not engine.do_validation():
+            yield f"the scheduler of problem {problem.name!r} waits for the metric of each step"
 
 
 def _reasons_of(problem: Problem) -> Iterator[str]:

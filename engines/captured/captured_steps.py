@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,12 +15,22 @@ from torch import Tensor
 
 from ..program.instructions import Action
 from ..program.taken import Taken
-from .batches import Place
+from .batches import Place, watching_parameters
 from .capturable import require_capturable
+from .comparison import largest_deviation, require_metrics_of_tensors, same_metrics
 from .feeding import Eager, Traced, fed, write_rates
-from .operations import Replay, replay, traced
+from .operations import replay, traced
 from .period import Period, next_period
-from .program_tensors import Kept, Labelled, looks_of, tensors_of
+from .program_tensors import (
+    Kept,
+    Labelled,
+    looks_of,
+    require_same_settings,
+    require_same_tensors,
+    settings_of,
+    tensors_of,
+)
+from .recorded import Recorded
 from .updates import rates_of
 
 if TYPE_CHECKING:
@@ -30,34 +39,6 @@ if TYPE_CHECKING:
 
 WARM = 2
 """Periods of the same form before one is captured: by then optimizers and methods have state."""
-LARGEST_DEVIATION = {False: 1e-3, True: 0.05}
-"""From a period taken by Python, as a share of the way it went, by whether the graph is compiled:
-its kernels round otherwise, which finite differences enlarge."""
-
-
-@dataclass
-class Recorded:
-    """A period as a graph.
-
-    Attributes:
-        form: The form of the period.
-        run: Runs the operations, and returns losses and metrics.
-        places: Where they read batches and learning rates.
-        tensors: What they write to.
-        looks: What the program looked like.
-        changes: The number of changes of the program at which they were recorded.
-        metrics: The metrics of each step, with any tensors in the places of those to come.
-        is_verified: Whether a period was taken both ways and compared.
-    """
-
-    form: Any
-    run: Replay
-    places: Traced
-    tensors: Labelled
-    looks: Sequence[Any]
-    changes: int
-    metrics: Sequence[Any]
-    is_verified: bool = False
 
 
 class CapturedSteps:
@@ -94,20 +75,21 @@ class CapturedSteps:
         period = next_period(engine.schedule, [leaf.name for leaf in engine.leaves])
         if period is None or len(period) > most:
             return 0
-        recorded = self._recorded
+        recorded, form = self._recorded, period.form
         if recorded is not None and recorded.changes != changes():
             self._forget()
             recorded = None
-        if recorded is None:
-            form = period.form
-            self._alike, self._form = self._alike + 1 if form == self._form else 0, form
-            if self._alike < WARM:
-                return 0
-            self._capture(period)
-        elif period.form != recorded.form:
-            return 0
-        else:
+        if engine.hooks.iteration_ends:
+            self.look_again()
+            recorded = self._recorded
+        if recorded is not None and form == recorded.form:
+            self._form = None
             self._take(period, recorded)
+            return len(period)
+        self._alike, self._form = self._alike + 1 if form == self._form else 0, form
+        if self._alike < WARM:
+            return 0
+        self._capture(period)
         return len(period)
 
     def look_again(self) -> None:
@@ -122,31 +104,36 @@ class CapturedSteps:
     def _capture(self, period: Period) -> None:
         """Take a period, and keep the operations that it consisted of."""
         engine = self._engine
-        require_capturable(engine)
+        require_capturable(engine, period)
+        with watching_parameters(engine.problems):
+            batches = self._draw(period)
         places = Traced(
-            [Place(batch) for batch in self._draw(period)],
+            [Place(batch) for batch in batches],
             [
                 [torch.tensor(rate, dtype=torch.float64) for rate in rates_of(self._problems[name])]
                 for name in (one.problem for one in period.steps if one.last)
             ],
         )
-        start = Kept.of(self._tensors())
+        start, settings = Kept.of(self._tensors()), [settings_of(p) for p in engine.problems]
         seen: list[Taken] = []
         with fed(engine.problems, places):
             try:
                 graph = traced(lambda: self._run(period, places, seen))
+                require_same_tensors(start.tensors, self._tensors())
             except BaseException:
                 start.restore()
                 raise
         self._recorded = Recorded(
             form=period.form,
-            run=replay(graph, compiled=self._compiled),
+            run=replay(graph.module, compiled=self._compiled),
             places=places,
-            tensors=self._tensors(),
+            tensors=self._tensors() | {"what a step writes to": places.without(graph.written)},
+            settings=settings,
             looks=looks_of(engine.problems),
             changes=changes(),
             metrics=[taken.metrics for taken in seen],
         )
+        require_same_settings(engine.problems, settings)
         self._report(seen)
 
     def _run(self, period: Period, places: Traced, seen: list[Taken]) -> list[Tensor]:
@@ -154,7 +141,8 @@ class CapturedSteps:
         with self._keeping_methods(), self._execution.collecting(seen):
             for _ in period.iterations:
                 self._execution.take()
-        found = [t for taken in seen for t in (taken.loss, *_tensors_in(taken.metrics))]
+        require_metrics_of_tensors(seen)
+        found = [t for taken in seen for t in (taken.loss, *leaves(taken.metrics))]
         wrong = [condition.any() for condition in places.conditions]
         return [*found, *([torch.stack(wrong).any()] if wrong else [])]
 
@@ -163,7 +151,10 @@ class CapturedSteps:
         pairs = list(zip(recorded.places.places, batches, strict=True))
         if not all(place.fits(batch) for place, batch in pairs):
             self._eagerly(period, batches)
-        elif recorded.is_verified:
+            return
+        recorded.taken += 1
+        # What depends on a counter may be the same for long: looked at after 1, 2, 4, … periods.
+        if recorded.taken & (recorded.taken - 1):
             self._replay(period, batches, recorded)
         else:
             self._verify(period, batches, recorded)
@@ -185,6 +176,7 @@ class CapturedSteps:
                     write_rates(next(rates), rates_of(problem))
                 if problem.scheduler is not None and one.settled:
                     step_scheduler(problem)
+        require_same_settings(engine.problems, recorded.settings)
         found = iter(recorded.run())
         self._report(
             [
@@ -205,23 +197,32 @@ class CapturedSteps:
         Raises:
             ConfigurationError: If they differ.
         """
-        start = Kept.of(recorded.tensors)
-        rates = self._eagerly(period, batches)
+        engine = self._engine
+        start, seen = Kept.of(recorded.tensors), list[Taken]()
+        with self._execution.collecting(seen):
+            rates = self._eagerly(period, batches)
+        require_same_settings(engine.problems, recorded.settings)
         expected = Kept.of(recorded.tensors)
         start.restore()
         for place, batch in zip(recorded.places.places, batches, strict=True):
             place.write(batch)
         for places, present in zip(recorded.places.rates, rates, strict=True):
             write_rates(places, present)
-        recorded.run()
+        found = recorded.run()
         where, share = Kept.of(recorded.tensors).deviation(expected, start)
         expected.restore()
-        if share > LARGEST_DEVIATION[self._compiled]:
+        self._report(seen)
+        most = largest_deviation(engine.problems, compiled=self._compiled)
+        if share > most or not same_metrics(seen, recorded.metrics, found, most):
+            differs = f"{where} differs by {share:.2g} of the way"
             raise ConfigurationError(
                 f"EngineConfig(capture=...) took a step whose captured operations end elsewhere "
-                f"than Python does: {where} differs by {share:.2g} of the way. A loss, a module or "
-                "a loader depends on something that changes from step to step and is no tensor of "
-                "a batch, such as a counter or a list; leave that out, or capture."
+                f"than Python does: {differs if share > most else 'losses or metrics differ'}. A "
+                "loss, a module or a loader depends on something that changes from step to step "
+                "and is no tensor of a batch, such as a counter or a list; leave that out, or "
+                "capture. Steps since iteration "
+                f"{engine.global_step - len(period) * (recorded.taken - recorded.taken // 2)} may "
+                "have been taken so."
             )
         recorded.is_verified = True
 
@@ -234,7 +235,32 @@ class CapturedSteps:
         return feeding.rates
 
     def _draw(self, period: Period) -> list[Any]:
-        return [next_batch(self._problems[one.problem]) for one in period.steps]
+        """Draw the batches of a period, each with the counters of its step."""
+        engine = self._engine
+        counts = [(p.step_state, p.count, p.step_state.global_step) for p in engine.problems]
+        before, found = engine.global_step, []
+        try:
+            for iteration in period.iterations:
+                engine.global_step += 1
+                for one in (each for each in iteration if each.action is Action.STEP):
+                    problem = self._problems[one.problem]
+                    problem.step_state.begin_step(one.count, engine.global_step)
+                    found.append(next_batch(problem))
+        finally:
+            engine.global_step = before
+            for state, count, global_step in counts:
+                state.begin_step(count, global_step)
+        return found
+
+    def _require_same_settings(self, recorded: Recorded) -> None:
+        """Refuse a scheduler that changes more than learning rates."""
+        for problem, before in zip(self._engine.problems, recorded.settings, strict=True):
+            if problem.scheduler is not None and settings_of(problem) != before:
+                raise ConfigurationError(
+                    f"EngineConfig(capture=...) takes learning rates from schedulers, and "
+                    f"{type(problem.scheduler).__name__} of problem {problem.name!r} changes other "
+                    "settings too; let it leave them (cycle_momentum=False), or leave capture out."
+                )
 
     def _keeping_methods(self) -> Any:
         """Return a context at whose end new states of methods are written to the old tensors."""
@@ -261,10 +287,6 @@ class _WrittenBack:
         if exception[0] is None:
             for one, before in zip(self._states, self._before, strict=True):
                 one.write_back(before)
-
-
-def _tensors_in(metrics: Any) -> list[Tensor]:
-    return [t for t in leaves(metrics) if isinstance(t, Tensor)]
 
 
 def captured_steps(engine: Engine, execution: Execution) -> CapturedSteps | None:

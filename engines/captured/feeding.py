@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from metaweight.problems import Problem
+from metaweight.problems.base.nested import leaves
 from torch import Tensor
 
 from .batches import Place
@@ -53,7 +54,7 @@ class Traced:
     def __init__(self, places: Sequence[Place], rates: Sequence[list[Tensor]]) -> None:
         self.places, self.rates = places, rates
         self._next_place, self._next_rates = iter(places), iter(rates)
-        self._before: list[Rates] = []
+        self._before: list[Sequence[float | Tensor]] = []
         self.conditions: list[Tensor] = []
 
     def draw(self, problem: Problem) -> Any:
@@ -63,11 +64,10 @@ class Traced:
 
     def prepare(self, problem: Problem) -> None:
         """Put the places of learning rates into the optimizer."""
-        places, present = next(self._next_rates), rates_of(problem)
+        places = next(self._next_rates)
         with untraced():
-            write_rates(places, present)
-        self._before.append(present)
-        put_rates(problem, places)
+            write_rates(places, rates_of(problem))
+        self._before.append(put_rates(problem, places))
 
     def update(self, problem: Problem) -> None:
         """Take the optimizer step by operations of tensors."""
@@ -75,6 +75,11 @@ class Traced:
             take_step(problem.optimizer)
         finally:
             put_rates(problem, self._before.pop())
+
+    def without(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return those of some tensors that are no places."""
+        own = {id(t) for t in leaves([[place.batch for place in self.places], self.rates])}
+        return [t for t in tensors if id(t) not in own]
 
     def notes(self, condition: Tensor) -> bool:
         """Note a condition for an error."""

@@ -2,51 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from metaweight.problems import ConfigurationError
+from metaweight.problems.base.nested import leaves
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+READS = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
 Replay = Callable[[], list[Tensor]]
-untraced = disable_proxy_modes_tracing
+untraced = _disable_current_modes
 """A context in which operations leave no trace."""
 
 
-def traced(function: Callable[[], list[Tensor]]) -> fx.GraphModule:
+@dataclass(frozen=True)
+class Graph:
+    """The operations of a function.
+
+    Attributes:
+        module: The operations.
+        written: The tensors that they write to and did not make.
+    """
+
+    module: fx.GraphModule
+    written: list[Tensor]
+
+
+def traced(function: Callable[[], list[Tensor]]) -> Graph:
     """Run a function and return a graph of the operations that it ran.
 
     Tensors that it found are those of the graph, which writes to them as it did; what it drew from
     Python, numbers among it, is the same in every run of the graph.
 
     Raises:
-        ConfigurationError: For a function that reads numbers from tensors, or draws random ones.
+        ConfigurationError: For a function that reads numbers from tensors, selects by values, or
+            draws random numbers.
     """
+    watched = _Operations()
 
     def run(nothing: Tensor) -> list[Tensor]:
         del nothing
-        return [t.clone() for t in function()]
+        with watched, _Reads():
+            return [t.clone() for t in function()]
 
-    try:
-        graph = make_fx(run)(torch.zeros(0))
-    except RuntimeError as error:
-        if "value out of a tracing tensor" not in str(error):
-            raise
-        raise ConfigurationError(
-            "EngineConfig(capture=...) cannot capture a step that reads a number from a tensor, by "
-            ".item(), float(), print() or an if; compute with tensors alone, such as torch.where, "
-            "or leave capture out."
-        ) from error
-    random = sorted({str(n.target) for n in graph.graph.nodes if _is_random(n.target)})
+    module = make_fx(run)(torch.zeros(0))
+    random = sorted({str(n.target) for n in module.graph.nodes if _is_random(n)})
     if random:
         raise ConfigurationError(
             f"EngineConfig(capture=...) cannot capture a step that draws random numbers "
             f"({', '.join(random)}), since passes of a hypergradient have to draw them again; "
             "leave out dropout and noise, or capture."
         )
-    return graph
+    found = {n.target for n in module.graph.nodes if n.op == "get_attr"}
+    constants = [getattr(module, name) for name in found]
+    written = [t for t in constants if isinstance(t, Tensor) and _storage(t) in watched.written]
+    return Graph(module, written)
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses operations whose results depend on values otherwise than by values, and notes what is
+    written to."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.written: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        del types
+        if torch.Tag.data_dependent_output in func.tags:
+            raise _reads_a_number()
+        by_numbers = func is torch.ops.aten.index.Tensor and not any(map(_is_mask, args[1]))
+        if torch.Tag.dynamic_output_shape in func.tags and not by_numbers:
+            raise ConfigurationError(
+                f"EngineConfig(capture=...) cannot capture a step with a tensor whose size depends "
+                f"on values ({func}), as of x[mask]; compute on all, and weigh by the mask or use "
+                "torch.where, or leave capture out."
+            )
+        for argument, given in zip(func._schema.arguments, args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self.written.update(_storage(t) for t in leaves(given) if isinstance(t, Tensor))
+        return func(*args, **(kwargs or {}))
+
+
+class _Reads(TorchFunctionMode):
+    """Refuses to read values in ways that are no operation."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        del types
+        if func in READS:
+            raise _reads_a_number()
+        return func(*args, **(kwargs or {}))
+
+
+def _reads_a_number() -> ConfigurationError:
+    return ConfigurationError(
+        "EngineConfig(capture=...) cannot capture a step that reads a number from a tensor, by "
+        ".item(), float(), .numpy(), print() or an if; compute with tensors alone, such as "
+        "torch.where, or leave capture out."
+    )
+
+
+def _is_mask(index: Tensor | None) -> bool:
+    return index is not None and index.dtype in {torch.bool, torch.uint8}
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
 
 
 def replay(graph: fx.GraphModule, *, compiled: bool) -> Replay:
@@ -61,5 +131,9 @@ def replay(graph: fx.GraphModule, *, compiled: bool) -> Replay:
     return again
 
 
-def _is_random(target: Any) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+def _is_random(node: fx.Node) -> bool:
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    # Attention has dropout, of which none may be asked for.
+    given = node.normalized_arguments(torch.nn.Module(), normalize_to_only_use_kwargs=True)
+    return given is None or given.kwargs.get("dropout_p", 1.0) != 0.0

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from metaweight.problems import Problem
+from metaweight.problems import ConfigurationError, Problem
 from metaweight.problems.base import vectors
 from metaweight.problems.base.nested import leaves
 from torch import Tensor
 
 Labelled = dict[str, list[Tensor]]
+ROUNDINGS = 1e4
+"""Ways shorter than this many roundings of a tensor count as so long."""
 
 
 def tensors_of(problems: Sequence[Problem]) -> Labelled:
@@ -41,10 +43,44 @@ def looks_of(problems: Sequence[Problem]) -> list[Any]:
         found += [p.requires_grad for p in problem.module.parameters()]
         found += [module.training for module in problem.module.modules()]
         if problem.optimizer is not None:
-            for group in problem.optimizer.param_groups:
-                found.append({k: v for k, v in group.items() if k not in ("params", "lr")})
-                found += [id(p) for p in group["params"]]
-    return found
+            found += [id(p) for group in problem.optimizer.param_groups for p in group["params"]]
+    return [*found, *map(settings_of, problems)]
+
+
+def require_same_tensors(before: Labelled, after: Labelled) -> None:
+    """Refuse a step that keeps its results in new tensors, which later ones would not read.
+
+    Raises:
+        ConfigurationError: Naming what they belong to.
+    """
+    for label, tensors in before.items():
+        if list(map(id, tensors)) != list(map(id, after[label])):
+            raise ConfigurationError(
+                f"EngineConfig(capture=...) cannot capture a step that replaces tensors of {label} "
+                "by others; write to them in place, such as self.mean.copy_(...), or leave capture "
+                "out."
+            )
+
+
+def settings_of(problem: Problem) -> list[dict[str, Any]]:
+    """Return the settings of the optimizer's groups that are recorded: all but learning rates."""
+    groups = [] if problem.optimizer is None else problem.optimizer.param_groups
+    return [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in groups]
+
+
+def require_same_settings(problems: Sequence[Problem], before: Sequence[Any]) -> None:
+    """Refuse a scheduler that changes more than learning rates.
+
+    Raises:
+        ConfigurationError: Naming it.
+    """
+    for problem, settings in zip(problems, before, strict=True):
+        if problem.scheduler is not None and settings_of(problem) != settings:
+            raise ConfigurationError(
+                f"EngineConfig(capture=...) takes learning rates from schedulers, and "
+                f"{type(problem.scheduler).__name__} of problem {problem.name!r} changes other "
+                "settings too; let it leave them (cycle_momentum=False), or leave capture out."
+            )
 
 
 @dataclass(frozen=True)
@@ -83,14 +119,17 @@ class Kept:
 
 def _share(values: list[Tensor], others: list[Tensor], start: list[Tensor]) -> float:
     triples = [
-        (v.double(), o.double(), s.double())
-        for v, o, s in zip(values, others, start, strict=True)
-        if v.is_floating_point()
+        [vectors.real(t) for t in triple]
+        for triple in zip(values, others, start, strict=True)
+        if triple[0].is_floating_point() or triple[0].is_complex()
     ]
     if not triples:
         return 0.0
-    away = float(vectors.norm([v - o for v, o, _ in triples]))
-    way = float(vectors.norm([o - s for _, o, s in triples]))
-    size = float(vectors.norm([o for _, o, _ in triples]))
-    share = away / max(way, 1e-6 * size, 1e-30)
+    # No way is known better than its ends are rounded.
+    rounding = max(torch.finfo(v.dtype).eps for v, _, _ in triples)
+    wide = [[t.double() for t in triple] for triple in triples]
+    away = float(vectors.norm([v - o for v, o, _ in wide]))
+    way = float(vectors.norm([o - s for _, o, s in wide]))
+    size = float(vectors.norm([o for _, o, _ in wide]))
+    share = away / max(way, ROUNDINGS * rounding * size, 1e-30)
     return share if math.isfinite(share) else math.inf

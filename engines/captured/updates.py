@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from metaweight.problems import ConfigurationError, Problem
 from metaweight.problems.kernels.torch_internals import optimizer_hooks
@@ -17,7 +19,24 @@ def require_known_update(problem: Problem) -> None:
     Raises:
         ConfigurationError: Naming it.
     """
+    if problem.optimizer is None:
+        raise ConfigurationError(
+            f"EngineConfig(capture=...) cannot capture steps of problem {problem.name!r}, which "
+            "has no optimizer; give it one, or leave capture out."
+        )
     kind = type(problem.optimizer)
+    given = [p for group in problem.optimizer.param_groups for p in group["params"]]
+    if any(p.itemsize < 4 for p in given):
+        raise ConfigurationError(
+            f"EngineConfig(capture=...) cannot capture steps of problem {problem.name!r}, whose "
+            "parameters are of 16 bits, in which its update would round otherwise; keep them in "
+            "float32 with Config(precision='bf16'), or leave capture out."
+        )
+    if kind is not torch.optim.SGD and any(p.is_complex() for p in given):
+        raise ConfigurationError(
+            f"EngineConfig(capture=...) cannot capture steps of complex parameters, of problem "
+            f"{problem.name!r}, by {kind.__name__}; use SGD, or leave capture out."
+        )
     own = type(problem).custom_optimizer_step is not Problem.custom_optimizer_step
     if kind in RULES and not own and not optimizer_hooks(problem.optimizer):
         return
@@ -34,10 +53,13 @@ def rates_of(problem: Problem) -> list[float]:
     return [float(group[RATE]) for group in problem.optimizer.param_groups]
 
 
-def put_rates(problem: Problem, rates: list[float] | list[Tensor]) -> None:
-    """Set the learning rate of each group."""
-    for group, rate in zip(problem.optimizer.param_groups, rates, strict=True):
+def put_rates(problem: Problem, rates: Sequence[float | Tensor]) -> list[float | Tensor]:
+    """Set the learning rate of each group, and return what it was."""
+    groups = problem.optimizer.param_groups
+    before = [group[RATE] for group in groups]
+    for group, rate in zip(groups, rates, strict=True):
         group[RATE] = rate
+    return before
 
 
 @torch.no_grad()
@@ -54,7 +76,13 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
             new, after = rule(parameter, parameter.grad, present, group)
             parameter.copy_(new)
             for key, value in after.items():
-                if key in present:
-                    present[key].copy_(value)
+                if key not in present:
+                    raise ConfigurationError(
+                        "EngineConfig(capture=...) cannot capture the first step of a parameter, "
+                        f"of shape {tuple(parameter.shape)}, which had no gradient in earlier ones "
+                        f"and of which {type(optimizer).__name__} has no {key} yet; let all "
+                        "parameters have gradients from the start, or leave capture out."
+                    )
+                present[key].copy_(value)
     # For schedulers, which ask whether the optimizer has stepped before them.
     optimizer._opt_called = True  # type: ignore[attr-defined]

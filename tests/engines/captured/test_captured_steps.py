@@ -271,7 +271,7 @@ def test_another_word_is_refused() -> None:
 
 
 def test_a_product_that_diverges_is_told() -> None:
-    engine = program(SOBA(lr=0.05), capture="replay", train_iters=10)
+    engine = program(SOBA(lr=0.05), capture="replay", train_iters=11)
     engine.run()
     for kept in leaves(engine.classifier.step_state.method_states.kept):
         kept.fill_(torch.nan)

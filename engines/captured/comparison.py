@@ -1,0 +1,58 @@
+"""How a period that is taken both ways is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from metaweight.problems import ConfigurationError, Problem
+from metaweight.problems.base.nested import leaves
+from torch import Tensor
+
+from ..program.taken import Taken
+
+
+def largest_deviation(problems: Sequence[Problem], *, compiled: bool) -> float:
+    """Return how far a graph may end from Python, as a share of the way.
+
+    Operations that are replayed are Python's own, but for optimizers; compiled kernels round
+    otherwise, which finite differences enlarge.
+    """
+    if all(t.dtype is torch.float64 for p in problems for t in p.trainable_parameters()):
+        return 1e-3 if compiled else 1e-6
+    return 0.05 if compiled else 1e-3
+
+
+def require_metrics_of_tensors(seen: Sequence[Taken]) -> None:
+    """Refuse metrics that Python makes.
+
+    Raises:
+        ConfigurationError: Naming the first.
+    """
+    for taken in seen:
+        for name, value in taken.metrics.items():
+            for part in leaves(value):
+                if not isinstance(part, Tensor):
+                    raise ConfigurationError(
+                        f"EngineConfig(capture=...) takes steps without Python, and the metric "
+                        f"{name!r} of problem {taken.problem!r} is a {type(part).__name__}, which "
+                        "would stay as it is; return a tensor, leave it out, or leave capture out."
+                    )
+
+
+def same_metrics(
+    seen: Sequence[Taken], forms: Sequence[Mapping[str, Any]], found: Sequence[Tensor], most: float
+) -> bool:
+    """Return whether the losses and metrics of steps are those that a graph found."""
+    if any(taken.metrics.keys() != form.keys() for taken, form in zip(seen, forms, strict=True)):
+        return False
+    expected = [t for taken in seen for t in (taken.loss, *leaves(taken.metrics))]
+    # After these the graph returns whether something is to be refused.
+    pairs = zip(expected, found, strict=False)
+    return len(expected) <= len(found) and all(
+        isinstance(a, Tensor)
+        and a.shape == b.shape
+        and bool(torch.isclose(a.detach(), b, rtol=most, atol=most, equal_nan=True).all())
+        for a, b in pairs
+    )

@@ -1,0 +1,40 @@
+"""A period that was captured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .feeding import Traced
+from .operations import Replay
+from .program_tensors import Labelled
+
+
+@dataclass
+class Recorded:
+    """A period as a graph.
+
+    Attributes:
+        form: The form of the period.
+        run: Runs the operations, and returns losses and metrics.
+        places: Where they read batches and learning rates.
+        tensors: What they write to.
+        settings: Those of optimizers, without learning rates.
+        looks: What the program looked like.
+        changes: The number of changes of the program at which they were recorded.
+        metrics: The metrics of each step, with any tensors in the places of those to come.
+        taken: How many periods the graph has been there for.
+        is_verified: Whether a period was taken both ways and compared.
+    """
+
+    form: Any
+    run: Replay
+    places: Traced
+    tensors: Labelled
+    settings: Sequence[Any]
+    looks: Sequence[Any]
+    changes: int
+    metrics: Sequence[Any]
+    taken: int = 0
+    is_verified: bool = False
