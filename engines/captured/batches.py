@@ -45,6 +45,12 @@ class Place:
         others = _parts(batch, [])
         return len(others) == len(self._parts) and all(map(_alike, self._parts, others))
 
+    def holds(self, batch: Any) -> bool:
+        """Return whether a batch that fits has the values of the copy."""
+        pairs = zip(self._parts, _parts(batch, []), strict=True)
+        tensors = [(here, there) for here, there in pairs if isinstance(here, Tensor)]
+        return all(bool(torch.isclose(*pair, 0.0, 0.0, equal_nan=True).all()) for pair in tensors)
+
     @torch.no_grad()
     def write(self, batch: Any) -> None:
         """Write a batch that fits."""
@@ -75,6 +81,20 @@ def _alike(here: Any, there: Any) -> bool:
         is_tensor = isinstance(there, Tensor)
         return is_tensor and here.shape == there.shape and here.dtype is there.dtype
     return here is there or (type(here) is type(there) and bool(here == there))
+
+
+def require_batches_that_stay(copies: Sequence[Place], batches: Sequence[Any]) -> None:
+    """Refuse a loader that writes batches to the tensors of earlier ones.
+
+    Raises:
+        ConfigurationError: If copies, made as batches were drawn, differ from them now.
+    """
+    if not all(place.holds(batch) for place, batch in zip(copies, batches, strict=True)):
+        raise ConfigurationError(
+            "EngineConfig(capture=...) draws the batches of several steps before it takes the "
+            "first of them, and a loader has written later ones to the tensors of earlier ones; "
+            "let it yield new tensors, such as batch.clone(), or leave capture out."
+        )
 
 
 @contextmanager

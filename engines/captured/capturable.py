@@ -16,6 +16,7 @@ from metaweight.problems import (
     Unroll,
 )
 from metaweight.problems.data.step_interface import counts_updates, waits_for_metric
+from metaweight.problems.unrolling import owns_settings
 
 from .period import Period
 from .updates import require_known_update
@@ -86,6 +87,8 @@ def _reasons_of(problem: Problem) -> Iterator[str]:
             yield f"problem {name!r} has a {callback} of its own"
     if problem.scaler is not None:
         yield f"problem {name!r} has a loss scaler, which reads gradients"
+    if owns_settings(problem):
+        yield f"problem {name!r} learns settings of its optimizer, which are read in each step"
     if problem.config.hypergradient_parameters is not None:
         yield f"problem {name!r} chooses hypergradient_parameters"
     if problem.position.paths or not problem.parents:

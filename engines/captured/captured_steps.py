@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..program.instructions import Action
 from ..program.taken import Taken
-from .batches import Place, watching_parameters
+from .batches import Place, require_batches_that_stay, watching_parameters
 from .capturable import require_capturable
 from .comparison import largest_deviation, require_metrics_of_tensors, same_metrics
 from .feeding import Eager, Traced, fed, write_rates
@@ -105,10 +105,12 @@ class CapturedSteps:
         """Take a period, and keep the operations that it consisted of."""
         engine = self._engine
         require_capturable(engine, period)
+        copies: list[Place] = []
         with watching_parameters(engine.problems):
-            batches = self._draw(period)
+            batches = self._draw(period, copies.append)
+        require_batches_that_stay(copies, batches)
         places = Traced(
-            [Place(batch) for batch in batches],
+            copies,
             [
                 [torch.tensor(rate, dtype=torch.float64) for rate in rates_of(self._problems[name])]
                 for name in (one.problem for one in period.steps if one.last)
@@ -234,8 +236,8 @@ class CapturedSteps:
                 self._execution.take()
         return feeding.rates
 
-    def _draw(self, period: Period) -> list[Any]:
-        """Draw the batches of a period, each with the counters of its step."""
+    def _draw(self, period: Period, keep: Callable[[Place], object] | None = None) -> list[Any]:
+        """Draw the batches of a period, each with the counters of its step, and keep copies."""
         engine = self._engine
         counts = [(p.step_state, p.count, p.step_state.global_step) for p in engine.problems]
         before, found = engine.global_step, []
@@ -246,6 +248,8 @@ class CapturedSteps:
                     problem = self._problems[one.problem]
                     problem.step_state.begin_step(one.count, engine.global_step)
                     found.append(next_batch(problem))
+                    if keep is not None:
+                        keep(Place(found[-1]))
         finally:
             engine.global_step = before
             for state, count, global_step in counts:

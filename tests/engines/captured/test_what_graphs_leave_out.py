@@ -179,6 +179,7 @@ TAKEN: dict[str, Callable[[str | None], Engine]] = {
     "what a hook changes between iterations": lambda c: program(c, hooks=[Freezes()]),
     "labels that are ignored later": ignored,
     "complex parameters": lambda c: program(c, module=lambda: Points(is_complex=True)),
+    "batches written to one tensor": lambda c: program(c, batches=Reusing()),
     "a warm-up": lambda c: program(c, warmup_steps=15),
 }
 
@@ -250,6 +251,11 @@ class Numbers(Inner):
         return {"loss": loss(self, batch), "rate": self.optimizer.param_groups[0]["lr"]}
 
 
+class LearnedRate(Inner):
+    def learned_settings(self) -> dict[str, Tensor]:
+        return {"lr": self.outer.module.x[0] / 10}
+
+
 class Given:
     def __init__(self, values: Tensor) -> None:
         self.values = values
@@ -261,6 +267,15 @@ class OfObjects(Inner):
 
     def training_step(self, batch: Any) -> Any:
         return loss(self, batch[0].values)
+
+
+class Reusing:
+    """Yields one tensor with other values."""
+
+    def __iter__(self) -> Any:
+        here = torch.zeros(3, dtype=torch.float64)
+        for batch in vectors():
+            yield here.copy_(batch)
 
 
 class Ends(Hook):
@@ -311,6 +326,10 @@ REFUSED: dict[str, tuple[Callable[[str | None], Engine], str]] = {
         lambda c: program(c, ByParameters),
         "a loader or get_batch computes with parameters or buffers of a problem",
     ),
+    "batches written to earlier ones": (
+        lambda c: program(c, batches=Reusing(), unroll_steps=3),
+        "a loader has written later ones to the tensors of earlier ones; let it yield new tensors",
+    ),
     "a buffer that is replaced": (
         lambda c: program(c, Rebinding),
         "a step that replaces tensors of the module of 'inner' by others; write to them in place",
@@ -338,6 +357,10 @@ REFUSED: dict[str, tuple[Callable[[str | None], Engine], str]] = {
     "a number among metrics": (
         lambda c: program(c, Numbers),
         "the metric 'rate' of problem 'inner' is a float, which would stay as it is",
+    ),
+    "settings that are learned": (
+        lambda c: program(c, LearnedRate, type="unroll"),
+        "problem 'inner' learns settings of its optimizer, which are read in each step",
     ),
     "objects in a batch": (
         lambda c: program(c, OfObjects),
