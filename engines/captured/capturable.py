@@ -85,6 +85,8 @@ def _reasons_of(problem: Problem) -> Iterator[str]:
     for callback in CALLBACKS:
         if getattr(type(problem), callback) is not getattr(Problem, callback):
             yield f"problem {name!r} has a {callback} of its own"
+    if problem.step_state.auditor is not None:
+        yield f"the hypergradient through problem {name!r} is checked in some of them"
     if problem.scaler is not None:
         yield f"problem {name!r} has a loss scaler, which reads gradients"
     if owns_settings(problem):

@@ -12,6 +12,19 @@ from torch import Tensor
 
 from ..program.taken import Taken
 
+EXACT = 1e-6
+"""Where nothing but the roundings of double precision may differ."""
+
+
+def end_elsewhere(differs: str, since: int) -> str:
+    """Return what is said of a graph that ends elsewhere than Python."""
+    return (
+        f"EngineConfig(capture=...) took a step whose captured operations end elsewhere than "
+        f"Python does: {differs}. A loss, a module or a loader depends on something that changes "
+        "from step to step and is no tensor of a batch, such as a counter or a list; leave that "
+        f"out, or capture. Steps since iteration {since} may have been taken so."
+    )
+
 
 def largest_deviation(problems: Sequence[Problem], *, compiled: bool) -> float:
     """Return how far a graph may end from Python, as a share of the way.
@@ -20,7 +33,7 @@ def largest_deviation(problems: Sequence[Problem], *, compiled: bool) -> float:
     otherwise, which finite differences enlarge.
     """
     if all(t.dtype is torch.float64 for p in problems for t in p.trainable_parameters()):
-        return 1e-3 if compiled else 1e-6
+        return 1e-3 if compiled else EXACT
     return 0.05 if compiled else 1e-3
 
 

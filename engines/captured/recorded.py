@@ -38,3 +38,18 @@ class Recorded:
     metrics: Sequence[Any]
     taken: int = 0
     is_verified: bool = False
+
+
+class WrittenBack:
+    """Writes the states that methods have kept inside to the tensors that held them before."""
+
+    def __init__(self, states: Sequence[Any]) -> None:
+        self._states = states
+
+    def __enter__(self) -> None:
+        self._before = [dict(one.kept) for one in self._states]
+
+    def __exit__(self, *exception: object) -> None:
+        if exception[0] is None:
+            for one, before in zip(self._states, self._before, strict=True):
+                one.write_back(before)

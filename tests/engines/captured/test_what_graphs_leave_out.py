@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metaweight import Config, ConfigurationError, Engine, Hook, ImplicitProblem
+from metaweight import Config, ConfigurationError, Engine, Hook, HypergradientCheck, ImplicitProblem
 from metaweight.weighting import MetaWeightNet, WeightedClassifier, WeightLearner
 
 RATES = torch.optim.lr_scheduler
@@ -318,6 +318,10 @@ REFUSED: dict[str, tuple[Callable[[str | None], Engine], str]] = {
         lambda c: program(c, hooks=[EndsOfEpochs()]),
         "the hook EndsOfEpochs is told of epochs that end between two steps",
     ),
+    "a hook that checks": (
+        lambda c: program(c, hooks=[HypergradientCheck(every=13)]),
+        "the hypergradient through problem 'inner' is checked in some of them",
+    ),
     "a hook of iterations": (
         lambda c: program(c, hooks=[Ends()], unroll_steps=3),
         "the hook Ends is told of iterations inside a loop",
@@ -383,3 +387,14 @@ def test_is_refused(name: str) -> None:
     build, said = REFUSED[name]
     with pytest.raises(ConfigurationError, match=re.escape(said)):
         build("replay").run()
+
+
+def test_a_term_that_enters_later_is_warned_of_in_single_precision(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = program("replay", Later, module=lambda: Points(dtype=torch.float32), type="unroll")
+    with caplog.at_level("WARNING"):
+        engine.run()
+    assert engine.global_step == 40
+    assert "captured operations end elsewhere than Python does" in caplog.text
+    assert "Steps since iteration 11 may have been taken so." in caplog.text
