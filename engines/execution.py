@@ -66,11 +66,12 @@ class Execution:
         finally:
             self._seen = None
 
-    def report(self, taken: Taken) -> None:
-        """Log a step, if it is due."""
-        problem = self._problems[taken.problem]
-        if self._engine.logger.loggers or not isinstance(problem.config.log_step, LeftOut):
-            self._log(problem, taken)
+    def tell(self, taken: Taken) -> None:
+        """Log a step that was taken otherwise, if it is due, and tell hooks of it."""
+        engine, problem = self._engine, self._problems[taken.problem]
+        self._report(problem, taken)
+        for hook in engine.hooks.after_steps:
+            hook.after_step(engine, problem, StepResult(taken.loss, taken.metrics))
 
     def __enter__(self) -> None:
         self._counters = Counters(self._engine.problems, self._engine.schedule)
@@ -128,14 +129,15 @@ class Execution:
             step_scheduler(problem)
         taken = Taken(problem.name, problem.count, global_step, result.loss, result.metrics)
         if self._seen is None:
-            self.report(taken)
+            self._report(problem, taken)
         else:
             self._seen.append(taken)
         if problem.scheduler is not None and not (engine.do_validation() or result.skipped):
             measured = {**result.metrics, "loss": result.loss}
             step_plateau(problem, measured, "training_step", engine.processes)
-        for hook in hooks.after_steps:
-            hook.after_step(engine, problem, result)
+        if self._seen is None:
+            for hook in hooks.after_steps:
+                hook.after_step(engine, problem, result)
 
     def _begin_loop(self, problem: Problem) -> None:
         # An upper problem that waits for others may step before this loop has recorded anything.
@@ -172,6 +174,10 @@ class Execution:
         if self._counters is not None:
             # What errs from here on may have changed parameters.
             self._counters.stepped()
+
+    def _report(self, problem: Problem, taken: Taken) -> None:
+        if self._engine.logger.loggers or not isinstance(problem.config.log_step, LeftOut):
+            self._log(problem, taken)
 
     def _log(self, problem: Problem, taken: Taken) -> None:
         every, logger, global_step = problem.config.log_step, self._engine.logger, taken.global_step

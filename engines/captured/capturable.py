@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from metaweight.problems import (
@@ -23,6 +23,7 @@ from .updates import require_known_update
 
 if TYPE_CHECKING:
     from ..engine import Engine
+    from ..hooks.base import Hook
 
 METHODS = (Reweighting, FiniteDifference, Unroll, Neumann, SOBA, MASOBA)
 """Methods whose products are operations of tensors alone, and read learning rates, if at all, of
@@ -55,7 +56,7 @@ def _reasons(engine: Engine) -> Iterator[str]:
         *hooks.before_steps,
         *hooks.accepting,
         *hooks.after_gradients,
-        *hooks.after_steps,
+        *_changing(hooks.after_steps),
     ):
         yield f"the hook {type(hook).__name__} looks at each step"
     for problem in engine.problems:
@@ -65,11 +66,11 @@ def _reasons(engine: Engine) -> Iterator[str]:
 def _reasons_between(engine: Engine, period: Period) -> Iterator[str]:
     """Yield what is called at moments that a graph of a whole period leaves out."""
     if len(period) > 1:
-        for hook in engine.hooks.iteration_ends:
+        for hook in _changing(engine.hooks.iteration_ends):
             yield f"the hook {type(hook).__name__} is told of iterations inside a loop"
     steps = [one.problem for one in period.steps]
     if len(steps) > 1:
-        for hook in engine.hooks.epoch_ends:
+        for hook in _changing(engine.hooks.epoch_ends):
             yield f"the hook {type(hook).__name__} is told of epochs that end between two steps"
     for problem in engine.problems:
         own = type(problem).epoch_callback is not Problem.epoch_callback
@@ -101,3 +102,8 @@ def _reasons_of(problem: Problem) -> Iterator[str]:
             f"problem {name!r} is differentiated by {type(problem.hypergradient).__name__}, of "
             f"which that is not known (it is of {known})"
         )
+
+
+def _changing(hooks: Iterable[Hook]) -> list[Hook]:
+    """Return hooks that do more than show a run, which can be told of steps afterwards."""
+    return [hook for hook in hooks if not hook.only_shows]

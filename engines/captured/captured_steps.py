@@ -280,7 +280,7 @@ class CapturedSteps:
 
     def _report(self, steps: Sequence[Taken]) -> None:
         for taken in steps:
-            self._execution.report(taken)
+            self._execution.tell(taken)
 
 
 def captured_steps(engine: Engine, execution: Execution) -> CapturedSteps | None:

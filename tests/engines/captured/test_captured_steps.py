@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from metaweight.engines import ProgressBar, ProgressLine
 from metaweight.problems.base.nested import leaves
 from support.devices import DEVICES
 from torch import Tensor, nn
@@ -206,6 +207,22 @@ def test_what_changes_between_runs_is_captured_again() -> None:
         engines.append(engine)
     assert is_captured(engines[1])
     assert_same(engines[1], engines[0])
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("progress", [None, True])
+def test_what_only_shows_is_told_of_steps_afterwards(progress: Any, steps: int) -> None:
+    engine = program(steps=steps, capture="replay", progress=progress)
+    shown = next(
+        hook for hook in engine.hooks.hooks if isinstance(hook, (ProgressBar, ProgressLine))
+    )
+    engine.run()
+    assert is_captured(engine)
+    losses = {problem.name: float(loss) for problem, loss in shown._losses.items()}
+    plain = program(steps=steps, progress=progress)
+    expected = next(h for h in plain.hooks.hooks if type(h) is type(shown))
+    plain.run()
+    assert losses == pytest.approx({p.name: float(v) for p, v in expected._losses.items()})
 
 
 class Watches(Hook):
