@@ -56,7 +56,7 @@ def _reasons(engine: Engine) -> Iterator[str]:
         *hooks.before_steps,
         *hooks.accepting,
         *hooks.after_gradients,
-        *_changing(hooks.after_steps),
+        *changing(hooks.after_steps),
     ):
         yield f"the hook {type(hook).__name__} looks at each step"
     for problem in engine.problems:
@@ -66,11 +66,11 @@ def _reasons(engine: Engine) -> Iterator[str]:
 def _reasons_between(engine: Engine, period: Period) -> Iterator[str]:
     """Yield what is called at moments that a graph of a whole period leaves out."""
     if len(period) > 1:
-        for hook in _changing(engine.hooks.iteration_ends):
+        for hook in changing(engine.hooks.iteration_ends):
             yield f"the hook {type(hook).__name__} is told of iterations inside a loop"
     steps = [one.problem for one in period.steps]
     if len(steps) > 1:
-        for hook in _changing(engine.hooks.epoch_ends):
+        for hook in changing(engine.hooks.epoch_ends):
             yield f"the hook {type(hook).__name__} is told of epochs that end between two steps"
     for problem in engine.problems:
         own = type(problem).epoch_callback is not Problem.epoch_callback
@@ -104,6 +104,6 @@ def _reasons_of(problem: Problem) -> Iterator[str]:
         )
 
 
-def _changing(hooks: Iterable[Hook]) -> list[Hook]:
+def changing(hooks: Iterable[Hook]) -> list[Hook]:
     """Return hooks that do more than show a run, which can be told of steps afterwards."""
     return [hook for hook in hooks if not hook.only_shows]

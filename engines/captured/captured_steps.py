@@ -16,7 +16,7 @@ from torch import Tensor
 from ..program.instructions import Action
 from ..program.taken import Taken
 from .batches import Place, require_batches_that_stay, watching_parameters
-from .capturable import require_capturable
+from .capturable import changing, require_capturable
 from .comparison import (
     EXACT,
     end_elsewhere,
@@ -85,7 +85,7 @@ class CapturedSteps:
         if recorded is not None and recorded.changes != changes():
             self._forget()
             recorded = None
-        if engine.hooks.iteration_ends:
+        if changing(engine.hooks.iteration_ends):
             self.look_again()
             recorded = self._recorded
         if recorded is not None and form == recorded.form:
@@ -260,16 +260,6 @@ class CapturedSteps:
             for state, count, global_step in counts:
                 state.begin_step(count, global_step)
         return found
-
-    def _require_same_settings(self, recorded: Recorded) -> None:
-        """Refuse a scheduler that changes more than learning rates."""
-        for problem, before in zip(self._engine.problems, recorded.settings, strict=True):
-            if problem.scheduler is not None and settings_of(problem) != before:
-                raise ConfigurationError(
-                    f"EngineConfig(capture=...) takes learning rates from schedulers, and "
-                    f"{type(problem.scheduler).__name__} of problem {problem.name!r} changes other "
-                    "settings too; let it leave them (cycle_momentum=False), or leave capture out."
-                )
 
     def _keeping_methods(self) -> Any:
         """Return a context at whose end new states of methods are written to the old tensors."""
