@@ -188,6 +188,17 @@ def ours(task: Task, config: Config, again: bool = False) -> Step:
         config: Config of the lower problem.
         again: Take the step again with the new weights, as published.
     """
+    return repeated(our_engine(task, config, roll_back=again).train_step, task.steps)
+
+
+def our_engine(task: Task, config: Config, **settings: Any) -> Any:
+    """Return metaweight's engine, sample losses and weights declared.
+
+    Args:
+        task: What is trained.
+        config: Config of the lower problem.
+        **settings: Settings of the ``EngineConfig``.
+    """
 
     class Lower(metaweight.ReweightedProblem):
         def sample_losses(self, batch: Any) -> Tensor:
@@ -196,17 +207,17 @@ def ours(task: Task, config: Config, again: bool = False) -> Step:
         def sample_weights(self, losses: Tensor, batch: Any) -> Tensor:
             return task.weigh(self.upper, losses, batch)
 
-    return program(task, on_metaweight(), Lower, {"type": config.type}, {"roll_back": again})
+    return engine_of(task, on_metaweight(), Lower, {"type": config.type}, settings)
 
 
-def program(
+def engine_of(
     task: Task,
     library: Library,
     lower_type: Any,
     settings: dict[str, Any],
     engine_settings: dict[str, Any],
-) -> Step:
-    """Return the steps of a program with that lower problem.
+) -> Any:
+    """Return the engine of a program with that lower problem.
 
     Args:
         task: What is trained.
@@ -238,12 +249,12 @@ def program(
     engine = library.engine(
         problems=[upper, lower],
         config=library.engine_config(
-            train_iters=1, strategy=strategy_on(task.device), **engine_settings
+            **{"train_iters": 1, "strategy": strategy_on(task.device), **engine_settings}
         ),
         dependencies={"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
     )
     engine.train()
-    return repeated(engine.train_step, task.steps)
+    return engine
 
 
 def repeated(step: Step, times: int) -> Step:
@@ -264,4 +275,5 @@ def written_for_betty(task: Task, library: Callable[[], Library]) -> Step:
         def training_step(self, batch: Any) -> Tensor:
             return task.weighted_loss(self.module, self.upper, batch)
 
-    return program(task, names, Lower, {"type": "darts"}, {})
+    engine = engine_of(task, names, Lower, {"type": "darts"}, {})
+    return repeated(engine.train_step, task.steps)

@@ -174,6 +174,21 @@ def on(program: Levels, library: Callable[[], Library], kind: Any = "darts") -> 
         library: The library on which it runs.
         kind: Hypergradient method of the networks.
     """
+    step: Step = engine_on(program, library, kind).train_step
+    return step
+
+
+def engine_on(
+    program: Levels, library: Callable[[], Library], kind: Any = "darts", **settings: Any
+) -> Any:
+    """Return the engine of the program on a library.
+
+    Args:
+        program: The program.
+        library: The library on which it runs.
+        kind: Hypergradient method of the networks.
+        **settings: Settings of the ``EngineConfig``.
+    """
     names = library()
     made = partial(problem_of, names, kind)
     modules, batches = program.modules(), program.batches()
@@ -207,12 +222,11 @@ def on(program: Levels, library: Callable[[], Library], kind: Any = "darts") -> 
         up = {low: [above] for low, above in itertools.pairwise(problems)}
     engine = names.engine(
         problems=problems,
-        config=names.engine_config(train_iters=1, strategy="cpu"),
+        config=names.engine_config(**{"train_iters": 1, "strategy": "cpu", **settings}),
         dependencies={"u2l": down, "l2u": up},
     )
     engine.train()
-    step: Step = engine.train_step
-    return step
+    return engine
 
 
 def problem_of(

@@ -52,10 +52,17 @@ class Execution:
             self._engine.train_step()
 
     def count(self) -> None:
-        """Count an iteration that is taken otherwise."""
+        """Count an iteration that is taken otherwise; the schedule stays."""
         self._engine.global_step += 1
-        for leaf in self._engine.leaves:
-            self._engine.schedule.advance(leaf.name)
+
+    @contextmanager
+    def looking_ahead(self) -> Iterator[None]:
+        """Count iterations inside that are not taken yet, and forget them at the end."""
+        before = self._engine.global_step
+        try:
+            yield
+        finally:
+            self._engine.global_step = before
 
     @contextmanager
     def collecting(self, seen: list[Taken]) -> Iterator[None]:

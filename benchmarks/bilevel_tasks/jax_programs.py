@@ -277,6 +277,17 @@ class Program:
             found.note(time.process_time(), carry["theta"])
         return found
 
+    def loop(self, settings: Settings, iterations: int) -> Callable[[], Any]:
+        """Return a compiled run of so many steps from the start, without a trace."""
+        each = self._algorithm.lower
+        below, above = (
+            jnp.asarray(numbers(len(self._problem.batches(level)), settings.seed, level, length))
+            for level, length in (("lower", each * iterations), ("upper", iterations))
+        )
+        rates = jnp.asarray([settings.lower_step, settings.upper_step])
+        below = below.reshape(iterations, each)
+        return lambda: jax.block_until_ready(self._run(rates, self.start(), below, above))
+
     def _scanned(self, rates: Any, carry: Values, below: Any, above: Any) -> Values:
         def step(carry: Values, ids: Any) -> tuple[Values, None]:
             return self._algorithm.step(self._oracles, rates, dict(carry), *ids), None

@@ -110,7 +110,12 @@ class Observed(Engine):
 
 
 def program(
-    problem: Problem, method: Method, settings: Settings, iterations: int, every: int
+    problem: Problem,
+    method: Method,
+    settings: Settings,
+    iterations: int,
+    every: int,
+    **engine_settings: Any,
 ) -> Observed:
     """Return the program.
 
@@ -120,6 +125,7 @@ def program(
         settings: Step sizes and seed.
         iterations: Steps of the upper problem.
         every: Steps of the upper problem from one validation to the next.
+        **engine_settings: Further settings of the ``EngineConfig``.
     """
     logging.disable(logging.INFO)
     hypergradient = method.hypergradient(settings.lower_step)
@@ -146,8 +152,7 @@ def program(
         EngineConfig(
             train_iters=iterations * method.steps,
             valid_step=every * method.steps,
-            strategy="cpu",
-            progress=False,
+            **{"strategy": "cpu", "progress": False, **engine_settings},
         ),
         {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
         hooks=[VarianceReduction()] if method.corrected else [],

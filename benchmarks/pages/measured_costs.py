@@ -82,11 +82,26 @@ def _unrolled(report: str, title: str, steps: Sequence[int]) -> Measured:
 _BY = {
     "hand-written": "hand-written",
     "Betty": "betty-ml",
+    "TorchOpt": "torchopt",
+    "JAX": "jax",
     "by Python": "Python",
-    '`capture="replay"`': "replayed",
-    '`capture="compile"`': "compiled",
+    '`"replay"`': "replayed",
+    '`"compile"`': "compiled",
+    "8 iterations": "compiled, 8 iterations",
 }
-_ITERATIONS = ("toy, finite differences", "toy, SOBA", "toy, ten steps unrolled")
+_OURS = ("Python", "replayed", "compiled")
+_TOGETHER = "compiled, 8 iterations"
+_CAPTURED: Mapping[str, tuple[str, ...]] = {
+    "toy, finite differences": ("hand-written", "betty-ml", *_OURS, _TOGETHER),
+    "toy, SOBA": (*_OURS, _TOGETHER),
+    "toy, ten steps unrolled": _OURS,
+    "quadratic, SOBA": ("jax", *_OURS, _TOGETHER),
+    "three levels": ("hand-written", "betty-ml", *_OURS),
+    "MLP": ("betty-ml", *_OURS),
+    "MLP, exact": ("torchopt", *_OURS),
+    "MLP, ten steps": ("betty-ml", *_OURS),
+    "MLP, ten steps, exact": ("torchopt", *_OURS),
+}
 
 COST_TABLES: Mapping[str, Measured] = {
     "captured": Measured(
@@ -94,12 +109,10 @@ COST_TABLES: Mapping[str, Measured] = {
         ["ms an iteration", *_BY],
         {
             title: [
-                None
-                if short in ("hand-written", "betty-ml") and title != _ITERATIONS[0]
-                else Cell(title, short, "ms", ".3f")
+                Cell(title, short, "ms", ".3f") if short in names else None
                 for short in _BY.values()
             ]
-            for title in _ITERATIONS
+            for title, names in _CAPTURED.items()
         },
     ),
     "unrolled-resnet32": _unrolled(RESNET32, "resnet32", _STEPS),

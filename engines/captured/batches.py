@@ -40,23 +40,37 @@ class Place:
         self.batch = map_tensors(lambda t: t.detach().clone(), batch)
         self._parts = _parts(self.batch, [])
 
-    def fits(self, batch: Any) -> bool:
-        """Return whether a batch differs by the values of tensors alone."""
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors of the copy."""
+        return [part for part in self._parts if isinstance(part, Tensor)]
+
+    def values(self, batch: Any) -> list[Tensor] | None:
+        """Return the tensors of a batch that differs by their values alone, or nothing for any
+        other."""
         others = _parts(batch, [])
-        return len(others) == len(self._parts) and all(map(_alike, self._parts, others))
+        if len(others) != len(self._parts) or not all(map(_alike, self._parts, others)):
+            return None
+        return [part for part in others if isinstance(part, Tensor)]
 
     def holds(self, batch: Any) -> bool:
-        """Return whether a batch that fits has the values of the copy."""
-        pairs = zip(self._parts, _parts(batch, []), strict=True)
-        tensors = [(here, there) for here, there in pairs if isinstance(here, Tensor)]
-        return all(bool(torch.isclose(*pair, 0.0, 0.0, equal_nan=True).all()) for pair in tensors)
+        """Return whether a batch of the same form has the values of the copy."""
+        others = [part for part in _parts(batch, []) if isinstance(part, Tensor)]
+        return all(
+            bool(torch.isclose(*pair, 0.0, 0.0, equal_nan=True).all())
+            for pair in zip(self.tensors, others, strict=True)
+        )
 
-    @torch.no_grad()
-    def write(self, batch: Any) -> None:
-        """Write a batch that fits."""
-        for here, there in zip(self._parts, _parts(batch, []), strict=True):
-            if isinstance(here, Tensor):
-                here.copy_(there)
+
+def values_of(places: Sequence[Place], batches: Sequence[Any]) -> list[Tensor] | None:
+    """Return the tensors of batches, one for each place, or nothing if one of them fits not."""
+    found: list[Tensor] = []
+    for place, batch in zip(places, batches, strict=True):
+        values = place.values(batch)
+        if values is None:
+            return None
+        found += values
+    return found
 
 
 def _parts(nest: Any, into: list[Any]) -> list[Any]:

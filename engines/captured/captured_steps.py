@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from metaweight.problems import ConfigurationError, HypergradientError
+from metaweight.problems.base import nested
 from metaweight.problems.base.changes import changes
-from metaweight.problems.base.nested import leaves, map_tensors
-from metaweight.problems.step.descent import next_batch
 from metaweight.problems.step.scheduling import step_scheduler
 from torch import Tensor
 
 from ..program.instructions import Action
 from ..program.taken import Taken
-from .batches import Place, require_batches_that_stay, watching_parameters
+from .batches import Place, require_batches_that_stay, values_of, watching_parameters
 from .capturable import changing, require_capturable
 from .comparison import (
     EXACT,
@@ -24,7 +23,8 @@ from .comparison import (
     require_metrics_of_tensors,
     same_metrics,
 )
-from .feeding import Eager, Traced, fed, write_rates
+from .drawing import Drawn, draw
+from .feeding import Eager, Traced, fed
 from .operations import replay, traced
 from .period import Period, next_period
 from .program_tensors import (
@@ -67,6 +67,8 @@ class CapturedSteps:
         self._compiled = compiled
         self._problems = {problem.name: problem for problem in engine.problems}
         self._alike = 0
+        self._patience = 2
+        self._left: Drawn | None = None
         self._form: Any = None
         self._recorded: Recorded | None = None
 
@@ -78,9 +80,15 @@ class CapturedSteps:
             ConfigurationError: For a program that cannot be captured.
         """
         engine = self._engine
-        period = next_period(engine.schedule, [leaf.name for leaf in engine.leaves])
+        if self._left is not None:
+            # A loader ended the last period early; now its error is due.
+            left, self._left = self._left, None
+            self._eagerly(1, left)
+            return 1
+        leaves = [leaf.name for leaf in engine.leaves]
+        period = next_period(engine.schedule, leaves, engine.config.capture_iterations)
         if period is None or len(period) > most:
-            return 0
+            return self._by_python()
         recorded, form = self._recorded, period.form
         if recorded is not None and recorded.changes != changes():
             self._forget()
@@ -90,13 +98,9 @@ class CapturedSteps:
             recorded = self._recorded
         if recorded is not None and form == recorded.form:
             self._form = None
-            self._take(period, recorded)
-            return len(period)
+            return self._take(period, recorded)
         self._alike, self._form = self._alike + 1 if form == self._form else 0, form
-        if self._alike < WARM:
-            return 0
-        self._capture(period)
-        return len(period)
+        return self._by_python() if self._alike < WARM else self._capture(period)
 
     def look_again(self) -> None:
         """Forget what was captured if tensors, modes or settings of the program are others now."""
@@ -107,14 +111,25 @@ class CapturedSteps:
     def _forget(self) -> None:
         self._recorded, self._alike = None, 0
 
-    def _capture(self, period: Period) -> None:
+    def _by_python(self) -> int:
+        """Take an iteration by Python where methods keep their states in tensors that a graph
+        reads; return whether it was taken."""
+        if self._recorded is None:
+            return 0
+        with self._keeping_methods():
+            self._execution.take()
+        return 1
+
+    def _capture(self, period: Period) -> int:
         """Take a period, and keep the operations that it consisted of."""
         engine = self._engine
         require_capturable(engine, period)
         copies: list[Place] = []
         with watching_parameters(engine.problems):
-            batches = self._draw(period, copies.append)
-        require_batches_that_stay(copies, batches)
+            drawn = draw(engine, self._execution, period, lambda batch: copies.append(Place(batch)))
+        if drawn.error is not None:
+            return self._up_to_error(period, drawn)
+        require_batches_that_stay(copies, drawn.batches)
         places = Traced(
             copies,
             [
@@ -143,6 +158,7 @@ class CapturedSteps:
         )
         require_same_settings(engine.problems, settings)
         self._report(seen)
+        return len(period)
 
     def _run(self, period: Period, places: Traced, seen: list[Taken]) -> list[Tensor]:
         """Take the iterations, and return losses and metrics."""
@@ -150,28 +166,49 @@ class CapturedSteps:
             for _ in period.iterations:
                 self._execution.take()
         require_metrics_of_tensors(seen)
-        found = [t for taken in seen for t in (taken.loss, *leaves(taken.metrics))]
+        found = [t for taken in seen for t in (taken.loss, *nested.leaves(taken.metrics))]
         wrong = [condition.any() for condition in places.conditions]
         return [*found, *([torch.stack(wrong).any()] if wrong else [])]
 
-    def _take(self, period: Period, recorded: Recorded) -> None:
-        batches = self._draw(period)
-        pairs = list(zip(recorded.places.places, batches, strict=True))
-        if not all(place.fits(batch) for place, batch in pairs):
-            self._eagerly(period, batches)
-            return
+    def _take(self, period: Period, recorded: Recorded) -> int:
+        drawn = draw(self._engine, self._execution, period)
+        if drawn.error is not None:
+            return self._up_to_error(period, drawn)
+        values = values_of(recorded.places.places, drawn.batches)
+        if values is None:
+            self._eagerly(len(period), drawn)
+            self._note_left(recorded)
+            return len(period)
         recorded.taken += 1
         # What depends on a counter may be the same for long: looked at after 1, 2, 4, … periods.
         if recorded.taken & (recorded.taken - 1):
-            self._replay(period, batches, recorded)
+            self._replay(period, values, recorded)
         else:
-            self._verify(period, batches, recorded)
+            self._verify(period, drawn, values, recorded)
+        return len(period)
 
-    def _replay(self, period: Period, batches: Sequence[Any], recorded: Recorded) -> None:
-        engine, rates = self._engine, iter(recorded.places.rates)
-        steps = []
-        for place, batch in zip(recorded.places.places, batches, strict=True):
-            place.write(batch)
+    def _up_to_error(self, period: Period, drawn: Drawn) -> int:
+        """Take the iterations before the one in which a loader raised an error, or raise that."""
+        whole, left = drawn.divided(period)
+        if not whole.iterations:
+            self._eagerly(1, left)
+        self._eagerly(whole.iterations, whole)
+        self._left = left
+        return whole.iterations
+
+    def _note_left(self, recorded: Recorded) -> None:
+        """Note a period whose batches were of another size."""
+        recorded.left += 1
+        if not recorded.taken and recorded.left >= self._patience:
+            # What was captured was the exception, such as the last batch of an epoch.
+            self._patience *= 2
+            self._forget()
+        elif recorded.is_mostly_left():
+            self._engine.logger.warning(recorded.told_of_sizes())
+
+    def _replay(self, period: Period, values: Sequence[Tensor], recorded: Recorded) -> None:
+        engine, steps, rates = self._engine, [], []
+        engine.schedule.restore(period.after)
         for iteration in period.iterations:
             self._execution.count()
             for one in iteration:
@@ -181,14 +218,15 @@ class CapturedSteps:
                 problem.step_state.begin_step(one.count, engine.global_step)
                 steps.append((one.problem, one.count, engine.global_step))
                 if one.last:
-                    write_rates(next(rates), rates_of(problem))
+                    rates.append(rates_of(problem))
                 if problem.scheduler is not None and one.settled:
                     step_scheduler(problem)
         require_same_settings(engine.problems, recorded.settings)
+        recorded.places.write(values, rates)
         found = iter(recorded.run())
         self._report(
             [
-                Taken(*step, next(found), map_tensors(lambda _: next(found), metrics))
+                Taken(*step, next(found), nested.map_tensors(lambda _: next(found), metrics))
                 for step, metrics in zip(steps, recorded.metrics, strict=True)
             ]
         )
@@ -199,7 +237,9 @@ class CapturedSteps:
                 "EngineConfig(capture=...) to be told which, and what to change."
             )
 
-    def _verify(self, period: Period, batches: Sequence[Any], recorded: Recorded) -> None:
+    def _verify(
+        self, period: Period, drawn: Drawn, values: Sequence[Tensor], recorded: Recorded
+    ) -> None:
         """Take a period by Python and by the graph, and compare; warn if they differ.
 
         Raises:
@@ -208,14 +248,11 @@ class CapturedSteps:
         engine = self._engine
         start, seen = Kept.of(recorded.tensors), list[Taken]()
         with self._execution.collecting(seen):
-            rates = self._eagerly(period, batches)
+            rates = self._eagerly(len(period), drawn)
         require_same_settings(engine.problems, recorded.settings)
         expected = Kept.of(recorded.tensors)
         start.restore()
-        for place, batch in zip(recorded.places.places, batches, strict=True):
-            place.write(batch)
-        for places, present in zip(recorded.places.rates, rates, strict=True):
-            write_rates(places, present)
+        recorded.places.write(values, rates)
         found = recorded.run()
         where, share = Kept.of(recorded.tensors).deviation(expected, start)
         expected.restore()
@@ -233,33 +270,13 @@ class CapturedSteps:
             engine.logger.warning(told)
         recorded.is_verified = True
 
-    def _eagerly(self, period: Period, batches: Sequence[Any]) -> list[list[float]]:
-        """Take the iterations by Python, on these batches; return the learning rates."""
-        feeding = Eager(batches)
+    def _eagerly(self, iterations: int, drawn: Drawn) -> list[list[float]]:
+        """Take iterations by Python, on these batches; return the learning rates."""
+        feeding = Eager(drawn.batches, drawn.error)
         with fed(self._engine.problems, feeding), self._keeping_methods():
-            for _ in period.iterations:
+            for _ in range(iterations):
                 self._execution.take()
         return feeding.rates
-
-    def _draw(self, period: Period, keep: Callable[[Place], object] | None = None) -> list[Any]:
-        """Draw the batches of a period, each with the counters of its step, and keep copies."""
-        engine = self._engine
-        counts = [(p.step_state, p.count, p.step_state.global_step) for p in engine.problems]
-        before, found = engine.global_step, []
-        try:
-            for iteration in period.iterations:
-                engine.global_step += 1
-                for one in (each for each in iteration if each.action is Action.STEP):
-                    problem = self._problems[one.problem]
-                    problem.step_state.begin_step(one.count, engine.global_step)
-                    found.append(next_batch(problem))
-                    if keep is not None:
-                        keep(Place(found[-1]))
-        finally:
-            engine.global_step = before
-            for state, count, global_step in counts:
-                state.begin_step(count, global_step)
-        return found
 
     def _keeping_methods(self) -> Any:
         """Return a context at whose end new states of methods are written to the old tensors."""

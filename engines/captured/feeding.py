@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from metaweight.problems import Problem
 from metaweight.problems.base.nested import leaves
 from torch import Tensor
@@ -18,16 +19,24 @@ Rates = list[float]
 
 
 class Eager:
-    """Gives batches that were drawn before, and notes the learning rates of updates."""
+    """Gives batches that were drawn before, and notes the learning rates of updates.
 
-    def __init__(self, batches: Sequence[Any]) -> None:
+    Args:
+        batches: The batches, step by step.
+        error: What was raised in place of the next one.
+    """
+
+    def __init__(self, batches: Sequence[Any], error: Exception | None = None) -> None:
         self._batches = iter(batches)
+        self._error = error
         self.rates: list[Rates] = []
 
     def draw(self, problem: Problem) -> Any:
-        """Return the next batch."""
+        """Return the next batch, or raise what drawing it raised."""
         del problem
-        return next(self._batches)
+        for batch in self._batches:
+            return batch
+        raise self._error or IndexError("All batches that were drawn have been given.")
 
     def prepare(self, problem: Problem) -> None:
         """Note the learning rates."""
@@ -56,6 +65,18 @@ class Traced:
         self._next_place, self._next_rates = iter(places), iter(rates)
         self._before: list[Sequence[float | Tensor]] = []
         self.conditions: list[Tensor] = []
+        self._tensors = [tensor for place in places for tensor in place.tensors]
+        self._written: list[Rates] = []
+
+    @torch.no_grad()
+    def write(self, values: Sequence[Tensor], rates: Sequence[Rates]) -> None:
+        """Write the tensors of batches, and the learning rates of all updates."""
+        if values:
+            torch._foreach_copy_(self._tensors, list(values))
+        if rates != self._written:
+            for places, several in zip(self.rates, rates, strict=True):
+                write_rates(places, several)
+            self._written = list(rates)
 
     def draw(self, problem: Problem) -> Any:
         """Return the place of the next batch."""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..program.instructions import Action, Instruction
-from ..program.schedule import Schedule
+from ..program.schedule import Mark, Schedule
 
 LONGEST = 1000
-"""Iterations after which no such moment is looked for any more."""
+"""Iterations more than asked for, after which no such moment is looked for any more."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,11 @@ class Period:
 
     Attributes:
         iterations: For each, its instructions.
+        after: The state of the schedule after them.
     """
 
     iterations: Sequence[Sequence[Instruction]]
+    after: Mark
 
     def __len__(self) -> int:
         return len(self.iterations)
@@ -36,18 +38,18 @@ class Period:
         return [one for several in self.iterations for one in several if one.action is Action.STEP]
 
 
-def next_period(schedule: Schedule, leaves: Sequence[str]) -> Period | None:
-    """Return the period that begins now, or nothing inside a loop or without an end in sight; the
-    schedule is unchanged."""
+def next_period(schedule: Schedule, leaves: Sequence[str], least: int = 1) -> Period | None:
+    """Return the period of at least so many iterations that begins now, or nothing inside a loop or
+    without an end in sight; the schedule is unchanged."""
     if not schedule.is_between_loops():
         return None
     iterations: list[list[Instruction]] = []
     mark = schedule.mark()
     try:
-        while len(iterations) < LONGEST:
+        while len(iterations) < least + LONGEST:
             iterations.append([one for leaf in leaves for one in schedule.advance(leaf)])
-            if schedule.is_between_loops():
-                return Period(iterations)
+            if len(iterations) >= least and schedule.is_between_loops():
+                return Period(iterations, schedule.mark())
     finally:
         schedule.restore(mark)
     return None

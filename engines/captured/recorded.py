@@ -10,6 +10,9 @@ from .feeding import Traced
 from .operations import Replay
 from .program_tensors import Labelled
 
+OFTEN = 20
+"""Periods left to Python, if not as many were taken, of which is warned."""
+
 
 @dataclass
 class Recorded:
@@ -25,6 +28,7 @@ class Recorded:
         changes: The number of changes of the program at which they were recorded.
         metrics: The metrics of each step, with any tensors in the places of those to come.
         taken: How many periods the graph has been there for.
+        left: How many were left to Python, for their batches.
         is_verified: Whether a period was taken both ways and compared.
     """
 
@@ -37,7 +41,20 @@ class Recorded:
     changes: int
     metrics: Sequence[Any]
     taken: int = 0
+    left: int = 0
     is_verified: bool = False
+
+    def is_mostly_left(self) -> bool:
+        """Return whether it is time to warn of batches of other sizes."""
+        return self.left == OFTEN and self.taken < OFTEN
+
+    def told_of_sizes(self) -> str:
+        """Return the warning."""
+        return (
+            f"EngineConfig(capture=...) left {self.left} periods to Python, whose batches were of "
+            f"other sizes than those captured, and took {self.taken}; let loaders give batches of "
+            "one size, such as by drop_last=True, or leave capture out."
+        )
 
 
 class WrittenBack:

@@ -30,7 +30,13 @@ CHOICES = {
     "checkpoint_mode": ("min", "max"),
     "checkpoint_failure": ("warn", "raise"),
 }
-COUNTS = {"train_iters": 0, "valid_step": 1, "early_stopping_tolerance": 1, "keep_best": 0}
+COUNTS = {
+    "train_iters": 0,
+    "valid_step": 1,
+    "early_stopping_tolerance": 1,
+    "keep_best": 0,
+    "capture_iterations": 1,
+}
 FLAGS = ("roll_back", "early_stopping", "channels_last", "sync_batch_norm", "adapters_only")
 
 
@@ -109,6 +115,9 @@ class EngineConfig:
             operations would leave out is refused: hooks and callbacks of single steps, random
             numbers such as dropout's, numbers read from tensors, several processes. ``None``: all
             steps by Python.
+        capture_iterations: Iterations that one graph takes, at least; up to the next moment between
+            inner loops. More save calls, and take longer to compile. What is left over before a
+            validation, a checkpoint or the end is taken by Python.
         distributed: Older spelling of ``strategy="distributed"``.
 
     Raises:
@@ -142,6 +151,7 @@ class EngineConfig:
     non_finite: str = "ignore"
     precision: str | None = None
     capture: str | None = None
+    capture_iterations: int = 1
     distributed: InitVar[bool | None] = None
 
     def __post_init__(self, distributed: bool | None) -> None:
@@ -150,8 +160,7 @@ class EngineConfig:
             require_choice(OWNER, field, getattr(self, field), choices)
         if self.precision is not None:
             require_choice(OWNER, "precision", self.precision, PRECISIONS)
-        if self.capture is not None:
-            require_choice(OWNER, "capture", self.capture, ("replay", "compile"))
+        self._check_capture()
         self._check_loggers()
         for field, least in COUNTS.items():
             require_count(OWNER, field, getattr(self, field), least)
@@ -186,6 +195,15 @@ class EngineConfig:
                 "strategies; keep only strategy=."
             )
         object.__setattr__(self, "strategy", "distributed")
+
+    def _check_capture(self) -> None:
+        if self.capture is not None:
+            require_choice(OWNER, "capture", self.capture, ("replay", "compile"))
+        elif self.capture_iterations != 1:
+            raise ConfigurationError(
+                f"EngineConfig(capture_iterations={self.capture_iterations!r}) is of steps that "
+                "are captured; give capture='compile' or 'replay' too, or leave it out."
+            )
 
     def _check_epochs(self) -> None:
         if self.epochs is None:

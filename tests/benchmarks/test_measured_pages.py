@@ -130,7 +130,7 @@ def costs():
     known |= {"mlp": {*scaling.CASES}, "small": {*feeds}}
     lm_cost = importlib.import_module("lm_cost")
     known |= {trained: {lm_cost.PLAIN, *lm_cost.METHODS} for trained in lm_cost.TRAINED}
-    captured = importlib.import_module("speed_captured")
-    known |= {title: {*captured.contenders(title, 1)} for title in captured.METHODS}
+    captured = importlib.import_module("captured_programs").PROGRAMS
+    known |= {title: {*p.captures, *p.others} for title, p in captured.items()}
     known["resnet32, exact"] = {*importlib.import_module("kernel_variants").LEFT_OUT}
     return known
