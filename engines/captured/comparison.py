@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +12,18 @@ from metaweight.problems.base.nested import leaves
 from torch import Tensor
 
 from ..program.taken import Taken
+from .program_tensors import Kept
 
 EXACT = 1e-6
 """Where nothing but the roundings of double precision may differ."""
+
+
+PATTERNS = 3
+"""Starts from which it is seen what rounding makes of a step."""
+NUDGE = 4.0
+"""Roundings by which these starts differ."""
+ALLOWANCE = 10.0
+"""Times more than what they make is taken for rounding."""
 
 
 def end_elsewhere(differs: str, since: int) -> str:
@@ -35,6 +45,26 @@ def largest_deviation(problems: Sequence[Problem], *, compiled: bool) -> float:
     if all(t.dtype is torch.float64 for p in problems for t in p.trainable_parameters()):
         return 1e-3 if compiled else EXACT
     return 0.05 if compiled else 1e-3
+
+
+def by_rounding(run: Callable[[], object], start: Kept, ended: Kept) -> float:
+    """Return how far a graph may end from Python because both round, as a share of the way.
+
+    The graph is run from starts that differ in the last digits. A kink, such as that of a ReLU,
+    can make much of these: then Python ends as far from itself.
+
+    Args:
+        run: Runs the graph.
+        start: Where it starts.
+        ended: Where it ended; nothing is excused where that is not finite.
+    """
+    found = []
+    for pattern in range(PATTERNS):
+        start.restore(roundings=NUDGE, pattern=pattern)
+        run()
+        found.append(Kept.of(ended.tensors).deviation(ended, start)[1])
+    most = ALLOWANCE * max(found)
+    return most if math.isfinite(most) else 0.0
 
 
 def require_metrics_of_tensors(seen: Sequence[Taken]) -> None:

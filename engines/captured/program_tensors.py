@@ -101,11 +101,21 @@ class Kept:
         return cls(tensors, {k: [t.detach().clone() for t in ts] for k, ts in tensors.items()})
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Write the values back."""
+    def restore(self, *, roundings: float = 0.0, pattern: int = 0) -> None:
+        """Write the values back.
+
+        Args:
+            roundings: Write them with so many roundings of their size added or subtracted.
+            pattern: Which are added and which are subtracted.
+        """
         for label, tensors in self.tensors.items():
             for tensor, value in zip(tensors, self.values[label], strict=True):
                 tensor.copy_(value)
+                # Adam counts its steps in a tensor without dimensions.
+                if roundings and value.dim() and (value.is_floating_point() or value.is_complex()):
+                    draw = torch.arange(value.numel(), device=value.device) * (pattern + 1)
+                    signs = (draw.cos().sign() * torch.finfo(value.dtype).eps).view(value.shape)
+                    tensor.add_((value * signs).to(value.dtype), alpha=roundings)
 
     def deviation(self, other: Kept, start: Kept) -> tuple[str, float]:
         """Return what differs most from ``other``, and by how much of the way from ``start``."""

@@ -1,0 +1,48 @@
+"""What of a difference is rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from metaweight.engines.captured.comparison import ALLOWANCE, NUDGE, by_rounding
+from metaweight.engines.captured.program_tensors import Kept
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_smooth_step_is_moved_by_the_roundings_of_its_start_alone(dtype: torch.dtype) -> None:
+    """From ones to one and a half: a start that is ``NUDGE`` roundings off ends so far off."""
+    state = torch.ones(8, dtype=dtype)
+    kept = {"state": [state]}
+    start = Kept.of(kept)
+    state.add_(0.5)
+    found = by_rounding(lambda: state.add_(0.5), start, Kept.of(kept))
+    expected = ALLOWANCE * NUDGE * torch.finfo(dtype).eps / 0.5
+    assert found == pytest.approx(expected, rel=0.01)
+
+
+def test_a_kink_is_seen() -> None:
+    """A step of one up or down, by the last digit of the state."""
+    state = torch.ones(8)
+    kept = {"state": [state]}
+    start = Kept.of(kept)
+
+    def run() -> None:
+        state.add_(torch.where(state >= 1, 1.0, -1.0))
+
+    run()
+    assert by_rounding(run, start, Kept.of(kept)) > ALLOWANCE
+
+
+def test_what_is_not_finite_is_not_excused() -> None:
+    state = torch.ones(8)
+    kept = {"state": [state]}
+    start = Kept.of(kept)
+    state.fill_(torch.nan)
+    assert by_rounding(lambda: state.fill_(torch.nan), start, Kept.of(kept)) == 0.0
+
+
+def test_whole_numbers_flags_and_counts_are_left_as_they_are() -> None:
+    given = [torch.tensor([1, 2]), torch.tensor([True, False]), torch.zeros(2), torch.tensor(7.0)]
+    start = Kept.of({"state": given})
+    start.restore(roundings=1e6)
+    assert [t.tolist() for t in given] == [[1, 2], [True, False], [0.0, 0.0], 7.0]
