@@ -5,7 +5,7 @@
     python benchmarks/speed_captured.py --out benchmarks/results/captured
 
 A turn is a run of some iterations. The first run of a contender, in which its steps are captured
-and compiled, is not counted.
+and compiled, is not counted. JAX takes part where it is installed (extra ``jax``).
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 from .sweeps import ROOT, MissingRunError
 
 FOLDER = Path("benchmarks/results")
+PEERS = ("betty-ml", "higher", "torchopt", "jax")
 Row = Mapping[str, Any]
 
 
@@ -132,9 +133,7 @@ class Reports:
         found = [table["environment"] for table in self._report(report).values()]
         threads = sorted({str(one["threads"]) for one in found})
         one = found[0]
-        peers = [
-            f"{name} {one[name]}" for name in ("betty-ml", "higher", "torchopt") if name in one
-        ]
+        peers = [f"{name} {one[name]}" for name in PEERS if name in one]
         versions = ", ".join([f"Python {one['python']}", f"torch {one['torch']}", *peers])
         return f"{' or '.join(threads)} thread(s) of {one['processor']}, {versions}"
 
