@@ -12,10 +12,12 @@ another alphabet (rotated by 13 letters). All take the same number of steps of t
 - ``uniform``: all sequences alike;
 - ``loss filter``: the half of the sequences with the lowest loss of a reference, a model trained on
   the clean sequences for as many steps;
+- ``difference filter``: the half where that loss is least above the loss of a base, a model trained
+  on all sequences;
 - ``tuned mixture``: the best of several mixtures, by the loss on the clean sequences;
 - ``sources``: weights learned while the model trains;
 - ``sequences``: ratings learned while the model trains, by hidden states and the loss;
-  ``with reference``: by the losses of the reference too;
+  ``with reference``: by losses alone, those of the reference too; ``with base``: by the difference;
 - ``kept``: what these leave at half of the mean or more, alike, from the start.
 
 Ratings of sequences do not know their source: bad sequences are noise among the others. AUC is that
@@ -112,7 +114,7 @@ class Run:
         return model, reached
 
     def learned(
-        self, level: Any, reference: ByteModel | None = None
+        self, level: Any, reference: ByteModel | None = None, base: ByteModel | None = None
     ) -> tuple[ByteModel, LearnedWeights]:
         """Train on weighted sequences."""
         model, optimizer = self.model()
@@ -128,6 +130,7 @@ class Run:
             optimizer=optimizer,
             weight_learning_rate=0.05 if level == "source" else 0.003,
             reference=reference,
+            base=base,
             seed=self.seed,
         )
         return model, found
@@ -153,14 +156,21 @@ class Run:
         """Return the AUC of the ratings of what was learned."""
         return self.auc([sample["rating"] for sample in found.rate(self.train)])
 
+    def lowest(self, found: Tensor) -> Samples:
+        """Return the half of the sequences of which a number is lowest."""
+        return [self.train[i] for i in found.argsort()[: len(self.train) // 2].tolist()]
+
     def measured(self) -> dict[str, Any]:
         """Return the record of this seed."""
-        models = {"uniform": self.plain(self.train)[0]}
-        reference = self.plain(self.clean)[0]
+        base, reference = self.plain(self.train)[0], self.plain(self.clean)[0]
         of_reference = losses(reference, self.train)
-        lowest = of_reference.argsort()[: len(self.train) // 2].tolist()
-        filtered = [self.train[i] for i in lowest]
-        models["loss filter"] = self.plain(filtered)[0]
+        above = of_reference - losses(base, self.train)
+        filtered = {
+            "loss filter": self.lowest(of_reference),
+            "difference filter": self.lowest(above),
+        }
+        models = {"uniform": base}
+        models |= {name: self.plain(samples)[0] for name, samples in filtered.items()}
         mixtures = [self.plain(self.of(*names))[0] for names in MIXTURES]
         models["tuned mixture"] = min(mixtures, key=lambda m: float(losses(m, self.clean).mean()))
         models["sources"], by_source = self.learned("source")
@@ -168,9 +178,10 @@ class Run:
         names = [str(name) for name, weight in weights.items() if weight >= LEAST]
         models["sources, kept"] = self.plain(self.of(*names))[0]
         models["sequences"], alone = self.learned("sequence")
-        models["sequences, with reference"], rater = self.learned("sequence", reference)
+        models["sequences, with reference"], by_reference = self.learned("sequence", reference)
+        models["sequences, with base"], rater = self.learned("sequence", reference, base)
         kept = [sample for sample in rater.rate(self.train) if sample["rating"] >= LEAST]
-        models["sequences, with reference, kept"] = self.plain(kept)[0]
+        models["sequences, with base, kept"] = self.plain(kept)[0]
         return {
             "seed": self.seed,
             "steps": self.steps,
@@ -179,12 +190,14 @@ class Run:
             "sources": {str(name): weight for name, weight in weights.items()},
             "auc": {
                 "loss filter": self.auc((-of_reference).tolist()),
+                "difference filter": self.auc((-above).tolist()),
                 "sources": self.auc([weights[sample["source"]] for sample in self.train]),
                 "sequences": self.auc_of(alone),
-                "sequences, with reference": self.auc_of(rater),
+                "sequences, with reference": self.auc_of(by_reference),
+                "sequences, with base": self.auc_of(rater),
             },
             "kept": len(kept) / len(self.train),
-            "transfer": self.transfer({"loss filter": filtered, "sequences": kept}),
+            "transfer": self.transfer({**filtered, "sequences": kept}),
             **versions("cpu"),
         }
 

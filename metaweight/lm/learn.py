@@ -16,7 +16,7 @@ from metaweight.problems.base.settings import require_choice, require_count, sho
 
 from .problems import Average, CleanLM, Level, WeightedLM
 from .rate import rate
-from .reference import reference_losses
+from .reference import reference_losses, require_base
 from .sources import Sources
 from .text_collate import TextCollate, reference_of
 from .token_losses import REFERENCE
@@ -45,6 +45,9 @@ class LearnedWeights:
     reference: nn.Module | None = None
     """The model whose losses a rater reads, if it does."""
 
+    base: nn.Module | None = None
+    """The model that these are compared with, if they are."""
+
     @property
     def sources(self) -> dict[Hashable, float]:
         """The weight of each source, of mean 1.
@@ -67,7 +70,12 @@ class LearnedWeights:
         if self.reference is not None and len(dataset) and REFERENCE not in dataset[0]:
             size = {"batch_size": given["batch_size"]} if "batch_size" in given else {}
             dataset = reference_losses(
-                self.reference, dataset, collate=given["collate"], source=self.lm.source_key, **size
+                self.reference,
+                dataset,
+                base=self.base,
+                collate=given["collate"],
+                source=self.lm.source_key,
+                **size,
             )
         return rate(self.lm, dataset, **given)
 
@@ -89,6 +97,7 @@ def learn_weights(
     average: Average = "tokens",
     hypergradient: Any = None,
     reference: nn.Module | None = None,
+    base: nn.Module | None = None,
     source: str = "source",
     seed: int = 0,
     hooks: Iterable[Hook] = (),
@@ -122,9 +131,12 @@ def learn_weights(
             :class:`~metaweight.Reweighting`, with a central difference; where parameters have 16
             bits, in whose rounding differences drown, with forward mode.
         reference: For ``level="sequence"``, a model of texts like the clean ones, such as a copy of
-            ``model`` fine-tuned on them; the rater reads its losses of the training texts too:
-            :func:`~metaweight.lm.reference_losses`. It is not trained. They are scaled by their
-            deviation over ``train``, or by 0.1 nats a token where it is less.
+            ``model`` fine-tuned on them; the rater reads its losses of the training texts, and no
+            hidden states: :func:`~metaweight.lm.reference_losses`. It is not trained. They are
+            scaled by their deviation over ``train``, or by 0.1 nats a token where it is less.
+        base: A model of all texts, such as a copy of ``reference`` before it was fine-tuned; the
+            rater then reads by how much the losses of the reference are above its own. It is not
+            trained.
         source: Name of the source in a sample.
         seed: Seed of orders and of a rater's parameters.
         hooks: Further hooks of the engine.
@@ -146,7 +158,10 @@ def learn_weights(
     scale = None
     if reference is not None:
         _require_reference(reference, model, optimizer, level)
-        train, scale = _with_reference(reference, train, collate, source)
+    if base is not None:
+        _require_base(base, reference, model, optimizer)
+    if reference is not None:
+        train, scale = _with_reference(reference, base, train, collate, source)
     sources = Sources(names_of_sources(train, source)) if level == "source" else None
     made = TextCollate(collate, sources=sources, source=source)
     plain = TextCollate(collate, source=source)
@@ -178,7 +193,7 @@ def learn_weights(
     )
     settings = {"train_iters": steps, "valid_step": steps + 1, "progress": False, **engine}
     Engine.bilevel(learner, lm, hooks=hooks, **settings).run()
-    return LearnedWeights(lm, learner, collate, reference)
+    return LearnedWeights(lm, learner, collate, reference, base)
 
 
 def _require_reference(
@@ -196,9 +211,7 @@ def _require_reference(
         )
     what, advice = f"reference={shown(reference)}", "a copy of the model fine-tuned on clean texts"
     if isinstance(reference, nn.Module):
-        groups = [{"params": model.parameters()}] if optimizer is None else optimizer.param_groups
-        trained = {p for group in groups for p in group["params"] if p.requires_grad}
-        if trained.isdisjoint(reference.parameters()):
+        if _is_left(reference, model, optimizer):
             return
         what = "a reference with parameters that are trained, those of the model"
     raise ConfigurationError(
@@ -206,12 +219,43 @@ def _require_reference(
     )
 
 
+def _require_base(
+    base: nn.Module,
+    reference: nn.Module | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+) -> None:
+    """Refuse a base without a reference, or that would be trained.
+
+    Raises:
+        ConfigurationError: Then.
+    """
+    if reference is None:
+        raise ConfigurationError(
+            "learn_weights received a base without a reference, whose losses are compared with its "
+            "own; give reference=..., a model of texts like the clean ones, or leave out base."
+        )
+    require_base("learn_weights", base, reference)
+    if not _is_left(base, model, optimizer):
+        raise ConfigurationError(
+            "learn_weights received a base with parameters that are trained, those of the model; "
+            "give a copy of it, by copy.deepcopy(model)."
+        )
+
+
+def _is_left(other: nn.Module, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> bool:
+    """Return whether none of a model's parameters is trained."""
+    groups = [{"params": model.parameters()}] if optimizer is None else optimizer.param_groups
+    trained = {p for group in groups for p in group["params"] if p.requires_grad}
+    return trained.isdisjoint(other.parameters())
+
+
 def _with_reference(
-    reference: nn.Module, train: Any, collate: Any, source: str
+    reference: nn.Module, base: nn.Module | None, train: Any, collate: Any, source: str
 ) -> tuple[Any, tuple[float, float]]:
     """Return the training texts with the losses of a reference, and their mean and deviation."""
     if REFERENCE not in train[0]:
-        train = reference_losses(reference, train, collate=collate, source=source)
+        train = reference_losses(reference, train, base=base, collate=collate, source=source)
     losses = torch.tensor([reference_of(train[i]) for i in range(len(train))], dtype=torch.float64)
     deviation = losses.std(correction=0).item()
     return train, (losses.mean().item(), max(deviation, LEAST_DEVIATION))

@@ -17,10 +17,10 @@ class Rater(nn.Module):
     ``h_i`` is the mean hidden state of sequence i over the positions that count, ``l_i`` its mean
     token loss; both come from the pass of the losses, without a graph. With a ``reference`` the
     scores are ``MLP(norm(h_i), (l_i - μ) / σ, (r_i - μ) / σ, (l_i - r_i) / σ)``, where ``r_i`` is
-    the loss of a model of good texts (:func:`~metaweight.lm.reference_losses`): what this model
-    finds hard too is no text of that kind, and what it finds easy and the trained model does not
-    is worth learning. Weights compare the B sequences of a whole batch, and have a mean of 1 over
-    it. All are 1 at first.
+    the loss of a model of good texts (:func:`~metaweight.lm.reference_losses`), or by how much it
+    is above that of a base: what this model finds hard too is no text of that kind, and what it
+    finds easy and the trained model does not is worth learning. Weights compare the B sequences of
+    a whole batch, and have a mean of 1 over it. All are 1 at first.
 
     Args:
         hidden_size: Width of the hidden states, D; 0 for scores of the losses alone.

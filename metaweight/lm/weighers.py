@@ -23,15 +23,16 @@ def made_weigher(
     seed: int,
     reference: Sequence[float] | None = None,
 ) -> nn.Module:
-    """Return a :class:`Rater` of a model's hidden states, or a network of the losses of tokens.
+    """Return a :class:`Rater` of a model's hidden states or of losses, or a network of the losses
+    of tokens.
 
     Args:
         level: ``"sequence"`` or ``"token"``.
         model: The language model; it is called, and draws no random numbers of the program's.
         batch: A batch that it is called with.
         seed: Seed of the parameters.
-        reference: As for :class:`Rater`. With it, a model that returns no hidden states is rated by
-            losses alone.
+        reference: As for :class:`Rater`. With it texts are rated by losses alone: hidden states
+            made ratings worse (``benchmarks/data_weighting.py``).
 
     Raises:
         DataError: For a model that returns no hidden states, and no reference.
@@ -40,14 +41,16 @@ def made_weigher(
         torch.manual_seed(seed)
         if level == "token":
             return MetaWeightNet()
+        if reference is not None:
+            return Rater(0, reference=reference)
         width = _width(model, batch)
-        if width == 0 and reference is None:
+        if width == 0:
             raise DataError(
                 "A Rater reads hidden states, and the model returned none; give one that returns "
                 "hidden_states (B, T, D) beside its logits, or rate by losses alone: by Rater(0), "
                 "or by learn_weights(reference=...)."
             )
-        return Rater(width, reference=reference)
+        return Rater(width)
 
 
 def usual_rate(level: str) -> float:

@@ -11,7 +11,7 @@ from support.language import WORDS, TinyLM, padded_batch, texts
 from support.small import problem
 from torch import Tensor, nn
 
-from metaweight import DataError, Engine
+from metaweight import ConfigurationError, DataError, Engine
 from metaweight.lm import (
     CleanLM,
     Rater,
@@ -41,6 +41,68 @@ def test_they_are_the_mean_loss_of_each_sequence() -> None:
         # The same sums in another order: rounding of float64.
         assert sample["reference_loss"] == pytest.approx(kept.mean().item(), abs=1e-12)
     assert found[6]["reference_loss"] == 0
+
+
+def test_of_a_base_they_are_the_difference() -> None:
+    model, base = TinyLM().double(), TinyLM(dropout=0.5).double()
+    found, of_model, of_base = (
+        [sample["reference_loss"] for sample in reference_losses(one, texts(5), base=other)]
+        for one, other in ((model, base), (model, None), (base, None))
+    )
+    assert found == pytest.approx([a - b for a, b in zip(of_model, of_base, strict=True)])
+    assert base.training and max(map(abs, found)) > 0
+
+
+def test_ratings_of_new_texts_read_the_difference_too() -> None:
+    torch.manual_seed(0)
+    reference, base = TinyLM(), TinyLM()
+    found = learn_weights(
+        TinyLM(), texts(9), texts(9), level="sequence", steps=2, reference=reference, base=base
+    )
+    rater = found.learner.module
+    assert isinstance(rater, Rater) and rater.hidden_size == 0
+    differences = [s["reference_loss"] for s in reference_losses(reference, texts(9), base=base)]
+    assert rater.reference_scale is not None
+    assert float(rater.reference_scale[0]) == pytest.approx(sum(differences) / 9, abs=1e-6)
+    fresh = texts(4, 7)
+    expected = [s["reference_loss"] for s in reference_losses(reference, fresh, base=base)]
+    assert [s["reference_loss"] for s in found.rate(fresh)] == pytest.approx(expected)
+
+
+BASES: dict[str, tuple[Any, str]] = {
+    "no reference": (
+        lambda m, r: {"base": r},
+        r"learn_weights received a base without a reference, whose losses are compared with its",
+    ),
+    "the model": (
+        lambda m, r: {"reference": r, "base": m},
+        r"a base with parameters that are trained, those of the model; give a copy of it, by copy.",
+    ),
+    "the reference": (
+        lambda m, r: {"reference": r, "base": r},
+        r"learn_weights received the same model as base; give another model, of all texts, such as",
+    ),
+    "a number": (
+        lambda m, r: {"reference": r, "base": 2.0},
+        r"learn_weights received base=2.0; give another model, of all texts, such as a copy of",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_another_base_is_refused(name: str) -> None:
+    given, said = BASES[name]
+    model, reference = TinyLM(), TinyLM()
+    with pytest.raises(ConfigurationError, match=said):
+        learn_weights(
+            model, texts(3), texts(3), level="sequence", steps=1, **given(model, reference)
+        )
+
+
+def test_a_model_is_not_compared_with_itself() -> None:
+    model = TinyLM()
+    with pytest.raises(ConfigurationError, match="reference_losses received the same model as"):
+        reference_losses(model, texts(2), base=model)
 
 
 def test_sources_and_other_columns_are_kept() -> None:
