@@ -12,6 +12,8 @@ from typing import Any
 import bilevel_tasks.ours
 import speed_three_level
 import torch
+from bilevel_tasks import boat
+from bilevel_tasks.ours import METHODS, Method
 from bilevel_tasks.problems import PROBLEMS
 from bilevel_tasks.traces import Settings
 from hypergradient_tasks.programs import on_betty, on_metaweight
@@ -29,15 +31,14 @@ from turns import Step
 from metaweight import SOBA, Config, Engine, ImplicitProblem, Unroll
 
 PYTHON, REPLAYED, COMPILED, TOGETHER = "Python", "replayed", "compiled", "compiled, 8 iterations"
-HAND, BETTY, TORCHOPT, JAX = "hand-written", "betty-ml", "torchopt", "jax"
+HAND, BETTY, TORCHOPT, JAX, BOAT = "hand-written", "betty-ml", "torchopt", "jax", "boat-torch"
 CAPTURES: Mapping[str, Mapping[str, Any]] = {
     PYTHON: {},
     REPLAYED: {"capture": "replay"},
     COMPILED: {"capture": "compile"},
     TOGETHER: {"capture": "compile", "capture_iterations": 8},
 }
-PACKAGES = {BETTY: "betty", TORCHOPT: "torchopt", JAX: "jax"}
-QUADRATIC = "quadratic, SOBA"
+PACKAGES = {BETTY: "betty", TORCHOPT: "torchopt", JAX: "jax", BOAT: "boat_torch"}
 NATIVE, FULL = Config(), Config(type=Unroll(memory="full"))
 Run = Callable[[int], Step]
 """Returns a run of so many iterations."""
@@ -98,26 +99,28 @@ def toy(method: Any, steps: int, **settings: Any) -> Engine:
     return Engine.bilevel(outer, inner, strategy="cpu", **settings)
 
 
-def quadratic(**settings: Any) -> Engine:
-    """Return the engine of SOBA on the quadratic problem of ``bilevel_suite.py``."""
-    problem, steps = PROBLEMS["quadratic"](), _quadratic_steps()
-    method = bilevel_tasks.ours.METHODS["SOBA"]
-    iterations = settings.pop("train_iters")
+def of_suite(name: str, method: Method, **settings: Any) -> Engine:
+    """Return the engine of a method on a problem of ``bilevel_suite.py``."""
+    updates = settings.pop("train_iters") // method.steps
     return bilevel_tasks.ours.program(
-        problem, method, steps, iterations, iterations + 1, **settings
+        PROBLEMS[name](), method, _step_sizes(name), updates, updates + 1, **settings
     )
 
 
-def quadratic_in_jax(iterations: int) -> Step:
-    """Return a run of the same, jitted as one loop."""
+def in_jax(name: str, algorithm: str, iterations: int) -> Step:
+    """Return a run on a problem of the suite, jitted as one loop."""
     from bilevel_tasks import jax_programs
 
-    program = jax_programs.Program(PROBLEMS["quadratic"](), "SOBA")
-    return program.loop(_quadratic_steps(), iterations)
+    return jax_programs.Program(PROBLEMS[name](), algorithm).loop(_step_sizes(name), iterations)
 
 
-def _quadratic_steps() -> Settings:
-    problem = PROBLEMS["quadratic"]()
+def on_boat(name: str, iterations: int) -> Step:
+    """Return a run on a problem of the suite by BOAT, ten steps unrolled."""
+    return boat.loop(PROBLEMS[name](), _step_sizes(name), iterations // boat.STEPS)
+
+
+def _step_sizes(name: str) -> Settings:
+    problem = PROBLEMS[name]()
     return Settings(problem.lower_steps[0], problem.upper_steps[0], seed=0)
 
 
@@ -164,7 +167,17 @@ PROGRAMS: Mapping[str, Program] = {
     ),
     "toy, SOBA": Program(partial(toy, SOBA(lr=0.1), 1), {}, (*CAPTURES,)),
     "toy, ten steps unrolled": Program(partial(toy, Unroll(), 10)),
-    QUADRATIC: Program(quadratic, {JAX: quadratic_in_jax}, (*CAPTURES,), 1600),
+    "quadratic, SOBA": Program(
+        partial(of_suite, "quadratic", METHODS["SOBA"]),
+        {JAX: partial(in_jax, "quadratic", "SOBA")},
+        (*CAPTURES,),
+        1600,
+    ),
+    "hyper-cleaning, ten steps unrolled": Program(
+        partial(of_suite, "cleaning", Method(lambda lr: Unroll(memory="full"))),
+        {BOAT: partial(on_boat, "cleaning")},
+        **MLP,
+    ),
     "three levels": Program(
         three_levels,
         _others(

@@ -15,7 +15,8 @@ another alphabet (rotated by 13 letters). All take the same number of steps of t
 - ``difference filter``: the half where that loss is least above the loss of a base, a model trained
   on all sequences;
 - ``tuned mixture``: the best of several mixtures, by the loss on the clean sequences;
-- ``sources``: weights learned while the model trains;
+- ``sources``: weights learned while the model trains; ``every 4 steps``: of the model, which costs
+  a quarter;
 - ``sequences``: ratings learned while the model trains, by hidden states and the loss;
   ``with reference``: by losses alone, those of the reference too; ``with base``: by the difference;
 - ``kept``: what these leave at half of the mean or more, alike, from the start.
@@ -114,7 +115,11 @@ class Run:
         return model, reached
 
     def learned(
-        self, level: Any, reference: ByteModel | None = None, base: ByteModel | None = None
+        self,
+        level: Any,
+        reference: ByteModel | None = None,
+        base: ByteModel | None = None,
+        every: int = 1,
     ) -> tuple[ByteModel, LearnedWeights]:
         """Train on weighted sequences."""
         model, optimizer = self.model()
@@ -127,6 +132,7 @@ class Run:
             batch_size=BATCH if level == "source" else 2 * BATCH,
             clean_batch_size=BATCH,
             warmup_steps=self.steps // 5,
+            every=every,
             optimizer=optimizer,
             weight_learning_rate=0.05 if level == "source" else 0.003,
             reference=reference,
@@ -177,6 +183,7 @@ class Run:
         weights = by_source.sources
         names = [str(name) for name, weight in weights.items() if weight >= LEAST]
         models["sources, kept"] = self.plain(self.of(*names))[0]
+        models["sources, every 4 steps"], seldom = self.learned("source", every=4)
         models["sequences"], alone = self.learned("sequence")
         models["sequences, with reference"], by_reference = self.learned("sequence", reference)
         models["sequences, with base"], rater = self.learned("sequence", reference, base)
@@ -192,6 +199,9 @@ class Run:
                 "loss filter": self.auc((-of_reference).tolist()),
                 "difference filter": self.auc((-above).tolist()),
                 "sources": self.auc([weights[sample["source"]] for sample in self.train]),
+                "sources, every 4 steps": self.auc(
+                    [seldom.sources[sample["source"]] for sample in self.train]
+                ),
                 "sequences": self.auc_of(alone),
                 "sequences, with reference": self.auc_of(by_reference),
                 "sequences, with base": self.auc_of(rater),

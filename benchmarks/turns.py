@@ -37,7 +37,7 @@ SHORTEST_TURN = 0.1
 M_MMAP_THRESHOLD = -3
 MIB = 2**20
 MOST_STEPS = 200
-PEERS = ("betty-ml", "higher", "torchopt", "jax")
+PEERS = ("betty-ml", "higher", "torchopt", "jax", "boat-torch")
 
 
 class Turn(NamedTuple):

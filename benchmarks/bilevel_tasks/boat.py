@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -126,3 +126,16 @@ def trace(problem: Problem, name: str, settings: Settings, iterations: int, ever
         if (number + 1) % every == 0:
             found.note(time.process_time(), above().detach().numpy())
     return found
+
+
+def loop(problem: Problem, settings: Settings, iterations: int) -> Callable[[], None]:
+    """Return a run of so many steps of ``θ``, each time from where the last one ended."""
+    solver, _ = program(problem, settings)
+    data = Data(problem, settings.seed)
+
+    def run() -> None:
+        for number in range(iterations):
+            data.begin()
+            solver.run_iter(data, data, number)
+
+    return run

@@ -11,7 +11,7 @@ from typing import Any
 from .sweeps import ROOT, MissingRunError
 
 FOLDER = Path("benchmarks/results")
-PEERS = ("betty-ml", "higher", "torchopt", "jax")
+PEERS = ("betty-ml", "higher", "torchopt", "jax", "boat-torch")
 Row = Mapping[str, Any]
 
 

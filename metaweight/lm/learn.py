@@ -94,6 +94,7 @@ def learn_weights(
     optimizer: torch.optim.Optimizer | None = None,
     weight_learning_rate: float | None = None,
     warmup_steps: int = 0,
+    every: int = 1,
     average: Average = "tokens",
     hypergradient: Any = None,
     reference: nn.Module | None = None,
@@ -109,8 +110,8 @@ def learn_weights(
         found.sources                       # {"books": 1.9, "crawl": 0.1}
 
     The same as :class:`WeightedLM` under :class:`CleanLM` on an :class:`~metaweight.Engine`: each
-    step of the model on a batch of ``train`` is followed by one of Adam on the weights, which
-    lowers the model's loss on a batch of ``clean``.
+    step of the model on a batch of ``train``, or each ``every``-th, is followed by one of Adam on
+    the weights, which lowers the model's loss on a batch of ``clean``.
 
     Args:
         model: A causal model, trained in place.
@@ -126,6 +127,7 @@ def learn_weights(
         optimizer: The model's; AdamW at a learning rate of 1e-4 when left out.
         weight_learning_rate: That of the weights: 0.1 for sources, 1e-3 for a rater.
         warmup_steps: Steps of the model before weights are learned.
+        every: Steps of the model for one of the weights, which is most of the extra cost.
         average: As for :class:`WeightedLM`.
         hypergradient: ``Config.type`` of the model's problem. When left out,
             :class:`~metaweight.Reweighting`, with a central difference; where parameters have 16
@@ -150,6 +152,7 @@ def learn_weights(
     """
     require_choice("learn_weights", "level", level, ("source", "sequence"))
     require_count("learn_weights", "steps", steps, least=1)
+    require_count("learn_weights", "every", every, least=1)
     for name, dataset in (("train", train), ("clean", clean)):
         if not len(dataset):
             raise DataError(
@@ -172,7 +175,7 @@ def learn_weights(
     rate_of_weights = weight_learning_rate or usual_rate(level)
     lm = WeightedLM(
         LM,
-        Config(type=hypergradient, warmup_steps=warmup_steps),
+        Config(type=hypergradient, warmup_steps=warmup_steps, unroll_steps=every),
         weights=LEARNER,
         level=level,
         average=average,

@@ -42,6 +42,12 @@ def test_sequences_in_random_order_are_rated_lower() -> None:
     assert sum(sample["noise"] for sample in best) <= 2
 
 
+def test_weights_are_learned_at_every_fourth_step() -> None:
+    train = texts(9, source="a") + texts(9, 1, True, source="b")
+    found = learn_weights(TinyLM(), train, texts(9, 2), steps=14, warmup_steps=2, every=4)
+    assert (found.lm.count, found.learner.count) == (14, 3)
+
+
 def test_a_seed_gives_the_same_weights() -> None:
     train = texts(9, source="a") + texts(9, 1, True, source="b")
 
