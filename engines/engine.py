@@ -29,7 +29,7 @@ from .arguments import (
     unchanged_on_error,
 )
 from .assembly import make_schedule, prepare_problems, wire
-from .captured import captured_steps
+from .captured import CapturedSteps, captured_steps
 from .checkpoint.hook import CheckpointHook, load_engine, save_engine
 from .checkpoint.state import set_streams
 from .description import describe
@@ -236,11 +236,23 @@ class Engine:
             CheckpointError: When the file cannot be read, is damaged, or is of another program.
         """
         load_engine(self, path)
+        if self._captured is not None:
+            self._captured.drop_batches()
 
     def train_step(self) -> None:
         """Step every leaf problem once, and the upper problems that become due."""
         for leaf in self.leaves:
             leaf.step(global_step=self.global_step)
+
+    @property
+    def has_own_train_step(self) -> bool:
+        """Whether a class derived from this one steps otherwise."""
+        return type(self).train_step is not Engine.train_step
+
+    @property
+    def holds_batches(self) -> bool:
+        """Whether batches are left that were drawn for captured steps, of which one has failed."""
+        return self._captured is not None and self._captured.holds_batches
 
     def validation(self) -> Mapping[str, Any] | None:
         """Measure the program; override it and return values to log by name.
@@ -251,7 +263,7 @@ class Engine:
         return None
 
     def stop(self, reason: str) -> None:
-        """End the run after the present step."""
+        """End the run after the present step, or those of the graph that is being taken."""
         self.run_state.stopped = reason
 
     def train(self) -> None:
@@ -364,12 +376,19 @@ class Engine:
 
     def _advance(self) -> None:
         """Take an iteration, or those of a period that is captured."""
-        taken = 0 if self._captured is None else self._captured.take(self._iterations_to_go())
+        taken = 0 if self._captured is None else self._take_captured(self._captured)
         if not taken:
             self._execution.take()
         for _ in range(taken or 1):
             self.run_state.iteration += 1
             self.hooks.iteration_end(self)
+
+    def _take_captured(self, captured: CapturedSteps) -> int:
+        try:
+            return captured.take(self._iterations_to_go())
+        except BaseException:
+            self.run_state.iteration += captured.done
+            raise
 
     def _iterations_to_go(self) -> int:
         """Return the iterations until a validation, a checkpoint or the end is due."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from metaweight.problems import ConfigurationError, Problem
+from metaweight.problems import ConfigurationError
 from metaweight.problems.base.nested import leaves, map_tensors
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .drawn import Drawn
 
 KNOWN = (Tensor, bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 """What can be compared, and does not change in itself."""
@@ -62,10 +64,12 @@ class Place:
         )
 
 
-def values_of(places: Sequence[Place], batches: Sequence[Any]) -> list[Tensor] | None:
-    """Return the tensors of batches, one for each place, or nothing if one of them fits not."""
+def values_of(places: Sequence[Place], drawn: Drawn) -> list[Tensor] | None:
+    """Return the tensors of batches, one for each place, or nothing if they do not fit."""
+    if drawn.error is not None:
+        return None
     found: list[Tensor] = []
-    for place, batch in zip(places, batches, strict=True):
+    for place, batch in zip(places, drawn.batches, strict=True):
         values = place.values(batch)
         if values is None:
             return None
@@ -103,7 +107,7 @@ def require_batches_that_stay(copies: Sequence[Place], batches: Sequence[Any]) -
     Raises:
         ConfigurationError: If copies, made as batches were drawn, differ from them now.
     """
-    if not all(place.holds(batch) for place, batch in zip(copies, batches, strict=True)):
+    if not all(place.holds(batch) for place, batch in zip(copies, batches, strict=False)):
         raise ConfigurationError(
             "EngineConfig(capture=...) draws the batches of several steps before it takes the "
             "first of them, and a loader has written later ones to the tensors of earlier ones; "
@@ -112,9 +116,8 @@ def require_batches_that_stay(copies: Sequence[Place], batches: Sequence[Any]) -
 
 
 @contextmanager
-def watching_parameters(problems: Sequence[Problem]) -> Iterator[None]:
-    """Refuse that batches are made of what is trained, inside a ``with`` statement."""
-    tensors = (t for p in problems for t in (*p.module.parameters(), *p.module.buffers()))
+def watching(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Refuse that batches are made of what steps write to, inside a ``with`` statement."""
     with _Untouched({id(t) for t in tensors}):
         yield
 
@@ -132,7 +135,7 @@ class _Untouched(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise ConfigurationError(
                 "EngineConfig(capture=...) draws the batches of several steps before it takes the "
                 "first of them, and a loader or get_batch computes with parameters or buffers of a "
-                "problem, which these steps change; compute it in training_step, or leave capture "
-                "out."
+                "problem, or with other tensors that these steps change; compute it in "
+                "training_step, or leave capture out."
             )
         return func(*args, **(kwargs or {}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from metaweight.problems import (
     MASOBA,
@@ -52,6 +52,8 @@ def _reasons(engine: Engine) -> Iterator[str]:
         yield f"{engine.processes.world} processes take part"
     if engine.config.roll_back:
         yield "roll_back=True takes steps again"
+    if engine.has_own_train_step:
+        yield f"{type(engine).__name__} has a train_step of its own"
     for hook in (
         *hooks.before_steps,
         *hooks.accepting,
@@ -101,6 +103,29 @@ def _reasons_of(problem: Problem) -> Iterator[str]:
         yield (
             f"problem {name!r} is differentiated by {type(problem.hypergradient).__name__}, of "
             f"which that is not known (it is of {known})"
+        )
+
+
+def moment_of(engine: Engine) -> Any:
+    """Return the schedule's state and the epochs of all problems, if something is called at the end
+    of an epoch that may change the program."""
+    own = any(type(p).epoch_callback is not Problem.epoch_callback for p in engine.problems)
+    if not (own or changing(engine.hooks.epoch_ends)):
+        return None
+    return engine.schedule.mark(), [list(p.epoch_counter) for p in engine.problems]
+
+
+def require_same_schedule(before: Any, now: Any) -> None:
+    """Refuse a change of the schedule between two moments of :func:`moment_of`.
+
+    Raises:
+        ConfigurationError: Then.
+    """
+    if before[0] != now[0]:
+        raise ConfigurationError(
+            "EngineConfig(capture=...) draws batches before the steps that they are for, and the "
+            "end of an epoch has changed when upper problems step; do that in the iteration_end of "
+            "a hook, or leave capture out."
         )
 
 

@@ -14,18 +14,19 @@ from torch import Tensor
 
 from ..program.instructions import Action
 from ..program.taken import Taken
-from .batches import Place, require_batches_that_stay, values_of, watching_parameters
-from .capturable import changing, require_capturable
+from .batches import values_of
+from .by_python import ByPython
+from .capturable import changing, moment_of, require_capturable, require_same_schedule
 from .comparison import (
     EXACT,
-    by_rounding,
+    difference,
     end_elsewhere,
     largest_deviation,
     require_metrics_of_tensors,
-    same_metrics,
 )
-from .drawing import Drawn, draw
-from .feeding import Eager, Traced, fed
+from .drawing import draw, draw_watched
+from .drawn import Drawn
+from .feeding import Eager, Traced, fed, places_of_rates
 from .operations import replay, traced
 from .period import Period, next_period
 from .program_tensors import (
@@ -37,7 +38,7 @@ from .program_tensors import (
     settings_of,
     tensors_of,
 )
-from .recorded import Recorded, WrittenBack
+from .recorded import Recorded
 from .updates import rates_of
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class CapturedSteps:
         self._problems = {problem.name: problem for problem in engine.problems}
         self._alike = 0
         self._patience = 2
-        self._left: Drawn | None = None
+        self._python = ByPython(engine, execution)
         self._form: Any = None
         self._recorded: Recorded | None = None
 
@@ -80,64 +81,67 @@ class CapturedSteps:
         Raises:
             ConfigurationError: For a program that cannot be captured.
         """
-        engine = self._engine
-        if self._left is not None:
-            # A loader ended the last period early; now its error is due.
-            left, self._left = self._left, None
-            self._eagerly(1, left)
-            return 1
+        engine, self._python.done = self._engine, 0
+        if self._python.pending is not None:
+            return self._python.take(1, self._python.pending)
         leaves = [leaf.name for leaf in engine.leaves]
         period = next_period(engine.schedule, leaves, engine.config.capture_iterations)
         if period is None or len(period) > most:
-            return self._by_python()
+            return 0 if self._recorded is None else self._python.take_one()
         recorded, form = self._recorded, period.form
         if recorded is not None and recorded.changes != changes():
             self._forget()
             recorded = None
         if changing(engine.hooks.iteration_ends):
-            self.look_again()
+            self.look_again(doubt=False)
             recorded = self._recorded
         if recorded is not None and form == recorded.form:
             self._form = None
             return self._take(period, recorded)
         self._alike, self._form = self._alike + 1 if form == self._form else 0, form
-        return self._by_python() if self._alike < WARM else self._capture(period)
+        if self._alike < WARM:
+            return 0 if self._recorded is None else self._python.take_one()
+        return self._capture(period)
 
-    def look_again(self) -> None:
-        """Forget what was captured if tensors, modes or settings of the program are others now."""
+    def look_again(self, *, doubt: bool = True) -> None:
+        """Forget what was captured if tensors, modes or settings of the program are others now.
+
+        Args:
+            doubt: Compare the next period, since what is no tensor may be another too.
+        """
         recorded = self._recorded
-        if recorded is not None and recorded.looks != looks_of(self._engine.problems):
+        if recorded is None:
+            return
+        recorded.is_in_doubt |= doubt
+        if recorded.looks != looks_of(self._engine.problems):
             self._forget()
+
+    @property
+    def holds_batches(self) -> bool:
+        """Whether batches are left that were drawn for steps that an error ended."""
+        return self._python.pending is not None
+
+    @property
+    def done(self) -> int:
+        """How many iterations a call took before an error ended it."""
+        return self._python.done
+
+    def drop_batches(self) -> None:
+        """Drop these: the loaders are elsewhere now."""
+        self._python.pending = None
 
     def _forget(self) -> None:
         self._recorded, self._alike = None, 0
-
-    def _by_python(self) -> int:
-        """Take an iteration by Python where methods keep their states in tensors that a graph
-        reads; return whether it was taken."""
-        if self._recorded is None:
-            return 0
-        with self._keeping_methods():
-            self._execution.take()
-        return 1
 
     def _capture(self, period: Period) -> int:
         """Take a period, and keep the operations that it consisted of."""
         engine = self._engine
         require_capturable(engine, period)
-        copies: list[Place] = []
-        with watching_parameters(engine.problems):
-            drawn = draw(engine, self._execution, period, lambda batch: copies.append(Place(batch)))
+        drawn, copies = draw_watched(engine, self._execution, period, self._tensors())
         if drawn.error is not None:
-            return self._up_to_error(period, drawn)
-        require_batches_that_stay(copies, drawn.batches)
-        places = Traced(
-            copies,
-            [
-                [torch.tensor(rate, dtype=torch.float64) for rate in rates_of(self._problems[name])]
-                for name in (one.problem for one in period.steps if one.last)
-            ],
-        )
+            return self._python.take(len(period), Eager(drawn))
+        updated = [self._problems[one.problem] for one in period.steps if one.last]
+        places = Traced(copies, places_of_rates(updated))
         start, settings = Kept.of(self._tensors()), [settings_of(p) for p in engine.problems]
         seen: list[Taken] = []
         with fed(engine.problems, places):
@@ -163,7 +167,7 @@ class CapturedSteps:
 
     def _run(self, period: Period, places: Traced, seen: list[Taken]) -> list[Tensor]:
         """Take the iterations, and return losses and metrics."""
-        with self._keeping_methods(), self._execution.collecting(seen):
+        with self._python.keeping_methods(), self._execution.collecting(seen):
             for _ in period.iterations:
                 self._execution.take()
         require_metrics_of_tensors(seen)
@@ -172,30 +176,34 @@ class CapturedSteps:
         return [*found, *([torch.stack(wrong).any()] if wrong else [])]
 
     def _take(self, period: Period, recorded: Recorded) -> int:
-        drawn = draw(self._engine, self._execution, period)
-        if drawn.error is not None:
-            return self._up_to_error(period, drawn)
-        values = values_of(recorded.places.places, drawn.batches)
-        if values is None:
-            self._eagerly(len(period), drawn)
-            self._note_left(recorded)
+        # What depends on a counter may be the same for long: looked at after 1, 2, 4, … periods.
+        looked_at = recorded.is_in_doubt or not recorded.taken & (recorded.taken + 1)
+        before = moment_of(self._engine)
+        if looked_at:
+            drawn, _ = draw_watched(self._engine, self._execution, period, recorded.tensors)
+        else:
+            drawn = draw(self._engine, self._execution, period)
+        values = values_of(recorded.places.places, drawn)
+        if self._has_changed(before) or values is None:
+            self._python.take(len(period), Eager(drawn))
+            if drawn.error is None and self._recorded is not None:
+                self._note_left(recorded)
             return len(period)
         recorded.taken += 1
-        # What depends on a counter may be the same for long: looked at after 1, 2, 4, … periods.
-        if recorded.taken & (recorded.taken - 1):
-            self._replay(period, values, recorded)
-        else:
+        if looked_at or recorded.is_in_doubt:
             self._verify(period, drawn, values, recorded)
+        else:
+            self._replay(period, values, recorded)
         return len(period)
 
-    def _up_to_error(self, period: Period, drawn: Drawn) -> int:
-        """Take the iterations before the one in which a loader raised an error, or raise that."""
-        whole, left = drawn.divided(period)
-        if not whole.iterations:
-            self._eagerly(1, left)
-        self._eagerly(whole.iterations, whole)
-        self._left = left
-        return whole.iterations
+    def _has_changed(self, before: Any) -> bool:
+        """Return whether the end of an epoch, as batches were drawn, has changed the program."""
+        now = moment_of(self._engine)
+        if before == now:
+            return False
+        require_same_schedule(before, now)
+        self.look_again()
+        return self._recorded is None
 
     def _note_left(self, recorded: Recorded) -> None:
         """Note a period whose batches were of another size."""
@@ -248,42 +256,27 @@ class CapturedSteps:
         """
         engine = self._engine
         start, seen = Kept.of(recorded.tensors), list[Taken]()
+        feeding = Eager(drawn)
         with self._execution.collecting(seen):
-            rates = self._eagerly(len(period), drawn)
+            self._python.take(len(period), feeding)
         require_same_settings(engine.problems, recorded.settings)
         expected = Kept.of(recorded.tensors)
         start.restore()
-        recorded.places.write(values, rates)
+        recorded.places.write(values, feeding.rates)
         found = recorded.run()
-        ended = Kept.of(recorded.tensors)
-        most = least = largest_deviation(engine.problems, compiled=self._compiled)
-        where, share = ended.deviation(expected, start)
-        if share > most:
-            most = max(most, by_rounding(recorded.run, start, ended))
+        most = largest_deviation(engine.problems, compiled=self._compiled)
+        differs = difference(recorded, start, expected, seen, found, most)
         expected.restore()
         self._report(seen)
-        if share > most or not same_metrics(seen, recorded.metrics, found, most):
-            differs = f"{where} differs by {share:.2g} of the way"
+        if differs and recorded.is_in_doubt and recorded.is_verified:
+            self._forget()
+        elif differs:
             since = len(period) * (recorded.taken - recorded.taken // 2)
-            told = end_elsewhere(
-                differs if share > most else "losses or metrics differ", engine.global_step - since
-            )
-            if not recorded.is_verified or least <= EXACT:
+            told = end_elsewhere(differs, engine.global_step - since)
+            if not recorded.is_verified or most <= EXACT:
                 raise ConfigurationError(told)
             engine.logger.warning(told)
-        recorded.is_verified = True
-
-    def _eagerly(self, iterations: int, drawn: Drawn) -> list[list[float]]:
-        """Take iterations by Python, on these batches; return the learning rates."""
-        feeding = Eager(drawn.batches, drawn.error)
-        with fed(self._engine.problems, feeding), self._keeping_methods():
-            for _ in range(iterations):
-                self._execution.take()
-        return feeding.rates
-
-    def _keeping_methods(self) -> Any:
-        """Return a context at whose end new states of methods are written to the old tensors."""
-        return WrittenBack([p.step_state.method_states for p in self._engine.problems])
+        recorded.is_verified, recorded.is_in_doubt = True, False
 
     def _tensors(self) -> Labelled:
         return tensors_of(self._engine.problems)

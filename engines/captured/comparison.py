@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..program.taken import Taken
 from .program_tensors import Kept
+from .recorded import Recorded
 
 EXACT = 1e-6
 """Where nothing but the roundings of double precision may differ."""
@@ -47,8 +48,40 @@ def largest_deviation(problems: Sequence[Problem], *, compiled: bool) -> float:
     return 0.05 if compiled else 1e-3
 
 
-def by_rounding(run: Callable[[], object], start: Kept, ended: Kept) -> float:
-    """Return how far a graph may end from Python because both round, as a share of the way.
+def difference(
+    recorded: Recorded,
+    start: Kept,
+    expected: Kept,
+    seen: Sequence[Taken],
+    found: Sequence[Tensor],
+    most: float,
+) -> str:
+    """Return what differs between a graph, which has just run, and Python; nothing if nothing does.
+
+    Args:
+        recorded: The graph.
+        start: Where both started.
+        expected: Where Python ended.
+        seen: The steps that it took.
+        found: The losses and metrics of the graph.
+        most: How far the graph may end from Python, as a share of the way.
+    """
+    ended = Kept.of(recorded.tensors)
+    shares = ended.shares(expected, start)
+    if max(shares.values()) > most:
+        excused = by_rounding(recorded.run, start, ended)
+        over = {k: share for k, share in shares.items() if share > max(most, excused[k])}
+        if over:
+            where = max(over, key=lambda label: over[label])
+            return f"{where} differs by {over[where]:.2g} of the way"
+        most = max(shares.values())
+    same = same_metrics(seen, recorded.metrics, found, most)
+    return "" if same else "losses or metrics differ"
+
+
+def by_rounding(run: Callable[[], object], start: Kept, ended: Kept) -> dict[str, float]:
+    """Return how far a graph may end from Python because both round, as a share of the way, by what
+    its tensors belong to.
 
     The graph is run from starts that differ in the last digits. A kink, such as that of a ReLU,
     can make much of these: then Python ends as far from itself.
@@ -58,13 +91,13 @@ def by_rounding(run: Callable[[], object], start: Kept, ended: Kept) -> float:
         start: Where it starts.
         ended: Where it ended; nothing is excused where that is not finite.
     """
-    found = []
+    found = dict.fromkeys(ended.values, 0.0)
     for pattern in range(PATTERNS):
         start.restore(roundings=NUDGE, pattern=pattern)
         run()
-        found.append(Kept.of(ended.tensors).deviation(ended, start)[1])
-    most = ALLOWANCE * max(found)
-    return most if math.isfinite(most) else 0.0
+        for label, share in Kept.of(ended.tensors).shares(ended, start).items():
+            found[label] = max(found[label], ALLOWANCE * share)
+    return {label: most if math.isfinite(most) else 0.0 for label, most in found.items()}
 
 
 def require_metrics_of_tensors(seen: Sequence[Taken]) -> None:

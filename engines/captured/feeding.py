@@ -12,6 +12,7 @@ from metaweight.problems.base.nested import leaves
 from torch import Tensor
 
 from .batches import Place
+from .drawn import Drawn
 from .operations import untraced
 from .updates import put_rates, rates_of, take_step
 
@@ -19,24 +20,32 @@ Rates = list[float]
 
 
 class Eager:
-    """Gives batches that were drawn before, and notes the learning rates of updates.
+    """Gives batches that were drawn before, then those of the loaders, and notes the learning rates
+    of updates.
 
     Args:
-        batches: The batches, step by step.
-        error: What was raised in place of the next one.
+        drawn: The batches that were drawn before.
     """
 
-    def __init__(self, batches: Sequence[Any], error: Exception | None = None) -> None:
-        self._batches = iter(batches)
-        self._error = error
+    def __init__(self, drawn: Drawn) -> None:
+        self._queues = drawn.by_problem()
+        self._error, self._failed = drawn.error, drawn.failed
         self.rates: list[Rates] = []
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all that was drawn has been given, and the error raised."""
+        return self._error is None and not any(self._queues.values())
 
     def draw(self, problem: Problem) -> Any:
         """Return the next batch, or raise what drawing it raised."""
-        del problem
-        for batch in self._batches:
-            return batch
-        raise self._error or IndexError("All batches that were drawn have been given.")
+        queue = self._queues.get(problem.name)
+        if queue:
+            return queue.popleft()
+        if self._error is not None and problem.name == self._failed:
+            error, self._error = self._error, None
+            raise error
+        return problem.get_batch()
 
     def prepare(self, problem: Problem) -> None:
         """Note the learning rates."""
@@ -106,6 +115,11 @@ class Traced:
         """Note a condition for an error."""
         self.conditions.append(condition)
         return True
+
+
+def places_of_rates(updated: Sequence[Problem]) -> list[list[Tensor]]:
+    """Return tensors for the learning rates of each update, one for each group."""
+    return [[torch.tensor(r, dtype=torch.float64) for r in rates_of(p)] for p in updated]
 
 
 def write_rates(places: Sequence[Tensor], rates: Rates) -> None:

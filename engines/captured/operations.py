@@ -85,8 +85,10 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 f"on values ({func}), as of x[mask]; compute on all, and weigh by the mask or use "
                 "torch.where, or leave capture out."
             )
-        for argument, given in zip(func._schema.arguments, args, strict=False):
+        for place, argument in enumerate(func._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
+                named = (kwargs or {}).get(argument.name)
+                given = args[place] if place < len(args) else named
                 self.written.update(_storage(t) for t in leaves(given) if isinstance(t, Tensor))
         return func(*args, **(kwargs or {}))
 

@@ -117,14 +117,12 @@ class Kept:
                     signs = (draw.cos().sign() * torch.finfo(value.dtype).eps).view(value.shape)
                     tensor.add_((value * signs).to(value.dtype), alpha=roundings)
 
-    def deviation(self, other: Kept, start: Kept) -> tuple[str, float]:
-        """Return what differs most from ``other``, and by how much of the way from ``start``."""
-        found = {
+    def shares(self, other: Kept, start: Kept) -> dict[str, float]:
+        """Return how far each is from ``other``, as a share of the way from ``start``."""
+        return {
             label: _share(values, other.values[label], start.values[label])
             for label, values in self.values.items()
         }
-        worst = max(found, key=lambda label: found[label])
-        return worst, found[worst]
 
 
 def _share(values: list[Tensor], others: list[Tensor], start: list[Tensor]) -> float:
@@ -138,8 +136,16 @@ def _share(values: list[Tensor], others: list[Tensor], start: list[Tensor]) -> f
     # No way is known better than its ends are rounded.
     rounding = max(torch.finfo(v.dtype).eps for v, _, _ in triples)
     wide = [[t.double() for t in triple] for triple in triples]
-    away = float(vectors.norm([v - o for v, o, _ in wide]))
+    away = float(vectors.norm([_apart(v, o) for v, o, _ in wide]))
+    if away == 0:
+        return 0.0
     way = float(vectors.norm([o - s for _, o, s in wide]))
     size = float(vectors.norm([o for _, o, _ in wide]))
     share = away / max(way, ROUNDINGS * rounding * size, 1e-30)
     return share if math.isfinite(share) else math.inf
+
+
+def _apart(values: Tensor, others: Tensor) -> Tensor:
+    """Return the difference, 0 where both are the same infinity or no number."""
+    same = (values == others) | (values.isnan() & others.isnan())
+    return (values - others).masked_fill(same, 0)

@@ -30,6 +30,7 @@ class Recorded:
         taken: How many periods the graph has been there for.
         left: How many were left to Python, for their batches.
         is_verified: Whether a period was taken both ways and compared.
+        is_in_doubt: Whether the next one is compared, as the program may have been changed.
     """
 
     form: Any
@@ -43,6 +44,7 @@ class Recorded:
     taken: int = 0
     left: int = 0
     is_verified: bool = False
+    is_in_doubt: bool = False
 
     def is_mostly_left(self) -> bool:
         """Return whether it is time to warn of batches of other sizes."""

@@ -72,6 +72,12 @@ def _require_between_steps(engine: Engine) -> None:
             "where the state is incomplete; save in iteration_end, in a validation, or when run() "
             "has returned."
         )
+    if engine.holds_batches:
+        raise CheckpointError(
+            "A checkpoint was asked for after an error in captured steps, for which batches had "
+            "been drawn that no checkpoint holds; let run() take them first, or load an earlier "
+            "checkpoint."
+        )
 
 
 def _take(engine: Engine, *, copy: bool, frozen: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:

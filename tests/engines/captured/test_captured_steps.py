@@ -384,11 +384,32 @@ def test_another_word_is_refused() -> None:
         program(capture="graph")
 
 
+class Poisoned:
+    """A loader that makes a method's state no number as it draws its fourteenth batch."""
+
+    def __init__(self, given: list[Any]) -> None:
+        self._given = given
+        self.states: Any = None
+        self.drawn = 0
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        self.drawn += 1
+        if self.drawn == 14:
+            for tensor in leaves(self.states.kept):
+                tensor.fill_(torch.nan)
+        return self._given[self.drawn % len(self._given)]
+
+
 def test_a_product_that_diverges_is_told() -> None:
     engine = program(SOBA(lr=0.05), capture="replay", train_iters=11)
     engine.run()
-    for kept in leaves(engine.classifier.step_state.method_states.kept):
-        kept.fill_(torch.nan)
+    loader = Poisoned(batches(7, 1))
+    engine.classifier.set_train_data_loader(loader)
+    loader.states = engine.classifier.step_state.method_states
+    engine.train_iters = 20
     with pytest.raises(HypergradientError, match=r"diverged or is not finite in iteration \d+, wh"):
         engine.run()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from metaweight.engines.captured.comparison import ALLOWANCE, NUDGE, by_rounding
@@ -15,7 +17,7 @@ def test_a_smooth_step_is_moved_by_the_roundings_of_its_start_alone(dtype: torch
     kept = {"state": [state]}
     start = Kept.of(kept)
     state.add_(0.5)
-    found = by_rounding(lambda: state.add_(0.5), start, Kept.of(kept))
+    found = by_rounding(lambda: state.add_(0.5), start, Kept.of(kept))["state"]
     expected = ALLOWANCE * NUDGE * torch.finfo(dtype).eps / 0.5
     assert found == pytest.approx(expected, rel=0.01)
 
@@ -30,7 +32,7 @@ def test_a_kink_is_seen() -> None:
         state.add_(torch.where(state >= 1, 1.0, -1.0))
 
     run()
-    assert by_rounding(run, start, Kept.of(kept)) > ALLOWANCE
+    assert by_rounding(run, start, Kept.of(kept))["state"] > ALLOWANCE
 
 
 def test_what_is_not_finite_is_not_excused() -> None:
@@ -38,7 +40,34 @@ def test_what_is_not_finite_is_not_excused() -> None:
     kept = {"state": [state]}
     start = Kept.of(kept)
     state.fill_(torch.nan)
-    assert by_rounding(lambda: state.fill_(torch.nan), start, Kept.of(kept)) == 0.0
+    found = by_rounding(lambda: state.fill_(torch.inf), start, Kept.of(kept))
+    assert found == {"state": 0.0}
+
+
+def test_what_is_not_finite_in_both_has_not_gone_apart() -> None:
+    state = torch.ones(3)
+    kept = {"state": [state]}
+    start = Kept.of(kept)
+    state[0], state[1] = torch.nan, torch.inf
+    assert Kept.of(kept).shares(Kept.of(kept), start) == {"state": 0.0}
+    other = Kept.of(kept)
+    state[1] = torch.nan
+    assert Kept.of(kept).shares(other, start) == {"state": math.inf}
+
+
+def test_a_kink_excuses_what_it_moves_alone() -> None:
+    low, high = torch.ones(4), torch.ones(4)
+    kept = {"low": [low], "high": [high]}
+    start = Kept.of(kept)
+
+    def run() -> None:
+        low.add_(torch.where(low >= 1, 1.0, -1.0))
+        high.add_(0.5)
+
+    run()
+    excused = by_rounding(run, start, Kept.of(kept))
+    assert excused["low"] > 1
+    assert excused["high"] < 1e-4
 
 
 def test_whole_numbers_flags_and_counts_are_left_as_they_are() -> None:
