@@ -135,7 +135,8 @@ def learn_weights(
         reference: For ``level="sequence"``, a model of texts like the clean ones, such as a copy of
             ``model`` fine-tuned on them; the rater reads its losses of the training texts, and no
             hidden states: :func:`~metaweight.lm.reference_losses`. It is not trained. They are
-            scaled by their deviation over ``train``, or by 0.1 nats a token where it is less.
+            scaled by their deviation over ``train``, or by 0.1 nats a token where it is less. A
+            column ``"reference_loss"`` that ``train`` has already is read as it is.
         base: A model of all texts, such as a copy of ``reference`` before it was fine-tuned; the
             rater then reads by how much the losses of the reference are above its own. It is not
             trained.
@@ -247,10 +248,15 @@ def _require_base(
 
 
 def _is_left(other: nn.Module, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> bool:
-    """Return whether none of a model's parameters is trained."""
+    """Return whether none of a model's parameters is trained, in this object or another."""
     groups = [{"params": model.parameters()}] if optimizer is None else optimizer.param_groups
-    trained = {p for group in groups for p in group["params"] if p.requires_grad}
-    return trained.isdisjoint(other.parameters())
+    trained = {_place(p) for group in groups for p in group["params"] if p.requires_grad}
+    return trained.isdisjoint(map(_place, other.parameters()))
+
+
+def _place(parameter: torch.Tensor) -> int:
+    """Return where the numbers of a parameter are."""
+    return parameter.untyped_storage().data_ptr() or id(parameter)
 
 
 def _with_reference(
@@ -259,6 +265,13 @@ def _with_reference(
     """Return the training texts with the losses of a reference, and their mean and deviation."""
     if REFERENCE not in train[0]:
         train = reference_losses(reference, train, base=base, collate=collate, source=source)
+    elif base is not None:
+        raise ConfigurationError(
+            f"learn_weights received a base, and texts with a {REFERENCE!r} already, of which it "
+            "is not known whether they are compared with it; leave out the column, or the base."
+        )
     losses = torch.tensor([reference_of(train[i]) for i in range(len(train))], dtype=torch.float64)
-    deviation = losses.std(correction=0).item()
-    return train, (losses.mean().item(), max(deviation, LEAST_DEVIATION))
+    # 0 is that of a text without a token that counts.
+    counted = losses[losses != 0] if losses.any() else losses
+    deviation = counted.std(correction=0).item()
+    return train, (counted.mean().item(), max(deviation, LEAST_DEVIATION))

@@ -54,7 +54,7 @@ def reference_losses(
 
     Raises:
         DataError: For a dataset without sequences, or with a column of this name.
-        ConfigurationError: For a base that is no model, or the same one.
+        ConfigurationError: For a base that is no model, or has the losses of the reference.
 
     Sources: Mindermann et al., "Prioritized training on points that are learnable, worth learning,
     and not yet learnt", ICML 2022 (arXiv:2206.07137); for the difference, Moore and Lewis,
@@ -68,7 +68,14 @@ def reference_losses(
     made = TextCollate(collate, source=source)
     losses = _losses(model, dataset, made, batch_size, shift)
     if base is not None:
-        losses -= _losses(base, dataset, made, batch_size, shift)
+        of_base = _losses(base, dataset, made, batch_size, shift)
+        if losses.any() and losses.equal(of_base):
+            raise ConfigurationError(
+                "reference_losses received a base whose losses are those of the reference; it has "
+                "the same parameters, as of adapters that are put into it in place. Give a copy "
+                "made before, by copy.deepcopy(model)."
+            )
+        losses -= of_base
     return with_column(dataset, column, losses.tolist())
 
 

@@ -99,6 +99,53 @@ def test_another_base_is_refused(name: str) -> None:
         )
 
 
+def test_a_base_of_the_same_storage_is_refused() -> None:
+    """Its parameters are other objects, and are trained all the same."""
+    model, base = TinyLM(), TinyLM()
+    base.load_state_dict(model.state_dict(), assign=True)
+    with pytest.raises(ConfigurationError, match="a base with parameters that are trained"):
+        learn_weights(
+            model, texts(3), texts(3), level="sequence", steps=1, reference=TinyLM(), base=base
+        )
+
+
+def test_a_base_with_the_losses_of_the_reference_is_refused() -> None:
+    """As of adapters in place."""
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = reference
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+            return self.inner(input_ids, attention_mask)
+
+    reference = TinyLM()
+    with pytest.raises(ConfigurationError, match="a base whose losses are those of the reference"):
+        reference_losses(reference, texts(3), base=Wrapped())
+
+
+def test_a_column_of_which_the_base_is_unknown_is_refused() -> None:
+    reference = TinyLM()
+    train = reference_losses(reference, texts(3))
+    with pytest.raises(ConfigurationError, match="of which it is not known whether they are compa"):
+        learn_weights(
+            TinyLM(), train, texts(3), level="sequence", reference=reference, base=TinyLM()
+        )
+
+
+def test_texts_without_a_token_that_counts_do_not_change_the_scale() -> None:
+    empty = [{"input_ids": [1, 2], "labels": [-100, -100]}] * 4
+    reference, train = TinyLM(), [{**s, "labels": s["input_ids"]} for s in texts(6)]
+    scales = []
+    for dataset in (train, train + empty):
+        found = learn_weights(
+            TinyLM(), dataset, texts(3), level="sequence", steps=1, reference=reference
+        )
+        scales.append(found.learner.module.reference_scale.tolist())
+    assert scales[0] == pytest.approx(scales[1])
+
+
 def test_a_model_is_not_compared_with_itself() -> None:
     model = TinyLM()
     with pytest.raises(ConfigurationError, match="reference_losses received the same model as"):
