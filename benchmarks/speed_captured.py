@@ -45,7 +45,7 @@ def rows(outcomes: Mapping[str, Outcome], iterations: int) -> list[Row]:
 def main(words: Sequence[str] | None = None) -> int:
     """Measure all programs."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--iterations", type=int, help="of a turn; default: by the program")
     parser.add_argument("--program", choices=PROGRAMS, nargs="+", default=[*PROGRAMS])
     parser.add_argument("--out", type=Path, default=Path("results/captured"))
