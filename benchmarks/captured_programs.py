@@ -52,13 +52,13 @@ class Program:
         ours: Makes its engine, given settings of the ``EngineConfig``.
         others: Makes runs of the same by others, by name.
         captures: In which ways our steps are taken.
-        iterations: Those of a turn.
+        iterations: Those of a turn, which begins with a comparison of one period.
     """
 
     ours: Callable[..., Engine]
     others: Mapping[str, Run] = field(default_factory=dict)
     captures: tuple[str, ...] = (PYTHON, REPLAYED, COMPILED)
-    iterations: int = 500
+    iterations: int = 2000
 
 
 class Inner(ImplicitProblem):
@@ -159,6 +159,7 @@ def _on_mlp(make: Callable[[Any], Step], steps: int = 1) -> Callable[[], Step]:
 _betty = partial(written_for_betty, library=on_betty)
 _torchopt = partial(on_torchopt, again=False)
 MLP: Mapping[str, Any] = {"captures": (PYTHON, REPLAYED, COMPILED), "iterations": 240}
+TEN: Mapping[str, Any] = {**MLP, "iterations": 1000}
 PROGRAMS: Mapping[str, Program] = {
     "toy, finite differences": Program(
         partial(toy, "darts", 1),
@@ -171,12 +172,10 @@ PROGRAMS: Mapping[str, Program] = {
         partial(of_suite, "quadratic", METHODS["SOBA"]),
         {JAX: partial(in_jax, "quadratic", "SOBA")},
         (*CAPTURES,),
-        1600,
     ),
     "hyper-cleaning, ten steps unrolled": Program(
         partial(of_suite, "cleaning", Method(lambda lr: Unroll(memory="full"))),
         {BOAT: partial(on_boat, "cleaning")},
-        **MLP,
     ),
     "three levels": Program(
         three_levels,
@@ -189,10 +188,10 @@ PROGRAMS: Mapping[str, Program] = {
     "MLP": Program(partial(mlp, NATIVE, 1), _others(betty=_on_mlp(_betty)), **MLP),
     "MLP, exact": Program(partial(mlp, FULL, 1), _others(torchopt=_on_mlp(_torchopt)), **MLP),
     "MLP, ten steps": Program(
-        partial(mlp, NATIVE, 10), _others(10, betty=_on_mlp(_betty, 10)), **MLP
+        partial(mlp, NATIVE, 10), _others(10, betty=_on_mlp(_betty, 10)), **TEN
     ),
     "MLP, ten steps, exact": Program(
-        partial(mlp, FULL, 10), _others(10, torchopt=_on_mlp(_torchopt, 10)), **MLP
+        partial(mlp, FULL, 10), _others(10, torchopt=_on_mlp(_torchopt, 10)), **TEN
     ),
 }
 """The programs by title; MLP is the hyper-cleaning of ``speed.py``."""

@@ -4,8 +4,10 @@
 
     python benchmarks/speed_captured.py --out benchmarks/results/captured
 
-A turn is a run of some iterations. The first run of a contender, in which its steps are captured
-and compiled, is not counted. JAX takes part where it is installed (extra ``jax``).
+A turn is a run of some iterations. Each contender has several processes, one after the other, since
+one whose memory lies badly is slower throughout. The first run of each, in which its steps are
+captured and compiled, is not counted. JAX and BOAT take part where they are installed (the extra
+``jax``, ``boat-torch``).
 """
 
 from __future__ import annotations
@@ -24,6 +26,16 @@ from study.files import write_text
 from turns import Outcome, environment, markdown, measure
 
 Row = dict[str, Any]
+
+
+def merged(several: Sequence[Mapping[str, Outcome]]) -> dict[str, Outcome]:
+    """Return the turns of all processes of each contender, or the error of one."""
+    found = {}
+    for name in several[0]:
+        each = [outcomes[name] for outcomes in several]
+        error = next((one.error for one in each if one.error is not None), None)
+        found[name] = Outcome(turns=[turn for one in each for turn in one.turns], error=error)
+    return found
 
 
 def rows(outcomes: Mapping[str, Outcome], iterations: int) -> list[Row]:
@@ -45,7 +57,8 @@ def rows(outcomes: Mapping[str, Outcome], iterations: int) -> list[Row]:
 def main(words: Sequence[str] | None = None) -> int:
     """Measure all programs."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each process")
+    parser.add_argument("--processes", type=int, default=3, help="of each contender")
     parser.add_argument("--iterations", type=int, help="of a turn; default: by the program")
     parser.add_argument("--program", choices=PROGRAMS, nargs="+", default=[*PROGRAMS])
     parser.add_argument("--out", type=Path, default=Path("results/captured"))
@@ -55,7 +68,9 @@ def main(words: Sequence[str] | None = None) -> int:
     for title in given.program:
         iterations = given.iterations or PROGRAMS[title].iterations
         makes = contenders(title, iterations)
-        outcomes = measure(makes, 1, given.rounds, 1, warm_ups=1)
+        outcomes = merged(
+            [measure(makes, 1, given.rounds, 1, warm_ups=1) for _ in range(given.processes)]
+        )
         found = rows(outcomes, iterations)
         report[title] = {"environment": conditions, "rows": found}
         print(markdown(found, title), flush=True)
