@@ -22,13 +22,21 @@ class ByPython:
 
     Attributes:
         pending: Batches that were drawn for steps that an error ended.
-        done: How many iterations were taken since this was last set to 0.
+        done: How many iterations were taken since :meth:`begin`.
     """
 
     def __init__(self, engine: Engine, execution: Execution) -> None:
         self._engine, self._execution = engine, execution
         self.pending: Eager | None = None
         self.done = 0
+
+    def begin(self) -> None:
+        """Count iterations from here."""
+        self.done = 0
+
+    def drop(self) -> None:
+        """Drop the batches that are left."""
+        self.pending = None
 
     def take(self, iterations: int, feeding: Eager) -> int:
         """Take iterations on the batches that ``feeding`` has; return how many.

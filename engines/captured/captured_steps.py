@@ -81,7 +81,8 @@ class CapturedSteps:
         Raises:
             ConfigurationError: For a program that cannot be captured.
         """
-        engine, self._python.done = self._engine, 0
+        engine = self._engine
+        self._python.begin()
         if self._python.pending is not None:
             return self._python.take(1, self._python.pending)
         leaves = [leaf.name for leaf in engine.leaves]
@@ -128,7 +129,7 @@ class CapturedSteps:
 
     def drop_batches(self) -> None:
         """Drop these: the loaders are elsewhere now."""
-        self._python.pending = None
+        self._python.drop()
 
     def _forget(self) -> None:
         self._recorded, self._alike = None, 0

@@ -31,8 +31,7 @@ def made_weigher(
         model: The language model; it is called, and draws no random numbers of the program's.
         batch: A batch that it is called with.
         seed: Seed of the parameters.
-        reference: As for :class:`Rater`. With it texts are rated by losses alone: hidden states
-            made ratings worse (``benchmarks/data_weighting.py``).
+        reference: As for :class:`Rater`. With it texts are rated by losses alone.
 
     Raises:
         DataError: For a model that returns no hidden states, and no reference.

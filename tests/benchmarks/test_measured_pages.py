@@ -134,3 +134,11 @@ def costs():
     known |= {title: {*p.captures, *p.others} for title, p in captured.items()}
     known["resnet32, exact"] = {*importlib.import_module("kernel_variants").LEFT_OUT}
     return known
+
+
+def test_the_tokens_of_a_batch_are_those_of_the_record(benchmark_modules):
+    costs = importlib.import_module("pages.measured_costs")
+    sweeps, measured = (importlib.import_module(f"pages.{n}") for n in ("sweeps", "measured"))
+    path = sweeps.ROOT / measured.FOLDER / f"{costs.LM_COST}.json"
+    for found in json.loads(path.read_text()).values():
+        assert found["shape"]["batch"] * found["shape"]["length"] == costs.LM_TOKENS
