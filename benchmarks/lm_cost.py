@@ -4,6 +4,7 @@
 
     python benchmarks/lm_cost.py              # a small Llama; most of the time is imports
     python benchmarks/lm_cost.py --width 512 --layers 8 --words 8000        # 40 million parameters
+    python benchmarks/lm_cost.py --length 1024 --method central "central, math kernel"
     python benchmarks/lm_cost.py --device cuda --precision bf16 --method central "every 4"
 
 ===============  ==================================================================================
@@ -14,6 +15,9 @@
 ``rater``        weights of sequences by hidden states of the training pass, as ``central``
 ``forward``      weights of sources, one pass of dual numbers
 ===============  ==================================================================================
+
+On request also ``plain, math kernel`` and ``central, math kernel``: the same programs without fused
+attention, which methods of second derivatives must do without and first-order passes keep.
 
 Once with all parameters trained, and once with LoRA adapters by PEFT; each against plain
 fine-tuning of its own kind. Parameters are random and texts too: they do not change the cost. A
@@ -43,6 +47,7 @@ from devices import DEVICES
 from speed_report import table
 from study.files import write_text
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from turns import MIB, Outcome, Step, environment, markdown, measure
 
 from metaweight import Config, Engine, Hook, Reweighting
@@ -58,6 +63,8 @@ METHODS: dict[str, tuple[Reweighting, int]] = {
     "rater": (Reweighting(derivative="central_difference"), 1),
     "forward": (Reweighting(derivative="forward_mode"), 1),
 }
+MATH = ", math kernel"
+WITHOUT_FUSED = (f"{PLAIN}{MATH}", f"central{MATH}")
 TRAINED = ("all parameters", "LoRA")
 SOURCES = 6
 
@@ -192,13 +199,32 @@ def weighted(name: str, shape: Shape, trained: str, steps: int) -> Step:
     return step
 
 
+def without_fused(make: Callable[[], Step]) -> Step:
+    """Return the step of a program whose attention is torch's math kernel."""
+    inner = make()
+
+    def step() -> Any:
+        with sdpa_kernel(SDPBackend.MATH):
+            return inner()
+
+    return step
+
+
+def maker(name: str, shape: Shape, trained: str, steps: int) -> Callable[[], Step]:
+    """Return the maker of a contender's steps, of ``steps`` of the model each."""
+    if name.endswith(MATH):
+        return partial(without_fused, maker(name.removesuffix(MATH), shape, trained, steps))
+    if name == PLAIN:
+        return partial(plain, shape, trained, steps)
+    return partial(weighted, name, shape, trained, steps)
+
+
 def contenders(
     shape: Shape, trained: str, steps: int = EVERY, names: Sequence[str] = tuple(METHODS)
 ) -> dict[str, Callable[[], Step]]:
-    """Return the makers of the steps of plain fine-tuning and of the methods with these names, of
-    ``steps`` of the model each."""
-    others = {name: partial(weighted, name, shape, trained, steps) for name in names}
-    return {PLAIN: partial(plain, shape, trained, steps), **others}
+    """Return the makers of the steps of plain fine-tuning and of the contenders with these names,
+    of ``steps`` of the model each."""
+    return {name: maker(name, shape, trained, steps) for name in (PLAIN, *names)}
 
 
 def versions() -> dict[str, str]:
@@ -213,7 +239,11 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
         if isinstance(value, int):
             parser.add_argument(f"--{name}", type=int, default=value, help=f"default: {value}")
     parser.add_argument(
-        "--method", nargs="+", choices=METHODS, default=tuple(METHODS), help="default: all"
+        "--method",
+        nargs="+",
+        choices=(*METHODS, *WITHOUT_FUSED),
+        default=tuple(METHODS),
+        help="default: all with fused attention",
     )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="default: cpu")

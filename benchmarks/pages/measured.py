@@ -66,6 +66,11 @@ COMMANDS: Mapping[str, str] = {
         "python benchmarks/lm_cost.py --width 512 --layers 8 --words 8000 "
         "--out benchmarks/results/lm_cost"
     ),
+    "lm_cost/long/lm_cost": (
+        "python benchmarks/lm_cost.py --width 256 --length 512 --batch 4 --clean 1 --rounds 3 "
+        "--method central forward 'plain, math kernel' 'central, math kernel' "
+        "--out benchmarks/results/lm_cost/long"
+    ),
     "scaling/scaling": "python benchmarks/scaling.py --out benchmarks/results/scaling",
     "input/speed_input": "python benchmarks/speed_input.py --out benchmarks/results/input",
     "captured/speed_captured": (
@@ -167,6 +172,9 @@ class Reports:
         return self._quotient(report, *cells)
 
     def _cell(self, title: str, contender: str, key: str, at: str | None) -> Cell:
+        if contender not in self._names:
+            known = ", ".join(self._names)
+            raise ValueError(f"{contender!r} is no short name of a contender; {known} are.")
         size = None if at is None else int(at)
         return Cell(_spaced(title), self._names[contender], _spaced(key), at=size)
 

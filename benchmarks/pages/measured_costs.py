@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from .measured import Cell, Measured
 
 SCALING, INPUT, KERNELS = "scaling/scaling", "input/speed_input", "kernels/kernel_ablation"
-LM_COST, CAPTURED = "lm_cost/lm_cost", "captured/speed_captured"
+LM_COST, LM_LONG = "lm_cost/lm_cost", "lm_cost/long/lm_cost"
+CAPTURED = "captured/speed_captured"
 RESNET32, TRANSFORMER = (f"unrolled/{name}/hypergradients" for name in ("resnet32", "transformer"))
 UNROLLED_NAMES: Mapping[str, str] = {
     "training": "training alone",
@@ -25,6 +26,9 @@ UNROLLED_NAMES: Mapping[str, str] = {
     "python-steps": "Python",
     "compiled-steps": "compiled",
     "compiled-together": "compiled, 8 iterations",
+    "central": "central",
+    "central-by-parts": "central, math kernel",
+    "plain-by-parts": "plain, math kernel",
     "torchopt-steps": "torchopt",
     "jax-loop": "jax",
     "boat-steps": "boat-torch",
@@ -53,6 +57,13 @@ _LM = {
     "one-sided, every step": "one-sided",
     "central, every 4 steps": "every 4",
     "a rater of sequences, central, every step": "rater",
+    "forward mode, every step": "forward",
+}
+_LONG = {
+    "plain fine-tuning": "plain",
+    "the same, math kernel": "plain, math kernel",
+    "central differences, every step": "central",
+    "the same, math kernel, every step": "central, math kernel",
     "forward mode, every step": "forward",
 }
 _FEEDS = {
@@ -142,6 +153,22 @@ COST_TABLES: Mapping[str, Measured] = {
                 Cell("LoRA", name, "peak times plain"),
             ]
             for title, name in _LM.items()
+        },
+    ),
+    "lm-attention": Measured(
+        LM_LONG,
+        [
+            "",
+            *("all parameters, times plain", "peak of memory, times plain"),
+            *("LoRA, times plain", "peak of memory, times plain"),
+        ],
+        {
+            title: [
+                Cell(trained, name, key)
+                for trained in ("all parameters", "LoRA")
+                for key in ("times plain", "peak times plain")
+            ]
+            for title, name in _LONG.items()
         },
     ),
     "scaling": Measured(

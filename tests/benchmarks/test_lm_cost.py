@@ -24,7 +24,9 @@ def test_contenders_train_the_same_model_on_the_same_texts(
     to 1e-3, and are not the first ones. In 16 bits the first agree to what rounding leaves."""
     import lm_cost
 
-    made = lm_cost.contenders(lm_cost.Shape(**SMALL, precision=precision), trained, steps=1)
+    names = (*lm_cost.METHODS, *lm_cost.WITHOUT_FUSED)
+    shape = lm_cost.Shape(**SMALL, precision=precision)
+    made = lm_cost.contenders(shape, trained, steps=1, names=names)
     found: dict[str, list[float]] = {}
     for name, make in made.items():
         step = make()
@@ -34,6 +36,23 @@ def test_contenders_train_the_same_model_on_the_same_texts(
     for losses in found.values():
         assert losses[0] == pytest.approx(first, rel=1e-6 if precision == "fp32" else 1e-4)
         assert losses[1] == pytest.approx(second, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", ["plain", "central"])
+def test_attention_is_fused_but_for_contenders_without_it(
+    benchmark_modules: None, name: str
+) -> None:
+    import lm_cost
+    from support.kernels import called_kernels
+
+    shape = lm_cost.Shape(**SMALL)
+    fused = lm_cost.maker(name, shape, "all parameters", 1)()
+    without = lm_cost.maker(f"{name}{lm_cost.MATH}", shape, "all parameters", 1)()
+    assert called_kernels(fused).fused > 0
+    assert called_kernels(fused).by_parts == 0
+    assert called_kernels(without).fused == 0
+    assert called_kernels(without).by_parts > 0
 
 
 @pytest.mark.slow

@@ -79,6 +79,7 @@ def test_tables_and_numbers_are_those_of_the_report(reports):
             "no 'median ms' of 'higher, unrol",
         ),
         (("value", "speed/speed", "toy", "plain", "median_ms"), "in 'toy'"),
+        (("ratio", "speed/speed", "mlp", "plain", "nativ"), "'nativ' is no short name of a cont"),
         (("ratio", "speed/none", "mlp", "plain", "native"), "'speed/none' is not a report; known"),
         (("sum", "speed/speed"), "'sum' is not shown of reports; table, command"),
     ],
@@ -129,7 +130,8 @@ def costs():
     known |= dict.fromkeys(("resnet32, more machines", "mlp, more machines"), networks)
     known |= {"mlp": {*scaling.CASES}, "small": {*feeds}}
     lm_cost = importlib.import_module("lm_cost")
-    known |= {trained: {lm_cost.PLAIN, *lm_cost.METHODS} for trained in lm_cost.TRAINED}
+    language = {lm_cost.PLAIN, *lm_cost.METHODS, *lm_cost.WITHOUT_FUSED}
+    known |= dict.fromkeys(lm_cost.TRAINED, language)
     captured = importlib.import_module("captured_programs").PROGRAMS
     known |= {title: {*p.captures, *p.others} for title, p in captured.items()}
     known["resnet32, exact"] = {*importlib.import_module("kernel_variants").LEFT_OUT}
