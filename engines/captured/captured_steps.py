@@ -26,7 +26,8 @@ from .comparison import (
 )
 from .drawing import draw, draw_watched
 from .drawn import Drawn
-from .feeding import Eager, Traced, fed, places_of_rates
+from .feeding import Eager, Traced, fed
+from .inputs import Inputs
 from .operations import replay, traced
 from .period import Period, next_period
 from .program_tensors import (
@@ -38,8 +39,8 @@ from .program_tensors import (
     settings_of,
     tensors_of,
 )
+from .rates import rates_of
 from .recorded import Recorded
-from .updates import rates_of
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -60,7 +61,7 @@ class CapturedSteps:
     Args:
         engine: Whose iterations.
         execution: What takes them by Python.
-        compiled: Whether the graph is compiled by ``torch.compile``.
+        compiled: Whether the graph is compiled.
     """
 
     def __init__(self, engine: Engine, execution: Execution, *, compiled: bool) -> None:
@@ -114,7 +115,8 @@ class CapturedSteps:
         if recorded is None:
             return
         recorded.is_in_doubt |= doubt
-        if recorded.looks != looks_of(self._engine.problems):
+        same = recorded.looks == looks_of(self._engine.problems)
+        if not same or not recorded.inputs.are_as_captured():
             self._forget()
 
     @property
@@ -142,19 +144,21 @@ class CapturedSteps:
         if drawn.error is not None:
             return self._python.take(len(period), Eager(drawn))
         updated = [self._problems[one.problem] for one in period.steps if one.last]
-        places = Traced(copies, places_of_rates(updated))
+        places = Traced(copies, updated)
         start, settings = Kept.of(self._tensors()), [settings_of(p) for p in engine.problems]
         seen: list[Taken] = []
-        with fed(engine.problems, places):
-            try:
+        try:
+            with fed(engine.problems, places):
                 graph = traced(lambda: self._run(period, places, seen))
-                require_same_tensors(start.tensors, self._tensors())
-            except BaseException:
-                start.restore()
-                raise
+            require_same_tensors(start.tensors, self._tensors())
+            run = replay(graph, compiled=self._compiled)
+        except BaseException:
+            start.restore()
+            raise
         self._recorded = Recorded(
             form=period.form,
-            run=replay(graph.module, compiled=self._compiled),
+            run=run,
+            inputs=Inputs(graph, places.tensors),
             places=places,
             tensors=self._tensors() | {"what a step writes to": places.without(graph.written)},
             settings=settings,
@@ -232,8 +236,8 @@ class CapturedSteps:
                 if problem.scheduler is not None and one.settled:
                     step_scheduler(problem)
         require_same_settings(engine.problems, recorded.settings)
-        recorded.places.write(values, rates)
-        found = iter(recorded.run())
+        recorded.places.write(rates)
+        found = iter(recorded.again(values))
         self._report(
             [
                 Taken(*step, next(found), nested.map_tensors(lambda _: next(found), metrics))
@@ -253,20 +257,22 @@ class CapturedSteps:
         """Take a period by Python and by the graph, and compare; warn if they differ.
 
         Raises:
-            ConfigurationError: If they differ at first, or in double precision.
+            ConfigurationError: If they differ at first, or in double precision; for batches that
+                share memory with what steps write to.
         """
         engine = self._engine
+        recorded.inputs.require_apart(values)
         start, seen = Kept.of(recorded.tensors), list[Taken]()
-        feeding = Eager(drawn)
+        feeding, values = Eager(drawn), recorded.inputs.kept(values)
         with self._execution.collecting(seen):
             self._python.take(len(period), feeding)
         require_same_settings(engine.problems, recorded.settings)
         expected = Kept.of(recorded.tensors)
         start.restore()
-        recorded.places.write(values, feeding.rates)
-        found = recorded.run()
+        recorded.places.write(feeding.rates)
+        found = recorded.again(values)
         most = largest_deviation(engine.problems, compiled=self._compiled)
-        differs = difference(recorded, start, expected, seen, found, most)
+        differs = difference(recorded, values, start, expected, seen, found, most)
         expected.restore()
         self._report(seen)
         if differs and recorded.is_in_doubt and recorded.is_verified:

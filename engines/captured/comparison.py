@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ def largest_deviation(problems: Sequence[Problem], *, compiled: bool) -> float:
 
 def difference(
     recorded: Recorded,
+    values: Sequence[Tensor],
     start: Kept,
     expected: Kept,
     seen: Sequence[Taken],
@@ -60,6 +62,7 @@ def difference(
 
     Args:
         recorded: The graph.
+        values: The tensors of the batches that it was given.
         start: Where both started.
         expected: Where Python ended.
         seen: The steps that it took.
@@ -69,7 +72,7 @@ def difference(
     ended = Kept.of(recorded.tensors)
     shares = ended.shares(expected, start)
     if max(shares.values()) > most:
-        excused = by_rounding(recorded.run, start, ended)
+        excused = by_rounding(partial(recorded.again, values), start, ended)
         over = {k: share for k, share in shares.items() if share > max(most, excused[k])}
         if over:
             where = max(over, key=lambda label: over[label])

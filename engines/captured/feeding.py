@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
-import torch
 from metaweight.problems import Problem
-from metaweight.problems.base.nested import leaves
 from torch import Tensor
 
 from .batches import Place
 from .drawn import Drawn
 from .operations import untraced
-from .updates import put_rates, rates_of, take_step
-
-Rates = list[float]
+from .rates import Rates, put_rates, rates_of
+from .updates import take_step
 
 
 class Eager:
@@ -30,7 +28,7 @@ class Eager:
     def __init__(self, drawn: Drawn) -> None:
         self._queues = drawn.by_problem()
         self._error, self._failed = drawn.error, drawn.failed
-        self.rates: list[Rates] = []
+        self.rates: list[list[float]] = []
 
     @property
     def is_empty(self) -> bool:
@@ -66,26 +64,24 @@ class Traced:
 
     Args:
         places: Those of batches, step by step.
-        rates: Those of learning rates, a tensor for each group, update by update.
+        updated: The problem of each update.
     """
 
-    def __init__(self, places: Sequence[Place], rates: Sequence[list[Tensor]]) -> None:
-        self.places, self.rates = places, rates
-        self._next_place, self._next_rates = iter(places), iter(rates)
+    def __init__(self, places: Sequence[Place], updated: Sequence[Problem]) -> None:
+        self.places = places
+        self._rates = Rates([rates_of(problem) for problem in updated])
+        self._next_place, self._updates = iter(places), count()
         self._before: list[Sequence[float | Tensor]] = []
         self.conditions: list[Tensor] = []
-        self._tensors = [tensor for place in places for tensor in place.tensors]
-        self._written: list[Rates] = []
 
-    @torch.no_grad()
-    def write(self, values: Sequence[Tensor], rates: Sequence[Rates]) -> None:
-        """Write the tensors of batches, and the learning rates of all updates."""
-        if values:
-            torch._foreach_copy_(self._tensors, list(values))
-        if rates != self._written:
-            for places, several in zip(self.rates, rates, strict=True):
-                write_rates(places, several)
-            self._written = list(rates)
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors of the places of batches."""
+        return [tensor for place in self.places for tensor in place.tensors]
+
+    def write(self, rates: Sequence[Sequence[float]]) -> None:
+        """Write the learning rates of all updates."""
+        self._rates.write(rates)
 
     def draw(self, problem: Problem) -> Any:
         """Return the place of the next batch."""
@@ -94,10 +90,10 @@ class Traced:
 
     def prepare(self, problem: Problem) -> None:
         """Put the places of learning rates into the optimizer."""
-        places = next(self._next_rates)
+        number = next(self._updates)
         with untraced():
-            write_rates(places, rates_of(problem))
-        self._before.append(put_rates(problem, places))
+            self._rates.write_at(number, rates_of(problem))
+        self._before.append(put_rates(problem, self._rates.at(number)))
 
     def update(self, problem: Problem) -> None:
         """Take the optimizer step by operations of tensors."""
@@ -108,24 +104,13 @@ class Traced:
 
     def without(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return those of some tensors that are no places."""
-        own = {id(t) for t in leaves([[place.batch for place in self.places], self.rates])}
+        own = {id(t) for t in self.tensors}
         return [t for t in tensors if id(t) not in own]
 
     def notes(self, condition: Tensor) -> bool:
         """Note a condition for an error."""
         self.conditions.append(condition)
         return True
-
-
-def places_of_rates(updated: Sequence[Problem]) -> list[list[Tensor]]:
-    """Return tensors for the learning rates of each update, one for each group."""
-    return [[torch.tensor(r, dtype=torch.float64) for r in rates_of(p)] for p in updated]
-
-
-def write_rates(places: Sequence[Tensor], rates: Rates) -> None:
-    """Write learning rates to their places."""
-    for place, rate in zip(places, rates, strict=True):
-        place.fill_(rate)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 READS = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
-Replay = Callable[[], list[Tensor]]
+Replay = Callable[[Sequence[Tensor]], list[Tensor]]
+"""Runs operations on their inputs, and returns what they return."""
 untraced = _disable_current_modes
 """A context in which operations leave no trace."""
 
@@ -25,18 +26,20 @@ class Graph:
     """The operations of a function.
 
     Attributes:
-        module: The operations.
-        written: The tensors that they write to and did not make.
+        module: The operations, as a function of the inputs.
+        inputs: The tensors that they read or write and did not make.
+        written: Those of them that they write to.
     """
 
     module: fx.GraphModule
+    inputs: list[Tensor]
     written: list[Tensor]
 
 
 def traced(function: Callable[[], list[Tensor]]) -> Graph:
     """Run a function and return a graph of the operations that it ran.
 
-    Tensors that it found are those of the graph, which writes to them as it did; what it drew from
+    Tensors that it found are inputs of the graph, which writes to them as it did; what it drew from
     Python, numbers among it, is the same in every run of the graph.
 
     Raises:
@@ -58,10 +61,30 @@ def traced(function: Callable[[], list[Tensor]]) -> Graph:
             f"({', '.join(random)}), since passes of a hypergradient have to draw them again; "
             "leave out dropout and noise, or capture."
         )
-    found = {n.target for n in module.graph.nodes if n.op == "get_attr"}
-    constants = [getattr(module, name) for name in found]
-    written = [t for t in constants if isinstance(t, Tensor) and _storage(t) in watched.written]
-    return Graph(module, written)
+    module, inputs = _lifted(module)
+    written = [t for t in inputs if storage_of(t) in watched.written]
+    return Graph(module, inputs, written)
+
+
+def _lifted(module: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
+    """Return a graph whose inputs are the tensors that one holds, and these."""
+    graph, lifted = module.graph, dict[int, tuple[fx.Node, Tensor]]()
+    (unused,) = (node for node in graph.nodes if node.op == "placeholder")
+    for node in [node for node in graph.nodes if node.op == "get_attr"]:
+        tensor = getattr(module, node.target)
+        if not isinstance(tensor, Tensor):
+            continue
+        if id(tensor) not in lifted:
+            with graph.inserting_before(unused):
+                place = graph.placeholder(f"input_{len(lifted)}")
+            place.meta = dict(node.meta)
+            lifted[id(tensor)] = place, tensor
+        node.replace_all_uses_with(lifted[id(tensor)][0])
+        graph.erase_node(node)
+    graph.erase_node(unused)
+    # What is no tensor stays; the tensors would be compiled as inputs a second time.
+    kept = {n.target: getattr(module, n.target) for n in graph.nodes if n.op == "get_attr"}
+    return fx.GraphModule(kept, graph), [tensor for _, tensor in lifted.values()]
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -89,7 +112,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if argument.alias_info is not None and argument.alias_info.is_write:
                 named = (kwargs or {}).get(argument.name)
                 given = args[place] if place < len(args) else named
-                self.written.update(_storage(t) for t in leaves(given) if isinstance(t, Tensor))
+                self.written.update(storage_of(t) for t in leaves(given) if isinstance(t, Tensor))
         return func(*args, **(kwargs or {}))
 
 
@@ -117,20 +140,42 @@ def _is_mask(index: Tensor | None) -> bool:
     return index is not None and index.dtype in {torch.bool, torch.uint8}
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_of(tensor: Tensor) -> int:
+    """Return a number of the memory of a tensor, which those have that share it."""
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
 
 
-def replay(graph: fx.GraphModule, *, compiled: bool) -> Replay:
-    """Return what runs the operations again, compiled or one by one."""
-    run: Callable[[Tensor], list[Tensor]] = torch.compile(graph) if compiled else graph
-    nothing = torch.zeros(0)
+def replay(graph: Graph, *, compiled: bool) -> Replay:
+    """Return what runs the operations again, compiled or one by one.
 
-    def again() -> list[Tensor]:
+    Raises:
+        ConfigurationError: If they cannot be compiled.
+    """
+    run: Callable[..., Sequence[Tensor]] = _compiled(graph) if compiled else graph.module
+
+    def again(inputs: Sequence[Tensor]) -> list[Tensor]:
         with torch.no_grad():
-            return run(nothing)
+            return list(run(*inputs))
 
     return again
+
+
+def _compiled(graph: Graph) -> Callable[..., Sequence[Tensor]]:
+    # Not by torch.compile, whose guards take longer than a small step: whoever runs the graph has
+    # looked at its inputs.
+    try:
+        with torch.no_grad():
+            compiled: Callable[..., Sequence[Tensor]] = torch._inductor.compile(
+                graph.module, [t.detach() for t in graph.inputs]
+            )
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConfigurationError(
+            f"EngineConfig(capture='compile') cannot compile the captured steps: {reason}. A C++ "
+            "compiler is needed, and operations that torch's Inductor knows; choose "
+            "capture='replay', or leave capture out."
+        ) from error
+    return compiled
 
 
 def _is_random(node: fx.Node) -> bool:

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from .feeding import Traced
+from .inputs import Inputs
 from .operations import Replay
 from .program_tensors import Labelled
 
@@ -20,8 +23,9 @@ class Recorded:
 
     Attributes:
         form: The form of the period.
-        run: Runs the operations, and returns losses and metrics.
-        places: Where they read batches and learning rates.
+        run: Runs the operations on their inputs, and returns losses and metrics.
+        inputs: What they are given.
+        places: Where the steps that were captured read batches and learning rates.
         tensors: What they write to.
         settings: Those of optimizers, without learning rates.
         looks: What the program looked like.
@@ -35,6 +39,7 @@ class Recorded:
 
     form: Any
     run: Replay
+    inputs: Inputs
     places: Traced
     tensors: Labelled
     settings: Sequence[Any]
@@ -45,6 +50,10 @@ class Recorded:
     left: int = 0
     is_verified: bool = False
     is_in_doubt: bool = False
+
+    def again(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Run the operations on other batches, given their tensors; return losses and metrics."""
+        return self.run(self.inputs.given(values))
 
     def is_mostly_left(self) -> bool:
         """Return whether it is time to warn of batches of other sizes."""

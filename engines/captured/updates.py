@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from metaweight.problems import ConfigurationError, Problem
 from metaweight.problems.kernels.torch_internals import optimizer_hooks
 from metaweight.problems.unrolling.rules import RULES
-from torch import Tensor
-
-RATE = "lr"
 
 
 def require_known_update(problem: Problem) -> None:
@@ -46,20 +41,6 @@ def require_known_update(problem: Problem) -> None:
         f"EngineConfig(capture=...) cannot capture steps of problem {problem.name!r} by {what}; "
         f"give one of {known} without hooks, or leave capture out."
     )
-
-
-def rates_of(problem: Problem) -> list[float]:
-    """Return the present learning rate of each group."""
-    return [float(group[RATE]) for group in problem.optimizer.param_groups]
-
-
-def put_rates(problem: Problem, rates: Sequence[float | Tensor]) -> list[float | Tensor]:
-    """Set the learning rate of each group, and return what it was."""
-    groups = problem.optimizer.param_groups
-    before = [group[RATE] for group in groups]
-    for group, rate in zip(groups, rates, strict=True):
-        group[RATE] = rate
-    return before
 
 
 @torch.no_grad()

@@ -110,7 +110,7 @@ class EngineConfig:
             mostly fastest. See :func:`fastest_precision`.
         capture: Take steps without Python, once some were taken with it, for programs whose steps
             are small: ``"replay"`` runs the operations of all levels, hypergradients included,
-            one after the other; ``"compile"`` compiles them by ``torch.compile``, which takes some
+            one after the other; ``"compile"`` compiles them by torch's Inductor, which takes some
             seconds to minutes at first. A period is taken both ways and compared. What a graph of
             operations would leave out is refused: hooks and callbacks of single steps, random
             numbers such as dropout's, numbers read from tensors, several processes. ``None``: all
