@@ -14,6 +14,7 @@ import pytest
 import torch
 from metaweight.engines import ProgressBar, ProgressLine
 from metaweight.problems.base.nested import leaves
+from support.captured import assert_same, batches, is_captured, program, state
 from support.devices import DEVICES
 from torch import Tensor, nn
 
@@ -32,79 +33,7 @@ from metaweight import (
     Reweighting,
     Unroll,
 )
-from metaweight.weighting import MetaWeightNet, WeightedClassifier, WeightLearner
-
-
-def batches(number: int, seed: int, sizes: tuple[int, ...] = (12,)) -> list[Any]:
-    draw = torch.Generator().manual_seed(seed)
-    found = []
-    for i in range(number):
-        size = sizes[i % len(sizes)]
-        inputs = torch.randn(size, 4, generator=draw, dtype=torch.float64)
-        found.append((inputs, torch.randint(3, (size,), generator=draw)))
-    return found
-
-
-def program(
-    method: Any = None,
-    *,
-    steps: int = 1,
-    rate: float = 0.1,
-    scheduled: bool = False,
-    adam: bool = False,
-    sizes: tuple[int, ...] = (12,),
-    network: Any = None,
-    lower_type: Any = WeightedClassifier,
-    clipping: float = 0.0,
-    hooks: Any = (),
-    **settings: Any,
-) -> Engine:
-    torch.manual_seed(0)
-    layers = [nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)]
-    made = nn.Sequential(*layers) if network is None else network()
-    net, weights = made.double(), MetaWeightNet(6).double()
-    kinds = (torch.optim.SGD, {"momentum": 0.9}) if not adam else (torch.optim.AdamW, {})
-    below = kinds[0](net.parameters(), rate, **kinds[1])
-    above = torch.optim.Adam(weights.parameters(), 0.01)
-    scheduler = (
-        torch.optim.lr_scheduler.LambdaLR(below, lambda t: (t + 1) ** -0.5) if scheduled else None
-    )
-    type_ = {} if method is None else {"type": method}
-    lower = lower_type(
-        "classifier",
-        Config(unroll_steps=steps, gradient_clipping=clipping, **type_),
-        weights="weights",
-        module=net,
-        optimizer=below,
-        scheduler=scheduler,
-        train_data_loader=batches(7, 1, sizes),
-    )
-    upper = WeightLearner(
-        "weights",
-        classifier="classifier",
-        module=weights,
-        optimizer=above,
-        train_data_loader=batches(5, 2),
-    )
-    given = {"train_iters": 60, "progress": False, "valid_step": 1000, **settings}
-    return Engine.bilevel(upper, lower, hooks=hooks, **given)
-
-
-def state(engine: Engine) -> list[Tensor]:
-    return [t.detach().clone() for p in engine.problems for t in p.module.state_dict().values()]
-
-
-def is_captured(engine: Engine) -> bool:
-    recorded = engine._captured._recorded
-    return recorded is not None and recorded.is_verified
-
-
-def assert_same(found: Engine, expected: Engine) -> None:
-    assert found.global_step == expected.global_step
-    assert [p.count for p in found.problems] == [p.count for p in expected.problems]
-    for a, b in zip(state(found), state(expected), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-
+from metaweight.weighting import WeightedClassifier
 
 PROGRAMS: dict[str, dict[str, Any]] = {
     "native": {},
@@ -184,69 +113,6 @@ def test_iterations_of_steps_that_are_not_captured_are_refused() -> None:
     )
     with pytest.raises(ConfigurationError, match=said):
         program(capture_iterations=8)
-
-
-class Broken:
-    """A loader that raises an error once, in place of a batch."""
-
-    def __init__(self, given: list[Any], at: int) -> None:
-        self._given, self._at = given, at
-        self.drawn = 0
-
-    def __iter__(self) -> Any:
-        return self
-
-    def __next__(self) -> Any:
-        self.drawn += 1
-        if self.drawn == self._at:
-            raise OSError("The disk is gone.")
-        return self._given[self.drawn % len(self._given)]
-
-
-@pytest.mark.parametrize("level", ["classifier", "weights"])
-@pytest.mark.parametrize("at", [2, 12, 28, 30])
-def test_an_error_of_a_loader_comes_where_it_came(level: str, at: int) -> None:
-    """At every place of a graph of five iterations, of either level; nothing else is lost."""
-    engines = []
-    for capture in ({}, {"capture": "replay", "capture_iterations": 5}):
-        engine = program(**capture)
-        problem = getattr(engine, level)
-        problem.set_train_data_loader(Broken(batches(7, 3), at))
-        with pytest.raises(OSError, match="The disk is gone") as raised:
-            engine.run()
-        notes = raised.value.__notes__
-        seen = (engine.global_step, engine.run_state.iteration, notes, state(engine))
-        engine.run()
-        engines.append((seen, engine))
-    (expected, plain), (found, captured) = engines
-    assert found[:3] == expected[:3]
-    for a, b in zip(found[3], expected[3], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-    assert is_captured(captured)
-    assert_same(captured, plain)
-
-
-def test_an_exceptional_first_batch_is_not_what_is_captured() -> None:
-    """The third batch is the first that is captured, and the only one of its size for long."""
-    sizes = (12, 12, 9, *[12] * 40)
-    engines = []
-    for capture in (None, "replay"):
-        engine = program(capture=capture)
-        engine.classifier.set_train_data_loader(batches(43, 1, sizes))
-        engine.run()
-        engines.append(engine)
-    assert is_captured(engines[1])
-    assert engines[1]._captured._recorded.taken > 30
-    assert_same(engines[1], engines[0])
-
-
-def test_batches_that_are_mostly_left_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    engine = program(capture="replay", sizes=(12, 9, 8, 7, 6, 5, 4), train_iters=200)
-    with caplog.at_level("WARNING"):
-        engine.run()
-    assert "left 20 periods to Python" in caplog.text
-    assert "let loaders give batches of one size, such as by drop_last=True" in caplog.text
-    assert caplog.text.count("to Python, whose batches") == 1
 
 
 def test_losses_are_logged_as_ever(tmp_path: Path) -> None:
