@@ -28,18 +28,25 @@ class Place:
         batch: The copy.
 
     Raises:
-        ConfigurationError: For a batch with objects other than tensors, numbers and text.
+        ConfigurationError: For a batch with objects other than tensors, numbers and text, or with
+            sparse tensors.
     """
 
     def __init__(self, batch: Any) -> None:
         for part in leaves(batch):
+            if isinstance(part, Tensor) and part.layout is not torch.strided:
+                raise ConfigurationError(
+                    "EngineConfig(capture=...) takes batches of dense tensors, and received one "
+                    f"of layout {part.layout}; let the loader give x.to_dense(), or leave capture "
+                    "out."
+                )
             if not isinstance(part, KNOWN):
                 raise ConfigurationError(
                     f"EngineConfig(capture=...) takes batches of tensors, numbers and text in "
                     f"tuples, lists and mappings, and received one with a {type(part).__name__}; "
                     "convert it in the loader's collate_fn, or leave capture out."
                 )
-        self.batch = map_tensors(lambda t: t.detach().clone(), batch)
+        self.batch = map_tensors(_copied, batch)
         self._parts = _parts(self.batch, [])
 
     @property
@@ -62,6 +69,10 @@ class Place:
             bool(torch.isclose(*pair, 0.0, 0.0, equal_nan=True).all())
             for pair in zip(self.tensors, others, strict=True)
         )
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 def values_of(places: Sequence[Place], drawn: Drawn) -> list[Tensor] | None:
@@ -96,9 +107,13 @@ def _parts(nest: Any, into: list[Any]) -> list[Any]:
 
 def _alike(here: Any, there: Any) -> bool:
     if isinstance(here, Tensor):
-        is_tensor = isinstance(there, Tensor)
-        return is_tensor and here.shape == there.shape and here.dtype is there.dtype
-    return here is there or (type(here) is type(there) and bool(here == there))
+        return (
+            isinstance(there, Tensor)
+            and (here.shape, here.dtype) == (there.shape, there.dtype)
+            and here.requires_grad == there.requires_grad
+        )
+    # As text, since 0.0 equals -0.0, and no number equals itself.
+    return here is there or (type(here) is type(there) and str(here) == str(there))
 
 
 def require_batches_that_stay(copies: Sequence[Place], batches: Sequence[Any]) -> None:

@@ -151,6 +151,7 @@ class CapturedSteps:
             with fed(engine.problems, places):
                 graph = traced(lambda: self._run(period, places, seen))
             require_same_tensors(start.tensors, self._tensors())
+            inputs = Inputs(graph, places.tensors)
             run = replay(graph, compiled=self._compiled)
         except BaseException:
             start.restore()
@@ -158,7 +159,7 @@ class CapturedSteps:
         self._recorded = Recorded(
             form=period.form,
             run=run,
-            inputs=Inputs(graph, places.tensors),
+            inputs=inputs,
             places=places,
             tensors=self._tensors() | {"what a step writes to": places.without(graph.written)},
             settings=settings,
@@ -202,11 +203,12 @@ class CapturedSteps:
         return len(period)
 
     def _has_changed(self, before: Any) -> bool:
-        """Return whether the end of an epoch, as batches were drawn, has changed the program."""
-        now = moment_of(self._engine)
-        if before == now:
+        """Return whether the end of an epoch, or a loader or hook, has changed the program."""
+        now, recorded = moment_of(self._engine), self._recorded
+        if before == now and not (recorded is not None and recorded.inputs.have_moved()):
             return False
-        require_same_schedule(before, now)
+        if before != now:
+            require_same_schedule(before, now)
         self.look_again()
         return self._recorded is None
 
@@ -263,7 +265,7 @@ class CapturedSteps:
         engine = self._engine
         recorded.inputs.require_apart(values)
         start, seen = Kept.of(recorded.tensors), list[Taken]()
-        feeding, values = Eager(drawn), recorded.inputs.kept(values)
+        feeding = Eager(drawn)
         with self._execution.collecting(seen):
             self._python.take(len(period), feeding)
         require_same_settings(engine.problems, recorded.settings)

@@ -93,7 +93,7 @@ class Traced:
         number = next(self._updates)
         with untraced():
             self._rates.write_at(number, rates_of(problem))
-        self._before.append(put_rates(problem, self._rates.at(number)))
+        self._before.append(put_rates(problem, self._rates.places[number]))
 
     def update(self, problem: Problem) -> None:
         """Take the optimizer step by operations of tensors."""

@@ -16,29 +16,46 @@ class Inputs:
     """The inputs of a graph.
 
     A batch is read where its loader has put it. It is copied to the place of the one that was
-    captured if it lies in memory in another way, or if the steps write to it.
+    captured if it lies in memory in another way, or if the steps read that place by another tensor.
 
     Args:
         graph: The graph.
         places: The tensors of the batches that were captured.
+
+    Raises:
+        ConfigurationError: For a graph that writes to a batch.
     """
 
     def __init__(self, graph: Graph, places: Sequence[Tensor]) -> None:
-        self._all = graph.inputs
-        self._forms = list(map(_form_of, graph.inputs))
-        numbers = {id(tensor): number for number, tensor in enumerate(graph.inputs)}
         written = {storage_of(tensor) for tensor in graph.written}
-        self._written = written - {storage_of(tensor) for tensor in places}
+        if not written.isdisjoint(map(storage_of, places)):
+            raise ConfigurationError(
+                "EngineConfig(capture=...) reads batches where their loaders have put them, and a "
+                "step writes to its batch, as x.clamp_() does; write to a copy, such as "
+                "x.clone(), or leave capture out."
+            )
+        self._all, self._written = graph.inputs, graph.written
+        by_id = {id(tensor): number for number, tensor in enumerate(graph.inputs)}
+        numbers = [by_id.get(id(place)) for place in places]
+        self._own = [t for n, t in enumerate(graph.inputs) if n not in set(numbers)]
+        read_otherwise = set(map(storage_of, self._own))
         self._places = [
-            (numbers[id(t)], t, None if storage_of(t) in written else _layout_of(t))
-            if id(t) in numbers
+            (number, place, None if storage_of(place) in read_otherwise else _layout_of(place))
+            if number is not None or storage_of(place) in read_otherwise
             else None
-            for t in places
+            for number, place in zip(numbers, places, strict=True)
         ]
+        self._forms = _forms_of(self._own)
+        self._look()
+
+    def have_moved(self) -> bool:
+        """Return whether tensors of the program are of other memory, or of another type."""
+        return self._memory != _memory_of(self._own)
 
     def are_as_captured(self) -> bool:
-        """Return whether the tensors of the program still lie in memory as they did."""
-        return self._forms == list(map(_form_of, self._all))
+        """Return whether tensors of the program lie in memory as they did, wherever that is."""
+        self._look()
+        return self._forms == _forms_of(self._own)
 
     def require_apart(self, values: Sequence[Tensor]) -> None:
         """Refuse batches that share memory with what the steps write to.
@@ -46,21 +63,8 @@ class Inputs:
         Raises:
             ConfigurationError: For such batches.
         """
-        if any(storage_of(value) in self._written for value in values):
-            raise ConfigurationError(
-                "EngineConfig(capture=...) draws the batches of several steps before it takes the "
-                "first of them, and a batch shares memory with a parameter, a buffer or another "
-                "tensor that these steps write to; read that in training_step, or leave capture "
-                "out."
-            )
-
-    def kept(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """Return the tensors of batches, copies of those that steps write to.
-
-        So that the same steps can be taken again, after Python has taken them.
-        """
-        pairs = zip(values, self._places, strict=True)
-        return [t.clone() if place and place[2] is None else t for t, place in pairs]
+        if not set(map(storage_of, self._written)).isdisjoint(map(storage_of, values)):
+            raise _shared()
 
     @torch.no_grad()
     def given(self, values: Sequence[Tensor]) -> list[Tensor]:
@@ -68,14 +72,19 @@ class Inputs:
 
         Args:
             values: The tensors of the batches, one for each place.
+
+        Raises:
+            ConfigurationError: For a batch that is a tensor of the program.
         """
         found = list(self._all)
         apart: tuple[list[Tensor], list[Tensor]] = [], []
         for value, place in zip(values, self._places, strict=True):
             if place is None:
                 continue
+            if _start_of(value) in self._starts:
+                raise _shared()
             number, tensor, layout = place
-            if layout is not None and layout == _layout_of(value):
+            if number is not None and layout is not None and layout == _layout_of(value):
                 found[number] = value
             else:
                 apart[0].append(tensor)
@@ -84,15 +93,43 @@ class Inputs:
             torch._foreach_copy_(*apart)
         return found
 
+    def _look(self) -> None:
+        self._memory = _memory_of(self._own)
+        self._starts = {_start_of(t) for t in self._written if t.numel()}
+
+
+def _shared() -> ConfigurationError:
+    return ConfigurationError(
+        "EngineConfig(capture=...) draws the batches of several steps before it takes the first of "
+        "them, and a batch shares memory with a parameter, a buffer or another tensor that these "
+        "steps write to; read that in training_step, or leave capture out."
+    )
+
 
 def _layout_of(tensor: Tensor) -> Any:
     """Return how a tensor lies in memory; nothing for one of which that is not all."""
-    is_plain = type(tensor) is Tensor and tensor.layout is torch.strided
-    if not is_plain or tensor.is_conj() or tensor.is_neg():
-        return None
-    return tensor.device, tensor.stride()
+    is_plain = type(tensor) is Tensor and not (
+        tensor.is_conj() or tensor.is_neg() or tensor._is_zerotensor()
+    )
+    return (tensor.device, tensor.stride()) if is_plain else None
 
 
-def _form_of(tensor: Tensor) -> Any:
-    strides = tensor.stride() if tensor.layout is torch.strided else tensor.layout
-    return tensor.dtype, tensor.device, tensor.shape, strides
+def _start_of(tensor: Tensor) -> int:
+    return tensor.data_ptr() if tensor.layout is torch.strided else id(tensor)
+
+
+def _memory_of(tensors: Sequence[Tensor]) -> list[Any]:
+    return [(_start_of(tensor), tensor.dtype) for tensor in tensors]
+
+
+def _forms_of(tensors: Sequence[Tensor]) -> list[Any]:
+    """Return all that operations are chosen by, and which tensors share memory."""
+    storages = list(map(storage_of, tensors))
+    found = []
+    for tensor, storage in zip(tensors, storages, strict=True):
+        strides = tensor.stride() if tensor.layout is torch.strided else None
+        is_lazy = tensor.is_conj(), tensor.is_neg()
+        found.append(
+            (tensor.dtype, tensor.device, tensor.shape, strides, *is_lazy, storages.index(storage))
+        )
+    return found

@@ -142,7 +142,11 @@ def _is_mask(index: Tensor | None) -> bool:
 
 def storage_of(tensor: Tensor) -> int:
     """Return a number of the memory of a tensor, which those have that share it."""
-    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
+    if tensor.layout is not torch.strided:
+        return id(tensor)
+    # By its address: a tensor that went through DLPack has a storage of its own, but no memory.
+    storage = tensor.untyped_storage()
+    return storage.data_ptr() or storage._cdata
 
 
 def replay(graph: Graph, *, compiled: bool) -> Replay:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, chain
+from itertools import chain, islice
 
 import torch
 from metaweight.problems import Problem
@@ -31,16 +31,16 @@ class Rates:
 
     Args:
         rates: Those of each update, one for each group.
+
+    Attributes:
+        places: The same, each a tensor without dimensions.
     """
 
     def __init__(self, rates: Sequence[Sequence[float]]) -> None:
         self._all = _tensor(rates)
+        singles = iter(self._all.unbind())
+        self.places = [list(islice(singles, len(several))) for several in rates]
         self._written = list(rates)
-        self._starts = [0, *accumulate(map(len, rates))]
-
-    def at(self, number: int) -> list[Tensor]:
-        """Return those of an update as they are read: tensors without dimensions."""
-        return [self._all[k] for k in range(*self._starts[number : number + 2])]
 
     def write(self, rates: Sequence[Sequence[float]]) -> None:
         """Write the rates of all updates."""
