@@ -159,7 +159,7 @@ def _on_mlp(make: Callable[[Any], Step], steps: int = 1) -> Callable[[], Step]:
 _betty = partial(written_for_betty, library=on_betty)
 _torchopt = partial(on_torchopt, again=False)
 MLP: Mapping[str, Any] = {"captures": (PYTHON, REPLAYED, COMPILED), "iterations": 240}
-TEN: Mapping[str, Any] = {**MLP, "iterations": 1000}
+TEN: Mapping[str, Any] = {**MLP, "iterations": 2000}
 PROGRAMS: Mapping[str, Program] = {
     "toy, finite differences": Program(
         partial(toy, "darts", 1),
