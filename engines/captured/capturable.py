@@ -17,8 +17,10 @@ from metaweight.problems import (
 )
 from metaweight.problems.data.step_interface import counts_updates, waits_for_metric
 from metaweight.problems.unrolling import owns_settings
+from torch import Tensor
 
 from .period import Period
+from .rates import RATE
 from .updates import require_known_update
 
 if TYPE_CHECKING:
@@ -92,6 +94,10 @@ def _reasons_of(problem: Problem) -> Iterator[str]:
         yield f"the hypergradient through problem {name!r} is checked in some of them"
     if problem.scaler is not None:
         yield f"problem {name!r} has a loss scaler, which reads gradients"
+    if problem.scheduler is not None and any(
+        isinstance(group[RATE], Tensor) for group in problem.optimizer.param_groups
+    ):
+        yield f"problem {name!r} has a learning rate that is a tensor, and a scheduler for it"
     if owns_settings(problem):
         yield f"problem {name!r} learns settings of its optimizer, which are read in each step"
     if problem.config.hypergradient_parameters is not None:

@@ -274,10 +274,14 @@ class CapturedSteps:
         recorded.places.write(feeding.rates)
         found = recorded.again(values)
         most = largest_deviation(engine.problems, compiled=self._compiled)
-        differs = difference(recorded, values, start, expected, seen, found, most)
+        changed = recorded.is_in_doubt and recorded.is_verified
+        usual = recorded.usual if changed else None
+        differs, share = difference(recorded, values, start, expected, seen, found, most, usual)
         expected.restore()
         self._report(seen)
-        if differs and recorded.is_in_doubt and recorded.is_verified:
+        if not (differs or changed):
+            recorded.usual = max(recorded.usual, share)
+        if differs and changed:
             self._forget()
         elif differs:
             since = len(period) * (recorded.taken - recorded.taken // 2)

@@ -57,8 +57,10 @@ def difference(
     seen: Sequence[Taken],
     found: Sequence[Tensor],
     most: float,
-) -> str:
-    """Return what differs between a graph, which has just run, and Python; nothing if nothing does.
+    usual: float | None = None,
+) -> tuple[str, float]:
+    """Return what differs between a graph, which has just run, and Python, nothing if nothing does;
+    and how far the graph has ended from Python.
 
     Args:
         recorded: The graph.
@@ -68,18 +70,20 @@ def difference(
         seen: The steps that it took.
         found: The losses and metrics of the graph.
         most: How far the graph may end from Python, as a share of the way.
+        usual: How far it did before, of a program that may have been changed a little since.
     """
     ended = Kept.of(recorded.tensors)
     shares = ended.shares(expected, start)
-    if max(shares.values()) > most:
+    farthest = max(shares.values())
+    limit = most if usual is None else min(most, ALLOWANCE * usual)
+    if farthest > limit:
         excused = by_rounding(partial(recorded.again, values), start, ended)
-        over = {k: share for k, share in shares.items() if share > max(most, excused[k])}
+        over = {k: share for k, share in shares.items() if share > max(limit, excused[k])}
         if over:
             where = max(over, key=lambda label: over[label])
-            return f"{where} differs by {over[where]:.2g} of the way"
-        most = max(shares.values())
-    same = same_metrics(seen, recorded.metrics, found, most)
-    return "" if same else "losses or metrics differ"
+            return f"{where} differs by {over[where]:.2g} of the way", farthest
+    same = same_metrics(seen, recorded.metrics, found, max(most, farthest))
+    return "" if same else "losses or metrics differ", farthest
 
 
 def by_rounding(run: Callable[[], object], start: Kept, ended: Kept) -> dict[str, float]:

@@ -33,6 +33,7 @@ class Recorded:
         metrics: The metrics of each step, with any tensors in the places of those to come.
         taken: How many periods the graph has been there for.
         left: How many were left to Python, for their batches.
+        usual: How far the graph ended from Python where the program was not in doubt.
         is_verified: Whether a period was taken both ways and compared.
         is_in_doubt: Whether the next one is compared, as the program may have been changed.
     """
@@ -48,6 +49,7 @@ class Recorded:
     metrics: Sequence[Any]
     taken: int = 0
     left: int = 0
+    usual: float = 0.0
     is_verified: bool = False
     is_in_doubt: bool = False
 
@@ -56,15 +58,16 @@ class Recorded:
         return self.run(self.inputs.given(values))
 
     def is_mostly_left(self) -> bool:
-        """Return whether it is time to warn of batches of other sizes."""
+        """Return whether it is time to warn of batches of other forms."""
         return self.left == OFTEN and self.taken < OFTEN
 
     def told_of_sizes(self) -> str:
         """Return the warning."""
         return (
             f"EngineConfig(capture=...) left {self.left} periods to Python, whose batches were of "
-            f"other sizes than those captured, and took {self.taken}; let loaders give batches of "
-            "one size, such as by drop_last=True, or leave capture out."
+            f"other sizes than those captured, or with other text or numbers, and took "
+            f"{self.taken}; let loaders give batches of one size, such as by drop_last=True, with "
+            "nothing but tensors that differ, or leave capture out."
         )
 
 

@@ -46,15 +46,17 @@ def descend(
         accepts: Returns whether to accept the micro-batch. If not, its gradient is discarded and
             the optimizer step is skipped.
     """
-    state, plan = problem.step_state, plan_of(problem)
-    held = state.begin(problem.trainable_parameters(), first=first)
-    batch: Any = NONE_YET
+    state, batch = problem.step_state, NONE_YET
+    held = state.held
     try:
+        batch = next_batch(problem)
+        # Only now: the end of an epoch calls epoch_callback, which may change what is trained.
+        plan = plan_of(problem)
+        state.begin(problem.trainable_parameters(), first=first)
         if first:
             problem.zero_grad()
             if plan.keeps_states:
                 settle_states(problem, plan, taken=False)
-        batch = next_batch(problem)
         if record:
             _record(problem, batch, first=first)
         gradient = partial(_gradient, problem, plan, batch, last)
@@ -70,7 +72,7 @@ def descend(
     except BaseException as error:
         state.trajectory.abandon()
         problem.zero_grad()
-        settle_states(problem, plan, taken=False)
+        settle_states(problem, plan_of(problem), taken=False)
         _add_context(error, problem, batch)
         raise
     finally:

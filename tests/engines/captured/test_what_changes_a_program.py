@@ -275,3 +275,70 @@ def test_what_is_written_by_out_is_written_once_a_step() -> None:
         engines.append(engine)
     assert_same(engines[1], engines[0])
     torch.testing.assert_close(engines[1].inner.total, engines[0].inner.total)
+
+
+class ALittle(Inner):
+    """Changes its loss a little at the end of an epoch, by less than a compiled graph may round."""
+
+    def epoch_callback(self) -> None:
+        self.scale *= 0.9998
+
+
+@pytest.mark.parametrize("capture", ["replay", "compile"])
+def test_a_small_change_at_the_end_of_an_epoch_is_no_rounding(capture: str) -> None:
+    engines = []
+    for settings in ({}, {"capture": capture}):
+        engine = program(ALittle, **settings)
+        engine.run()
+        engines.append(engine)
+    for found, expected in zip(seen(engines[1])[1], seen(engines[0])[1], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+class Adds(Inner):
+    """Trains another parameter from the end of an epoch on."""
+
+    def training_step(self, batch: Any) -> Tensor:
+        y = self.module.y
+        return super().training_step(batch) + ((y - self.outer.module.x * batch) ** 2).sum()
+
+    def epoch_callback(self) -> None:
+        if len(self.optimizer.param_groups) == 1:
+            self.optimizer.add_param_group({"params": [self.module.y]})
+
+
+class Freezes(Adds):
+    """Leaves it as it is from then on."""
+
+    def epoch_callback(self) -> None:
+        self.module.y.requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", [Adds, Freezes])
+def test_the_end_of_an_epoch_may_change_what_is_trained(kind: type[Inner]) -> None:
+    """From the very step on whose batch is the first of the next epoch, the eighth."""
+    engines = []
+    for settings in ({}, CAPTURES["one"]):
+        engine = program(kind, **{**settings, "train_iters": 7})
+        engine.inner.module.y = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        if kind is Freezes:
+            engine.inner.optimizer.add_param_group({"params": [engine.inner.module.y]})
+        engine.run()
+        before = engine.inner.module.y.detach().clone()
+        assert torch.equal(before, torch.ones_like(before)) is (kind is Adds)
+        engine.run()
+        after = engine.inner.module.y.detach().clone()
+        assert torch.equal(before, after) is (kind is Freezes)
+        assert engine.inner.module.y.requires_grad is (kind is Adds)
+        engines.append(engine)
+    assert_same(engines[1], engines[0])
+    ys = [engine.inner.module.y.detach() for engine in engines]
+    torch.testing.assert_close(ys[1], ys[0], rtol=1e-12, atol=1e-12)
+
+
+def test_a_rate_that_is_a_tensor_with_a_scheduler_is_refused() -> None:
+    engine = program(capture="replay")
+    engine.inner.optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
+    engine.inner.scheduler = torch.optim.lr_scheduler.ExponentialLR(engine.inner.optimizer, 0.99)
+    with pytest.raises(ConfigurationError, match="has a learning rate that is a tensor, and a sch"):
+        engine.run()
