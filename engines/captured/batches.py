@@ -1,4 +1,4 @@
-"""Batches in tensors of their own, to which later ones are written."""
+"""Copies of batches, in whose place steps are given later ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KNOWN = (Tensor, bool, int, float, complex, str, bytes, type(None), torch.dtype,
 
 
 class Place:
-    """A copy of a batch, to which others of its form are written.
+    """A copy of a batch, in whose place others of its form are read.
 
     Args:
         batch: The batch.

@@ -54,7 +54,7 @@ class CapturedSteps:
     """Takes iterations of a program by a graph of their tensor operations.
 
     The first periods, from one moment between loops to the next, are taken by Python. One is then
-    traced: what it reads from loaders, and learning rates, become places to write later ones to.
+    traced: what it reads from loaders, and learning rates, become inputs, to be given later ones.
     The following one is taken both ways and compared. From then on Python draws batches, counts and
     steps schedulers, and the graph does the rest. Batches of another size are taken by Python.
 
@@ -161,7 +161,7 @@ class CapturedSteps:
             run=run,
             inputs=inputs,
             places=places,
-            tensors=self._tensors() | {"what a step writes to": places.without(graph.written)},
+            tensors=self._tensors() | {"what a step writes to": graph.written},
             settings=settings,
             looks=looks_of(engine.problems),
             changes=changes(),

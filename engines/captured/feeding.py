@@ -102,11 +102,6 @@ class Traced:
         finally:
             put_rates(problem, self._before.pop())
 
-    def without(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return those of some tensors that are no places."""
-        own = {id(t) for t in self.tensors}
-        return [t for t in tensors if id(t) not in own]
-
     def notes(self, condition: Tensor) -> bool:
         """Note a condition for an error."""
         self.conditions.append(condition)
