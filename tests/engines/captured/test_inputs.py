@@ -199,6 +199,26 @@ class Lays(Hook):
         self.lay("a validation")
 
 
+class LaysBetween(Lays):
+    """The same between two iterations."""
+
+    def iteration_end(self, engine: Any) -> None:
+        self.lay("an iteration")
+
+
+@pytest.mark.parametrize("capture", ["replay", "compile"])
+def test_parameters_may_come_to_share_memory_between_iterations(capture: str) -> None:
+    """Where nothing is compared: a graph compiled for memory of their own would end elsewhere."""
+    ends = []
+    for settings in ({}, {"capture": capture}):
+        lays = LaysBetween("an iteration", None)
+        lays.engine = program(torch.clone, hooks=[lays], **settings)
+        lays.engine.run()
+        assert lays.moment == ""
+        ends.append(points(lays.engine))
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-12, atol=1e-12)
+
+
 class Draws(Inner):
     """Lays the parameters elsewhere as a batch is drawn."""
 
