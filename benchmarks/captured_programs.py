@@ -32,13 +32,14 @@ from metaweight import SOBA, Config, Engine, ImplicitProblem, Unroll
 
 PYTHON, REPLAYED, COMPILED, TOGETHER = "Python", "replayed", "compiled", "compiled, 8 iterations"
 HAND, BETTY, TORCHOPT, JAX, BOAT = "hand-written", "betty-ml", "torchopt", "jax", "boat-torch"
+JAX_CALLS = "jax, calls"
 CAPTURES: Mapping[str, Mapping[str, Any]] = {
     PYTHON: {},
     REPLAYED: {"capture": "replay"},
     COMPILED: {"capture": "compile"},
     TOGETHER: {"capture": "compile", "capture_iterations": 8},
 }
-PACKAGES = {BETTY: "betty", TORCHOPT: "torchopt", JAX: "jax", BOAT: "boat_torch"}
+PACKAGES = {BETTY: "betty", TORCHOPT: "torchopt", JAX: "jax", JAX_CALLS: "jax", BOAT: "boat_torch"}
 NATIVE, FULL = Config(), Config(type=Unroll(memory="full"))
 Run = Callable[[int], Step]
 """Returns a run of so many iterations."""
@@ -107,11 +108,12 @@ def of_suite(name: str, method: Method, **settings: Any) -> Engine:
     )
 
 
-def in_jax(name: str, algorithm: str, iterations: int) -> Step:
-    """Return a run on a problem of the suite, jitted as one loop."""
+def in_jax(name: str, algorithm: str, whole: bool, iterations: int) -> Step:
+    """Return a run on a problem of the suite, jitted as one loop, or iteration by iteration."""
     from bilevel_tasks import jax_programs
 
-    return jax_programs.Program(PROBLEMS[name](), algorithm).loop(_step_sizes(name), iterations)
+    program = jax_programs.Program(PROBLEMS[name](), algorithm)
+    return (program.loop if whole else program.calls)(_step_sizes(name), iterations)
 
 
 def on_boat(name: str, iterations: int) -> Step:
@@ -170,7 +172,10 @@ PROGRAMS: Mapping[str, Program] = {
     "toy, ten steps unrolled": Program(partial(toy, Unroll(), 10)),
     "quadratic, SOBA": Program(
         partial(of_suite, "quadratic", METHODS["SOBA"]),
-        {JAX: partial(in_jax, "quadratic", "SOBA")},
+        {
+            JAX: partial(in_jax, "quadratic", "SOBA", True),
+            JAX_CALLS: partial(in_jax, "quadratic", "SOBA", False),
+        },
         (*CAPTURES,),
     ),
     "hyper-cleaning, ten steps unrolled": Program(

@@ -7,7 +7,7 @@
 A turn is a run of some iterations. Each contender has several processes, one after the other, since
 one whose memory lies badly is slower throughout. The first run of each, in which its steps are
 captured and compiled, is not counted. JAX and BOAT take part where they are installed (the extra
-``jax``, ``boat-torch``).
+``jax``, ``boat-torch``). The rows of programs that are not measured stay in the record.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results/captured"))
     given = parser.parse_args(words)
     conditions = {**environment(1), "load before": f"{os.getloadavg()[0]:.2f}"}
-    report: dict[str, Any] = {}
+    path = given.out / "speed_captured.json"
+    report: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for title in given.program:
         iterations = given.iterations or PROGRAMS[title].iterations
         makes = contenders(title, iterations)
@@ -74,7 +75,7 @@ def main(words: Sequence[str] | None = None) -> int:
         found = rows(outcomes, iterations)
         report[title] = {"environment": conditions, "rows": found}
         print(markdown(found, title), flush=True)
-        write_text(given.out / "speed_captured.json", json.dumps(report, indent=2) + "\n")
+        write_text(path, json.dumps(report, indent=2) + "\n")
     return 0
 
 

@@ -279,18 +279,39 @@ class Program:
 
     def loop(self, settings: Settings, iterations: int) -> Callable[[], Any]:
         """Return a compiled run of so many steps from the start, without a trace."""
+        rates, below, above = self._inputs(settings, iterations)
+        below, above = jnp.asarray(below), jnp.asarray(above)
+        return lambda: jax.block_until_ready(self._run(rates, self.start(), below, above))
+
+    def calls(self, settings: Settings, iterations: int) -> Callable[[], Any]:
+        """Return the same run with each step compiled and called by Python, as where something is
+        to be done between two of them."""
+        rates, below, above = self._inputs(settings, iterations)
+        one = jax.jit(self._step)
+
+        def run() -> Any:
+            carry = self.start()
+            for ids in zip(below, above, strict=True):
+                carry = one(rates, carry, *ids)
+            return jax.block_until_ready(carry)
+
+        return run
+
+    def _inputs(self, settings: Settings, iterations: int) -> tuple[Any, Any, Any]:
         each = self._algorithm.lower
         below, above = (
-            jnp.asarray(numbers(len(self._problem.batches(level)), settings.seed, level, length))
+            np.asarray(numbers(len(self._problem.batches(level)), settings.seed, level, length))
             for level, length in (("lower", each * iterations), ("upper", iterations))
         )
         rates = jnp.asarray([settings.lower_step, settings.upper_step])
-        below = below.reshape(iterations, each)
-        return lambda: jax.block_until_ready(self._run(rates, self.start(), below, above))
+        return rates, below.reshape(iterations, each), above
+
+    def _step(self, rates: Any, carry: Values, below: Any, above: Any) -> Values:
+        return self._algorithm.step(self._oracles, rates, dict(carry), below, above)
 
     def _scanned(self, rates: Any, carry: Values, below: Any, above: Any) -> Values:
         def step(carry: Values, ids: Any) -> tuple[Values, None]:
-            return self._algorithm.step(self._oracles, rates, dict(carry), *ids), None
+            return self._step(rates, carry, *ids), None
 
         return jax.lax.scan(step, carry, (below, above))[0]
 

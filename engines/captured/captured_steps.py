@@ -41,6 +41,7 @@ from .program_tensors import (
 )
 from .rates import rates_of
 from .recorded import Recorded
+from .uncaptured import NEVER_ALIKE, SOON_ENDED, Uncaptured
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -72,6 +73,7 @@ class CapturedSteps:
         self._alike = 0
         self._patience = 2
         self._python = ByPython(engine, execution)
+        self._uncaptured = Uncaptured(engine)
         self._form: Any = None
         self._recorded: Recorded | None = None
 
@@ -89,7 +91,7 @@ class CapturedSteps:
         leaves = [leaf.name for leaf in engine.leaves]
         period = next_period(engine.schedule, leaves, engine.config.capture_iterations)
         if period is None or len(period) > most:
-            return 0 if self._recorded is None else self._python.take_one()
+            return self._leave_one(None if period is None else SOON_ENDED)
         recorded, form = self._recorded, period.form
         if recorded is not None and recorded.changes != changes():
             self._forget()
@@ -102,8 +104,14 @@ class CapturedSteps:
             return self._take(period, recorded)
         self._alike, self._form = self._alike + 1 if form == self._form else 0, form
         if self._alike < WARM:
-            return 0 if self._recorded is None else self._python.take_one()
+            return self._leave_one(NEVER_ALIKE)
         return self._capture(period)
+
+    def _leave_one(self, why: str | None) -> int:
+        if self._recorded is not None:
+            return self._python.take_one()
+        self._uncaptured.note(why)
+        return 0
 
     def look_again(self, *, doubt: bool = True) -> None:
         """Forget what was captured if tensors, modes or settings of the program are others now.

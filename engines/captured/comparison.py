@@ -136,6 +136,6 @@ def same_metrics(
     return len(expected) <= len(found) and all(
         isinstance(a, Tensor)
         and a.shape == b.shape
-        and bool(torch.isclose(a.detach(), b, rtol=most, atol=most, equal_nan=True).all())
+        and bool((torch.isclose(a.detach(), b, most, most) | ~(a.isfinite() | b.isfinite())).all())
         for a, b in pairs
     )

@@ -15,6 +15,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 READS = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
+OF_STORAGES = {
+    torch.ops.aten.set_.source_Storage,
+    torch.ops.aten.set_.source_Storage_storage_offset,
+}
 Replay = Callable[[Sequence[Tensor]], list[Tensor]]
 """Runs operations on their inputs, and returns what they return."""
 untraced = _disable_current_modes
@@ -101,6 +105,11 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         del types
         if torch.Tag.data_dependent_output in func.tags:
             raise _reads_a_number()
+        if func in OF_STORAGES:
+            raise ConfigurationError(
+                "EngineConfig(capture=...) cannot capture a step that makes a tensor of a storage, "
+                "as the module copy and pickle do; copy with x.clone(), or leave capture out."
+            )
         by_numbers = func is torch.ops.aten.index.Tensor and not any(map(_is_mask, args[1]))
         if torch.Tag.dynamic_output_shape in func.tags and not by_numbers:
             raise ConfigurationError(

@@ -136,6 +136,12 @@ def _share(values: list[Tensor], others: list[Tensor], start: list[Tensor]) -> f
     # No way is known better than its ends are rounded.
     rounding = max(torch.finfo(v.dtype).eps for v, _, _ in triples)
     wide = [[t.double() for t in triple] for triple in triples]
+    if all(_is_lost(column) for column in ([v for v, _, _ in wide], [o for _, o, _ in wide])):
+        return 0.0
+    # Squares of large numbers are infinite, where the numbers are not.
+    largest = max(float(o.abs().max()) for _, o, _ in wide if o.numel())
+    unit = largest if math.isfinite(largest) and largest > 1 else 1.0
+    wide = [[t / unit for t in triple] for triple in wide]
     away = float(vectors.norm([_apart(v, o) for v, o, _ in wide]))
     if away == 0:
         return 0.0
@@ -143,6 +149,11 @@ def _share(values: list[Tensor], others: list[Tensor], start: list[Tensor]) -> f
     size = float(vectors.norm([o for _, o, _ in wide]))
     share = away / max(way, ROUNDINGS * rounding * size, 1e-30)
     return share if math.isfinite(share) else math.inf
+
+
+def _is_lost(values: Sequence[Tensor]) -> bool:
+    """Return whether a diverged run has left something that is no number, or infinite."""
+    return not all(bool(t.isfinite().all()) for t in values)
 
 
 def _apart(values: Tensor, others: Tensor) -> Tensor:

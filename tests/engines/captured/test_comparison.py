@@ -45,6 +45,7 @@ def test_what_is_not_finite_is_not_excused() -> None:
 
 
 def test_what_is_not_finite_in_both_has_not_gone_apart() -> None:
+    """A run that diverges may end at another of these, by a rounding."""
     state = torch.ones(3)
     kept = {"state": [state]}
     start = Kept.of(kept)
@@ -52,7 +53,23 @@ def test_what_is_not_finite_in_both_has_not_gone_apart() -> None:
     assert Kept.of(kept).shares(Kept.of(kept), start) == {"state": 0.0}
     other = Kept.of(kept)
     state[1] = torch.nan
+    assert Kept.of(kept).shares(other, start) == {"state": 0.0}
+    state.fill_(1.0)
     assert Kept.of(kept).shares(other, start) == {"state": math.inf}
+    assert other.shares(Kept.of(kept), start) == {"state": math.inf}
+
+
+@pytest.mark.parametrize("size", [1e-200, 1.0, 1e200])
+def test_ways_are_measured_at_any_size(size: float) -> None:
+    """From 0 to 2, and to 2.2: a tenth of the way, whatever the unit is; to 1e-12 by rounding."""
+    state = torch.zeros(3, dtype=torch.float64)
+    kept = {"state": [state]}
+    start = Kept.of(kept)
+    state.fill_(2 * size)
+    expected = Kept.of(kept)
+    state.fill_(2.2 * size)
+    share = Kept.of(kept).shares(expected, start)["state"]
+    assert share == pytest.approx(0.1 if size >= 1 else 0.0, rel=1e-12)
 
 
 def test_a_kink_excuses_what_it_moves_alone() -> None:

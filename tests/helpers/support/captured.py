@@ -25,6 +25,7 @@ def program(
     method: Any = None,
     *,
     steps: int = 1,
+    warmup: int = 0,
     rate: float = 0.1,
     scheduled: bool = False,
     adam: bool = False,
@@ -48,7 +49,7 @@ def program(
     type_ = {} if method is None else {"type": method}
     lower = lower_type(
         "classifier",
-        Config(unroll_steps=steps, gradient_clipping=clipping, **type_),
+        Config(unroll_steps=steps, warmup_steps=warmup, gradient_clipping=clipping, **type_),
         weights="weights",
         module=net,
         optimizer=below,
