@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from metaweight.problems import GraphError, Hypergradient, HypergradientReport, Problem
-from metaweight.problems.base.ordinary_tensors import ordinary, with_ordinary_buffers
 from metaweight.problems.base.settings import shown
 from metaweight.problems.recording.step_state import StepState
 from metaweight.problems.setup.preparation import check_hypergradients, prepare_recording
@@ -29,27 +28,24 @@ from .arguments import (
     unchanged_on_error,
 )
 from .assembly import make_schedule, prepare_problems, wire
-from .captured import CapturedSteps, captured_steps
+from .captured import captured_steps
 from .checkpoint.hook import CheckpointHook, load_engine, save_engine
-from .checkpoint.state import set_streams
 from .description import describe
 from .distributed.placement import choose_device
 from .distributed.process_group import join_processes
 from .execution import Execution
-from .first_words import name_defaults
 from .hooks.base import Hook, HookList
 from .hooks.configured_hooks import configured_hooks
 from .hooks.hypergradient_check import check_hypergradients_of
 from .hooks.non_finite import require_one_policy
-from .loggers import RunLogger, flatten_stats, make_run_logger, sentence
-from .plateau import step_plateau
+from .loggers import RunLogger, make_run_logger
 from .program.config import EngineConfig
 from .program.env import Env
 from .program.graph import Graph
 from .program.run_state import RunState
 from .program.schedule import Schedule
 from .run_length import steps_of_run
-from .stopping import StopRequest, asked_to_end, stops_between_steps
+from .run_loop import RunLoop
 
 AnyEngine = TypeVar("AnyEngine", bound="Engine")
 
@@ -119,6 +115,7 @@ class Engine:
             self._by_name = {problem.name: problem for problem in self.problems}
             self._execution = Execution(self)
             self._captured = captured_steps(self, self._execution)
+            self._loop = RunLoop(self, self._execution, self._captured)
             self._wire(graph)
             prepare_problems(self, self._execution.drive, self._execution.end_epoch)
             self.train_iters = steps_of_run(self.config, self.leaves, self.processes)
@@ -186,30 +183,7 @@ class Engine:
                 another run, or when saving fails with ``checkpoint_failure="raise"``.
         """
         require_runnable(self)
-        streams = self.checkpoint_hook.begin(self, resume)
-        if self._captured is not None:
-            self._captured.look_again()
-        self.train()
-        with stops_between_steps() as request:
-            try:
-                name_defaults(self)
-                self.hooks.run_start(self)
-                if streams is not None:
-                    set_streams(streams)
-                while not (self._is_asked_to_end(request) or self._is_over()):
-                    if not self._validation_is_due():
-                        self._advance()
-                    if self._validation_is_due() and not self._is_asked_to_end(request):
-                        self._validate()
-                    if self.checkpoint_hook.folder is not None and not self._is_asked_to_end(
-                        request
-                    ):
-                        self.checkpoint_hook.save_if_due(self)
-                self.checkpoint_hook.save_at_end(self)
-                self.logger.log_kept(["validation", *self._by_name])
-            finally:
-                self.hooks.run_end(self)
-                self.logger.close()
+        self._loop.run(resume)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole state of the program to a file; a program built alike can resume from it.
@@ -367,62 +341,3 @@ class Engine:
 
     def _make_schedule(self, graph: Graph[Problem]) -> Schedule:
         return make_schedule(self.problems, graph, roll_back=self.config.roll_back)
-
-    def _is_over(self) -> bool:
-        if self.run_state.stopped is not None:
-            self.logger.info(self.run_state.stopped)
-            return True
-        return self.run_state.iteration >= self.train_iters and not self._validation_is_due()
-
-    def _advance(self) -> None:
-        """Take an iteration, or those of a period that is captured."""
-        taken = 0 if self._captured is None else self._take_captured(self._captured)
-        if not taken:
-            self._execution.take()
-        for _ in range(taken or 1):
-            self.run_state.iteration += 1
-            self.hooks.iteration_end(self)
-
-    def _take_captured(self, captured: CapturedSteps) -> int:
-        try:
-            return captured.take(self._iterations_to_go())
-        except BaseException:
-            self.run_state.iteration += captured.done
-            raise
-
-    def _iterations_to_go(self) -> int:
-        """Return the iterations until a validation, a checkpoint or the end is due."""
-        done = self.run_state.iteration
-        every = [self.valid_step, self.checkpoint_hook.step]
-        return min(self.train_iters - done, *(n - done % n for n in every))
-
-    def _validation_is_due(self) -> bool:
-        """Return whether a validation is due and has not been run."""
-        iteration = self.run_state.iteration
-        due = iteration > 0 and iteration % self.valid_step == 0
-        return due and self.run_state.validated_at != self.global_step and self.do_validation()
-
-    def _is_asked_to_end(self, request: StopRequest) -> bool:
-        return asked_to_end(request, self.run_state, self.processes)
-
-    def _validate(self) -> None:
-        self.hooks.before_validation(self)
-        self.eval()
-        try:
-            stats = self.validation() or {}
-        finally:
-            self.train()
-            for problem in self.problems:
-                with_ordinary_buffers(problem.module)
-        stats = {k: ordinary(v) for k, v in self.processes.mean_stats(stats).items()}
-        self.logger.info(
-            f"[Validation] [Global Step {self.global_step}] {sentence(flatten_stats(stats))}"
-        )
-        self.logger.log(stats, tag="validation", step=self.global_step)
-        for problem in self.problems:
-            step_plateau(problem, stats, "validation", self.processes)
-        if self._captured is not None:
-            # A validation may load or replace what is trained.
-            self._captured.look_again()
-        self.run_state.validated_at = self.global_step
-        self.hooks.after_validation(self, stats)
