@@ -9,7 +9,7 @@
 
 Only ratios are compared, of contenders that take turns on one machine: absolute times say more
 about the machine than about the library. ``recorded_ratios.json`` holds each ratio and its
-tolerance; a ratio beyond that fails the check. Edit the file to check others. Takes about five
+tolerance; a ratio beyond that fails the check. Edit the file to check others. Takes about six
 minutes on 2 quiet cores; on a busy machine a failure should be measured again.
 """
 

@@ -1,7 +1,7 @@
 """Average a classifier's weights while it trains, and validate with the average.
 
-The digits have 40 % wrong labels and the learning rate stays high, so that the weights fluctuate
-around a good solution without converging; their average converges.
+40 % of the digits' labels are redrawn, and the learning rate stays high, so that the weights
+fluctuate around a good solution without converging; their average converges.
 
     python examples/ema.py
 """

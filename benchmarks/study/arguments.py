@@ -37,7 +37,7 @@ def make_parser(description: str, defaults: Mapping[str, Any]) -> argparse.Argum
     what.add_argument(
         "--imbalance-factor", type=factor, metavar="F", help="largest over smallest class"
     )
-    what.add_argument("--noise", type=share, metavar="SHARE", help="share of labels made wrong")
+    what.add_argument("--noise", type=share, metavar="SHARE", help="share of labels relabelled")
     what.add_argument("--noise-kind", choices=("uniform", "flip"), help="default: uniform")
     what.add_argument(
         "--label-set", metavar="NAME", help="which of the human labels, such as worst"

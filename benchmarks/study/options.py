@@ -153,7 +153,7 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
         "label-set: needs --human-labels FILE, which holds the sets": (
             given.label_set is not None and given.human_labels is None
         ),
-        "noise-kind: needs --noise, the share of labels made wrong": (
+        "noise-kind: needs --noise, the share of labels to relabel": (
             given.noise_kind is not None and not given.noise
         ),
         "noise: people have made labels wrong already; leave out one of the two": (

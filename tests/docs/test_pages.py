@@ -30,7 +30,7 @@ IMPORT = re.compile(r"^ *from metaweight[\w.]* import (?:\([^)]*\)|[^\n(]+)", re
 # MyST gives no anchor to a heading of a fourth level.
 HEADING = re.compile(r"^#{1,3} +(.+)$", re.MULTILINE)
 # Markdown ends a paragraph at a line that begins with a comment; a table is a block of its own.
-BROKEN = re.compile(r"^<!-- (?!end)[^\n]*?-->[^\n]+$", re.MULTILINE)
+BROKEN = re.compile(r"^ *<!-- (?!end)[^\n]*?-->[^\n]+$", re.MULTILINE)
 
 
 def ids(path: Path) -> str:
@@ -120,6 +120,7 @@ def test_numbers_from_records_break_no_paragraph(path: Path) -> None:
 def test_a_line_that_begins_with_a_number_is_noticed() -> None:
     text = "gains\n<!-- gain a b -->3<!-- end --> points\n\n<!-- table t -->\n| 1 |\n<!-- end -->\n"
     assert BROKEN.findall(text) == ["<!-- gain a b -->3<!-- end --> points"]
+    assert BROKEN.findall("- gains\n  <!-- gain a b -->3<!-- end --> points\n")
 
 
 def test_what_is_not_there_is_noticed(tmp_path: Path) -> None:
