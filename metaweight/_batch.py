@@ -93,6 +93,30 @@ def part_of(who: str, batch: Any, part: Part, name: str) -> Any:
         raise _refused(who, batch, name, f" and {name}={shown(part)} ({cause})") from missing
 
 
+def with_indices(who: str, batch: Any, indices: Tensor) -> Any:
+    """Return a batch that says which samples it holds, so that :func:`split_batch` finds it: after
+    the parts of a sequence, and as ``"indices"`` of a mapping or of a named tuple whose labels are
+    known by name.
+
+    Args:
+        who: Who reads the batch, for an error.
+        batch: The batch.
+        indices: Positions of its samples, (B,).
+
+    Raises:
+        DataError: For a mapping that has ``"indices"`` of its own.
+    """
+    parts = _by_name(batch)
+    if not isinstance(parts, Mapping):
+        return (*(parts if isinstance(parts, (tuple, list)) else (parts,)), indices)
+    if INDICES[0] in parts:
+        raise DataError(
+            f"{who} was to add the positions of samples as {INDICES[0]!r} to {shown_batch(batch)}; "
+            "call that part otherwise, or leave with_indices out."
+        )
+    return {**parts, INDICES[0]: indices}
+
+
 def shown_batch(batch: Any) -> str:
     """Return what a batch holds, in a few words, without reading a number."""
     if isinstance(batch, Tensor):

@@ -98,7 +98,9 @@ def read_labels(
     return Labels(classes, kept)
 
 
-def read_targets(given: Any, outputs: Any, *, of_classes: bool = True) -> Labels | Any:
+def read_targets(
+    given: Any, outputs: Any, *, of_classes: bool = True, ignore_index: int = UNLABELLED[0]
+) -> Labels | Any:
     """Return integer labels of logits as classes, and targets of another kind as they are.
 
     Floating targets, such as probabilities of classes, and those of outputs that are no logits, are
@@ -109,6 +111,7 @@ def read_targets(given: Any, outputs: Any, *, of_classes: bool = True) -> Labels
         outputs: What the network returned: logits (B, C, …) for labels (B, …).
         of_classes: Whether the loss is known to compare logits with classes. Of another, integers
             (B,) for outputs (B, D) are classes too, of any number.
+        ignore_index: As for :func:`read_labels`.
     """
     if not isinstance(outputs, Tensor) or isinstance(given, (Labels, Mapping)):
         return given
@@ -117,7 +120,8 @@ def read_targets(given: Any, outputs: Any, *, of_classes: bool = True) -> Labels
     if targets.is_floating_point() or not logits:
         return targets
     if of_classes:
-        return read_labels(targets, outputs.shape[1], shape=(len(outputs), *outputs.shape[2:]))
+        shape = (len(outputs), *outputs.shape[2:])
+        return read_labels(targets, outputs.shape[1], shape=shape, ignore_index=ignore_index)
     fits = outputs.ndim == 2 and targets.shape == outputs.shape[:1]
     return read_labels(targets) if fits else targets
 

@@ -15,7 +15,18 @@ from torch import Tensor, nn
 from metaweight.problems import ConfigurationError, LossError
 from metaweight.problems.base.settings import shown
 
-from ._labels import Labels, on_host, read_targets
+from ._labels import UNLABELLED, Labels, on_host, read_targets
+
+OF_NUMBERS = (
+    *(nn.BCELoss, nn.BCEWithLogitsLoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss),
+    *(nn.MultiLabelSoftMarginLoss, nn.SoftMarginLoss),
+)
+"""Losses of torch whose targets are floating numbers; whole ones are taken for such."""
+OF_NUMBERS_BY_FUNCTION = (
+    *(F.binary_cross_entropy, F.binary_cross_entropy_with_logits),
+    *(F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss),
+    *(F.multilabel_soft_margin_loss, F.soft_margin_loss),
+)
 
 
 class SampleLoss:
@@ -40,6 +51,7 @@ class SampleLoss:
         self._loss: Callable[..., Any] = loss
         self._each = _unreduced(loss)
         self._ignored = _ignored_by(loss)
+        self._of_numbers = isinstance(loss, OF_NUMBERS) or loss in OF_NUMBERS_BY_FUNCTION
 
     def each(self, outputs: Any, given: Any) -> Tensor:
         """Return the loss of each sample; 0, without a gradient, for those without a label.
@@ -90,8 +102,18 @@ class SampleLoss:
         return torch.where(whole, losses, torch.nan)
 
     def read(self, given: Any, outputs: Any) -> Any:
-        """Return the labels for these outputs: as classes where they are, else as they are."""
-        return read_targets(given, outputs, of_classes=self._ignored is not None)
+        """Return the labels for these outputs: as classes where they are, else as they are, or as
+        floating numbers for losses of torch that take nothing else."""
+        found: Any = read_targets(
+            given, outputs, of_classes=self._ignored is not None, ignore_index=self.ignore_index
+        )
+        whole = isinstance(found, Tensor) and not (found.is_floating_point() or found.is_complex())
+        return found.to(outputs.dtype) if whole and self._of_numbers else found
+
+    @property
+    def ignore_index(self) -> int:
+        """A label that the loss leaves out by itself; -1, as always, where there is none."""
+        return UNLABELLED[0] if self._ignored is None else self._ignored
 
     @property
     def of_logits(self) -> bool:

@@ -175,6 +175,7 @@ class CapturedSteps:
             changes=changes(),
             metrics=[taken.metrics for taken in seen],
         )
+        self._uncaptured.forget()
         require_same_settings(engine.problems, settings)
         self._report(seen)
         return len(period)

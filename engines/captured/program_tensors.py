@@ -135,7 +135,7 @@ def _share(values: list[Tensor], others: list[Tensor], start: list[Tensor]) -> f
         return 0.0
     # No way is known better than its ends are rounded.
     rounding = max(torch.finfo(v.dtype).eps for v, _, _ in triples)
-    wide = [[t.double() for t in triple] for triple in triples]
+    wide = [_without_constants(*(t.double() for t in triple)) for triple in triples]
     if all(_is_lost(column) for column in ([v for v, _, _ in wide], [o for _, o, _ in wide])):
         return 0.0
     # Squares of large numbers are infinite, where the numbers are not.
@@ -151,6 +151,18 @@ def _share(values: list[Tensor], others: list[Tensor], start: list[Tensor]) -> f
     return share if math.isfinite(share) else math.inf
 
 
+def _without_constants(values: Tensor, others: Tensor, start: Tensor) -> list[Tensor]:
+    """Return these with 0 where all are the same infinity, or no number: as in the buffer of a mask
+    it says nothing of where a step ends. Elsewhere a way begins at 0 if its start is not finite."""
+    endless = ~start.isfinite()
+    stays = endless & _are_same(values, others) & _are_same(values, start)
+    return [
+        values.masked_fill(stays, 0),
+        others.masked_fill(stays, 0),
+        start.masked_fill(endless, 0),
+    ]
+
+
 def _is_lost(values: Sequence[Tensor]) -> bool:
     """Return whether a diverged run has left something that is no number, or infinite."""
     return not all(bool(t.isfinite().all()) for t in values)
@@ -158,5 +170,8 @@ def _is_lost(values: Sequence[Tensor]) -> bool:
 
 def _apart(values: Tensor, others: Tensor) -> Tensor:
     """Return the difference, 0 where both are the same infinity or no number."""
-    same = (values == others) | (values.isnan() & others.isnan())
-    return (values - others).masked_fill(same, 0)
+    return (values - others).masked_fill(_are_same(values, others), 0)
+
+
+def _are_same(one: Tensor, other: Tensor) -> Tensor:
+    return (one == other) | (one.isnan() & other.isnan())

@@ -35,6 +35,10 @@ class Uncaptured:
         self._count = 0
         self._why = INSIDE_LOOPS
 
+    def forget(self) -> None:
+        """Start again: iterations have been captured."""
+        self._count = 0
+
     def note(self, why: str | None = None) -> None:
         """Note an iteration; warn of a program of which many were left, once.
 

@@ -73,7 +73,8 @@ class CSVLogger(_FileLogger):
 class JSONLinesLogger(_FileLogger):
     """Append one object ``{"step", "tag", name: value, …}`` per record to ``metrics.jsonl``.
 
-    Values that are not finite become ``null``, which JSON can express.
+    Values that are not finite become ``null``, which JSON can express. A value that is itself named
+    ``"step"`` or ``"tag"`` is written as ``"TAG/step"`` or ``"TAG/tag"``.
 
     Args:
         folder: Returns the folder to write to; called at the first record.
@@ -84,7 +85,9 @@ class JSONLinesLogger(_FileLogger):
 
     def log(self, stats: Mapping[str, float], tag: str, step: int) -> None:
         record: dict[str, Any] = {"step": step, "tag": tag}
-        record.update({k: v if math.isfinite(v) else None for k, v in stats.items()})
+        for name, value in stats.items():
+            own = f"{tag}/{name}" if name in ("step", "tag") else name
+            record[own] = value if math.isfinite(value) else None
         file = self._open()
         file.write(json.dumps(record, allow_nan=False) + "\n")
         file.flush()

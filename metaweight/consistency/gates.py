@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaweight.problems import ConfigurationError, LossError
+from metaweight.problems import ConfigurationError
 from metaweight.problems.base.settings import is_between, is_count, is_positive
 
-from ..weighting.meta_weight_net import weight_mlp
+from .._places import read_places
+from ..weighting.meta_weight_net import rated, weight_mlp
 
 
 class UnlabelledFeatures(NamedTuple):
@@ -147,7 +148,7 @@ class UnlabelledWeightNet(nn.Module):
             2 * features.confidence - 1,
             2 * features.agreement - 1,
         )
-        return torch.sigmoid(self.layers(torch.stack(columns, dim=1))).squeeze(1)
+        return torch.sigmoid(rated(self.layers, torch.stack(columns, dim=1))).squeeze(1)
 
 
 class SampleWeightTable(nn.Module):
@@ -173,12 +174,14 @@ class SampleWeightTable(nn.Module):
         """Return the weight of each sample, (B_u,).
 
         Raises:
-            LossError: When the batch has no positions.
+            DataError: When the batch has no positions, or, on the host, none of this table.
         """
-        if features.indices is None:
-            raise LossError(
-                "SampleWeightTable looks weights up by position, but the unlabelled batch has "
-                "none; give batches (inputs, labels, positions), for instance with "
-                "TensorLoader(..., with_indices=True)."
-            )
-        return torch.sigmoid(self.s[features.indices])
+        number = len(self.s)
+        places = read_places(
+            "SampleWeightTable",
+            features.indices,
+            number,
+            size=len(features.loss),
+            table=f"samples={number}",
+        )
+        return torch.sigmoid(self.s.index_select(0, places.to(self.s.device)))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from metaweight._batch import with_indices
 from metaweight._host import as_tensor
 from metaweight.problems import DataError
 
@@ -78,7 +79,7 @@ class SampleReader(Dataset[Any]):
     Args:
         dataset: Samples by position.
         collate: Makes a batch of a list of samples.
-        with_indices: Whether to append the positions to the batch.
+        with_indices: Whether to add the positions to the batch.
     """
 
     def __init__(
@@ -108,8 +109,7 @@ class SampleReader(Dataset[Any]):
         batch = self.collate(samples)
         if not self.with_indices:
             return batch
-        parts = batch if isinstance(batch, (tuple, list)) else (batch,)
-        return (*parts, as_tensor(request.positions))
+        return with_indices("SampleLoader", batch, as_tensor(request.positions))
 
 
 def as_it_is(batch: Any) -> Any:

@@ -54,8 +54,8 @@ class SampleLoader:
             to any other batch as a whole; its state is saved with the loader's if it has one.
         seed: Seed of the order and of the random draws of samples.
         generator: Source of both instead of ``seed``, on any device.
-        with_indices: Whether batches also hold the positions of their samples in ``dataset``, after
-            their other items.
+        with_indices: Whether batches also hold the positions of their samples in ``dataset``: after
+            the other items of a tuple or list, as ``"indices"`` of a mapping.
         device: Where to give batches. Those for a CUDA device are read into pinned memory, from
             which copies do not block the host. ``None`` leaves batches where they are read.
 

@@ -13,7 +13,7 @@ from metaweight.engines import Engine, Hook
 from metaweight.problems import ConfigurationError, DataError, Problem
 from metaweight.problems.base.settings import is_count
 
-from .loaders import number_of_samples, subset_loader, whole_in_order
+from .loaders import by_position, number_of_samples, subset_loader, whole_in_order
 from .online_ensemble import OnlineEnsemble
 from .ranking import RankRange, ReweightMode, require_mode, resample, reweight
 from .scoring import Metric, cross_entropy_scores
@@ -63,7 +63,9 @@ class EnsembleHook(Hook):
 
     Attributes:
         scores: The latest scores, (N,); None before the run.
-        weights: The latest weights, (N,), on the problem's device; None unless reweighting.
+        weights: The latest weights, (N,), on the problem's device; None unless reweighting. Of a
+            ``SubsetLoader`` there is one for each sample of the whole data, 0 for those that it
+            leaves out, since its batches hold positions in these.
         kept: Positions the problem reads, (M,), in the order of the data; None unless resampling.
 
     Raises:
@@ -198,7 +200,8 @@ class EnsembleHook(Hook):
         assert self.scores is not None
         low, high = self.range.low, self.range.high
         if self.action == "reweight":
-            self.weights = reweight(self.scores, low, high, self.mode).to(problem.device)
+            weights = reweight(self.scores, low, high, self.mode)
+            self.weights = by_position(self._whole, weights).to(problem.device)
             return
         # In the order of the data, so that a loader that does not shuffle keeps its order.
         self.kept = resample(self.scores, low, high).sort().values

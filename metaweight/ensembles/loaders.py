@@ -24,6 +24,10 @@ class SubsetLoader(TensorLoader):
         whole: The loader of all samples.
         positions: Which of them to read, (M,), int64 or a mask.
 
+    Attributes:
+        positions: Positions in the whole data, (M,). Those of a subset of a subset are too.
+        size_of_whole: Samples in the whole data.
+
     Raises:
         DataError: For a loader of another type.
     """
@@ -46,13 +50,25 @@ class SubsetLoader(TensorLoader):
             with_replacement=whole.with_replacement,
         )
         mask = positions.dtype == torch.bool
-        self.positions = positions.nonzero().squeeze(1) if mask else positions
+        chosen = positions.nonzero().squeeze(1) if mask else positions
+        self.positions, self.size_of_whole = chosen, len(whole.data)
+        if isinstance(whole, SubsetLoader):
+            self.positions, self.size_of_whole = whole.positions[chosen], whole.size_of_whole
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         batches = super().__iter__()
         if not self.with_indices:
             return batches
         return ((x, y, self.positions[places]) for x, y, places in batches)
+
+
+def by_position(loader: Any, values: Tensor) -> Tensor:
+    """Return values of the samples that a loader reads, in order, by the positions that its batches
+    hold: those in the whole data, with 0 for samples that a :class:`SubsetLoader` leaves out."""
+    if not isinstance(loader, SubsetLoader):
+        return values
+    places = loader.positions.to(values.device)
+    return values.new_zeros(loader.size_of_whole).index_copy(0, places, values)
 
 
 def subset_loader(loader: Any, positions: Tensor) -> TensorLoader | DataLoader[Any]:

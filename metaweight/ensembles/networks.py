@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from metaweight.problems import ConfigurationError, LossError
 from metaweight.problems.base.settings import is_count
-from metaweight.weighting.meta_weight_net import weight_mlp
+from metaweight.weighting.meta_weight_net import rated, weight_mlp
 
 
 def confidence(scores: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class ScoreWeightNet(nn.Module):
             LossError: For another number of members.
         """
         del classes
-        return torch.sigmoid(self.layers(score_columns(scores, self.members))).squeeze(1)
+        return torch.sigmoid(rated(self.layers, score_columns(scores, self.members))).squeeze(1)
 
 
 def score_columns(scores: Tensor, members: int) -> Tensor:

@@ -18,9 +18,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from metaweight._batch import shown_batch
-from metaweight._labels import read_values
-from metaweight.problems import Config, ConfigurationError, DataError
+from metaweight._places import read_places
+from metaweight.problems import Config, ConfigurationError
 from metaweight.problems.base.ordinary_tensors import ordinary
 from metaweight.problems.problem import ModuleType
 from metaweight.weighting import WeightedClassifier
@@ -73,15 +72,15 @@ class ScoreWeightedClassifier(WeightedClassifier[ModuleType]):
     def sample_weights(self, losses: Tensor, batch: Any) -> Tensor:
         """Return the weight of each sample, (B,)."""
         parts = self.parts_of(batch)
-        if parts.indices is None:
-            raise DataError(
-                f"Problem {self.name!r} looks scores up by sample index, but its batch has "
-                f"{len(batch)} parts; give batches (inputs, labels, indices), for instance with "
-                "TensorLoader(..., with_indices=True), or a mapping with 'indices', not "
-                f"{shown_batch(batch)}."
-            )
         if self.scores.device != losses.device:
             self.scores = self.scores.to(losses.device)
-        places = read_values(parts.indices, "Sample indices", DataError).to(losses.device)
-        scores = self.scores.index_select(0, places)
+        number = len(self.scores)
+        places = read_places(
+            f"Problem {self.name!r}",
+            parts.indices,
+            number,
+            size=len(losses),
+            table=f"scores of {number} samples",
+        )
+        scores = self.scores.index_select(0, places.to(losses.device))
         return self.weights_from(scores, parts.labels, losses.device)

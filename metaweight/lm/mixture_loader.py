@@ -27,8 +27,9 @@ class MixtureLoader:
     again every ``refresh`` batches. Each batch says for each of its sequences the ``source`` and
     the ``proposal``, which :class:`WeightedLM` divides weights by: ``k p_s / (k m_s)`` is the
     importance weight for the expectation under ``p``, also after ``p`` has moved on, and is at most
-    ``1 / (1 - explore)`` when it is read. Samples of a source come in a random order, each once
-    before any comes again.
+    ``1 / (1 - explore)`` when it is read. Sources are numbers (B,) where the mixture is one of
+    :class:`Sources`, and otherwise names, in a list. Samples of a source come in a random order,
+    each once before any comes again.
 
     In a program of ``world`` processes ``batch_size`` is that of each process; all draw the same.
 
@@ -146,7 +147,11 @@ class MixtureLoader:
         own = slice(self._rank, None, self._world)
         batch = self._collate([dataset[place] for dataset, place in samples[own]])
         rates = len(self._names) * self._probabilities[sources[own]]
-        return batch | {"source": sources[own], "proposal": rates.float()}
+        drawn: Any = sources[own]
+        if not isinstance(self._mixture, Sources):
+            # Nothing says in which order whoever reads these would number them.
+            drawn = [self._names[number] for number in drawn.tolist()]
+        return batch | {"source": drawn, "proposal": rates.float()}
 
     def _read_mixture(self) -> Tensor:
         given = self._mixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -74,7 +75,15 @@ def names_of_sources(dataset: Any, source: str) -> list[Any]:
         found = dataset.unique(source)
     else:
         found = {source_of(dataset[i], source) for i in range(len(dataset))}
-    return sorted(found)
+    missing = [
+        name for name in found if name is None or (isinstance(name, float) and math.isnan(name))
+    ]
+    if missing:
+        raise DataError(
+            f"A sample has the {source} {missing[0]!r}; give each sample its source, or leave out "
+            "those without one."
+        )
+    return sorted(found, key=lambda name: (type(name).__name__, name))
 
 
 @torch.no_grad()

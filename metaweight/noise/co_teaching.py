@@ -101,7 +101,7 @@ def co_teaching_loss(
             f"{tuple(second.shape)}; give those of two networks for the same samples."
         )
     # Rounding must not take a whole number of samples for one less, as in 0.7 · 10.
-    number = max(int(kept * len(first) + 1e-6), 1)
+    number = min(max(int(kept * len(first) + 1e-6), 1), len(first))
     one, other = (-predict(logits, read).log_p_label for logits in (first, second))
     return _mean_of(one, _smallest(other, read.kept, number), read.kept) + _mean_of(
         other, _smallest(one, read.kept, number), read.kept

@@ -23,14 +23,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metaweight.problems import Config, ConfigurationError, DataError, ImplicitProblem, LossError
+from metaweight.problems import Config, ConfigurationError, ImplicitProblem, LossError
 from metaweight.problems.base.settings import is_count, is_number, is_part
 from metaweight.problems.problem import ModuleType
 
 from .._batch import Part
 from .._batch_reader import BatchReader
 from .._label_loss import LabelLoss, labels_of, predict
-from .._labels import on_host, read_values
+from .._places import read_places
 
 LEAST = 1e-4
 """The smallest probability, which keeps the logarithm finite."""
@@ -140,30 +140,15 @@ class EarlyLearningRegularisation(LabelLoss):
         Raises:
             DataError: For anything else; the range is checked on the host only.
         """
-        who, number = "EarlyLearningRegularisation", len(self.targets)
-        if indices is None:
-            raise DataError(
-                f"{who} keeps a target for every sample, but the batch has no positions; give "
-                "batches (inputs, labels, indices), for instance with "
-                "TensorLoader(..., with_indices=True)."
-            )
-        places = read_values(indices, "Sample indices", DataError)
-        exact = not places.is_floating_point() and places.dtype != torch.bool
-        if places.ndim != 1 or not exact or size not in (None, len(places)):
-            raise DataError(
-                f"{who} received indices of shape {tuple(places.shape)} and type {places.dtype} "
-                f"for {'a batch' if size is None else f'{size} samples'}; give one integer "
-                "position for each sample."
-            )
-        if on_host(places) and len(places):
-            low, high = int(places.min()), int(places.max())
-            if low < 0 or high >= number:
-                raise DataError(
-                    f"{who}(num_samples={number}) received indices from {low} to {high}; give "
-                    "positions counted from 0, and as num_samples the size of the data that they "
-                    "are positions in."
-                )
-        return places.to(self.targets.device, torch.int64, non_blocking=True)
+        number = len(self.targets)
+        places = read_places(
+            "EarlyLearningRegularisation",
+            indices,
+            number,
+            size=size,
+            table=f"num_samples={number}",
+        )
+        return places.to(self.targets.device, non_blocking=True)
 
     @torch.no_grad()
     def _targets(self, p: Tensor, places: Tensor, kept: Tensor, previous: Tensor | None) -> Tensor:

@@ -23,7 +23,7 @@ from metaweight.problems import ConfigurationError
 from metaweight.problems.base.settings import require_choice, require_count
 
 from .counts import read_counts
-from .meta_weight_net import WEIGHT_OUTPUTS, WeightOutput, loss_column, weight_mlp
+from .meta_weight_net import WEIGHT_OUTPUTS, WeightOutput, loss_column, rated, weight_mlp
 
 
 class ClassAwareWeightNet(nn.Module):
@@ -94,7 +94,7 @@ class ClassAwareWeightNet(nn.Module):
         # As an index unsigned bytes would be a mask, and -1 the last class.
         groups = self.groups.index_select(0, read.classes)
         group = F.one_hot(groups, self.num_groups).to(column.dtype)
-        logits = self.layers(torch.cat([column, group], dim=1))
+        logits = rated(self.layers, torch.cat([column, group], dim=1))
         return WEIGHT_OUTPUTS[self.output](logits).reshape(losses.shape)
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from metaweight._label_loss import LabelLoss, full_precision, labels_of
-from metaweight._labels import read_values
+from metaweight._labels import UNLABELLED, read_values
 from metaweight._sample_loss import SampleLoss
 from metaweight.engines import Engine, Hook
 from metaweight.problems import ConfigurationError, Problem
@@ -48,7 +48,8 @@ class DeferredReweighting(LabelLoss):
             :func:`~metaweight.weighting.class_balanced_weights` returns.
         reduction: ``"mean"``, over the weights as above, ``"sum"`` for ``Σ_i v_{y_i} l_i``, or
             ``"none"``.
-        ignore_index: Label, beside -1 and -100, whose samples are left out.
+        ignore_index: Label, beside -1 and -100, whose samples are left out; that of ``criterion``
+            where it has one and this is not given.
 
     Raises:
         ConfigurationError: For weights of another form, all of them 0, or an unknown reduction.
@@ -68,8 +69,10 @@ class DeferredReweighting(LabelLoss):
         reduction: str = "mean",
         ignore_index: int = -1,
     ) -> None:
-        super().__init__(reduction, ignore_index)
-        self._loss = SampleLoss("DeferredReweighting", criterion)
+        loss = SampleLoss("DeferredReweighting", criterion)
+        own = ignore_index in UNLABELLED
+        super().__init__(reduction, loss.ignore_index if own else ignore_index)
+        self._loss = loss
         self.criterion = criterion
         self.register_buffer("weights", _checked_weights(weights), persistent=False)
         self.register_buffer("active", torch.zeros_like(self.weights[0], dtype=torch.bool))
@@ -116,7 +119,8 @@ class DeferredReweightingHook(Hook):
 
     Raises:
         ConfigurationError: For another ``start``. At the start of a run, when no problem's module
-            holds such a criterion, or when ``EngineConfig(roll_back=True)`` would undo the switch.
+            holds such a criterion, for a share where one of a problem above others does, or when
+            ``EngineConfig(roll_back=True)`` would undo the switch.
     """
 
     def __init__(self, start: float | int = 0.8) -> None:
@@ -146,6 +150,12 @@ class DeferredReweightingHook(Hook):
                     f"Problem {problem.name!r} switches to class weights during the run, and "
                     "EngineConfig(roll_back=True) would put the switch back with the rest of the "
                     "module; use roll_back=False."
+                )
+            if share and problem.children:
+                raise ConfigurationError(
+                    f"DeferredReweightingHook(start={self.start}) is a share of the steps of a "
+                    f"leaf problem, and problem {problem.name!r} steps more seldom; give the "
+                    "number of its own steps, as an int."
                 )
             criterion.switch(problem.count >= self._first)
         if self._first >= engine.train_iters:

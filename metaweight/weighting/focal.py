@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metaweight._label_loss import REDUCTIONS, labels_of, reduce
+from metaweight._label_loss import REDUCTIONS, full_precision, labels_of, reduce
 from metaweight.problems import ConfigurationError
 from metaweight.problems.base.settings import is_number
 
@@ -26,7 +26,7 @@ def focal_loss(
     """Return ``-(1 - p_y)^γ log p_y`` with ``p = softmax(logits)``.
 
     Args:
-        logits: (B, C).
+        logits: (B, C), any floating type; computed in single precision or better.
         labels: (B,) classes of any integer type, or one-hot.
         gamma: 0 gives cross-entropy; 2 in the paper.
         reduction: ``"none"``, ``"mean"`` (over the labels that count) or ``"sum"``.
@@ -43,7 +43,7 @@ def focal_loss(
             "of 'none', 'mean' or 'sum'."
         )
     read = labels_of(logits, labels, ignore_index)
-    entropy = F.cross_entropy(logits, read.classes, reduction="none")
+    entropy = F.cross_entropy(full_precision(logits), read.classes, reduction="none")
     # expm1 keeps the digits of 1 - p_y where p_y is close to 1. The result is never exactly 0,
     # where a power below 1 has no finite derivative.
     doubt = (-(-entropy).expm1()).clamp_min(torch.finfo(entropy.dtype).tiny)

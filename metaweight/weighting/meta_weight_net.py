@@ -53,7 +53,8 @@ class MetaWeightNet(nn.Module):
             LossError: For losses of another shape.
         """
         del classes
-        return WEIGHT_OUTPUTS[self.output](self.layers(loss_column(losses))).reshape(losses.shape)
+        logits = rated(self.layers, loss_column(losses))
+        return WEIGHT_OUTPUTS[self.output](logits).reshape(losses.shape)
 
 
 def _exponential(logits: Tensor) -> Tensor:
@@ -89,6 +90,16 @@ def weight_mlp(
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
     return nn.Sequential(*layers, last)
+
+
+def rated(layers: nn.Sequential, columns: Tensor) -> Tensor:
+    """Return what the layers of :func:`weight_mlp` make of features (B, inputs), (B, 1).
+
+    It is computed in the type of the layers; for features of another, it is of the wider one.
+    """
+    own = next(layers.parameters()).dtype
+    found: Tensor = layers(columns.to(own))
+    return found if columns.dtype == own else found.to(torch.promote_types(own, columns.dtype))
 
 
 def loss_column(losses: Tensor) -> Tensor:

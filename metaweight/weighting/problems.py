@@ -108,7 +108,8 @@ class WeightedClassifier(ReweightedProblem[ModuleType]):
         if not self._of_classes or not isinstance(labels, Tensor) or labels.is_floating_point():
             weights: Tensor = getattr(self, self._weights)(features, labels)
         else:
-            read = read_labels(labels, shape=features.shape[:1])
+            ignored = self._loss.ignore_index
+            read = read_labels(labels, shape=features.shape[:1], ignore_index=ignored)
             weights = getattr(self, self._weights)(features, read.classes)
             fits = isinstance(weights, Tensor) and weights.numel() == len(features)
             if fits and not read.whole:

@@ -48,8 +48,14 @@ class SampleTable:
 
         Raises:
             DataError: For a place outside [0, N): on the CPU at once, elsewhere when the table is
-                read.
+                read. For other columns than before, whose means would be of other numbers.
         """
+        if self._last and values.keys() != self._last.keys():
+            raise DataError(
+                f"{self._who} has recorded {', '.join(self._last)} of samples, and received "
+                f"{', '.join(values)} now; let all steps have the same, for instance by "
+                "note_logits in each of them or in none."
+            )
         span = torch.stack(places.aminmax())
         self._span = span if self._span is None else _widest(self._span, span)
         if on_host(places):

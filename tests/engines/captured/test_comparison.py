@@ -92,3 +92,29 @@ def test_whole_numbers_flags_and_counts_are_left_as_they_are() -> None:
     start = Kept.of({"state": given})
     start.restore(roundings=1e6)
     assert [t.tolist() for t in given] == [[1, 2], [True, False], [0.0, 0.0], 7.0]
+
+
+@pytest.mark.parametrize("constant", [-torch.inf, torch.nan])
+def test_an_endless_constant_hides_nothing(constant: float) -> None:
+    """As the buffer of an attention mask: what stays so is no divergence of the rest."""
+    mask, state = torch.full((2,), constant), torch.zeros(3)
+    mask[0] = 0.0
+    kept = {"module": [mask, state]}
+    start = Kept.of(kept)
+    state.fill_(2.0)
+    expected = Kept.of(kept)
+    state.fill_(3.0)
+    assert Kept.of(kept).shares(expected, start)["module"] == pytest.approx(0.5)
+    state.fill_(2.0)
+    mask[0] = 1.0
+    assert Kept.of(kept).shares(expected, start)["module"] > 0.2
+
+
+def test_a_start_that_is_endless_is_no_way() -> None:
+    state = torch.full((2,), torch.inf)
+    kept = {"state": [state]}
+    start = Kept.of(kept)
+    state.fill_(2.0)
+    expected = Kept.of(kept)
+    state.fill_(3.0)
+    assert Kept.of(kept).shares(expected, start)["state"] == pytest.approx(0.5)

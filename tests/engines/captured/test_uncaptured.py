@@ -122,3 +122,23 @@ def test_a_run_that_diverges_ends_as_by_python(rate: float, deep: bool) -> None:
     assert any(not t.isfinite().all() or t.abs().max() > 1e100 for t in state(engines[0]))
     for a, b in zip(*map(state, engines), strict=True):
         assert torch.equal(a.isfinite(), b.isfinite())
+
+
+class Recalibrates(Hook):
+    """Replaces a buffer at every tenth iteration, for which steps are captured anew."""
+
+    def iteration_end(self, engine: Engine) -> None:
+        if engine.global_step % 10 == 0:
+            module = engine.classifier.module
+            module.register_buffer("scale", torch.ones((), dtype=torch.float64))
+
+
+def test_what_is_captured_again_and_again_is_not_said_to_be_uncaptured(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metaweight.engines.captured.uncaptured.PATIENCE", 9)
+    engine = program(capture="replay", hooks=[Recalibrates()], train_iters=60)
+    with caplog.at_level("WARNING"):
+        engine.run()
+    assert is_captured(engine)
+    assert "has captured none" not in caplog.text

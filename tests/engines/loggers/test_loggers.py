@@ -16,7 +16,13 @@ import numpy as np
 import pytest
 import torch
 from metaweight.engines import RunLogger
-from metaweight.engines.loggers import Logger, console, flatten_stats, make_run_logger
+from metaweight.engines.loggers import (
+    JSONLinesLogger,
+    Logger,
+    console,
+    flatten_stats,
+    make_run_logger,
+)
 from support.small import Chase, bilevel, problem, single
 
 from metaweight import Config, ConfigurationError, Engine
@@ -355,3 +361,11 @@ def test_messages_do_not_stand_in_a_progress_bar(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.count("[Local Step") == 2
     # Wiped for each message and drawn again: without that, it is drawn twice.
     assert terminal.getvalue().count("\r") > 4
+
+
+def test_values_named_as_the_records_own_replace_nothing(tmp_path: Path) -> None:
+    logger = JSONLinesLogger(lambda: tmp_path)
+    logger.log({"loss": 1.0, "step": 77.0, "tag": 3.0}, "net", 5)
+    logger.close()
+    record = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert record == {"step": 5, "tag": "net", "loss": 1.0, "net/step": 77.0, "net/tag": 3.0}

@@ -21,7 +21,7 @@ from support.zoo import over
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metaweight import Config, ConfigurationError, EngineConfig, LossError, Unroll
+from metaweight import Config, ConfigurationError, DataError, EngineConfig, LossError, Unroll
 from metaweight.consistency import (
     Consistency,
     ConsistencyMethod,
@@ -297,8 +297,23 @@ def test_a_weight_network_sees_loss_confidence_and_agreement() -> None:
 
 
 def test_a_table_needs_positions() -> None:
-    with pytest.raises(LossError, match="with_indices=True"):
+    with pytest.raises(DataError, match="with_indices=True"):
         SampleWeightTable(3)(features([1.0], [1.0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_a_table_is_read_by_integers_of_any_type(dtype: torch.dtype) -> None:
+    """Unsigned bytes are no mask: three positions, three weights."""
+    table = SampleWeightTable(3)
+    table.s.data = torch.tensor([-2.0, 0.0, 2.0])
+    given = features([1.0] * 3, [1.0] * 3)._replace(indices=torch.tensor([0, 1, 1], dtype=dtype))
+    assert torch.equal(table(given), torch.sigmoid(torch.tensor([-2.0, 0.0, 0.0])))
+
+
+def test_a_table_that_is_too_small_says_so() -> None:
+    given = features([1.0], [1.0])._replace(indices=torch.tensor([5]))
+    with pytest.raises(DataError, match=r"SampleWeightTable\(samples=3\) received indices from 5"):
+        SampleWeightTable(3)(given)
 
 
 def test_gates_of_another_shape_are_refused() -> None:

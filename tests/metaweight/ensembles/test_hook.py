@@ -259,3 +259,23 @@ def test_an_unknown_problem_or_an_empty_ensemble_is_refused(data) -> None:
     program, _ = engine(TensorLoader(data, 5), EnsembleHook(OnlineEnsemble(), "classifier"), 1)
     with pytest.raises(ConfigurationError, match="ensemble without members"):
         program.run()
+
+
+def test_a_subset_of_a_subset_has_positions_in_the_whole(data) -> None:
+    whole = TensorLoader(data, 4, with_indices=True)
+    outer = SubsetLoader(whole, torch.arange(10, 20))
+    inner = SubsetLoader(outer, torch.tensor([0, 2, 9]))
+    (batch,) = inner
+    assert sorted(batch[2].tolist()) == [10, 12, 19] == sorted(batch[0][:, 0].tolist())
+    masked = SubsetLoader(outer, torch.arange(10) > 7)
+    assert masked.positions.tolist() == [18, 19] and masked.size_of_whole == N
+
+
+def test_weights_of_a_subset_are_looked_up_by_positions_in_the_whole(data, table) -> None:
+    subset = SubsetLoader(TensorLoader(data, 10, with_indices=True), torch.arange(10, 20))
+    hook = hook_on(table, action="reweight")
+    program, _ = engine(subset, hook, steps=1)
+    program.run()
+    assert hook.weights.shape == (N,)
+    assert not hook.weights[:10].any()
+    assert torch.equal(hook.weights[10:], reweight(table[10:], hook.range.low, hook.range.high))

@@ -239,7 +239,7 @@ def test_scores_of_no_shape_or_batches_without_indices_are_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"'classifier' received scores of shape \(\)"):
         program(MixtureWeightNet(K).double(), scores.sum(), net, train, clean)
     plain = [batch[:2] for batch in train]
-    with pytest.raises(DataError, match=r"its batch has 2 parts; .*with_indices=True"):
+    with pytest.raises(DataError, match=r"the batch has no positions; .*with_indices=True"):
         program(MixtureWeightNet(K).double(), scores, net, plain, clean).run()
 
 
@@ -249,3 +249,35 @@ def test_normalised_weights_have_mean_one() -> None:
     engine = program(module, scores, net, train, clean, normalise=True)
     weights = engine.classifier.sample_weights(torch.zeros(12), train[0])
     torch.testing.assert_close(weights, normalise_weights(module(scores[train[0][2]])))
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.uint8, torch.int64])
+def test_scores_are_looked_up_by_integers_of_any_type(dtype: torch.dtype) -> None:
+    scores, network, train, _ = random_parts()
+    low = ScoreWeightedClassifier("low", weights="up", scores=scores, module=network)
+    low.up = lambda values, labels: values.sum(1) if values.ndim == 2 else values
+    inputs, labels, *_ = train[0]
+    places = torch.arange(len(labels)) % 2
+    found = low.sample_weights(torch.ones(len(labels)), (inputs, labels, places.to(dtype)))
+    expected = scores[places].sum(1) if scores.ndim == 2 else scores[places]
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [
+        (
+            torch.tensor([0, 9999]),
+            "received indices from 0 to 9999; give positions counted",
+        ),
+        (torch.tensor([0.0, 1.0]), "give one integer position for each sample"),
+        (None, "the batch has no positions; give batches"),
+    ],
+)
+def test_scores_that_are_not_there_are_refused(places: Any, said: str) -> None:
+    scores, network, train, _ = random_parts()
+    low = ScoreWeightedClassifier("low", weights="up", scores=scores, module=network)
+    inputs, labels, *_ = train[0]
+    batch = (inputs[:2], labels[:2]) if places is None else (inputs[:2], labels[:2], places)
+    with pytest.raises(DataError, match=said):
+        low.sample_weights(torch.ones(2), batch)

@@ -23,6 +23,7 @@ from metaweight.lm import (
     rate,
     reference_losses,
 )
+from metaweight.lm.weighers import names_of_sources
 
 
 def learn(train: Any, clean: Any = None, **settings: Any) -> Any:
@@ -305,3 +306,15 @@ def test_is_refused(row: str) -> None:
     error, said, act = ROWS[row]
     with pytest.raises(error, match=said):
         act()
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_a_source_that_is_missing_is_named(missing: Any) -> None:
+    samples = [{"input_ids": [1, 2], "source": name} for name in ("a", missing, "b")]
+    with pytest.raises(DataError, match=r"A sample has the source (None|nan); give each sample"):
+        names_of_sources(samples, "source")
+
+
+def test_sources_of_several_types_have_an_order() -> None:
+    samples = [{"input_ids": [1, 2], "source": name} for name in ("b", 2, "a", 1)]
+    assert names_of_sources(samples, "source") == [1, 2, "a", "b"]

@@ -249,3 +249,8 @@ def test_what_does_not_fit_is_refused() -> None:
         co_teaching_loss(one, other[:9], y, 0.5)
     with pytest.raises(LossError, match="span 0 to 5 for logits of 3 classes"):
         co_teaching_loss(one, other, torch.where(y == 2, 5, y.clamp_max(0)), 0.5)
+
+
+def test_no_samples_have_no_loss() -> None:
+    first, second, labels = logits(0, 0)
+    assert float(co_teaching_loss(first, second, labels, 0.5)) == 0

@@ -193,6 +193,10 @@ def test_programs_that_could_not_switch_are_refused() -> None:
         run.run()
     with pytest.raises(ConfigurationError, match="use roll_back=False"):
         program(0.5, "unroll", roll_back=True).run()
+    run = program(0.5, "unroll")
+    run.upper.module.criterion = DeferredReweighting(F.cross_entropy, WEIGHTS)
+    with pytest.raises(ConfigurationError, match=r"start=0\.5\) is a share of the steps of a leaf"):
+        run.run()
 
 
 def test_a_switch_beyond_the_run_is_warned_of() -> None:

@@ -21,9 +21,8 @@ from metaweight import (
     LossError,
     ReweightedProblem,
 )
-from metaweight.weighting import (
-    SampleWeights,
-)
+from metaweight.weighting import SampleWeights
+from metaweight.weighting.sample_table import SampleTable
 
 
 class Plain(ImplicitProblem):
@@ -126,3 +125,12 @@ def test_settings_and_questions_before_a_run_are_refused(tmp_path: Path) -> None
         hook.rank_label_issues([0, 1], filter_by=None)
     with pytest.raises(DataError, match=r"2 keys were given for 3 labels; give one for each"):
         hook.rank_label_issues([0, 1, 0], filter_by=None, keys=["a", "b"])
+
+
+def test_predictions_of_some_steps_alone_are_refused() -> None:
+    """Means of the others would count steps that had none."""
+    table = SampleTable("SampleWeights", 3, None)
+    places, ones = torch.tensor([0, 1]), torch.ones(2)
+    table.put(places, {"loss": ones})
+    with pytest.raises(DataError, match="has recorded loss of samples, and received loss, predic"):
+        table.put(places, {"loss": ones, "prediction": torch.ones(2, 3)})

@@ -10,10 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metaweight import ConfigurationError, LossError
+from metaweight import ConfigurationError, Engine, LossError
+from metaweight.consistency import UnlabelledFeatures, UnlabelledWeightNet
+from metaweight.ensembles import ScoreWeightNet
 from metaweight.weighting import (
     ClassAwareWeightNet,
     MetaWeightNet,
+    WeightedClassifier,
+    WeightLearner,
     class_size_groups,
     normalise_weights,
 )
@@ -182,3 +186,51 @@ def test_the_smallest_classes_are_group_zero() -> None:
 def test_fewer_sizes_than_groups_give_fewer_groups() -> None:
     assert class_size_groups(torch.tensor([7, 7, 9]), 3).tolist() == [0, 0, 1]
     assert class_size_groups(torch.tensor([7, 7]), 3).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", ["loss", "class", "scores", "unlabelled"])
+def test_losses_may_be_of_another_type(own: torch.dtype, given: torch.dtype, kind: str) -> None:
+    """Weights are those of the losses in the network's own type, in the wider type of both."""
+    torch.default_generator.manual_seed(0)
+    losses, classes = torch.tensor([0.5, 2.0, 4.0]), torch.tensor([0, 1, 2])
+    net: torch.nn.Module = {
+        "loss": MetaWeightNet(4),
+        "class": ClassAwareWeightNet(torch.arange(3), 4),
+        "scores": ScoreWeightNet(1, 4),
+        "unlabelled": UnlabelledWeightNet(4),
+    }[kind].to(own)
+
+    def weights(dtype: torch.dtype) -> torch.Tensor:
+        values = losses.to(dtype)
+        if kind == "unlabelled":
+            return net(UnlabelledFeatures(values, values / 8, values / 8, classes, None))
+        return net(values, classes)
+
+    found = weights(given)
+    assert found.dtype == torch.promote_types(own, given)
+    torch.testing.assert_close(found, weights(own).to(found.dtype), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_classifier_of_another_type_learns_with_a_usual_network(dtype: torch.dtype) -> None:
+    net, weigh = torch.nn.Linear(4, 3).to(dtype), MetaWeightNet(4)
+    batch = (torch.rand(6, 4).to(dtype), torch.tensor([0, 1, 2, 0, 1, 2]))
+    lower = WeightedClassifier(
+        "classifier",
+        weights="weights",
+        module=net,
+        optimizer=torch.optim.SGD(net.parameters(), 0.1),
+        train_data_loader=[batch],
+    )
+    upper = WeightLearner(
+        "weights",
+        classifier="classifier",
+        module=weigh,
+        optimizer=torch.optim.SGD(weigh.parameters(), 1.0),
+        train_data_loader=[batch],
+    )
+    before = [p.detach().clone() for p in weigh.parameters()]
+    Engine.bilevel(upper, lower, train_iters=2, progress=False).run()
+    assert not all(torch.equal(p, q) for p, q in zip(weigh.parameters(), before, strict=True))
