@@ -97,8 +97,11 @@ def _doubled(trajectory: Trajectory) -> Trajectory:
                 buffers=[(slot, as_double(t)) for slot, t in update.buffers],
                 moment=None if update.moment is None else _doubled_moment(update.moment),
                 share={p: as_double(t) for p, t in update.share.items()},
+                begins_loop=update.begins_loop,
+                count=update.count,
             )
         )
+    copy.has_moved = trajectory.has_moved
     copy.taken, copy.skipped, copy.all_skipped = (
         trajectory.taken,
         trajectory.skipped,

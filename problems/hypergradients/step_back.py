@@ -97,11 +97,18 @@ class StepBack:
             return self._products_of(update, along, inputs, factor)
 
         def one(step: RecordedStep) -> list[Tensor]:
-            pairs = zip(self._evaluation.weights, along, strict=True)
-            u = [step.hooked[p].vjp(a) if p in step.hooked else a for p, a in pairs]
+            u, terms = list(along), [torch.zeros_like(t) for t in self._upper]
+            for place, p in enumerate(self._evaluation.weights):
+                if p in step.hooked:
+                    u[place], more = step.hooked[p].vjp(along[place], self._upper)
+                    terms = vectors.add(terms, more)
             # The recorded gradient is what the hooks made of it.
             alone = replace(update, steps=[step], moment=None, share={})
-            return self._products_of(alone, u, inputs, factor)
+            products = self._products_of(alone, u, inputs, factor)
+            # A hook is called on its micro-batch's share of the gradient: a sum, and no mean.
+            own = _times(vectors.scale(terms, len(update.steps)), factor)
+            first = len(products) - len(own)
+            return [*products[:first], *vectors.add(products[first:], own)]
 
         return mean_over_micro_batches(update.steps, one)
 

@@ -39,10 +39,10 @@ from ..products.declared_loss import declared_loss
 from ..products.recorded_loss import require_recorded
 from ..products.second_order import PRODUCTS
 from ..recording.recorded_steps import RecordedUpdate, Recording
-from ..recording.trajectory import Trajectory
 from ..unrolling import (
     OptimizerStep,
     reads_values,
+    restore_start,
     why_not_differentiable,
 )
 from ..unrolling.unrolled_vjp import reverse_sweep
@@ -202,14 +202,16 @@ class Unroll(Hypergradient):
     ) -> Product:
         lower = lower.as_given()
         require_recorded(lower)
-        updates = list(lower.trajectory.updates)
+        step = lower.optimizer_step
+        updates = lower.trajectory.differentiable(start_moves=step.start_moves)
+        to_start = updates[0].begins_loop and step.has_learned_start
         again = [update for update in updates if not is_kept(update)]
         # Kept graphs were made of what can be differentiated twice.
         twice = bool(again) and self.product not in ALPHA
         with lower.evaluation(graph=True, in_full_precision=True, second_order=twice) as evaluation:
-            home = list({p: None for update in again for p in update.start})
+            moved = updates if to_start else again
+            home = list({p: None for update in moved for p in update.start})
             with Displacement(home) if home else nullcontext():
-                start = _start_of_loop(lower.optimizer_step, lower.trajectory, updates)
                 back = StepBack(
                     self.product,
                     self.length,
@@ -217,14 +219,17 @@ class Unroll(Hypergradient):
                     evaluation,
                     updates,
                     upper_parameters,
-                    to_start=bool(start),
+                    to_start=to_start,
                 )
                 cotangents = dict(zip(evaluation.weights, vector, strict=True))
                 cotangents, total = reverse_sweep(back, len(updates), cotangents)
-                if start:
-                    through = _through_start(start, cotangents, upper_parameters)
+                if to_start:
+                    # Upper problems may have stepped since.
+                    restore_start(updates[0])
+                    through = _through_start(step.start_of_loop(), cotangents, upper_parameters)
                     total = vectors.add(total, through)
-        return Product(total, Status("Unroll", iterations=len(updates)))
+        status = Status("Unroll", iterations=len(updates), advice=_frozen_since(step, updates))
+        return Product(total, status)
 
 
 def _may_keep(lower: LowerProblem) -> bool:
@@ -232,12 +237,17 @@ def _may_keep(lower: LowerProblem) -> bool:
     return not (lower.has_problems_below or lower.optimizer_step.is_autocast)
 
 
-def _start_of_loop(
-    step: OptimizerStep, trajectory: Trajectory, updates: Sequence[RecordedUpdate]
-) -> Mapping[Tensor, Tensor]:
-    """Return the learned start of the loop, if there is one and the steps reach back to it."""
-    whole = trajectory.reaches_start(updates, step.per_loop)
-    return step.start_of_loop() if whole and step.has_learned_start else {}
+def _frozen_since(step: OptimizerStep, updates: Sequence[RecordedUpdate]) -> str:
+    """Return what to change where a parameter was trained in these steps and is not any more."""
+    trained = set(step.trained)
+    known = [update.moment.gradients for update in updates if update.moment is not None]
+    if all(p in trained for gradients in known for p in gradients):
+        return ""
+    return (
+        f"Problem {step.name!r} has frozen a parameter since a step of the loop that trained it, "
+        "and the hypergradient takes it for a constant: freeze between loops, when no recorded "
+        "step is left that trains it."
+    )
 
 
 def _through_start(

@@ -124,7 +124,9 @@ class Rollouts:
         above = set(upper_parameters)
         self.updates = [
             replace(update, start={p: t for p, t in update.start.items() if p not in above})
-            for update in lower.trajectory.updates
+            for update in lower.trajectory.differentiable(
+                start_moves=lower.optimizer_step.start_moves
+            )
         ]
         self._lower = lower
         self._stack = ExitStack()

@@ -8,7 +8,7 @@ call the former in every pass of a hypergradient too, and the latter never.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,15 +65,23 @@ class HookedGradient:
     after: Tensor
     has_graph: bool
 
-    def vjp(self, vector: Tensor) -> Tensor:
-        """Return ``(∂h/∂g)ᵀ v``; ``v`` where the graph lacks what the hooks did."""
+    def vjp(
+        self, vector: Tensor, upper_parameters: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return ``(∂h/∂g)ᵀ v``, and ``(∂h/∂θ)ᵀ v`` of hooks that read upper parameters; ``v`` and
+        zeros where the graph lacks what the hooks did."""
         if not self.has_graph:
-            return vector
+            return vector, [torch.zeros_like(t) for t in upper_parameters]
         v = vector.to(self.after.dtype)
-        (found,) = torch.autograd.grad(
-            self.after, self.before, v, retain_graph=True, materialize_grads=True
+        found, *above = torch.autograd.grad(
+            self.after,
+            [self.before, *upper_parameters],
+            v,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
         )
-        return found.to(vector.dtype)
+        return found.to(vector.dtype), above
 
 
 def call_hooks(parameter: Tensor, gradient: Tensor) -> HookedGradient:

@@ -44,6 +44,7 @@ def trajectory_to_plain(
         "updates": [_update_to_dict(update, names) for update in updates],
         "open": under_way is not None,
         "loop": [trajectory.taken, trajectory.skipped, trajectory.all_skipped],
+        "has_moved": trajectory.has_moved,
     }
     plain: dict[str, Any] = to_plain(found, where, copy=copy)
     return plain
@@ -64,6 +65,7 @@ def trajectory_from_plain(
         trajectory.under_way = updates.pop()
     trajectory.updates.extend(updates)
     trajectory.taken, trajectory.skipped, trajectory.all_skipped = plain["loop"]
+    trajectory.has_moved = plain.get("has_moved", trajectory.taken > 0)
     return trajectory
 
 
@@ -84,6 +86,8 @@ def _update_to_dict(update: RecordedUpdate, names: Names) -> dict[str, Any]:
         "buffers": [(names.name_of(slot), value) for slot, value in update.buffers],
         "moment": None if update.moment is None else _moment_to_dict(update.moment, names),
         "share": names.keyed(update.share),
+        "begins_loop": update.begins_loop,
+        "count": update.count,
     }
 
 
@@ -109,6 +113,8 @@ def _update_from_dict(
         buffers=[(names.slots[name], value) for name, value in found["buffers"]],
         moment=None if found["moment"] is None else _moment_from_dict(found["moment"], names),
         share=_by_parameter(found.get("share", {}), names),
+        begins_loop=found.get("begins_loop", False),
+        count=found.get("count", 0),
     )
 
 

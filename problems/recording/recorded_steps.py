@@ -149,6 +149,8 @@ class RecordedUpdate:
             norm, and their values as the optimizer finds them.
         moment: The optimizer before the step.
         share: This process's gradient before averaging over processes.
+        begins_loop: Whether it is the first step of a loop.
+        count: The problem's ``count`` in it.
     """
 
     steps: list[RecordedStep] = field(default_factory=list)
@@ -157,6 +159,8 @@ class RecordedUpdate:
     written: dict[Tensor, Tensor] = field(default_factory=dict)
     moment: OptimizerMoment | None = None
     share: dict[Tensor, Tensor] = field(default_factory=dict)
+    begins_loop: bool = False
+    count: int = 0
 
     @property
     def before_optimizer(self) -> Mapping[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import is_
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -94,6 +95,7 @@ class StepState:
         self.changing_hooks: Sequence[str] = ()
         self.hooks_without_graph: dict[Tensor, None] = {}
         self._mentioned: set[str] = set()
+        self._has_looked = False
         self.dependence: dict[tuple[Problem, Problem], set[Tensor]] = {}
         self.seen_directly: set[Tensor | Problem] | None = None
         self.auditor: Hypergradient | None = None
@@ -151,6 +153,15 @@ class StepState:
     def begin_step(self, count: int, global_step: int | None) -> None:
         """Begin step number ``count``."""
         self.count, self.global_step = count, global_step
+
+    @contextmanager
+    def counting(self, count: int) -> Iterator[None]:
+        """Be in step number ``count`` inside a ``with`` statement."""
+        before, self.count = self.count, count
+        try:
+            yield
+        finally:
+            self.count = before
 
     def begin(self, trainable: Iterable[Tensor], *, first: bool) -> list[Tensor] | None:
         """Begin a micro-batch, the ``first`` of an optimizer step or a later one.
@@ -230,6 +241,12 @@ class StepState:
         found = [name for name in names if name not in self._mentioned]
         self._mentioned.update(found)
         return found
+
+    def looks_for_references(self) -> bool:
+        """Return whether no pass yet has looked for parameters that are read by references of the
+        user's own; it has afterwards."""
+        first, self._has_looked = not self._has_looked, True
+        return first
 
     def audit_by(self, auditor: Hypergradient | None) -> None:
         """Replace the problem's hypergradient by ``auditor``; ``None`` ends the check."""

@@ -26,7 +26,8 @@ class Trajectory:
 
     Attributes:
         updates: The recorded steps, oldest first.
-        taken: Number of steps taken since the loop began.
+        taken: Number of recorded steps taken since the loop began.
+        has_moved: Whether any step, recorded or not, has been taken since the loop began.
         skipped: Number of steps skipped since the loop began.
         all_skipped: Whether no step is left to differentiate through, since all were skipped.
         granted: Bytes of memory that graphs may take which are kept since they fit.
@@ -43,6 +44,7 @@ class Trajectory:
         self.taken = 0
         self.skipped = 0
         self.all_skipped = False
+        self.has_moved = False
         self._keeps = True
         self._graphs_fit: bool | None = None
         self.granted = 0
@@ -53,6 +55,7 @@ class Trajectory:
         other.updates.extend(self.updates)
         other._open = self._open
         other.taken, other.skipped, other.all_skipped = self.taken, self.skipped, self.all_skipped
+        other.has_moved = self.has_moved
         other._keeps, other._graphs_fit = self._keeps, self._graphs_fit
         other.granted = self.granted
         return other
@@ -89,7 +92,7 @@ class Trajectory:
         copies = self.recording.parameters or self.recording.optimizer
         if copies and not (self._keeps or self.taken or self.skipped):
             self.updates.clear()
-        self._open = RecordedUpdate()
+        self._open = RecordedUpdate(begins_loop=not self.has_moved, count=problem.count)
         if self.recording.parameters:
             if self._places is None or self._places[0] != changes():
                 self._places = (changes(), *_places(problem))
@@ -121,7 +124,12 @@ class Trajectory:
         """
         self.release_graphs()
         self.taken = self.skipped = 0
+        self.has_moved = False
         self._keeps = keep
+
+    def note_step(self) -> None:
+        """Note that a step has been taken, recorded or not."""
+        self.has_moved = True
 
     def complete(self) -> None:
         """Add the step being recorded, after it has been taken."""
@@ -143,9 +151,12 @@ class Trajectory:
                 self.updates.popleft()
             self.all_skipped = not self.updates
 
-    def reaches_start(self, updates: Sequence[RecordedUpdate], unroll_steps: int) -> bool:
-        """Return whether recorded steps reach back to the start of a loop of ``unroll_steps``."""
-        return len(updates) + self.skipped == unroll_steps
+    def differentiable(self, *, start_moves: bool) -> list[RecordedUpdate]:
+        """Return the recorded steps that follow from each other: where parameters are moved at the
+        start of a loop, those since the last start."""
+        found = list(self.updates)
+        starts = [place for place, update in enumerate(found) if update.begins_loop]
+        return found[starts[-1] :] if start_moves and starts else found
 
     def abandon(self) -> None:
         """Drop the step being recorded."""

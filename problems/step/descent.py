@@ -146,6 +146,7 @@ def _close(problem: Problem, result: StepResult) -> None:
         state.trajectory.skip_step()
     else:
         state.trajectory.complete()
+        state.trajectory.note_step()
 
 
 def _add_context(error: BaseException, problem: Problem, batch: Any) -> None:

@@ -26,6 +26,7 @@ from ..state.swapped_tensors import swapped
 from .absent_hypergradients import note_dependence
 from .finiteness import finite_gradient
 from .method_states import scaled as _scaled
+from .own_references import without_references
 from .paths import hypergradient, require_used
 from .plan import StepPlan
 from .upper_loss import UpperLoss
@@ -97,7 +98,7 @@ def _with_graph(problem: Problem, plan: StepPlan, batch: Any) -> StepResult:
     retained = Retained() if trajectory.keeps_graphs is None else None
     # The modes see every use of a tensor, so that as little as possible is done inside.
     with differentiable_twice(), nullcontext() if retained is None else retained:
-        with swapped(problem.module, instead):
+        with without_references(problem, instead), swapped(problem.module, instead):
             evaluated = problem.evaluate(batch)
         _require_graph(problem, evaluated.loss)
         places = tuple(copies.values())

@@ -27,6 +27,7 @@ from .batch_numbers import batch_number, require_batch_numbers
 from .computing_type import computing_type, has_forward_derivatives
 from .drawn_batch import drawn_step
 from .optimizer_view import OptimizerStepView
+from .own_references import without_references
 from .plan import plan_of
 
 
@@ -165,7 +166,10 @@ class LowerView:
         if instead is None:
             loss = self._loss_of(step.batch)
             return loss if self.sign == 1.0 else -loss
-        with swapped_with_buffers(self._problem.module, instead):
+        with (
+            without_references(self._problem, instead),
+            swapped_with_buffers(self._problem.module, instead),
+        ):
             return _signed(self._loss_of(step.batch), self.sign)
 
     def evaluate(self, step: RecordedStep) -> tuple[Tensor, Mapping[str, Any]]:
@@ -272,7 +276,8 @@ class SampleLossView:
             # Frozen ones are constants already, and may be of a type that a network asks for.
             trained = (p for p in problem.module.parameters() if p.requires_grad)
             constants = {p: p.detach() for p in trained}
-            with swapped_with_buffers(problem.module, {**constants, **instead}):
+            places = {**constants, **instead}
+            with without_references(problem, places), swapped_with_buffers(problem.module, places):
                 found = problem.checked_samples(step.batch)
         return self._signed(found)._replace(random=RandomState(problem.device))
 

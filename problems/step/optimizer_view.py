@@ -9,7 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from ..problem import Problem
-from ..unrolling import owns_settings, owns_start, settings_per_group, start_of_loop
+from ..unrolling import (
+    moves_at_start,
+    owns_settings,
+    owns_start,
+    settings_per_group,
+    start_of_loop,
+)
 
 
 class OptimizerStepView:
@@ -56,12 +62,17 @@ class OptimizerStepView:
     def has_learned_settings(self) -> bool:
         return owns_settings(self._problem)
 
-    def learned_settings(self) -> Sequence[Mapping[str, Tensor]]:
-        return settings_per_group(self._problem)
+    def learned_settings(self, count: int) -> Sequence[Mapping[str, Tensor]]:
+        with self._problem.step_state.counting(count):
+            return settings_per_group(self._problem)
 
     @property
     def has_learned_start(self) -> bool:
         return owns_start(self._problem)
+
+    @property
+    def start_moves(self) -> bool:
+        return moves_at_start(self._problem)
 
     def start_of_loop(self) -> Mapping[Tensor, Tensor]:
         return start_of_loop(self._problem)

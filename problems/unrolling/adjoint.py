@@ -8,7 +8,8 @@ cotangents ``λ`` of ``w'`` and ``μ`` of ``s'``, the adjoint is ``(λ, μ)ᵀ �
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +17,19 @@ import torch
 from torch import Tensor
 
 from ..base import vectors
+from ..base.displacement import Displacement
 from ..base.errors import HypergradientError
 from ..recording.recorded_steps import OptimizerMoment, RecordedUpdate
 from .adam_adjoint import KINDS, adam_adjoint
 from .buckets import buckets, entry, flat, flat_state, floating_state, joined
 from .optimizer_step import OptimizerStep
+from .replay import restore_parameters
 from .rules import RULES, Rule
 from .sgd_adjoint import Cotangents, Number, StateCotangents, sgd_adjoint
 from .torch_rule import differentiable_step
+
+SAME = 1e-3
+"""What a setting may differ by, relatively, since a check computes in double precision."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,25 @@ def update_adjoint(
         formed = adam_adjoint(update, cotangents, states, gradients_only=gradients_only)
         result = UpdateAdjoint(**formed._asdict(), upper_parameters=[])
         return _unless_skipped(result, moment, cotangents, states) if step.is_scaled else result
-    return _by_autograd(step, update, moment, cotangents, states, upper_parameters)
+    arguments = (step, update, moment, cotangents, states, upper_parameters)
+    if not step.has_learned_settings:
+        return _by_autograd(*arguments)
+    with _other_problems_at(update, step):
+        return _by_autograd(*arguments)
+
+
+@contextmanager
+def _other_problems_at(update: RecordedUpdate, step: OptimizerStep) -> Iterator[None]:
+    """Set the parameters of other problems to their values in a recorded step, inside a ``with``
+    statement: learned settings were read from these."""
+    own = set(step.trained)
+    others = {p: value for p, value in update.start.items() if p not in own}
+    if not others:
+        yield
+        return
+    with Displacement(others):
+        restore_parameters(others)
+        yield
 
 
 def _by_autograd(
@@ -122,7 +146,7 @@ def _by_autograd(
         g = {p: moment.gradients[p].detach().requires_grad_() for p in moved}
         s = {p: floating_state(p, moment.states[p]) for p in moved}
         final = clipped(step, moment, g)
-        learned = _learned(step)
+        learned = _learned(step, update, moment)
         outputs: list[Tensor] = []
         seeds: list[Tensor] = []
         resting: list[tuple[Tensor, str]] = []
@@ -193,16 +217,31 @@ def clipped(step: OptimizerStep, moment: OptimizerMoment, g: Cotangents) -> Cota
     return {p: t * factor for p, t in g.items()}
 
 
-def _learned(step: OptimizerStep) -> dict[Tensor, Mapping[str, Any]]:
-    """Return the learned settings per parameter, with their graph."""
+def _learned(
+    step: OptimizerStep, update: RecordedUpdate, moment: OptimizerMoment
+) -> dict[Tensor, Mapping[str, Any]]:
+    """Return the learned settings per parameter, with their graph.
+
+    Raises:
+        HypergradientError: When they are not those that the step was taken with.
+    """
     if not step.has_learned_settings:
         return {}
-    groups = step.optimizer.param_groups
-    return {
-        p: settings
-        for group, settings in zip(groups, step.learned_settings(), strict=True)
-        for p in group["params"]
-    }
+    found: dict[Tensor, Mapping[str, Any]] = {}
+    for group, settings in zip(
+        step.optimizer.param_groups, step.learned_settings(update.count), strict=True
+    ):
+        found |= dict.fromkeys(group["params"], settings)
+        used = next((moment.settings[p] for p in group["params"] if p in moment.settings), {})
+        for name, value in settings.items():
+            now = float(value.detach())
+            if name in used and abs(now - used[name]) > SAME * max(abs(now), abs(used[name])):
+                raise HypergradientError(
+                    f"learned_settings() of problem {step.name!r} gave {name}={used[name]:.6g} for "
+                    f"step {update.count}, and gives {now:.6g} when that is differentiated; let it "
+                    "depend on the upper problem's parameters and self.count alone."
+                )
+    return found
 
 
 def _gradients(

@@ -48,12 +48,17 @@ class OptimizerStep(Protocol):
     def has_learned_settings(self) -> bool:
         """Whether an upper problem learns some of its settings."""
 
-    def learned_settings(self) -> Sequence[Mapping[str, Tensor]]:
-        """Return the learned settings with their graph, one mapping per parameter group."""
+    def learned_settings(self, count: int) -> Sequence[Mapping[str, Tensor]]:
+        """Return the learned settings of step number ``count`` with their graph, one mapping per
+        parameter group."""
 
     @property
     def has_learned_start(self) -> bool:
         """Whether an upper problem learns the start of a loop."""
+
+    @property
+    def start_moves(self) -> bool:
+        """Whether the start of a loop may move parameters, or put others in their place."""
 
     def start_of_loop(self) -> Mapping[Tensor, Tensor]:
         """Return the learned start of a loop with its graph, per parameter."""

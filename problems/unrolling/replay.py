@@ -44,6 +44,11 @@ def restore_start(update: RecordedUpdate) -> None:
     _put([*update.start.items(), *_buffers(update)])
 
 
+def restore_parameters(values: Mapping[Tensor, Tensor]) -> None:
+    """Set parameters to recorded values."""
+    _put([*values.items()])
+
+
 @contextmanager
 def at_start(update: RecordedUpdate) -> Iterator[None]:
     """Set parameters to their values before a recorded step inside a ``with`` statement.
@@ -93,7 +98,7 @@ def replay(
     """
     restore_start(updates[0])
     taken = problem.optimizer_step
-    if problem.trajectory.reaches_start(updates, taken.per_loop):
+    if updates[0].begins_loop:
         _set_learned_start(taken)
     twin = optimizer_copy(taken.optimizer)
     first = updates[0].moment
@@ -151,7 +156,7 @@ def _groups(step: OptimizerStep, update: RecordedUpdate) -> list[dict[str, Any]]
     learned: Sequence[Any] = [{}] * len(groups)
     if step.has_learned_settings:
         with torch.no_grad():
-            learned = step.learned_settings()
+            learned = step.learned_settings(update.count)
     found = []
     for group, own in zip(groups, learned, strict=True):
         recorded = next((moment.settings[p] for p in group["params"] if p in moment.settings), {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ def test_a_problem_that_others_are_waited_for_with_keeps_them(keep: bool, left: 
     trajectory = Trajectory(Recording(updates=2, optimizer=True))
     trajectory.updates.append(RecordedUpdate())
     trajectory.begin_loop(keep=keep)
-    problem: Any = None  # Of which nothing is recorded here.
+    problem: Any = SimpleNamespace(count=1)  # Of which nothing else is recorded here.
     trajectory.open(problem)
     assert len(trajectory.updates) == left
     trajectory.complete()
