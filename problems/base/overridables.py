@@ -82,12 +82,17 @@ class Overridables:
         The tensors may be functions of an upper problem's parameters; they are copied into the
         parameters when an inner loop starts, after :meth:`on_inner_loop_start`, and
         :class:`~metaweight.problems.hypergradients.Unroll` differentiates through them (MAML: Finn,
-        Abbeel, Levine, ICML 2017, arXiv:1703.03400). Parameters left out keep their values.
+        Abbeel, Levine, ICML 2017, arXiv:1703.03400). Parameters left out keep their values. A loop
+        that is longer than what is recorded of it, as the first one after ``warmup_steps``, gives
+        the start no hypergradient.
         """
         return {}
 
     def on_inner_loop_start(self) -> None:
-        """Called before the first step after the upper problems have stepped."""
+        """Called before the first step after the upper problems have stepped.
+
+        What it writes to parameters, a hypergradient of unrolled steps takes for their start.
+        """
 
     def grad_callback(self) -> None:
         """Called when gradients are in ``.grad``, before clipping and the optimizer step."""
