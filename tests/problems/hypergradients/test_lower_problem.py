@@ -97,7 +97,7 @@ class QuadraticStep:
     name = "quadratic"
     is_custom = False
     clipping, is_scaled, per_loop = 0.0, False, 1
-    has_learned_settings = has_learned_start = False
+    has_learned_settings = has_learned_start = start_moves = False
 
     def __init__(self, w: Tensor) -> None:
         self.trained = [w]
