@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -161,7 +162,8 @@ def _ignored_by(loss: Any) -> int | None:
     found = getattr(loss, "ignore_index", None)
     if found is None and "ignore_index" in _parameters(loss):
         found = _parameters(loss)["ignore_index"].default
-    return found if isinstance(found, int) else None
+    whole = isinstance(found, Integral) and not isinstance(found, bool)
+    return int(found) if whole else None
 
 
 def _parameters(loss: Any) -> dict[str, inspect.Parameter]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,13 +44,13 @@ def mean_of(problem: WeightedClassifier, batch: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("normalise", [False, True])
-@pytest.mark.parametrize("ignored", [0, 2, 255])
+@pytest.mark.parametrize("ignored", [0, 2, 255, np.int64(255), np.uint8(2)])
 def test_a_label_that_the_loss_leaves_out_counts_nowhere(ignored: int, normalise: bool) -> None:
-    labels = torch.tensor([1, 0, ignored, 2, ignored])
+    labels = torch.tensor([1, 0, int(ignored), 2, int(ignored)])
     loss = nn.CrossEntropyLoss(ignore_index=ignored)
     lower = classifier(loss, normalise=normalise)
     logits = lower.module(X)
-    expected = F.cross_entropy(logits, labels, ignore_index=ignored)
+    expected = F.cross_entropy(logits, labels, ignore_index=int(ignored))
     torch.testing.assert_close(mean_of(lower, (X, labels)), expected, rtol=1e-6, atol=1e-6)
     upper = WeightLearner("w", classifier="c", loss=loss, module=MetaWeightNet(3))
     upper.c = lower.module
