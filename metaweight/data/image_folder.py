@@ -65,7 +65,8 @@ def load_image_folder(
     Raises:
         DataError: When there is no such folder or file or no image in it, a class has no image or
             is none of ``classes``, an image cannot be read or has numbers of 32 bits, of which none
-            is known to be white, the file lacks a column, or a row of it a label or an image. Files are looked for before the first is read.
+            is known to be white, the file lacks a column, or a row of it a label or an image. Files
+            are looked for before the first is read.
     """
     if not is_count(size, least=1):
         raise DataError(

@@ -91,7 +91,7 @@ class ReweightingTrainer(TrainerWithWeights):
         """Return the weights of samples by their present losses, (N,), on the CPU.
 
         The network is in evaluation mode. Weights are scaled to mean 1 over all samples, where the
-        configuration normalises them.
+        configuration normalises them, and 0 for samples without a label.
 
         Args:
             dataset: Labelled samples; the training samples when left out.
@@ -105,13 +105,11 @@ class ReweightingTrainer(TrainerWithWeights):
         was_training = self.model.training
         self.model.eval()
         try:
-            found = [
-                weights_of(levels, MicroBatch(self._prepare_inputs(batch), None))
-                for batch in batches
-            ]
+            weights = weights_of(
+                levels, (MicroBatch(self._prepare_inputs(batch), None) for batch in batches)
+            ).cpu()
         finally:
             self.model.train(was_training)
-        weights = torch.cat(found).cpu()
         return normalise_weights(weights) if self.weighting.normalise else weights
 
     def compute_loss(
