@@ -52,7 +52,11 @@ class SampleLoss:
         self._loss: Callable[..., Any] = loss
         self._each = _unreduced(loss)
         self._ignored = _ignored_by(loss)
-        self._of_numbers = isinstance(loss, OF_NUMBERS) or loss in OF_NUMBERS_BY_FUNCTION
+        self._called = loss
+        while isinstance(self._called, partial):
+            self._called = self._called.func
+        by_function = self._called in OF_NUMBERS_BY_FUNCTION
+        self._of_numbers = isinstance(self._called, OF_NUMBERS) or by_function
 
     def each(self, outputs: Any, given: Any) -> Tensor:
         """Return the loss of each sample; 0, without a gradient, for those without a label.
@@ -119,7 +123,7 @@ class SampleLoss:
     @property
     def of_logits(self) -> bool:
         """Whether the loss is one of torch's that take logits and nothing else."""
-        return self._loss is F.cross_entropy or isinstance(self._loss, nn.CrossEntropyLoss)
+        return self._called is F.cross_entropy or isinstance(self._called, nn.CrossEntropyLoss)
 
     def _checked(self, losses: Any, outputs: Any) -> Tensor:
         size = len(outputs) if isinstance(outputs, Tensor) and outputs.ndim else None

@@ -5,6 +5,7 @@ Compared with torch's own reductions, to 1e-6 by rounding of single precision.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,16 @@ def test_whole_targets_of_torchs_losses_are_numbers(dtype: torch.dtype, name: st
     upper = WeightLearner("w", classifier="c", loss=loss, module=MetaWeightNet(3))
     upper.c = nn.Linear(4, 3)
     expected = F.binary_cross_entropy_with_logits(upper.c(X), targets.float())
+    torch.testing.assert_close(upper.training_step((X, targets)), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_whole_targets_of_a_partial_loss_are_numbers() -> None:
+    targets = torch.tensor([[1, 0, 1], [0, 0, 1], [1, 1, 1], [0, 1, 0], [0, 0, 0]])
+    more = {"pos_weight": torch.tensor([1.0, 2.0, 3.0])}
+    loss = partial(F.binary_cross_entropy_with_logits, **more)
+    upper = WeightLearner("w", classifier="c", loss=loss, module=MetaWeightNet(3))
+    upper.c = nn.Linear(4, 3)
+    expected = F.binary_cross_entropy_with_logits(upper.c(X), targets.float(), **more)
     torch.testing.assert_close(upper.training_step((X, targets)), expected, rtol=1e-6, atol=1e-6)
 
 
