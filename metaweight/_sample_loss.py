@@ -82,9 +82,9 @@ class SampleLoss:
         """
         targets = self.read(given, outputs)
         if not isinstance(targets, Labels):
-            return _mean(self._loss(outputs, targets))
+            return self._mean(self._loss(outputs, targets), outputs, targets)
         if targets.whole:
-            return _mean(self._loss(outputs, targets.classes))
+            return self._mean(self._loss(outputs, targets.classes), outputs, targets.classes)
         kept = targets.kept
         if self._ignored is not None:
             losses = self._loss(outputs, targets.marked(self._ignored))
@@ -112,8 +112,11 @@ class SampleLoss:
         found: Any = read_targets(
             given, outputs, of_classes=self._ignored is not None, ignore_index=self.ignore_index
         )
-        whole = isinstance(found, Tensor) and not (found.is_floating_point() or found.is_complex())
-        return found.to(outputs.dtype) if whole and self._of_numbers else found
+        if not self._of_numbers or not isinstance(found, Tensor):
+            return found
+        self._require_alike(outputs, found)
+        whole = not (found.is_floating_point() or found.is_complex())
+        return found.to(outputs.dtype) if whole else found
 
     @property
     def ignore_index(self) -> int:
@@ -124,6 +127,34 @@ class SampleLoss:
     def of_logits(self) -> bool:
         """Whether the loss is one of torch's that take logits and nothing else."""
         return self._called is F.cross_entropy or isinstance(self._called, nn.CrossEntropyLoss)
+
+    def _require_alike(self, outputs: Tensor, targets: Tensor) -> None:
+        """Refuse outputs and targets that are compared each with each, such as (B, 1) and (B,)."""
+        if outputs.shape == targets.shape:
+            return
+        try:
+            both = torch.broadcast_shapes(outputs.shape, targets.shape)
+        except RuntimeError:
+            # The loss says so itself.
+            return
+        if both.numel() > max(outputs.numel(), targets.numel()):
+            raise LossError(
+                f"{self._who} received outputs of shape {tuple(outputs.shape)} for labels of shape "
+                f"{tuple(targets.shape)}, of which the loss would compare each with each; give "
+                "both one shape, such as outputs.squeeze(1) from the network."
+            )
+
+    def _mean(self, losses: Any, outputs: Any, targets: Any) -> Any:
+        """Return the mean of what a loss returned, if it is not one number already.
+
+        Raises:
+            LossError: For a number of losses that is none of samples, tokens or outputs.
+        """
+        if not isinstance(losses, Tensor) or not losses.ndim:
+            return losses
+        parts = [part for part in (outputs, targets) if isinstance(part, Tensor) and part.ndim]
+        known = {part.numel() for part in parts} | {len(part) for part in parts}
+        return losses.mean() if losses.numel() in known else self._checked(losses, outputs).mean()
 
     def _checked(self, losses: Any, outputs: Any) -> Tensor:
         size = len(outputs) if isinstance(outputs, Tensor) and outputs.ndim else None
@@ -140,10 +171,6 @@ class SampleLoss:
 def mean_of_kept(losses: Tensor, kept: Tensor) -> Tensor:
     """Return the mean over the samples that count; 0, with a graph, when none does."""
     return torch.where(kept, losses, 0).sum() / kept.sum().clamp_min(1)
-
-
-def _mean(losses: Tensor) -> Tensor:
-    return losses.mean() if isinstance(losses, Tensor) and losses.ndim else losses
 
 
 def _unreduced(loss: Any) -> Callable[..., Any]:

@@ -109,3 +109,46 @@ def test_a_focal_loss_is_of_single_precision(dtype: torch.dtype) -> None:
     expected = F.cross_entropy(logits.float(), torch.tensor([0]))
     found = focal_loss(logits, torch.tensor([0]), gamma=0)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+def mean_of_batch(loss: Any, outputs: Tensor, labels: Tensor) -> Tensor:
+    upper = WeightLearner("w", classifier="c", loss=loss, module=MetaWeightNet(3))
+    upper.c = nn.Identity()
+    return upper.training_step((outputs, labels))
+
+
+COLUMN, NUMBERS = X[:, :1], X[:, 1]
+
+
+def squares(outputs: Tensor, labels: Tensor) -> Tensor:
+    return (outputs - labels).square()
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (squares, r"returned shape \(5, 5\) for 5 samples; give one that returns one number per"),
+        (nn.MSELoss(), r"outputs of shape \(5, 1\) for labels of shape \(5,\), of which the loss"),
+        (F.l1_loss, "compare each with each; give both one shape, such as outputs.squeeze"),
+        (nn.BCEWithLogitsLoss(), "compare each with each; give both one shape"),
+    ],
+)
+def test_samples_are_not_compared_each_with_each(loss: Any, said: str) -> None:
+    with pytest.raises(LossError, match=said):
+        mean_of_batch(loss, COLUMN, NUMBERS)
+
+
+@pytest.mark.parametrize("loss", [squares, nn.MSELoss(), nn.MSELoss(reduction="none")])
+def test_losses_of_numbers_of_one_shape_are_means(loss: Any) -> None:
+    """Also of several numbers a sample."""
+    labels = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    for one, other in ((COLUMN, labels[:, :1]), (X, labels), (NUMBERS, labels[:, 1])):
+        expected = (one - other).square().mean()
+        torch.testing.assert_close(mean_of_batch(loss, one, other), expected)
+
+
+def test_losses_of_tokens_are_means() -> None:
+    logits = torch.randn(5, 3, 7, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(35).reshape(5, 7) % 3
+    found = mean_of_batch(nn.CrossEntropyLoss(reduction="none"), logits, labels)
+    torch.testing.assert_close(found, F.cross_entropy(logits, labels))
