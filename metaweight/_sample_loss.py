@@ -133,7 +133,7 @@ class SampleLoss:
         if outputs.shape == targets.shape:
             return
         try:
-            both = torch.broadcast_shapes(outputs.shape, targets.shape)
+            both = torch.broadcast_shapes(outputs.shape, targets.shape)  # type: ignore[no-untyped-call]
         except RuntimeError:
             # The loss says so itself.
             return
@@ -144,14 +144,15 @@ class SampleLoss:
                 "both one shape, such as outputs.squeeze(1) from the network."
             )
 
-    def _mean(self, losses: Any, outputs: Any, targets: Any) -> Any:
+    def _mean(self, losses: Any, outputs: Any, targets: Any) -> Tensor:
         """Return the mean of what a loss returned, if it is not one number already.
 
         Raises:
             LossError: For a number of losses that is none of samples, tokens or outputs.
         """
         if not isinstance(losses, Tensor) or not losses.ndim:
-            return losses
+            one: Tensor = losses
+            return one
         parts = [part for part in (outputs, targets) if isinstance(part, Tensor) and part.ndim]
         known = {part.numel() for part in parts} | {len(part) for part in parts}
         return losses.mean() if losses.numel() in known else self._checked(losses, outputs).mean()
@@ -193,8 +194,9 @@ def _ignored_by(loss: Any) -> int | None:
     found = getattr(loss, "ignore_index", None)
     if found is None and "ignore_index" in _parameters(loss):
         found = _parameters(loss)["ignore_index"].default
-    whole = isinstance(found, Integral) and not isinstance(found, bool)
-    return int(found) if whole else None
+    if not isinstance(found, Integral) or isinstance(found, bool):
+        return None
+    return int(found)
 
 
 def _parameters(loss: Any) -> dict[str, inspect.Parameter]:

@@ -97,7 +97,9 @@ def _restore_networks(
         model.weight_module_ = weight_network(model.class_aware, model.weight_output, outputs)
     scale = [tensors[name].numpy() for name in _SCALE if name in tensors]
     usual = Inputs.of_module(model.module_)
-    model._inputs = Inputs(torch.float64, *scale) if scale else replace(usual, whole=whole)
+    model._inputs = (
+        Inputs(torch.float64, scale[0], scale[1]) if scale else replace(usual, whole=whole)
+    )
     model.weight_module_.to(next(v.dtype for v in weigher.values() if v.is_floating_point()))
     try:
         model.module_.load_state_dict(net)

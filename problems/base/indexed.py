@@ -43,8 +43,8 @@ def without_indices(batch: Indexed) -> tuple[Any, ...]:
 
 @cache
 def _type_of(name: str, fields: tuple[str, ...]) -> Any:
-    plain: Any = namedtuple(name, fields[:-1])
-    named: Any = namedtuple(name, fields)
+    make: Any = namedtuple
+    plain, named = make(name, fields[:-1]), make(name, fields)
     own = {
         "__slots__": (),
         # It is found in no module, so a process that receives it makes it anew.
