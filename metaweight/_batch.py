@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from metaweight.problems import DataError
+from metaweight.problems.base.indexed import Indexed, indexed, without_indices
+from metaweight.problems.base.nested import with_content
 from metaweight.problems.base.settings import shown
 
 LABELS = ("labels", "label", "y", "targets", "target", "label_ids")
@@ -58,17 +60,20 @@ def split_batch(
     """
     if isinstance(batch, Tensor) and not labelled and not callable(inputs):
         return Batch(batch, None, None)
-    parts = _by_name(batch, inputs, labels)
+    # Positions that were added are no part of a sample.
+    own = without_indices(batch) if isinstance(batch, Indexed) else batch
+    parts = _by_name(own, inputs, labels)
     labels = _place_of_labels(who, parts, inputs, labelled) if labels is None else labels
-    found = part_of(who, batch, labels, "labels") if labelled else None
+    found = _part(who, batch, own, labels, "labels") if labelled else None
     taken = [_place(parts, part) for part in (inputs, labels)]
     if inputs is None:
         read = _left(who, parts, taken)
     else:
-        read = part_of(who, batch, inputs, "inputs")
+        read = _part(who, batch, own, inputs, "inputs")
         # Under its name, for a network that has an argument of this name.
         read = {inputs: read} if isinstance(inputs, str) else read
-    return Batch(read, found, _indices_in(parts, taken))
+    indices = batch[-1] if isinstance(batch, Indexed) else _indices_in(parts, taken)
+    return Batch(read, found, indices)
 
 
 def part_of(who: str, batch: Any, part: Part, name: str) -> Any:
@@ -83,7 +88,12 @@ def part_of(who: str, batch: Any, part: Part, name: str) -> Any:
     Raises:
         DataError: When it has none there.
     """
-    parts = _by_name(batch, part)
+    return _part(who, batch, batch, part, name)
+
+
+def _part(who: str, batch: Any, own: Any, part: Part, name: str) -> Any:
+    """Return a part of a batch, of which ``own`` is what keys and places are in."""
+    parts = _by_name(own, part)
     try:
         if isinstance(part, int) and not (isinstance(parts, Mapping) or _has_parts(parts)):
             raise LookupError("it is no sequence of parts")
@@ -94,27 +104,27 @@ def part_of(who: str, batch: Any, part: Part, name: str) -> Any:
 
 
 def with_indices(who: str, batch: Any, indices: Tensor) -> Any:
-    """Return a batch that says which samples it holds, so that :func:`split_batch` finds it: after
-    the parts of a sequence, and as ``"indices"`` of a mapping or of a named tuple whose labels are
-    known by name.
+    """Return a batch that says which samples it holds, so that :func:`split_batch` finds it.
 
     Args:
         who: Who reads the batch, for an error.
-        batch: The batch.
-        indices: Positions of its samples, (B,).
+        batch: The batch. A mapping keeps its type where one can be made; a named tuple keeps its
+            names, and others become a tuple, of which the positions are the last part.
+        indices: Positions of its samples, (B,), which are called ``"indices"`` where parts are
+            known by name.
 
     Raises:
-        DataError: For a mapping that has ``"indices"`` of its own.
+        DataError: When it has ``"indices"`` of its own.
     """
-    parts = _by_name(batch)
-    if not isinstance(parts, Mapping):
-        return (*(parts if isinstance(parts, (tuple, list)) else (parts,)), indices)
-    if INDICES[0] in parts:
+    if INDICES[0] in (batch if isinstance(batch, Mapping) else getattr(batch, "_fields", ())):
         raise DataError(
             f"{who} was to add the positions of samples as {INDICES[0]!r} to {shown_batch(batch)}; "
             "call that part otherwise, or leave with_indices out."
         )
-    return {**parts, INDICES[0]: indices}
+    if isinstance(batch, Mapping):
+        return with_content(batch, {**batch, INDICES[0]: indices})
+    whole = isinstance(batch, tuple) or _has_parts(batch)
+    return indexed(batch if whole else (batch,), indices)
 
 
 def shown_batch(batch: Any) -> str:
@@ -187,9 +197,15 @@ def _left(who: str, parts: Any, taken: list[Part]) -> Any:
 
 
 def _indices_in(parts: Any, taken: list[Part]) -> Any:
-    named = isinstance(parts, Mapping)
-    places = INDICES if named else (2,) if _has_parts(parts) and len(parts) > 2 else ()
-    found = [place for place in places if place not in taken and (not named or place in parts)]
+    if isinstance(parts, Mapping):
+        named: Mapping[Any, Any] = {key: key for key in parts}
+    else:
+        # A field that is called so holds them, wherever it stands.
+        named = {field: i for i, field in enumerate(getattr(parts, "_fields", ()))}
+    places: list[Any] = [named[name] for name in INDICES if name in named]
+    if not isinstance(parts, Mapping) and _has_parts(parts) and len(parts) > 2:
+        places.append(2)
+    found = [place for place in places if place not in taken]
     return parts[found[0]] if found else None
 
 

@@ -136,6 +136,13 @@ def read_values(given: Any, what: str, error: type[Exception]) -> Tensor:
     """
     if isinstance(given, Tensor):
         return given
+    if isinstance(given, np.ma.MaskedArray) and np.ma.getmaskarray(given).any():
+        place = tuple(int(i) for i in np.argwhere(np.ma.getmaskarray(given))[0])
+        raise error(
+            f"{what} are masked at index {place[0] if len(place) == 1 else place}, where they have "
+            "no value; give what stands for that, such as labels.filled(-1) for samples without a "
+            "label."
+        )
     try:
         array = np.asarray(given)
     except (TypeError, ValueError, RuntimeError) as cause:

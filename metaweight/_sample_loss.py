@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -51,7 +52,11 @@ class SampleLoss:
         self._loss: Callable[..., Any] = loss
         self._each = _unreduced(loss)
         self._ignored = _ignored_by(loss)
-        self._of_numbers = isinstance(loss, OF_NUMBERS) or loss in OF_NUMBERS_BY_FUNCTION
+        self._called = loss
+        while isinstance(self._called, partial):
+            self._called = self._called.func
+        by_function = self._called in OF_NUMBERS_BY_FUNCTION
+        self._of_numbers = isinstance(self._called, OF_NUMBERS) or by_function
 
     def each(self, outputs: Any, given: Any) -> Tensor:
         """Return the loss of each sample; 0, without a gradient, for those without a label.
@@ -77,9 +82,9 @@ class SampleLoss:
         """
         targets = self.read(given, outputs)
         if not isinstance(targets, Labels):
-            return _mean(self._loss(outputs, targets))
+            return self._mean(self._loss(outputs, targets), outputs, targets)
         if targets.whole:
-            return _mean(self._loss(outputs, targets.classes))
+            return self._mean(self._loss(outputs, targets.classes), outputs, targets.classes)
         kept = targets.kept
         if self._ignored is not None:
             losses = self._loss(outputs, targets.marked(self._ignored))
@@ -107,8 +112,11 @@ class SampleLoss:
         found: Any = read_targets(
             given, outputs, of_classes=self._ignored is not None, ignore_index=self.ignore_index
         )
-        whole = isinstance(found, Tensor) and not (found.is_floating_point() or found.is_complex())
-        return found.to(outputs.dtype) if whole and self._of_numbers else found
+        if not self._of_numbers or not isinstance(found, Tensor):
+            return found
+        self._require_alike(outputs, found)
+        whole = not (found.is_floating_point() or found.is_complex())
+        return found.to(outputs.dtype) if whole else found
 
     @property
     def ignore_index(self) -> int:
@@ -118,7 +126,36 @@ class SampleLoss:
     @property
     def of_logits(self) -> bool:
         """Whether the loss is one of torch's that take logits and nothing else."""
-        return self._loss is F.cross_entropy or isinstance(self._loss, nn.CrossEntropyLoss)
+        return self._called is F.cross_entropy or isinstance(self._called, nn.CrossEntropyLoss)
+
+    def _require_alike(self, outputs: Tensor, targets: Tensor) -> None:
+        """Refuse outputs and targets that are compared each with each, such as (B, 1) and (B,)."""
+        if outputs.shape == targets.shape:
+            return
+        try:
+            both = torch.broadcast_shapes(outputs.shape, targets.shape)  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            # The loss says so itself.
+            return
+        if both.numel() > max(outputs.numel(), targets.numel()):
+            raise LossError(
+                f"{self._who} received outputs of shape {tuple(outputs.shape)} for labels of shape "
+                f"{tuple(targets.shape)}, of which the loss would compare each with each; give "
+                "both one shape, such as outputs.squeeze(1) from the network."
+            )
+
+    def _mean(self, losses: Any, outputs: Any, targets: Any) -> Tensor:
+        """Return the mean of what a loss returned, if it is not one number already.
+
+        Raises:
+            LossError: For a number of losses that is none of samples, tokens or outputs.
+        """
+        if not isinstance(losses, Tensor) or not losses.ndim:
+            one: Tensor = losses
+            return one
+        parts = [part for part in (outputs, targets) if isinstance(part, Tensor) and part.ndim]
+        known = {part.numel() for part in parts} | {len(part) for part in parts}
+        return losses.mean() if losses.numel() in known else self._checked(losses, outputs).mean()
 
     def _checked(self, losses: Any, outputs: Any) -> Tensor:
         size = len(outputs) if isinstance(outputs, Tensor) and outputs.ndim else None
@@ -135,10 +172,6 @@ class SampleLoss:
 def mean_of_kept(losses: Tensor, kept: Tensor) -> Tensor:
     """Return the mean over the samples that count; 0, with a graph, when none does."""
     return torch.where(kept, losses, 0).sum() / kept.sum().clamp_min(1)
-
-
-def _mean(losses: Tensor) -> Tensor:
-    return losses.mean() if isinstance(losses, Tensor) and losses.ndim else losses
 
 
 def _unreduced(loss: Any) -> Callable[..., Any]:
@@ -161,7 +194,9 @@ def _ignored_by(loss: Any) -> int | None:
     found = getattr(loss, "ignore_index", None)
     if found is None and "ignore_index" in _parameters(loss):
         found = _parameters(loss)["ignore_index"].default
-    return found if isinstance(found, int) else None
+    if not isinstance(found, Integral) or isinstance(found, bool):
+        return None
+    return int(found)
 
 
 def _parameters(loss: Any) -> dict[str, inspect.Parameter]:

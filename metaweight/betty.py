@@ -82,7 +82,13 @@ SERVED: Mapping[str, Mapping[str, Any]] = {
 
 
 class _Door(MetaPathFinder, Loader):
-    """Imports ``betty`` and its submodules from the names in :data:`SERVED`, and nothing else."""
+    """Imports ``betty`` and its submodules from the names in :data:`SERVED`, and nothing else.
+
+    Attributes:
+        stays: Whether it is for the rest of the process.
+    """
+
+    stays = False
 
     def find_spec(
         self,
@@ -121,6 +127,7 @@ def install() -> None:
     find metaweight, while classes imported earlier stay Betty's. Calling this again changes
     nothing.
     """
+    _DOOR.stays = True
     if _DOOR not in sys.meta_path:
         _set_aside()
         sys.meta_path.insert(0, _DOOR)
@@ -128,18 +135,21 @@ def install() -> None:
 
 @contextmanager
 def serve() -> Iterator[None]:
-    """Serve Betty's modules inside the ``with`` statement, and undo it afterwards."""
+    """Serve Betty's modules inside the ``with`` statement, and undo it afterwards, unless
+    :func:`install` was called inside."""
     if _DOOR in sys.meta_path:
         yield
         return
     real = _set_aside()
+    _DOOR.stays = False
     sys.meta_path.insert(0, _DOOR)
     try:
         yield
     finally:
-        sys.meta_path.remove(_DOOR)
-        _set_aside()
-        sys.modules.update(real)
+        if not _DOOR.stays:
+            sys.meta_path.remove(_DOOR)
+            _set_aside()
+            sys.modules.update(real)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

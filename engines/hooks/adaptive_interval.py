@@ -30,6 +30,7 @@ class AdaptiveInterval(Hook):
     An upper update then follows every ``interval`` inner loops of ``unroll_steps`` optimizer steps.
     ``Config(unroll_steps=k)`` alone is a fixed interval for hypergradients that use the last step
     only. The agreement is read one upper step late, so that the host does not wait for the device.
+    Gradients that are not finite are left out of it.
 
     Args:
         upper: Name of the upper problem. Its lower problems have no other upper problem.
@@ -74,7 +75,7 @@ class AdaptiveInterval(Hook):
         self.interval = 1
         self._steps = 0
         self._sum: Tensor | None = None
-        self._weight = 0.0
+        self._weight: Tensor | float = 0.0
         self._seen = _DelayedNumber()
 
     def run_start(self, engine: Engine) -> None:
@@ -120,9 +121,14 @@ class AdaptiveInterval(Hook):
     def _agreement(self, parameters: Sequence[Tensor]) -> Tensor:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         unit = vectors.flat(gradients).float()
-        unit /= unit.norm().clamp_min(1e-30)
-        self._sum = unit if self._sum is None else self._sum.to(unit).mul(self.beta).add_(unit)
-        self._weight = self.beta * self._weight + 1.0
+        norm = unit.norm()
+        unit /= norm.clamp_min(1e-30)
+        before = torch.zeros_like(unit) if self._sum is None else self._sum.to(unit)
+        weight = torch.as_tensor(self._weight, dtype=torch.float32).to(norm, non_blocking=True)
+        # A gradient that the loss scaler refuses has no direction.
+        fine = norm.isfinite()
+        self._sum = torch.where(fine, self.beta * before + unit, before)
+        self._weight = torch.where(fine, self.beta * weight + 1.0, weight)
         agreement: Tensor = self._sum.norm() / self._weight
         return agreement
 
@@ -140,6 +146,9 @@ class AdaptiveInterval(Hook):
         """Load what :meth:`state_dict` returned."""
         self.interval, self._steps = state["interval"], state["steps"]
         self._sum, self._weight = state["sum"], state["weight"]
+        if self._sum is not None and not self._sum.isfinite().all():
+            # An earlier version added gradients that overflow.
+            self._sum, self._weight = None, 0.0
         self._seen = _DelayedNumber(state["seen"])
 
 

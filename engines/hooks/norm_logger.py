@@ -25,7 +25,7 @@ class NormLogger(Hook):
     clipping. ``hypergradient_<lower>``: norm of its hypergradient term through a lower problem, or
     ``hypergradient_<lower> -> <lower>`` along a path of several. ``parameters``: norm of the
     trainable parameters before the update. ``update_ratio``: norm of their change over that.
-    Skipped steps are not logged.
+    Skipped steps are not logged, nor are those that the loss scaler refuses.
 
     Steps that are logged wait for the device, and copy the parameters once. In a program of several
     processes norms are those of means over all processes, for which hypergradient terms are
@@ -77,7 +77,7 @@ class NormLogger(Hook):
         """Log the norms, with that of the change of the parameters."""
         found = self._found.pop(problem.name, None)
         before = self._before.pop(problem.name, [])
-        if found is None or result.skipped:
+        if found is None or result.skipped or result.overflow:
             return
         changes = [(p.detach() - old) for p, old in before]
         found["update_ratio"] = _norm(changes) / found["parameters"]

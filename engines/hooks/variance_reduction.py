@@ -28,7 +28,6 @@ from metaweight.problems.data.sharding import Shareable
 from metaweight.problems.hypergradients.saga import Table, corrected, table_for
 from metaweight.problems.recording.recorded_steps import BatchNumber
 from metaweight.problems.step.batch_numbers import batch_number, require_batch_numbers
-from metaweight.problems.step.method_states import ScaleDrop
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -75,7 +74,7 @@ class VarianceReduction(Hook):
         self.problems = None if problems is None else tuple(problems)
         self._tables: dict[str, Table] = {}
         # Of the step under way, which may yet be skipped.
-        self._proposed: dict[str, tuple[Table, ScaleDrop]] = {}
+        self._proposed: dict[str, Table] = {}
         # The parameters that the places of a table stand for.
         self._parameters: dict[str, list[Tensor]] = {}
 
@@ -129,14 +128,14 @@ class VarianceReduction(Hook):
         values, table = corrected(table, batch, new)
         values = values if scale is None else vectors.scale(values, scale)
         vectors.put(shards_of(values), shards_of(gradients))
-        self._proposed[problem.name] = ({**table, "places": places}, ScaleDrop(problem))
+        self._proposed[problem.name] = {**table, "places": places}
         self._parameters[problem.name] = parameters
 
     def after_step(self, engine: Engine, problem: Problem, result: StepResult) -> None:
         """Keep the table of a step that was taken."""
         del engine
-        table, refused = self._proposed.pop(problem.name, (None, None))
-        if table is not None and not (result.skipped or result.overflow or refused):
+        table = self._proposed.pop(problem.name, None)
+        if table is not None and not (result.skipped or result.overflow):
             self._tables[problem.name] = table
 
     def state_dict(self) -> dict[str, Any]:

@@ -25,7 +25,8 @@ class EMAHook(Hook):
 
     The average is updated at the end of the iteration of the optimizer step, so that an upper
     problem which differentiates through the step evaluates it with the same teacher. Micro-batches
-    that do not complete an accumulation are not counted, nor are steps that a roll-back undoes.
+    that do not complete an accumulation are not counted, nor are steps that a roll-back undoes or
+    that the loss scaler refuses.
 
     In a program of several processes, all hold the same average. With ``buffers="own"`` the running
     statistics of the teachers' own passes are averaged over processes at every update.
@@ -107,7 +108,8 @@ class EMAHook(Hook):
 
     def after_step(self, engine: Engine, problem: Problem, result: StepResult) -> None:
         """Note that an update is due."""
-        if self._averages(problem) and _lasts(engine, problem) and not result.skipped:
+        taken = not (result.skipped or result.overflow)
+        if self._averages(problem) and _lasts(engine, problem) and taken:
             self._due = True
 
     def iteration_end(self, engine: Engine) -> None:

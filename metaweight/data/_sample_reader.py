@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from metaweight._batch import with_indices
 from metaweight._host import as_tensor
 from metaweight.problems import DataError
 
@@ -79,7 +78,7 @@ class SampleReader(Dataset[Any]):
     Args:
         dataset: Samples by position.
         collate: Makes a batch of a list of samples.
-        with_indices: Whether to add the positions to the batch.
+        with_indices: Whether to return the positions, too.
     """
 
     def __init__(
@@ -90,7 +89,8 @@ class SampleReader(Dataset[Any]):
         self.with_indices = with_indices
 
     def __getitem__(self, request: Request) -> Any:
-        """Return the batch; the global random streams are not restored afterwards.
+        """Return the batch, or ``(batch, positions)``; the global random streams are not restored
+        afterwards.
 
         Raises:
             DataError: When a sample cannot be read, naming its position.
@@ -107,9 +107,8 @@ class SampleReader(Dataset[Any]):
                     "torch.utils.data.Subset."
                 ) from error
         batch = self.collate(samples)
-        if not self.with_indices:
-            return batch
-        return with_indices("SampleLoader", batch, as_tensor(request.positions))
+        # They are added once the batch is transformed, which changes what was read alone.
+        return (batch, as_tensor(request.positions)) if self.with_indices else batch
 
 
 def as_it_is(batch: Any) -> Any:

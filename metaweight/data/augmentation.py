@@ -100,6 +100,8 @@ class RandomCropFlip:
         self.padding = padding
         self.flip = flip
         self.generator = generator_of("RandomCropFlip", 0, generator)
+        self._seed = self.generator.initial_seed()
+        self._seed_of_share: int | None = None
 
     def draw(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Draw the ``offsets`` and ``flips`` of :func:`crop_flip` for ``batch`` images."""
@@ -124,7 +126,12 @@ class RandomCropFlip:
     def take_share(self, rank: int, world: int) -> None:
         """Seed the generator differently in each process that reads a share of the batches."""
         del world
-        self.generator.manual_seed((self.generator.initial_seed() + rank) % 2**63)
+        # Two loaders that share the transform both tell it.
+        given = self.generator.initial_seed()
+        if given != self._seed_of_share:
+            self._seed = given
+        self._seed_of_share = (self._seed + rank) % 2**63
+        self.generator.manual_seed(self._seed_of_share)
 
     def state_dict(self) -> dict[str, Any]:
         """Save the state of the generator."""

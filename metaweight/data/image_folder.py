@@ -46,7 +46,8 @@ def load_image_folder(
     A folder has one sub-folder a class, as for ``torchvision.datasets.ImageFolder``, which finds
     its images, also in folders below. A CSV file has a header with the columns ``path``, relative
     to the file, and ``label``, the name of a class. The shorter side of every image is scaled to
-    ``size``, then its centre is cut out; grey images get three equal channels.
+    ``size``, then its centre is cut out; grey images get three equal channels, those of 16 bits
+    scaled to 8. Images are turned upright by the orientation that their camera noted.
 
     Data that belong together, as training, clean and test images, need the same classes: give those
     of the first as ``classes`` for the others.
@@ -63,8 +64,9 @@ def load_image_folder(
 
     Raises:
         DataError: When there is no such folder or file or no image in it, a class has no image or
-            is none of ``classes``, an image cannot be read, the file lacks a column, or a row of it
-            a label or an image. Files are looked for before the first is read.
+            is none of ``classes``, an image cannot be read or has numbers of 32 bits, of which none
+            is known to be white, the file lacks a column, or a row of it a label or an image. Files
+            are looked for before the first is read.
     """
     if not is_count(size, least=1):
         raise DataError(
@@ -184,11 +186,21 @@ def _read(paths: Sequence[Path], size: int) -> Tensor:
 
 
 def _image(path: Path, size: int) -> Tensor:
-    from PIL import Image  # noqa: PLC0415 (slow to import)
+    from PIL import Image, ImageOps  # noqa: PLC0415 (slow to import)
     from torchvision.transforms import functional  # noqa: PLC0415 (slow to import)
 
     with Image.open(path) as opened:
-        image: Any = functional.resize(opened.convert("RGB"), [size])
+        upright = ImageOps.exif_transpose(opened)
+        if upright.mode.startswith("I;16"):
+            # Pillow would cut these numbers off at 255.
+            wide = np.asarray(upright).astype(np.uint32)
+            upright = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+        elif upright.mode in ("I", "F"):
+            raise DataError(
+                f"its mode {upright.mode} does not say which numbers are black and white; save it "
+                "with 8 or 16 bits a pixel"
+            )
+        image: Any = functional.resize(upright.convert("RGB"), [size])
     pixels = np.array(functional.center_crop(image, [size]))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
+from metaweight._batch import with_indices as with_positions
 from metaweight._generator import generator_of
 from metaweight.problems.base.settings import is_count, require_function
 from metaweight.problems.data.batches import move_batch
@@ -54,8 +55,10 @@ class SampleLoader:
             to any other batch as a whole; its state is saved with the loader's if it has one.
         seed: Seed of the order and of the random draws of samples.
         generator: Source of both instead of ``seed``, on any device.
-        with_indices: Whether batches also hold the positions of their samples in ``dataset``: after
-            the other items of a tuple or list, as ``"indices"`` of a mapping.
+        with_indices: Whether batches also hold the positions of their samples in ``dataset``: as
+            ``"indices"`` of a mapping, and after the other items of a tuple or list, there under
+            this name where those have names. A batch of another kind becomes ``(batch,
+            positions)``. ``transform`` is applied to the batch without them.
         device: Where to give batches. Those for a CUDA device are read into pinned memory, from
             which copies do not block the host. ``None`` leaves batches where they are read.
 
@@ -204,9 +207,15 @@ class SampleLoader:
         )
         return requests, loader
 
-    def _delivered(self, batch: Any) -> Any:
+    def _delivered(self, read: Any) -> Any:
         if self.device is not None:
-            batch = move_batch(batch, self.device)
+            read = move_batch(read, self.device)
+        if not self.with_indices:
+            return self._transformed(read)
+        batch, positions = read
+        return with_positions("SampleLoader", self._transformed(batch), positions)
+
+    def _transformed(self, batch: Any) -> Any:
         if self.transform is None:
             return batch
         if not isinstance(batch, (tuple, list)):

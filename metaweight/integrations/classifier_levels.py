@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from metaweight.problems import Config
 from metaweight.weighting import WeightedClassifier, WeightLearner
+from metaweight.weighting.problems import over_labelled
 
 from .two_levels import TwoLevels, lower_config
 from .weighting_config import WeightingConfig
@@ -72,10 +74,17 @@ def classifier_levels(
 
 
 @torch.no_grad()
-def weights_of(levels: TwoLevels, batch: Any) -> Tensor:
-    """Return the weights of a batch, (B,), in the present mode of the network and before they are
-    normalised."""
-    assert isinstance(levels.lower, WeightedClassifier)
-    losses = levels.lower.checked_samples(batch).losses
-    found: Tensor = levels.learner(losses, levels.lower.parts_of(batch).labels)
-    return found.reshape(-1)
+def weights_of(levels: TwoLevels, batches: Iterable[Any]) -> Tensor:
+    """Return the weights of the samples of batches, (N,), in the present mode of the network and
+    before they are normalised; 0 for samples without a label."""
+    lower = levels.lower
+    assert isinstance(lower, WeightedClassifier)
+    found, kept = [], []
+    for batch in batches:
+        losses = lower.checked_samples(batch).losses
+        labels = lower.parts_of(batch).labels
+        weights, labelled = lower.weights_and_kept(losses, labels, losses.device)
+        found.append(weights.reshape(-1))
+        whole = torch.ones_like(found[-1], dtype=torch.bool)
+        kept.append(whole if labelled is None else labelled.reshape(-1))
+    return over_labelled(torch.cat(found), torch.cat(kept))

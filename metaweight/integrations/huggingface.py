@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metaweight._labels import read_labels
 from metaweight.data import SampleLoader
 from metaweight.problems import ConfigurationError
 from metaweight.problems.base.settings import shown
@@ -91,7 +92,7 @@ class ReweightingTrainer(TrainerWithWeights):
         """Return the weights of samples by their present losses, (N,), on the CPU.
 
         The network is in evaluation mode. Weights are scaled to mean 1 over all samples, where the
-        configuration normalises them.
+        configuration normalises them, and 0 for samples without a label.
 
         Args:
             dataset: Labelled samples; the training samples when left out.
@@ -105,13 +106,11 @@ class ReweightingTrainer(TrainerWithWeights):
         was_training = self.model.training
         self.model.eval()
         try:
-            found = [
-                weights_of(levels, MicroBatch(self._prepare_inputs(batch), None))
-                for batch in batches
-            ]
+            weights = weights_of(
+                levels, (MicroBatch(self._prepare_inputs(batch), None) for batch in batches)
+            ).cpu()
         finally:
             self.model.train(was_training)
-        weights = torch.cat(found).cpu()
         return normalise_weights(weights) if self.weighting.normalise else weights
 
     def compute_loss(
@@ -166,7 +165,18 @@ class ReweightingTrainer(TrainerWithWeights):
         labels = inputs[self.label_names[0]]
         if not isinstance(labels, Tensor) or labels.ndim != 1:
             return None
-        return labels.ne(-100).sum() * self.current_gradient_accumulation_steps / items
+        kept = read_labels(labels).kept.sum()
+        return kept * self.current_gradient_accumulation_steps / items
+
+    def get_batch_samples(self, *args: Any, **settings: Any) -> tuple[list[Any], Any]:
+        """Return the micro-batches of an update and the number of samples with a label in them."""
+        batches, items = super().get_batch_samples(*args, **settings)
+        labels = [batch[self.label_names[0]] for batch in batches] if items is not None else []
+        if not labels or not all(isinstance(y, Tensor) and y.ndim == 1 for y in labels):
+            return batches, items
+        # The Trainer knows -100 only, and none of them must not be divided by.
+        number = sum(read_labels(y).kept.sum() for y in labels)
+        return batches, torch.as_tensor(number).to(torch.as_tensor(items).device).clamp_min(1)
 
 
 def _require_classes(trainer: Trainer) -> None:

@@ -130,7 +130,8 @@ class ReweightedModule(LightningModule):  # type: ignore[misc]
     def sample_weights(self, batch: Any) -> Tensor:
         """Return the weights of a batch by its present losses, (B,), in the module's present mode.
 
-        They are scaled to mean 1 where the configuration normalises them.
+        They are scaled to mean 1 where the configuration normalises them, and 0 for samples without
+        a label.
 
         Raises:
             ConfigurationError: Before training has begun.
@@ -139,12 +140,15 @@ class ReweightedModule(LightningModule):  # type: ignore[misc]
             raise ConfigurationError(
                 f"{type(self).__name__} has learned no weights yet; call Trainer.fit first."
             )
-        weights = weights_of(self._levels, batch)
+        weights = weights_of(self._levels, [batch])
         return normalise_weights(weights) if self.weighting.normalise else weights
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the weight network's state; call it where you override it."""
-        if self._levels is not None:
+        if self._saved is not None:
+            # It was loaded, and training has not gone on.
+            checkpoint[STATE] = self._saved
+        elif self._levels is not None:
             checkpoint[STATE] = self._levels.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -163,9 +167,9 @@ class ReweightedModule(LightningModule):  # type: ignore[misc]
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         if self._levels is None or self._levels.optimizer is not optimizer:
             self._levels = self._made_levels(optimizer)
-            if self._saved is not None:
-                self._levels.load_state_dict(self._saved)
-                self._saved = None
+        if self._saved is not None:
+            self._levels.load_state_dict(self._saved)
+            self._saved = None
         return self._levels
 
     def _made_levels(self, optimizer: Any) -> TwoLevels:

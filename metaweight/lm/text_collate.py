@@ -176,7 +176,9 @@ class _PadsWith:
         self._tokenizer = tokenizer
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        labels = [torch.as_tensor(s.pop(LABELS)) for s in samples if LABELS in s]
+        # As where sequences are padded without a tokenizer, inputs are labels where there are none.
+        labelled = any(LABELS in sample for sample in samples)
+        labels = [torch.as_tensor(s.pop(LABELS, s[INPUTS])) for s in samples] if labelled else []
         batch = dict(self._tokenizer.pad(samples, return_tensors="pt"))
         if labels:
             batch[LABELS] = pad_sequence(

@@ -221,7 +221,8 @@ def _check_probabilities(values: np.ndarray) -> None:
 
 
 def _checked_keys(keys: Sequence[Hashable] | None, size: int) -> Sequence[Hashable]:
-    named = range(size) if keys is None else keys
+    # A column of a table is looked up by its own labels of rows, a list by place.
+    named = range(size) if keys is None else list(keys)
     if len(named) != size:
         raise DataError(f"{len(named)} keys were given for {size} labels; give one for each.")
     return named

@@ -93,6 +93,12 @@ class MixupClassifier(ImplicitProblem[ModuleType]):
         """Return the mixed loss of ``(inputs, labels, …)``."""
         alpha: Tensor = getattr(self, self._alpha)()
         parts = self._reader.read_tensor(batch)
-        mixed = mixup(parts.inputs, parts.labels, alpha, per_sample=self._per_sample)
+        mixed = mixup(
+            parts.inputs,
+            parts.labels,
+            alpha,
+            per_sample=self._per_sample,
+            ignore_index=self._loss.ignore_index,
+        )
         logits = self._reader.outputs(self.module, mixed.inputs, tensor=self._loss.of_logits)
         return mixup_loss(logits, *mixed[1:], criterion=self._loss)

@@ -20,7 +20,7 @@ from metaweight.problems.base.vectors import accumulation_dtype
 
 from .._beta import draw_symmetric_beta
 from .._label_loss import checked_reduction, full_precision
-from .._labels import Labels, among, read_labels, read_values
+from .._labels import UNLABELLED, Labels, among, read_labels, read_values
 from .._sample_loss import SampleLoss
 
 Loss = Callable[..., Tensor]
@@ -49,6 +49,7 @@ def mixup(
     *,
     per_sample: bool = False,
     generator: torch.Generator | None = None,
+    ignore_index: int = UNLABELLED[0],
 ) -> MixupBatch:
     """Mix each sample with one drawn from the same batch.
 
@@ -65,12 +66,13 @@ def mixup(
         per_sample: Draw one ``d`` for each sample rather than one for the batch.
         generator: Source of the draws, on any device (with a tensor ``alpha``, on its device); they
             are made there, so that they do not depend on where ``inputs`` are.
+        ignore_index: A further label that stands for none, such as the loss's own.
 
     Raises:
         ConfigurationError: For a negative ``alpha``, or a tensor of more than one number.
         DataError: For integer inputs, no inputs, or another number of labels.
     """
-    targets = _checked_batch(inputs, labels)
+    targets = _checked_batch(inputs, labels, ignore_index)
     source = inputs.device if generator is None else generator.device
     wide = accumulation_dtype(inputs)
     concentration = _checked_alpha(alpha, source, wide)
@@ -88,7 +90,14 @@ def mixup(
     )
 
 
-def mix_pairs(inputs: Tensor, labels: Any, d: Tensor, partners: Tensor) -> MixupBatch:
+def mix_pairs(
+    inputs: Tensor,
+    labels: Any,
+    d: Tensor,
+    partners: Tensor,
+    *,
+    ignore_index: int = UNLABELLED[0],
+) -> MixupBatch:
     """Mix sample ``i`` with sample ``partners[i]``; nothing is drawn.
 
     Args:
@@ -96,11 +105,12 @@ def mix_pairs(inputs: Tensor, labels: Any, d: Tensor, partners: Tensor) -> Mixup
         labels: As for :func:`mixup`.
         d: Share of each sample itself, in [0, 1]: one number, or (B,).
         partners: (B,), int64.
+        ignore_index: As there.
 
     Raises:
         DataError: For inputs, labels, shares or partners of other shapes.
     """
-    targets = _checked_batch(inputs, labels)
+    targets = _checked_batch(inputs, labels, ignore_index)
     _check_share("mix_pairs", d, len(inputs))
     if partners.shape != (len(inputs),) or partners.is_floating_point():
         raise DataError(
@@ -204,7 +214,7 @@ def _number(terms: list[tuple[Any, Tensor]], like: Tensor) -> Tensor:
     return torch.where(number == 0, 1, number)
 
 
-def _checked_batch(inputs: Tensor, given: Any) -> Labels | Tensor:
+def _checked_batch(inputs: Tensor, given: Any, ignore_index: int) -> Labels | Tensor:
     """Return one label per input as classes, and targets of another kind as they are."""
     if inputs.ndim == 0 or not len(inputs):
         raise DataError(
@@ -227,7 +237,7 @@ def _checked_batch(inputs: Tensor, given: Any) -> Labels | Tensor:
     labels = labels.to(inputs.device, non_blocking=True)
     if labels.is_floating_point() or labels.ndim > 1:
         return labels
-    return read_labels(labels, error=DataError)
+    return read_labels(labels, ignore_index=ignore_index, error=DataError)
 
 
 def _check_share(who: str, d: Tensor, number: int) -> None:

@@ -132,6 +132,28 @@ class Classes(Targets):
         return cls(np.array(saved["classes"], dtype=object if saved["kind"] == "O" else None))
 
 
+def require_one_type(who: str, y: Any) -> None:
+    """Refuse labels without an order: those that are missing, and text among numbers.
+
+    Raises:
+        ValueError: Naming the first.
+    """
+    if not isinstance(y, np.ndarray) or y.dtype.kind != "O":
+        return
+    for place, label in enumerate(y):
+        # As NumPy and pandas call what is missing.
+        if label is None or (not isinstance(label, str) and str(label) in ("nan", "NaT", "<NA>")):
+            raise ValueError(
+                f"{who} received the label {label!r} at index {place}; give every sample a label, "
+                "or leave it out."
+            )
+        if isinstance(label, str) != isinstance(y[0], str):
+            raise ValueError(
+                f"{who} received the labels {y[0]!r} at index 0 and {label!r} at index {place}, "
+                "which have no order; make all of them text, or numbers."
+            )
+
+
 @dataclass(frozen=True)
 class Indicators(Targets):
     """Several labels a sample, each of which holds or not: rows of zeros and ones.

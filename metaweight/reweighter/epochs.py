@@ -137,8 +137,11 @@ class BestEpoch(Hook):
         self._kept: dict[str, dict[str, Tensor]] = {}
 
     def after_validation(self, engine: Engine, stats: Mapping[str, Any]) -> None:
-        if stats[HELD_OUT_LOSS] < self._least or not self._kept:
-            self.epoch, self._least = int(stats["epoch"]), stats[HELD_OUT_LOSS]
+        loss = stats[HELD_OUT_LOSS]
+        # Nothing is less than a loss that is not a number.
+        better = loss < self._least or (math.isnan(self._least) and not math.isnan(loss))
+        if better or not self._kept:
+            self.epoch, self._least = int(stats["epoch"]), loss
             self._kept = {
                 problem.name: {k: v.clone() for k, v in problem.module.state_dict().items()}
                 for problem in engine.problems

@@ -32,8 +32,15 @@ from .saved import write
 from .settings import Settings
 from .state import restored, state_of
 from .targets import Targets
-from .training import finite_outputs, logits_of, require_outputs, train_reweighted, weights_of
-from .validation import ReadingEstimator
+from .training import (
+    finite_outputs,
+    inputs_that_fit,
+    logits_of,
+    require_outputs,
+    train_reweighted,
+    weights_of,
+)
+from .validation import ReadingEstimator, batches_of_one_refused, fitted_anew
 
 MakeModule = Callable[[int, int], nn.Module]
 Loss = Callable[..., Tensor]
@@ -71,8 +78,15 @@ class WeightingEstimator(ReadingEstimator):
 
         Raises:
             ValueError: For data or settings that cannot be used, saying why.
-            LossError: When training diverged; the estimator stays as it was.
+            LossError: When training diverged.
+
+        After an error the estimator is as it was.
         """
+        with fitted_anew(self), batches_of_one_refused(type(self).__name__):
+            self._fit(X, y, clean, eval_set, callbacks)
+        return self
+
+    def _fit(self, X: Any, y: Any, clean: Any, eval_set: Any, callbacks: Any) -> None:
         settings = Settings.of(self)
         reader = self._reader()
         hooks, functions = split_callbacks(reader.who, callbacks)
@@ -120,15 +134,15 @@ class WeightingEstimator(ReadingEstimator):
         self.history_ = records.history()
         self.best_epoch_ = None if best is None else best.epoch
         self._keep(module, weigher, outputs, data, y, settings.loss)
-        return self
 
     def _network(self, given: Given, settings: Settings) -> tuple[nn.Module, Inputs]:
         """Return a new network, from the seed, and how samples become its inputs."""
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             module = self._made(given.width, settings.outputs)
-        scaled = self.module is None
-        return module, Inputs.scaled(given.held) if scaled else Inputs.of_module(module)
+        if self.module is None:
+            return module, Inputs.scaled(given.held)
+        return module, inputs_that_fit(module, given.held, self._reader())
 
     def _keep(
         self,
@@ -162,7 +176,15 @@ class WeightingEstimator(ReadingEstimator):
                     "array, a frame or a tensor."
                 )
             given = read_given(X, reader, labelled=False).named(reader.who, self._names)
-        return logits_of(self.module_, given.samples(reader, self._inputs), reader)
+        outputs = logits_of(self.module_, given.samples(reader, self._inputs), reader)
+        endless = ~outputs.isfinite().reshape(len(outputs), -1).all(1)
+        if endless.any():
+            raise DataError(
+                f"{reader.who} received samples whose outputs are not finite, the first at index "
+                f"{int(endless.nonzero()[0])}; look for numbers in it that are not, or are far "
+                "larger than those of fit."
+            )
+        return outputs
 
     def plot(self) -> Any:
         """Draw weights against losses, a histogram of the weights, and ``history_``.

@@ -174,6 +174,14 @@ def _numbers(who: str, name: str, values: Any) -> Tensor | None:
     found = read_values(values, f"{who} received {name!r}, which", DataError).detach().cpu()
     if not found.ndim:
         raise DataError(f"{who} received {name!r} of one number; give an array of samples.")
+    endless = ~found.isfinite().reshape(len(found), -1).all(1)
+    if endless.any():
+        row = int(endless.nonzero()[0])
+        value = found[row][~found[row].isfinite()].flatten()[0].item()
+        raise DataError(
+            f"{who} received {name!r} with {value} in row {row}; give finite numbers, or leave out "
+            "such samples."
+        )
     return found
 
 

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from metaweight.problems import DataError
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -21,11 +23,13 @@ class Inputs:
         dtype: Type of the inputs.
         mean: Mean of each feature, (F,), float64; ``None`` to leave samples as they are.
         deviation: Standard deviation of each, likewise; 1 for one that does not vary.
+        whole: Whether inputs are integers, such as rows of an embedding.
     """
 
     dtype: torch.dtype
     mean: NDArray[np.float64] | None = None
     deviation: NDArray[np.float64] | None = None
+    whole: bool = False
 
     @classmethod
     def scaled(cls, X: NDArray[np.generic]) -> Inputs:
@@ -55,6 +59,13 @@ class Inputs:
 
     def tensor(self, X: NDArray[np.generic]) -> Tensor:
         """Return the inputs of samples of a table, (N, …)."""
+        if self.whole:
+            if X.dtype.kind not in "iu" and not (np.rint(X) == X).all():
+                raise DataError(
+                    "The module takes whole numbers, but received samples of others, such as "
+                    f"{X[np.rint(X) != X][0]}; give integers, as to fit."
+                )
+            return torch.from_numpy(X.astype(np.int64))
         if self.mean is None or self.deviation is None:
             return torch.tensor(X, dtype=self.dtype)
         flat = X.reshape(len(X), -1).astype(np.float64)

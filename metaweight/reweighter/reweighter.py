@@ -15,7 +15,7 @@ from metaweight._batch import Part
 from metaweight.problems import ConfigurationError
 from metaweight.weighting.meta_weight_net import WeightOutput
 
-from .classes import Classes, Indicators
+from .classes import Classes, Indicators, require_one_type
 from .estimator import Loss, MakeModule, WeightingEstimator
 from .targets import Targets
 
@@ -181,6 +181,7 @@ class Reweighter(ClassifierMixin, WeightingEstimator):  # type: ignore[misc]
     weight_output: ClassVar[WeightOutput] = "exponential"
 
     def _labels_of(self, y: Any) -> NDArray[Any]:
+        require_one_type(type(self).__name__, y)
         if type_of_target(y, input_name="y") != "multilabel-indicator":
             return super()._labels_of(y)
         found: NDArray[Any] = y.toarray() if hasattr(y, "toarray") else y

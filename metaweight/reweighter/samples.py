@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from metaweight.data import SampleLoader, TensorLoader
+from metaweight.problems import DataError
 from metaweight.problems.data.batches import move_batch
 
 _TOGETHER, _PARTS_TOGETHER = 1024, 128
@@ -93,9 +94,15 @@ class ReadSamples:
         return replace(self, dataset=chosen, targets=self.targets[positions])
 
     def concat(self, other: ReadSamples) -> ReadSamples:
-        """Return these samples followed by others of the same form."""
-        both: Dataset[Any] = ConcatDataset([self.dataset, other.dataset])
-        return replace(self, dataset=both, targets=torch.cat([self.targets, other.targets]))
+        """Return these samples followed by others of the same form, each joined as they are."""
+        parts = [self.dataset, other.dataset]
+        join = self.join
+        if join != other.join:
+            parts = [_Marked(part, number) for number, part in enumerate(parts)]
+            join = _JoinEach((self.join, other.join))
+        both: Dataset[Any] = ConcatDataset(parts)
+        targets = torch.cat([self.targets, other.targets])
+        return replace(self, dataset=both, targets=targets, join=join)
 
     def loader(self, batch_size: int, *, seed: int, device: str | None) -> Iterable[Any]:
         """Return a loader of batches in random orders."""
@@ -137,6 +144,49 @@ class _Pairs(Dataset[Any]):
 
     def __getitem__(self, position: int) -> tuple[Any, Tensor]:
         return self.dataset[position], self.targets[position]
+
+
+class _Marked(Dataset[Any]):
+    """Each sample after the number of the data set that it is from."""
+
+    def __init__(self, dataset: Any, number: int) -> None:
+        self.dataset = dataset
+        self.number = number
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, position: int) -> tuple[int, Any]:
+        return self.number, self.dataset[position]
+
+
+@dataclass(frozen=True)
+class _JoinEach:
+    """Makes the inputs of a batch of samples of several data sets, in their order.
+
+    Args:
+        joins: What makes those of each.
+    """
+
+    joins: tuple[Callable[[list[Any]], Any], ...]
+
+    def __call__(self, samples: list[tuple[int, Any]]) -> Any:
+        order: list[int] = []
+        joined = []
+        for number, join in enumerate(self.joins):
+            places = [i for i, (mark, _) in enumerate(samples) if mark == number]
+            if places:
+                joined.append(join([samples[i][1] for i in places]))
+            order += places
+        back = torch.tensor(order).argsort()
+        try:
+            return _each(lambda *parts: torch.cat(parts)[back], *joined)
+        except RuntimeError as error:
+            raise DataError(
+                "Samples of X and clean ones are joined to inputs that do not fit together "
+                f"({error}); give both a collate_fn that makes the same form of them, or "
+                "train_on_clean=False."
+            ) from error
 
 
 def _each(change: Callable[..., Tensor], *inputs: Any) -> Any:

@@ -29,8 +29,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, An
     save_file = _safetensors().save_file
     folder.mkdir(parents=True, exist_ok=True)
     where = folder / FILE
-    # Numbers of NumPy, as searches over settings give them.
-    text = json.dumps(settings, default=lambda number: number.item())
+    text = json.dumps(settings, default=_plain)
     # Tensors that share memory, as tied weights do, are refused by safetensors.
     own = {
         name: each.clone(memory_format=torch.contiguous_format) for name, each in tensors.items()
@@ -64,6 +63,23 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return torch_part.load_file(where), json.loads(metadata["settings"])
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{where} cannot be read: {error}; save the model again.") from error
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting that JSON does not hold as one that it does.
+
+    Raises:
+        ValueError: For others.
+    """
+    if isinstance(value, torch.device):
+        return str(value)
+    # A number of NumPy, as searches over settings give them.
+    if not hasattr(value, "item"):
+        raise ValueError(
+            f"save() was given a model with the setting {value!r}; give numbers and text, which "
+            "JSON holds."
+        )
+    return value.item()
 
 
 def part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

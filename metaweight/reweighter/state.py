@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +34,15 @@ def state_of(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors |= {k: torch.from_numpy(each) for k, each in arrays.items() if each is not None}
     tensors |= {f"history.{k}": torch.from_numpy(each) for k, each in model.history_.items()}
     settings = {k: v for k, v in model.get_params(deep=False).items() if k != "module"}
-    if not isinstance(model.random_state, int):
-        settings["random_state"] = None
+    whole = isinstance(model.random_state, Integral)
+    settings["random_state"] = int(model.random_state) if whole else None
     functions = sorted(name for name, value in settings.items() if callable(value))
     fitted = {
         "targets": model._targets.saved(),
         "features": getattr(model, "n_features_in_", None),
         "feature names": getattr(model, "feature_names_in_", np.array([])).tolist(),
         "width": model._width,
+        "whole inputs": model._inputs.whole,
         "names": model._names,
         "table": model._table,
         "own module": model.module is not None,
@@ -79,17 +82,24 @@ def restored(cls: Any, folder: Path, module: Any, functions: Mapping[str, Any]) 
     model.best_epoch_ = fitted["best epoch"]
     model._width, model._table = fitted["width"], fitted["table"]
     model._names = None if fitted["names"] is None else tuple(fitted["names"])
-    _restore_networks(model, folder, tensors)
+    _restore_networks(model, folder, tensors, whole=fitted.get("whole inputs", False))
     return model
 
 
-def _restore_networks(model: Any, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+def _restore_networks(
+    model: Any, folder: Path, tensors: Mapping[str, Tensor], *, whole: bool
+) -> None:
     net, weigher = part(tensors, "module"), part(tensors, "weights")
     outputs = model._targets.outputs
-    model.module_ = model._made(model._width, outputs)
+    # The values that are drawn are replaced.
+    with torch.random.fork_rng():
+        model.module_ = model._made(model._width, outputs)
+        model.weight_module_ = weight_network(model.class_aware, model.weight_output, outputs)
     scale = [tensors[name].numpy() for name in _SCALE if name in tensors]
-    model._inputs = Inputs(torch.float64, *scale) if scale else Inputs.of_module(model.module_)
-    model.weight_module_ = weight_network(model.class_aware, model.weight_output, outputs)
+    usual = Inputs.of_module(model.module_)
+    model._inputs = (
+        Inputs(torch.float64, scale[0], scale[1]) if scale else replace(usual, whole=whole)
+    )
     model.weight_module_.to(next(v.dtype for v in weigher.values() if v.is_floating_point()))
     try:
         model.module_.load_state_dict(net)

@@ -104,7 +104,8 @@ class Numbers(Targets):
     @classmethod
     def scaled(cls, y: Floats) -> Numbers:
         """Return the scaling to mean 0 and variance 1 of these numbers."""
-        return cls(float(y.mean()), float(y.std()) or 1.0)
+        wide = y.astype(np.float64)
+        return cls(float(wide.mean()), float(wide.std()) or 1.0)
 
     def require(self, name: str, y: NDArray[Any]) -> None:
         """Take all numbers."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -118,6 +121,20 @@ def one_cycle(step: int, steps: int) -> float:
     """
     top = max(1.0, _RISE * steps)
     return (step + 1) / top if step + 1 < top else max(0.0, (steps - step) / (steps - top + 1))
+
+
+def inputs_that_fit(module: nn.Module, held: Any, reader: BatchReader) -> Inputs:
+    """Return how samples become inputs of a network: integers of a table as floating numbers,
+    unless the network takes no others than integers, as one that begins with an embedding does."""
+    usual = Inputs.of_module(module)
+    if not isinstance(held, np.ndarray) or held.dtype.kind not in "iu":
+        return usual
+    for inputs in (usual, replace(usual, whole=True)):
+        # What else may be amiss is told once the outputs are asked for.
+        with contextlib.suppress(Exception):
+            _evaluated(module, inputs.of(held[:2]), reader)
+            return inputs
+    return usual
 
 
 def require_outputs(

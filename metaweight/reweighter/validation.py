@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
 
@@ -25,9 +26,46 @@ from .given import Given, is_table, read_given
 from .targets import Targets
 
 Labelled = tuple[Given, NDArray[Any]]
+# What scikit-learn notes of a table while it reads it.
+_OF_TABLES = ("n_features_in_", "feature_names_in_")
+_ONE_ALONE = "Expected more than 1 value per channel when training"
 
 # The order of memory would show in the rounding of sums.
 _READ: dict[str, Any] = {"dtype": "numeric", "allow_nd": True, "order": "C"}
+
+
+@contextmanager
+def fitted_anew(estimator: Any) -> Iterator[None]:
+    """Fit an estimator inside, without what it knows of the tables before; after an error it is as
+    it was."""
+    before = dict(vars(estimator))
+    for name in _OF_TABLES:
+        vars(estimator).pop(name, None)
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
+
+
+@contextmanager
+def batches_of_one_refused(who: str) -> Iterator[None]:
+    """Say what to do where batch norm is trained on one sample.
+
+    Raises:
+        ValueError: Then.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if _ONE_ALONE not in str(error):
+            raise
+        raise ValueError(
+            f"{who} received a module with batch norm, and a batch of one sample, which has no "
+            f"variance ({error}); give a batch_size that leaves two samples or more for the last "
+            "batch, two clean samples or more, or a module with another norm."
+        ) from error
 
 
 class ReadingEstimator(BaseEstimator):  # type: ignore[misc]
@@ -83,7 +121,7 @@ class ReadingEstimator(BaseEstimator):  # type: ignore[misc]
                     "and their labels."
                 )
             table = self._table_like(X)
-            y = self._labels_of(check_array(y, ensure_2d=False, dtype=None))
+            y = self._labels_of(check_array(y, accept_sparse=True, ensure_2d=False, dtype=None))
             if len(table) != len(y):
                 raise ValueError(
                     f"{name} holds {len(table)} samples and {len(y)} labels; give one label for "
@@ -102,7 +140,8 @@ class ReadingEstimator(BaseEstimator):  # type: ignore[misc]
         given = read_given(X, reader, labelled=True if y is None else None)
         if y is not None and given.labels is not None:
             raise DataError(f"{reader.who} received labels in X and as y; leave out y.")
-        found = check_array(given.labels if y is None else y, ensure_2d=False, dtype=None)
+        labels = given.labels if y is None else y
+        found = check_array(labels, accept_sparse=True, ensure_2d=False, dtype=None)
         check_consistent_length(range(len(given)), found)
         return given, self._labels_of(found)
 

@@ -75,8 +75,10 @@ def _every(
     given: Tensor, probabilities: Tensor | None, keys: Sequence[Hashable] | None
 ) -> LabelIssues:
     """Return all samples with a label and a value as issues."""
-    if keys is not None and len(keys) != len(given):
-        raise DataError(f"{len(keys)} keys were given for {len(given)} labels; give one for each.")
+    # A column of a table is looked up by its own labels of rows, a list by place.
+    named = range(len(given)) if keys is None else list(keys)
+    if len(named) != len(given):
+        raise DataError(f"{len(named)} keys were given for {len(given)} labels; give one for each.")
     where = (given != -1).nonzero().squeeze(1)
     labels = given[where]
     if probabilities is None:
@@ -88,7 +90,7 @@ def _every(
         confidence = chosen.gather(1, labels[:, None]).squeeze(1)
     return LabelIssues(
         indices=where,
-        keys=tuple(where.tolist() if keys is None else (keys[i] for i in where.tolist())),
+        keys=tuple(named[i] for i in where.tolist()),
         given=labels,
         suggested=suggested,
         confidence=confidence,

@@ -102,19 +102,25 @@ class WeightedClassifier(ReweightedProblem[ModuleType]):
 
     def weights_from(self, features: Tensor, given: Any, device: torch.device) -> Tensor:
         """Return the weights of samples with these features, one row per sample, and labels."""
+        weights, kept = self.weights_and_kept(features, given, device)
+        weights = weights if kept is None else over_labelled(weights, kept)
+        return normalise_weights(weights) if self._normalise else weights
+
+    def weights_and_kept(
+        self, features: Tensor, given: Any, device: torch.device
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the weights as they are before they are scaled, and which samples have a label;
+        ``None`` where all are known to."""
         labels = given if isinstance(given, Mapping) else read_values(given, "Labels", LossError)
         if isinstance(labels, Tensor):
             labels = labels.to(device, non_blocking=True)
         if not self._of_classes or not isinstance(labels, Tensor) or labels.is_floating_point():
-            weights: Tensor = getattr(self, self._weights)(features, labels)
-        else:
-            ignored = self._loss.ignore_index
-            read = read_labels(labels, shape=features.shape[:1], ignore_index=ignored)
-            weights = getattr(self, self._weights)(features, read.classes)
-            fits = isinstance(weights, Tensor) and weights.numel() == len(features)
-            if fits and not read.whole:
-                weights = over_labelled(weights, read.kept)
-        return normalise_weights(weights) if self._normalise else weights
+            return getattr(self, self._weights)(features, labels), None
+        ignored = self._loss.ignore_index
+        read = read_labels(labels, shape=features.shape[:1], ignore_index=ignored)
+        weights = getattr(self, self._weights)(features, read.classes)
+        fits = isinstance(weights, Tensor) and weights.numel() == len(features)
+        return weights, read.kept if fits and not read.whole else None
 
 
 def over_labelled(weights: Tensor, kept: Tensor) -> Tensor:

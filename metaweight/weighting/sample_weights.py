@@ -162,12 +162,18 @@ class SampleWeights(Hook):
         return self._table.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what :meth:`state_dict` returned.
+        """Load what :meth:`state_dict` returned; without its predictions where they are not asked
+        for.
 
         Raises:
             CheckpointError: For another number of samples.
         """
-        self._table.load_state_dict(state)
+        left_out = set() if self._keeps_predictions else {"prediction"}
+        kept = {
+            part: {name: rows for name, rows in state[part].items() if name not in left_out}
+            for part in ("last", "total")
+        }
+        self._table.load_state_dict({**state, **kept})
 
     def rank_label_issues(
         self,

@@ -23,14 +23,14 @@ class StepResult:
 
     Attributes:
         skipped: Whether the optimizer step that the batch completes was skipped.
-        overflow: Whether the gradient is too large for the current loss scale, so that the loss
-            scaler skips the step; set by the check of finiteness.
+        drop: Tells, by waiting for the device, whether the loss scaler has refused the step;
+            ``None`` without one.
         own: Whether this process's own gradient is finite, a 0-dim tensor; set when the gradient
             has been averaged over processes and a hook may refuse the step.
     """
 
     __slots__ = (
-        *("_loss", "error", "metrics", "overflow", "own", "skipped"),
+        *("_loss", "error", "metrics", "_overflow", "drop", "own", "skipped"),
         *("sample_logits", "sample_losses", "sample_weights"),
     )
 
@@ -50,8 +50,19 @@ class StepResult:
         self.sample_logits = sample_logits
         self.error = error
         self.skipped = False
-        self.overflow = False
+        self._overflow = False
+        self.drop: object = None
         self.own: Tensor | None = None
+
+    @property
+    def overflow(self) -> bool:
+        """Whether the gradient is too large for the current loss scale, so that the loss scaler
+        skips the step; set by the check of finiteness, or known once the scaler has."""
+        return self._overflow or bool(self.drop)
+
+    @overflow.setter
+    def overflow(self, value: bool) -> None:
+        self._overflow = value
 
     @property
     def loss(self) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.indexed import Indexed
 from ..base.nested import with_content
 
 
@@ -27,7 +28,7 @@ def move_batch(batch: Any, device: torch.device, *, channels_last: bool = False)
     """
     if isinstance(batch, Tensor):
         return _move_tensor(batch, device, channels_last)
-    if type(batch) in (tuple, list):
+    if type(batch) in (tuple, list, Indexed):
         there = not channels_last and all([type(b) is Tensor and b.device == device for b in batch])
         parts = (
             batch if there else [move_batch(b, device, channels_last=channels_last) for b in batch]

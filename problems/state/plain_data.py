@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import CheckpointError
+from ..base.indexed import Indexed, rebuilt
 from ..base.shards import is_sharded
 
 LABEL = "metaweight holds"
@@ -120,6 +121,10 @@ class _Writer:
             items = [self.write(v, f"an item of {where}") for v in value]
             length = value.maxlen if isinstance(value, deque) else None
             return {LABEL: name, "items": items, "length": length}
+        if isinstance(value, Indexed):
+            items = [self.write(v, f"{where}[{i}]") for i, v in enumerate(value)]
+            fields = getattr(value, "_fields", None)
+            return {LABEL: "indexed", "name": name, "fields": fields, "items": items}
         names = field_names(type(value))
         place = f"{type(value).__module__}:{type(value).__qualname__}"
         if names is None or class_at(place) is not type(value) or _has_more(value, names):
@@ -131,8 +136,8 @@ class _Writer:
                     "or a named tuple or dataclass defined at the top of a module",
                 )
             )
-        fields = {name: self.write(getattr(value, name), f"{where}.{name}") for name in names}
-        return {LABEL: "class", "place": place, "fields": fields}
+        content = {name: self.write(getattr(value, name), f"{where}.{name}") for name in names}
+        return {LABEL: "class", "place": place, "fields": content}
 
 
 class _Reader:
@@ -160,6 +165,8 @@ class _Reader:
             return value["value"].numpy()
         if label == "deque":
             return deque([self.read(v) for v in value["items"]], value["length"])
+        if label == "indexed":
+            return rebuilt(value["name"], value["fields"], [self.read(v) for v in value["items"]])
         if label in SEQUENCES:
             return SEQUENCES[label](self.read(v) for v in value["items"])
         if label == "class":

@@ -64,11 +64,13 @@ def descend(
         if not state.skipped:
             after_gradient(problem)
         if last:
-            dropped = not state.skipped and _update(problem, plan)
+            asks = plan.keeps_states and has_proposals(problem)
+            drop = None if state.skipped else _update(problem)
             _close(problem, result)
             if plan.keeps_states:
-                taken = not (result.skipped or result.overflow or dropped)
+                taken = not (result.skipped or result.overflow or (asks and bool(drop)))
                 settle_states(problem, plan, taken=taken)
+            result.drop = drop
     except BaseException as error:
         state.trajectory.abandon()
         problem.zero_grad()
@@ -128,12 +130,12 @@ def _gradient(
     return result
 
 
-def _update(problem: Problem, plan: StepPlan) -> bool:
-    """Take the optimizer step; return whether a loss scaler is known to have refused it."""
-    drop = ScaleDrop(problem) if plan.keeps_states and has_proposals(problem) else None
+def _update(problem: Problem) -> ScaleDrop | None:
+    """Take the optimizer step; return what tells whether a loss scaler has refused it."""
+    drop = None if problem.scaler is None else ScaleDrop(problem)
     problem.optimizer_step()
     problem.param_callback()
-    return bool(drop)
+    return drop
 
 
 def _close(problem: Problem, result: StepResult) -> None:

@@ -42,6 +42,7 @@ from metaweight.weighting import MetaWeightNet, WeightedClassifier, WeightLearne
 Named = namedtuple("Named", "image label index")
 Backwards = namedtuple("Backwards", "targets index inputs")
 Unnamed = namedtuple("Unnamed", "a b c")
+Grouped = namedtuple("Grouped", "image label group index")
 
 
 BATCHES: dict[str, Any] = {
@@ -54,6 +55,7 @@ BATCHES: dict[str, Any] = {
     "BatchEncoding": Encoding(pixel_values=X, labels=Y, idx=PLACES),
     "named tuple": Named(X, Y, PLACES),
     "named tuple, backwards": Backwards(Y, PLACES, X),
+    "named tuple, another part before": Grouped(X, Y, 7 + Y, PLACES),
     "named tuple without names": Unnamed(X, Y, PLACES),
 }
 UNREADABLE: dict[str, tuple[Any, str, str]] = {

@@ -248,6 +248,20 @@ def test_a_real_betty_imported_before_is_set_aside_and_comes_back() -> None:
     assert importlib.import_module("betty.engine") is real
 
 
+def test_what_is_installed_inside_a_with_statement_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "betty"]:
+        monkeypatch.delitem(sys.modules, name)
+    before = list(sys.meta_path)
+    with serve():
+        install()
+    assert sys.meta_path[1:] == before
+    sys.meta_path[:] = before
+    with serve():
+        pass
+    assert sys.meta_path == before
+
+
 def test_installing_twice_is_installing_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     for name in [name for name in sys.modules if name.partition(".")[0] == "betty"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -11,6 +12,7 @@ from support.label_tools import MEANS, OWN, WHOLE
 from support.labelled_batch import HOT, KEPT, MISSING, B, X, Y, close
 
 from metaweight import DataError, LossError
+from metaweight._labels import read_labels
 from metaweight.noise import (
     stratified_folds,
 )
@@ -102,3 +104,13 @@ def test_where_every_sample_needs_one_a_missing_label_is_named(tool: str, mark: 
     labels[4] = mark
     with pytest.raises((LossError, DataError), match=f"leave out samples.* {mark} at index 4"):
         WHOLE[tool](X, labels)
+
+
+@pytest.mark.parametrize("place", [(1,), (1, 0)])
+def test_labels_that_are_masked_are_refused(place: tuple[int, ...]) -> None:
+    labels = np.ma.array(np.eye(3, dtype=int) if len(place) > 1 else [0, 1, 2])
+    found = read_labels(labels).classes
+    assert found.tolist() == [0, 1, 2]
+    labels[place] = np.ma.masked
+    with pytest.raises(LossError, match=r"are masked at index .*; give what stands for that"):
+        read_labels(labels)

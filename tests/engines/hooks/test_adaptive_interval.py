@@ -97,6 +97,31 @@ def test_the_agreement_is_the_length_of_the_mean_direction() -> None:
     assert float(found) == pytest.approx(float(expected), abs=1e-6)
 
 
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_a_gradient_that_is_not_finite_is_left_out(value: float, first: bool) -> None:
+    gradients = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    found = []
+    for broken in (False, True):
+        hook, parameter = AdaptiveInterval("outer", beta=0.8), torch.zeros(5, requires_grad=True)
+        for number, gradient in enumerate(gradients):
+            if broken and (number == 2 or (first and not number)):
+                parameter.grad = torch.full((5,), value)
+                hook._agreement([parameter])
+            parameter.grad = gradient
+            agreement = hook._agreement([parameter])
+        found.append(agreement)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_a_run_goes_on_from_a_sum_that_is_not_finite() -> None:
+    """Earlier versions saved one after a gradient that overflowed."""
+    hook = AdaptiveInterval("outer", patience=1, most=2)
+    state = {"interval": 1, "steps": 5, "weight": 3.0, "seen": torch.nan}
+    hook.load_state_dict({**state, "sum": torch.full((1,), torch.nan)})
+    assert intervals(program([1.0, -1.0] * 10, hook), hook, 8)[-1] == 2
+
+
 def test_goes_on_where_it_was_saved() -> None:
     signs = [1.0, -1.0] * 30
     whole = AdaptiveInterval("outer", patience=4)

@@ -91,6 +91,17 @@ def test_steps_left_out_are_not_logged(tmp_path: Path) -> None:
     assert [record["step"] for record in records(tmp_path, "norms/chase")] == [1, 3]
 
 
+def test_steps_that_the_loss_scaler_refuses_are_not_logged(tmp_path: Path) -> None:
+    chase = problem(
+        module=Point(3.0).float(),
+        data=[b.float() for b in numbers(1.0, 1e38, 2.0)],
+        config=Config(precision="fp16", initial_dynamic_scale=64.0),
+    )
+    settings: dict[str, Any] = {"logger_type": "jsonl", "log_dir": tmp_path}
+    single(chase, steps=3, hooks=[NormLogger(every=1)], **settings).run()
+    assert [record["step"] for record in records(tmp_path, "norms/chase")] == [1, 3]
+
+
 def test_goes_on_amid_an_accumulation(tmp_path: Path) -> None:
     """A part of the hypergradient is that of all micro-batches, those before a restart too."""
     build = two_levels(

@@ -66,6 +66,18 @@ def test_an_accumulation_counts_once() -> None:
     close(average(hook), averaged(0.0, [seen.after[2], seen.after[5]]))
 
 
+def test_steps_that_the_loss_scaler_refuses_do_not_count() -> None:
+    seen, hook = Seen("chase"), EMAHook("chase", BETA)
+    config = Config(precision="fp16", initial_dynamic_scale=64.0)
+    data = [batch.float() for batch in numbers(1.0, 1e38, 2.0)]
+    chase = problem(module=Point(3.0).float(), data=data, config=config)
+    single(chase, steps=3, hooks=[hook, seen]).run()
+    assert hook.ema.step == 2
+    assert torch.equal(seen.after[1], seen.after[0])
+    expected = averaged(3.0, [seen.after[0], seen.after[2]]).float()
+    torch.testing.assert_close(average(hook), expected, rtol=1e-6, atol=0)
+
+
 def test_upper_problems_are_averaged_when_they_step() -> None:
     seen, hook = Seen("outer"), EMAHook("outer", BETA)
     bilevel(inner_config=Config(unroll_steps=2), steps=6, hooks=[hook, seen]).run()

@@ -191,3 +191,14 @@ def test_a_pipeline_can_be_pickled():
     batch = images()
     expected = pipeline(batch)
     assert torch.equal(pickle.loads(pickle.dumps(pipeline))(batch), expected)
+
+
+def test_a_transform_of_two_loaders_has_one_share() -> None:
+    """Both tell it, and it draws as where one does."""
+    once, twice = (RandomCropFlip(generator=torch.Generator().manual_seed(7)) for _ in range(2))
+    once.take_share(3, 4)
+    for _ in range(2):
+        twice.take_share(3, 4)
+    assert once.generator.initial_seed() == twice.generator.initial_seed() == 10
+    twice.take_share(1, 2)
+    assert twice.generator.initial_seed() == 8

@@ -184,3 +184,35 @@ def test_images_are_on_the_host_whatever_the_default_device(folder: Path) -> Non
         found = load_image_folder(folder, 8).data
     assert torch.equal(found.inputs, expected.inputs)
     assert torch.equal(found.labels, expected.labels)
+
+
+def test_wide_grey_images_keep_their_greys(tmp_path: Path) -> None:
+    """Every 16-bit number of 257 k is the 8-bit grey k."""
+    greys = np.arange(64, dtype=np.uint16).reshape(8, 8) * 4
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(greys * 257).save(tmp_path / name / "x.png")
+    found = load_image_folder(tmp_path, 8).data.inputs
+    expected = torch.from_numpy(greys.astype(np.uint8)).expand(2, 3, 8, 8)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("F", np.float32), ("I", np.int32)])
+def test_images_without_a_white_are_refused(tmp_path: Path, mode: str, dtype: type) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.ones((8, 8), dtype)).save(tmp_path / name / "x.tif")
+    with pytest.raises(DataError, match=f"x.tif .*its mode {mode} does not say .*; save it with 8"):
+        load_image_folder(tmp_path, 8)
+
+
+def test_images_are_turned_as_their_camera_was(tmp_path: Path) -> None:
+    """Orientation 3: the first row of the file is the last of the picture, from right to left."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        image = Image.fromarray(noise(8, 8))
+        exif = image.getexif()
+        exif[0x112] = 3
+        image.save(tmp_path / name / "x.png", exif=exif)
+    expected = torch.from_numpy(noise(8, 8)[::-1, ::-1].copy()).permute(2, 0, 1)
+    assert torch.equal(load_image_folder(tmp_path, 8).data.inputs[0], expected)

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from metaweight import Engine, EngineConfig, ImplicitProblem
-from metaweight._batch import split_batch
 from metaweight.data import RandomCropFlip, SampleLoader
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -219,29 +218,3 @@ def test_a_share_goes_on_where_it_was_saved() -> None:
     assert [b.tolist() for b in second] == [b.tolist() for b in batches]
     with pytest.raises(ValueError, match="processes"):
         SampleLoader(list(range(20)), 2, seed=1).load_state_dict(first.state_dict())
-
-
-class LabelFirst(NamedTuple):
-    label: int
-    image: Tensor
-
-
-DICTS = [{"image": torch.full((2,), float(i)), "label": 10 + i} for i in range(4)]
-LABELS_FIRST = [LabelFirst(10 + i, torch.full((2,), float(i))) for i in range(4)]
-
-
-@pytest.mark.parametrize("samples", [DICTS, LABELS_FIRST], ids=["mappings", "named tuples"])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_positions_are_no_labels(samples: list[Any], workers: int) -> None:
-    (batch,) = SampleLoader(samples, 4, with_indices=True, num_workers=workers, shuffle=False)
-    assert batch["indices"].tolist() == [0, 1, 2, 3]
-    inputs, labels, indices = split_batch("A test", batch)
-    assert labels.tolist() == [10, 11, 12, 13]
-    assert list(inputs) == ["image"] and torch.equal(indices, batch["indices"])
-
-
-def test_a_part_that_is_called_as_positions_are_is_refused() -> None:
-    samples = [{"x": torch.ones(2), "label": 0, "indices": torch.ones(3)}] * 4
-    said = r"SampleLoader was to add the positions of samples as 'indices' to a dict with 'x'"
-    with pytest.raises(DataError, match=said):
-        next(iter(SampleLoader(samples, 2, with_indices=True)))

@@ -27,7 +27,7 @@ from metaweight import (
 )
 from metaweight.data import TensorLoader
 from metaweight.integrations import WeightingConfig
-from metaweight.integrations.lightning import ReweightedModule
+from metaweight.integrations.lightning import STATE, ReweightedModule
 from metaweight.weighting import (
     ClassAwareWeightNet,
     WeightedClassifier,
@@ -256,6 +256,22 @@ def test_the_weight_network_is_loaded_without_training(tmp_path: Path) -> None:
     other = WeightingConfig(weight_network())
     with pytest.raises(CheckpointError, match="another weight network than ClassAwareWeightNet"):
         Classifier.load_from_checkpoint(tmp_path / "saved.ckpt", weighting=other)
+
+
+def test_what_was_loaded_is_saved_again(tmp_path: Path) -> None:
+    module, run = Classifier(WeightingConfig()), trainer(tmp_path)
+    run.fit(module, noisy_batches())
+    run.save_checkpoint(tmp_path / "saved.ckpt")
+    loaded = Classifier.load_from_checkpoint(tmp_path / "saved.ckpt", weighting=WeightingConfig())
+    again: dict[str, Any] = {}
+    loaded.on_save_checkpoint(again)
+    other = Classifier(WeightingConfig())
+    other.on_load_checkpoint(again)
+    for found, value in zip(
+        other.weight_network.parameters(), module.weight_network.parameters(), strict=True
+    ):
+        assert torch.equal(found, value)
+    assert again[STATE]["schedule"] == module._levels.state_dict()["schedule"]
 
 
 def test_losses_are_logged_and_validated_as_usual(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -198,3 +199,11 @@ def test_a_missing_cleanlab_is_named_with_its_remedy(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "cleanlab.filter", None)
     with pytest.raises(ImportError, match=r"pip install 'metaweight\[noise\]'"):
         find()
+
+
+def test_a_column_of_keys_is_read_in_its_order() -> None:
+    """A frame that was sorted or filtered has rows whose labels are other numbers."""
+    names = [f"item {i}" for i in range(8)]
+    column = pd.Series(names, index=range(7, -1, -1))
+    found = find(filter_by="predicted_neq_given", keys=column)
+    assert found.keys == tuple(names[i] for i in found.indices.tolist()) != ()

@@ -11,7 +11,7 @@ from support.learners import batches, learner, network
 from torch import Tensor, nn
 
 from metaweight import Config, ConfigurationError
-from metaweight.noise import LearnedConcentration, MixupClassifier, mixup
+from metaweight.noise import LearnedConcentration, MixupClassifier, mix_pairs, mixup
 
 LR, MOMENTUM, STEPS = 0.3, 0.9, 2
 
@@ -112,3 +112,30 @@ def test_settings_that_make_no_sense_are_refused():
     for initial in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ConfigurationError, match=r"LearnedConcentration\(initial=.*above 0"):
             LearnedConcentration(initial)
+
+
+@pytest.mark.parametrize("ignored", [0, 2, 255])
+def test_samples_that_the_loss_leaves_out_are_not_mixed(ignored: int) -> None:
+    """As where they are marked by -1, which stands for no label anywhere."""
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([1, 0, ignored, 2, ignored, 1, ignored, ignored])
+
+    def step(labels: Tensor) -> Tensor:
+        torch.default_generator.manual_seed(1)
+        loss = nn.CrossEntropyLoss(ignore_index=ignored)
+        problem = MixupClassifier("c", alpha="a", loss=loss, module=nn.Linear(4, 3))
+        problem.a = lambda: torch.tensor(1.0)
+        torch.default_generator.manual_seed(5)
+        return problem.training_step((x, labels))
+
+    marked = torch.where(y == ignored, -1, y)
+    torch.testing.assert_close(step(y), step(marked), rtol=0, atol=0)
+
+
+def test_pairs_without_a_label_of_ones_own() -> None:
+    x, y = torch.eye(4), torch.tensor([1, 255, 0, 255])
+    mixed = mixup(x, y, 1.0, ignore_index=255)
+    assert torch.equal(mixed.inputs[1::2], x[1::2])
+    assert not mixed.inputs[::2, 1::2].any()
+    pairs = mix_pairs(x, y, torch.tensor(0.5), torch.tensor([2, 1, 0, 3]), ignore_index=255)
+    assert pairs.labels_a.tolist() == [1, -1, 0, -1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from metaweight import Engine, Hook, Problem
 from metaweight.reweighter import Reweighter
 from metaweight.reweighter.classes import Classes
 from metaweight.reweighter.division import hold_out, taken_from
+from metaweight.reweighter.epochs import BestEpoch
 from metaweight.reweighter.samples import TensorSamples
 from metaweight.reweighter.settings import Settings
 
@@ -157,3 +160,12 @@ def test_bad_input_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
         Reweighter(**settings).fit(**{"X": X, "y": Y, "clean": CLEAN, **given})
+
+
+def test_the_best_epoch_is_one_with_a_loss() -> None:
+    """Nothing is less than a loss that is not a number, which the first may have."""
+    hook, module = BestEpoch(), nn.Linear(1, 1)
+    engine: Any = SimpleNamespace(problems=[SimpleNamespace(name="c", module=module)])
+    for epoch, loss in enumerate((math.nan, 3.0, math.nan, 2.0, 4.0), 1):
+        hook.after_validation(engine, {"epoch": epoch, "held_out_loss": loss})
+    assert hook.epoch == 4

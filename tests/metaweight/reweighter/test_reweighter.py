@@ -306,7 +306,7 @@ def test_tied_weights_numbers_of_numpy_and_double_precision(data: Data, tmp_path
     again = Reweighter.load(tmp_path, Tied())
     np.testing.assert_array_equal(again.predict_proba(x), model.predict_proba(x))
     assert again.module_.second.weight is again.module_.first.weight
-    assert (again.learning_rate, again.random_state) == (0.1, None)
+    assert (again.learning_rate, again.random_state) == (0.1, 3)
 
 
 def test_a_saved_model_of_ones_own_network(data: Data, tmp_path: Path) -> None:

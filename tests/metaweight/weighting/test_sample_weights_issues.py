@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from metaweight.weighting import (
     SampleWeights,
     WeightedClassifier,
 )
+from metaweight.weighting.label_issue_ranking import ranked_label_issues
 
 
 class Unnoted(WeightedClassifier):
@@ -104,3 +106,12 @@ def test_samples_never_seen_are_no_issues_and_all_can_be_ranked_by_confidence() 
     assert len(every) == N - 3
     assert every.confidence.tolist() == sorted(every.confidence.tolist())
     assert torch.equal(every.suggested, hook.mean_predictions[every.indices].argmax(1))
+
+
+def test_a_column_of_keys_is_read_in_its_order() -> None:
+    names = pd.Series(["a", "b", "c"], index=[2, 0, 1])
+    rows = {"keys": names, "filter_by": None, "frac_noise": 1.0, "ranked_by": "loss"}
+    losses = torch.tensor([1.0, 3.0, 2.0])
+    assert ranked_label_issues([0, 1, 0], torch.ones(3), losses, None, **rows).keys == (
+        *("b", "c", "a"),
+    )

@@ -220,6 +220,24 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
         engine.load(tmp_path / "inside.pt")
 
 
+def test_a_resumed_run_may_leave_out_predictions(tmp_path: Path) -> None:
+    def built(steps: int, predictions: bool) -> tuple[SampleWeights, Engine]:
+        hook = SampleWeights("classifier", N, predictions=predictions)
+        loader = TensorLoader(samples(), 5, with_indices=True, seed=1)
+        return hook, program(hook, loader, train_iters=steps, lr=0.1)
+
+    whole, engine = built(6, predictions=True)
+    engine.run()
+    _, engine = built(3, predictions=True)
+    engine.run()
+    engine.save(tmp_path / "inside.pt")
+    again, engine = built(6, predictions=False)
+    engine.load(tmp_path / "inside.pt")
+    engine.run()
+    assert again.predictions is None and torch.equal(whole.counts, again.counts)
+    torch.testing.assert_close(whole.mean, again.mean, rtol=0, atol=0, equal_nan=True)
+
+
 def test_large_tables_are_files_in_the_folder_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
