@@ -21,6 +21,7 @@ from ..recording.recorded_steps import BatchNumber, RecordedStep
 from ..recording.samples import Samples
 from ..recording.trajectory import Trajectory
 from ..reweighted import ReweightedProblem
+from ..state.owned import owned
 from ..state.random_streams import RandomState
 from ..state.swapped_tensors import swapped_with_buffers
 from .batch_numbers import batch_number, require_batch_numbers
@@ -175,8 +176,8 @@ class LowerView:
 
     def owns(self, holder: Tensor | nn.Module) -> bool:
         if self._own is None:
-            module = self._problem.module
-            self._own = {id(each) for each in (*module.parameters(), *module.modules())}
+            own = owned(self._problem)
+            self._own = {id(each) for each in (*own.parameters, *own.modules)}
         return id(holder) in self._own
 
     def evaluation(
