@@ -87,7 +87,7 @@ class SAMA(Hypergradient):
         if not self._is_exact(step):
             return
         require_optimizer_steps(step, "SAMA with the exact preconditioner", "choose type='darts'")
-        reason = why_not_differentiable(step.optimizer)
+        reason = why_not_differentiable(step)
         if reason is not None:
             raise ConfigurationError(
                 f"Problem {lower.name!r} asks for type='sama', but {reason}. Use another "
