@@ -164,14 +164,14 @@ class LowerView:
     def loss(self, step: RecordedStep, instead: Mapping[Tensor, Tensor] | None = None) -> Tensor:
         step.random.restore()
         if instead is None:
-            loss = self._loss_of(step.batch)
+            loss = self._loss_of(step)
             return loss if self.sign == 1.0 else -loss
         with swapped_with_buffers(self._problem.module, instead):
-            return _signed(self._loss_of(step.batch), self.sign)
+            return _signed(self._loss_of(step), self.sign)
 
     def evaluate(self, step: RecordedStep) -> tuple[Tensor, Mapping[str, Any]]:
         step.random.restore()
-        evaluated = self._problem.evaluate(step.batch)
+        evaluated = self._problem.evaluate(step.batch_again(self.name))
         return evaluated.loss, evaluated.metrics
 
     def owns(self, holder: Tensor | nn.Module) -> bool:
@@ -244,8 +244,9 @@ class LowerView:
             else:
                 sample.samples(step)
 
-    def _loss_of(self, batch: Any) -> Tensor:
-        return loss_of(self._problem.name, self._problem.training_step(batch))
+    def _loss_of(self, step: RecordedStep) -> Tensor:
+        batch = step.batch_again(self.name)
+        return loss_of(self.name, self._problem.training_step(batch))
 
 
 class SampleLossView:
@@ -267,14 +268,15 @@ class SampleLossView:
     ) -> Samples:
         step.random.restore()
         problem = self._problem
+        batch = step.batch_again(problem.name)
         if instead is None:
-            found = problem.checked_samples(step.batch)
+            found = problem.checked_samples(batch)
         else:
             # Frozen ones are constants already, and may be of a type that a network asks for.
             trained = (p for p in problem.module.parameters() if p.requires_grad)
             constants = {p: p.detach() for p in trained}
             with swapped_with_buffers(problem.module, {**constants, **instead}):
-                found = problem.checked_samples(step.batch)
+                found = problem.checked_samples(batch)
         return self._signed(found)._replace(random=RandomState(problem.device))
 
     def recorded(self, step: RecordedStep) -> Samples | None:
@@ -283,7 +285,8 @@ class SampleLossView:
     def weights(self, samples: Samples, step: RecordedStep) -> Tensor:
         if samples.random is not None:
             samples.random.restore()
-        return self._problem.checked_weights(self._signed(samples), step.batch)
+        batch = step.batch_again(self._problem.name)
+        return self._problem.checked_weights(self._signed(samples), batch)
 
     def _signed(self, samples: Samples) -> Samples:
         return samples._replace(losses=_signed(samples.losses, self._view.sign))

@@ -27,7 +27,7 @@ def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
     with preserved_streams(problem.device):
         for step in state.trajectory.window:
             step.random.restore()
-            state.note_batch(step.batch)
+            state.note_batch(step.batch_again(problem.name))
             gradient = partial(_gradient, problem, plan, step)
             guarded_gradient(problem, plan, accepts, gradient)
     state.forget_terms()
