@@ -14,6 +14,7 @@ from ..base.errors import ConfigurationError
 from ..base.loss import loss_of
 from ..hypergradients.base import LowerProblem
 from ..kernels.activation_reuse import ReusableActivations
+from ..kernels.precision import as_computed
 from ..partial_hypergradient import reusable_activations
 from ..problem import Problem
 from ..products.evaluation import Evaluation
@@ -245,8 +246,7 @@ class LowerView:
                 sample.samples(step)
 
     def _loss_of(self, step: RecordedStep) -> Tensor:
-        batch = step.batch_again(self.name)
-        return loss_of(self.name, self._problem.training_step(batch))
+        return loss_of(self.name, self._problem.training_step(_batch_of(self._problem, step)))
 
 
 class SampleLossView:
@@ -268,7 +268,7 @@ class SampleLossView:
     ) -> Samples:
         step.random.restore()
         problem = self._problem
-        batch = step.batch_again(problem.name)
+        batch = _batch_of(problem, step)
         if instead is None:
             found = problem.checked_samples(batch)
         else:
@@ -285,11 +285,15 @@ class SampleLossView:
     def weights(self, samples: Samples, step: RecordedStep) -> Tensor:
         if samples.random is not None:
             samples.random.restore()
-        batch = step.batch_again(self._problem.name)
-        return self._problem.checked_weights(self._signed(samples), batch)
+        return self._problem.checked_weights(self._signed(samples), _batch_of(self._problem, step))
 
     def _signed(self, samples: Samples) -> Samples:
         return samples._replace(losses=_signed(samples.losses, self._view.sign))
+
+
+def _batch_of(problem: Problem, step: RecordedStep) -> Any:
+    batch, precision = step.batch_again(problem.name), problem.config.precision
+    return as_computed(batch, precision, plan_of(problem).parameters, problem.device)
 
 
 def _signed(loss: Tensor, sign: float) -> Tensor:
