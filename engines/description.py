@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from metaweight.problems import Problem
 from metaweight.problems.base.memory import shown_bytes
+from metaweight.problems.state.owned import owned
 from metaweight.problems.step.lower_view import lower_view
 from metaweight.problems.step.plan_in_words import plan_in_words
 
@@ -95,7 +96,7 @@ def _memory(problem: Problem, engine: Engine) -> str:
             size = f"{shown_bytes(found.bytes)}{estimated}"
         parts.append(f"state of {name}: {size}")
     if engine.config.roll_back and problem.parents:
-        known = module + (0 if found is None else found.bytes)
+        known = bytes_of(owned(problem).tensors) + (0 if found is None else found.bytes)
         least = "at least " if found is None and optimizer is not None else ""
         parts.append(f"snapshot for roll_back: {least}{shown_bytes(known)}")
     return f"  memory: {'; '.join(parts)}"

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from metaweight.problems import Problem, StepResult
 from metaweight.problems.base.settings import LeftOut
-from metaweight.problems.state.buffers import Snapshot
 from metaweight.problems.step.descent import descend, skip_step
 from metaweight.problems.step.redo import redo, redo_or_keep
 from metaweight.problems.step.scheduling import end_scheduled_epoch, step_scheduler
+from metaweight.problems.step.snapshot import snapshot_of
 from metaweight.problems.unrolling.initial import apply_initial_parameters, owns_start
 
 from .assembly import share
@@ -158,8 +158,7 @@ class Execution:
             apply_initial_parameters(problem)
 
     def _take_snapshot(self, problem: Problem) -> None:
-        snapshot = Snapshot(problem.module, problem.optimizer, problem.scaler)
-        self._engine.snapshots[problem.name] = snapshot
+        self._engine.snapshots[problem.name] = snapshot_of(problem)
 
     def _redo(self, problem: Problem) -> None:
         start, taken = self._engine.snapshots[problem.name], True

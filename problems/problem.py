@@ -127,8 +127,8 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
     def training_step(self, batch: Any) -> TrainingOutput:
         """Return the loss of ``batch``, or a mapping with it under ``"loss"`` and values to log.
 
-        It must be a function of the batch, the parameters and the random streams alone, since a
-        hypergradient evaluates it several times.
+        It must be a function of the batch, the parameters and the random streams alone, and leave
+        the batch as it is, since a hypergradient evaluates it several times.
         """
         raise LossError(
             f"Problem {self._name!r} has no training_step; define it in {type(self).__name__}."

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from metaweight.problems import Problem
 from metaweight.problems.state.buffers import Snapshot
+from metaweight.problems.step.snapshot import snapshot_of
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -22,11 +23,11 @@ def snapshot_to_dict(engine: Engine, name: str, snapshot: Snapshot) -> dict[str,
     if processes.world == 1:
         return snapshot.state_dict()
     problem = _named(engine, name)
-    present = _snapshot_of(problem)
+    present = snapshot_of(problem)
     try:
         snapshot.restore(problem.optimizer, problem.scaler)
         with processes.whole_optimizer(problem):
-            return _snapshot_of(problem).state_dict()
+            return snapshot_of(problem).state_dict()
     finally:
         present.restore(problem.optimizer, problem.scaler)
 
@@ -38,18 +39,14 @@ def snapshot_from_dict(engine: Engine, name: str, state: Mapping[str, Any]) -> S
         CheckpointError: When the tensors do not fit.
     """
     problem = _named(engine, name)
-    whole = _snapshot_of(problem)
+    whole = snapshot_of(problem)
     whole.load_state_dict(state)
     if engine.processes.world == 1:
         return whole
     whole.restore(problem.optimizer, problem.scaler)
     engine.processes.own_optimizer(problem)
-    return _snapshot_of(problem)
+    return snapshot_of(problem)
 
 
 def _named(engine: Engine, name: str) -> Problem:
     return next(p for p in engine.problems if p.name == name)
-
-
-def _snapshot_of(problem: Problem) -> Snapshot:
-    return Snapshot(problem.module, problem.optimizer, problem.scaler)

@@ -11,7 +11,7 @@ from metaweight.problems import ConfigurationError, Problem
 from metaweight.problems.base.settings import LeftOutText
 from metaweight.problems.base.shards import as_sharded_as, is_sharded
 from metaweight.problems.step.lower_view import lower_view
-from metaweight.problems.unrolling import optimizer_copy, owns_settings, owns_start
+from metaweight.problems.unrolling import optimizer_copy, owns_settings, owns_start, why_not_copied
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -161,6 +161,9 @@ def _require_optimizer(problem: Problem, mesh: DeviceMesh) -> None:
 
 def _why_not_sharded(optimizer: torch.optim.Optimizer, mesh: DeviceMesh) -> str:
     """Return the error of a trial step on a small sharded parameter, or an empty text."""
+    reason = why_not_copied(optimizer)
+    if reason is not None:
+        return reason
     owners = {p.dim(): (group, p) for group in optimizer.param_groups for p in group["params"]}
     for dim, (group, owner) in owners.items():
         small = torch.ones((mesh.size(), *[2] * (dim - 1)), device=mesh.device_type)

@@ -55,7 +55,8 @@ class EngineConfig:
             several.
         log_dir: Folder for file loggers; a folder per run is made in it at the first record.
         roll_back: After an upper problem has stepped, undo the lower problem's steps since its
-            inner loop started and take the last one again with the new upper parameters.
+            inner loop started and take the last one again with the new upper parameters. What
+            another problem trains within the lower problem's network stays as it is.
         backend: Backend of ``torch.distributed`` for tensors on GPUs. With ``"gloo"`` the processes
             compute on the CPU, where the backend is gloo in any case. An Accelerator chooses its
             own.

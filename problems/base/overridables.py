@@ -71,7 +71,8 @@ class Overridables:
         One mapping for all parameter groups or one for each, from names of the optimizer's settings
         to 0-dim tensors. They are read before every optimizer step, in place of the optimizer's own
         and of a scheduler's; :class:`~metaweight.problems.hypergradients.Unroll` differentiates
-        through them.
+        through them: through those of SGD, Adam, AdamW, RMSprop and Adagrad, and the ``lr`` of
+        RAdam.
         """
         return {}
 

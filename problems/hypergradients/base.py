@@ -45,10 +45,6 @@ class LowerProblem(RecordedLoss, Repeatable, Protocol):
         """Steps it has taken; makes seeds differ from step to step."""
 
     @property
-    def number_of_processes(self) -> int:
-        """Number of processes that train it together."""
-
-    @property
     def has_chosen_weights(self) -> bool:
         """Whether ``Config(hypergradient_parameters=...)`` is set."""
 

@@ -43,6 +43,8 @@ way."""
 class ConjugateGradient(Hypergradient):
     """``-(∂²L/∂θ∂w) x`` with ``x`` from conjugate-gradient steps on ``(H + damping I) x = v``.
 
+    Parameters of the upper loss that the lower loss does not depend on count as constants.
+
     The host waits for the device once, at the end; with a ``tolerance``, before every iteration.
     The status holds the residual of the ``x`` that was used.
 
@@ -95,7 +97,7 @@ class ConjugateGradient(Hypergradient):
     ) -> Product:
         (steps,) = batches_of(lower, self.batches)
         with curvature(lower, steps) as second:
-            system = LinearSystem(second, vector, self.damping)
+            system = LinearSystem(second, second.reached(vector), self.damping)
             start = kept_solution(lower, system) if self.warm else None
             right = system.right if start is None else system.remainder(start)
             solve = solved(system.apply, right, self.iterations, self.tolerance, system.right)

@@ -87,7 +87,7 @@ class SAMA(Hypergradient):
         if not self._is_exact(step):
             return
         require_optimizer_steps(step, "SAMA with the exact preconditioner", "choose type='darts'")
-        reason = why_not_differentiable(step.optimizer)
+        reason = why_not_differentiable(step)
         if reason is not None:
             raise ConfigurationError(
                 f"Problem {lower.name!r} asks for type='sama', but {reason}. Use another "
@@ -179,13 +179,14 @@ def adam_preconditioned(lower: LowerProblem, vector: Sequence[Tensor]) -> list[T
             "SAMA needs; run the program through an Engine, which asks it what to record."
         )
     step = lower.optimizer_step
-    groups = {p: group for group in step.optimizer.param_groups for p in group["params"]}
     gradients = clipped(step, moment, moment.gradients)
 
     def jacobian(p: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        # A scheduler may have changed those of the optimizer since.
+        group = moment.settings[p]
         if not moment.states[p]:
-            return first_adam_jacobian(groups[p], state)
-        return adam_jacobian(groups[p], state, _minimised(groups[p], gradients[p]))
+            return first_adam_jacobian(group, state)
+        return adam_jacobian(group, state, _minimised(group, gradients[p]))
 
     with step.whole_state() as state:
         return [

@@ -170,7 +170,7 @@ class Unroll(Hypergradient):
                 f"Problem {lower.name!r} asks for Unroll(memory='full') but differentiates "
                 "through problems below it, which kept graphs do not contain; use memory='flat'."
             )
-        reason = why_not_differentiable(step.optimizer)
+        reason = why_not_differentiable(step)
         if reason is not None:
             raise ConfigurationError(
                 f"Problem {lower.name!r} asks for an unrolled hypergradient, but {reason}. "

@@ -20,7 +20,7 @@ from ..base.displacement import Displacement
 from ..base.errors import ConfigurationError, HypergradientError
 from ..products.recorded_loss import require_recorded
 from ..recording.recorded_steps import RecordedUpdate, Recording
-from ..unrolling import replay, restore_start
+from ..unrolling import replay, restore_start, why_not_copied
 from ..unrolling.replay import Observer
 from .base import Hypergradient, LowerProblem
 from .optimizer_steps import require_optimizer_steps
@@ -78,6 +78,13 @@ class ValueHypergradient(Hypergradient):
         name = type(self).__name__
         step = lower.optimizer_step
         require_optimizer_steps(step, name, "choose an implicit method such as type='cg'")
+        reason = why_not_copied(step.optimizer)
+        if reason is not None:
+            raise ConfigurationError(
+                f"Problem {lower.name!r} asks for {name}, which takes the steps of "
+                f"{type(step.optimizer).__name__} again, but {reason}; use another optimizer, or "
+                "a method that takes no steps again, such as type='darts'."
+            )
         if step.is_scaled:
             raise ConfigurationError(
                 f"Problem {lower.name!r} asks for {name} with precision='fp16', whose loss "

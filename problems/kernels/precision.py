@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..base.errors import ConfigurationError
-from ..base.nested import leaves
+from ..base.nested import leaves, map_tensors
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ZERO_IN_HALF = 2.0**-25
@@ -40,6 +40,23 @@ def full_precision(precision: str, device: torch.device) -> AbstractContextManag
 
 HALF = (torch.bfloat16, torch.float16)
 """Types of 16 bits, the one with fewer digits first."""
+
+
+def as_computed(
+    batch: Any, precision: str, parameters: Iterable[Tensor], device: torch.device
+) -> Any:
+    """Return a batch for a pass of a network with these parameters: where autocast, which converts
+    both, is left out, numbers of 16 bits take the type of wider parameters."""
+    if precision == "fp32":
+        return batch
+    of_16_bits = [t for t in leaves(batch) if isinstance(t, Tensor) and t.dtype in HALF]
+    if not of_16_bits or torch.is_autocast_enabled(device.type):
+        return batch
+    types = dict.fromkeys(p.dtype for p in parameters if p.is_floating_point())
+    if not types or not types.keys().isdisjoint(HALF):
+        return batch
+    wide = next(iter(types))
+    return map_tensors(lambda t: t.to(wide) if t.dtype in HALF else t, batch)
 
 
 class _Results(TorchFunctionMode):

@@ -26,6 +26,7 @@ class Curvature:
         losses: The loss of each micro-batch, computed on demand.
         evaluation: The context of the losses.
         mean: Averages over processes.
+        alone: Whether there is one process.
     """
 
     def __init__(
@@ -33,9 +34,12 @@ class Curvature:
         losses: Iterable[Tensor],
         evaluation: Evaluation,
         mean: Callable[[Sequence[Tensor]], list[Tensor]],
+        *,
+        alone: bool,
     ) -> None:
         self.weights = evaluation.weights
         self._mean = mean
+        self._alone = alone
         self._graphs = [_gradient_graph(loss, evaluation) for loss in losses]
 
     def hessian(self, vector: Sequence[Tensor]) -> list[Tensor]:
@@ -54,6 +58,23 @@ class Curvature:
         hessian = self._mean(products[: len(self.weights)])
         return hessian, products[len(self.weights) :]
 
+    def reached(self, vector: Sequence[Tensor]) -> list[Tensor]:
+        """Return ``v`` with 0 for parameters that no graph of a gradient is of, in any process.
+
+        Their rows of ``∂²L/∂w∂w`` and columns of ``∂²L/∂θ∂w`` are 0: no product reduces such an
+        entry of ``v``, and none depends on it.
+        """
+        missing = [i for i in range(len(vector)) if not any(_has_graph(g, i) for g in self._graphs)]
+        if self._alone:
+            lacking = set(missing)
+            return [torch.zeros_like(t) if i in lacking else t for i, t in enumerate(vector)]
+        present = vector[0].new_ones(len(vector))
+        if missing:
+            present[missing] = 0.0
+        (present,) = self._mean([present])
+        places = zip(present.unbind(), vector, strict=True)
+        return [torch.where(place.to(t.device) == 0, torch.zeros_like(t), t) for place, t in places]
+
     def _products(self, vector: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
         total = [torch.zeros_like(t) for t in inputs]
         for gradient in self._graphs:
@@ -66,6 +87,11 @@ class Curvature:
 def _gradient_graph(loss: Tensor, evaluation: Evaluation) -> Sequence[Tensor | None]:
     """Return ``∇_w loss`` with its graph; empty if the loss has none."""
     return evaluation.gradient_graph(loss) if loss.requires_grad else ()
+
+
+def _has_graph(gradient: Sequence[Tensor | None], place: int) -> bool:
+    found = gradient[place] if gradient else None
+    return found is not None and found.requires_grad
 
 
 @contextmanager
@@ -82,4 +108,5 @@ def curvature(
     """
     steps = require_recorded(lower).steps if steps is None else steps
     with lower.evaluation(graph=True, in_full_precision=True, second_order=True) as evaluation:
-        yield Curvature((lower.loss(step) for step in steps), evaluation, lower.mean)
+        losses = (lower.loss(step) for step in steps)
+        yield Curvature(losses, evaluation, lower.mean, alone=lower.number_of_processes == 1)

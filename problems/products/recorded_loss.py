@@ -62,6 +62,10 @@ class RecordedLoss(Protocol):
         """The recorded optimizer steps."""
 
     @property
+    def number_of_processes(self) -> int:
+        """Number of processes that train it together."""
+
+    @property
     def sample_loss(self) -> SampleLoss | None:
         """The declared sample losses and weights, if any."""
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..base.errors import HypergradientError
+from ..base.nested import leaves
 from ..kernels.activation_reuse import ReusableActivations
 from ..kernels.gradient_hooks import HookedGradient
 from ..state.buffers import BufferSlot
@@ -84,6 +86,31 @@ class GradientGraph:
         return all(p._version == version for p, version in self.versions.items())
 
 
+def versions_in(batch: Any) -> tuple[int, ...]:
+    """Return the version counters of :func:`tensors_of` a batch."""
+    return tuple([t._version for t in tensors_of(batch)])
+
+
+def tensors_of(batch: Any) -> list[Tensor]:
+    """Return the tensors in a batch but for inference tensors, which have no version counter."""
+    return [t for t in leaves(batch) if isinstance(t, Tensor) and not t.is_inference()]
+
+
+def require_unwritten(problem: str, batch: Any, versions: tuple[int, ...] | None) -> None:
+    """Refuse to evaluate a batch again that is no longer what it was.
+
+    Raises:
+        HypergradientError: Naming the problem.
+    """
+    if versions_in(batch) != versions:
+        raise HypergradientError(
+            f"A batch of problem {problem!r} has been written to in place since it was drawn, so "
+            "that its loss cannot be evaluated again, as a hypergradient or a roll-back asks. In "
+            "training_step write x = x / 4 and not x.div_(4), and let the loader yield new "
+            "tensors and not one that it fills again. Parameters are as they were."
+        )
+
+
 class BatchNumber(NamedTuple):
     """Which of a problem's batches a batch is.
 
@@ -108,6 +135,7 @@ class RecordedStep:
         activations: The activations to reuse, if recorded.
         hooked: What hooks on parameters made of their gradients, if the optimizer is recorded.
         number: Which batch of which loader it is, if recorded.
+        versions: Version counters of the batch's tensors when the step was recorded.
     """
 
     batch: Any
@@ -117,6 +145,20 @@ class RecordedStep:
     activations: ReusableActivations | None = None
     hooked: dict[Tensor, HookedGradient] = field(default_factory=dict)
     number: BatchNumber | None = None
+    versions: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.versions is None:
+            self.versions = versions_in(self.batch)
+
+    def batch_again(self, problem: str) -> Any:
+        """Return the batch, for a pass after the first.
+
+        Raises:
+            HypergradientError: When it has been written to since, naming the problem.
+        """
+        require_unwritten(problem, self.batch, self.versions)
+        return self.batch
 
 
 @dataclass(frozen=True)

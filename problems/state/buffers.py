@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import is_
 from typing import Any
@@ -120,11 +120,25 @@ class KeptBuffers:
 
 
 class Snapshot:
-    """A copy of a problem's parameters, buffers, optimizer and loss-scaler state."""
+    """A copy of parameters, buffers, optimizer and loss-scaler state.
 
-    def __init__(self, module: nn.Module, optimizer: Any, scaler: Any) -> None:
-        self._tensors = [*module.parameters(), *module.buffers()]
-        self._slots = [(owner, name, owner._buffers[name]) for owner, name in buffer_slots(module)]
+    Args:
+        parameters: The parameters.
+        slots: Where the buffers live.
+        optimizer: The optimizer, or ``None``.
+        scaler: The loss scaler, or ``None``.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        slots: Sequence[BufferSlot],
+        optimizer: Any,
+        scaler: Any,
+    ) -> None:
+        self._slots = [(owner, name, owner._buffers[name]) for owner, name in slots]
+        buffers = [buffer for _, _, buffer in self._slots if buffer is not None]
+        self._tensors = list(dict.fromkeys((*parameters, *buffers)))
         self._values = [t.detach().clone() for t in self._tensors]
         self._optimizer: Any = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
         self._scaler = None if scaler is None else copy.deepcopy(scaler.state_dict())

@@ -19,7 +19,7 @@ from ..kernels.twice_differentiable import differentiable_twice
 from ..partial_hypergradient import others_frozen
 from ..problem import Problem
 from ..recording.graph_memory import Retained, decide_on_graphs
-from ..recording.recorded_steps import GradientGraph
+from ..recording.recorded_steps import GradientGraph, tensors_of
 from ..recording.trajectory import Trajectory
 from ..state.buffers import preserved_buffers
 from ..state.swapped_tensors import swapped
@@ -61,7 +61,7 @@ def _accumulate_gradient(problem: Problem, plan: StepPlan, batch: Any) -> StepRe
         return _with_graph(problem, plan, batch)
     again = None
     if plan.measured:
-        again = UpperLoss(problem, lambda: _scaled(problem, problem.evaluate(batch)[0]))
+        again = UpperLoss(problem, lambda: _scaled(problem, problem.evaluate(batch)[0]), batch)
     own = _trained(problem)
     left = [p.grad for p in own]
     if plan.frozen_in_part:
@@ -112,7 +112,7 @@ def _with_graph(problem: Problem, plan: StepPlan, batch: Any) -> StepResult:
     found = {p: g for p, g in zip(own, gradients, strict=True) if g is not None}
     if retained is not None:
         decide_on_graphs(problem, retained.bytes)
-    versions = versions_of(plan.around, plan.buffers_around, copies)
+    versions = versions_of((*plan.around, *tensors_of(batch)), plan.buffers_around, copies)
     trajectory.keep_graph(GradientGraph(copies, found, versions))
     given: Sequence[Tensor | None] = [None if g is None else g.detach() for g in gradients]
     optimizer = problem.optimizer

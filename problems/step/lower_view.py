@@ -14,6 +14,7 @@ from ..base.errors import ConfigurationError
 from ..base.loss import loss_of
 from ..hypergradients.base import LowerProblem
 from ..kernels.activation_reuse import ReusableActivations
+from ..kernels.precision import as_computed
 from ..partial_hypergradient import reusable_activations
 from ..problem import Problem
 from ..products.evaluation import Evaluation
@@ -21,6 +22,7 @@ from ..recording.recorded_steps import BatchNumber, RecordedStep
 from ..recording.samples import Samples
 from ..recording.trajectory import Trajectory
 from ..reweighted import ReweightedProblem
+from ..state.owned import owned
 from ..state.random_streams import RandomState
 from ..state.swapped_tensors import swapped_with_buffers
 from .batch_numbers import batch_number, require_batch_numbers
@@ -164,23 +166,23 @@ class LowerView:
     def loss(self, step: RecordedStep, instead: Mapping[Tensor, Tensor] | None = None) -> Tensor:
         step.random.restore()
         if instead is None:
-            loss = self._loss_of(step.batch)
+            loss = self._loss_of(step)
             return loss if self.sign == 1.0 else -loss
         with (
             without_references(self._problem, instead),
             swapped_with_buffers(self._problem.module, instead),
         ):
-            return _signed(self._loss_of(step.batch), self.sign)
+            return _signed(self._loss_of(step), self.sign)
 
     def evaluate(self, step: RecordedStep) -> tuple[Tensor, Mapping[str, Any]]:
         step.random.restore()
-        evaluated = self._problem.evaluate(step.batch)
+        evaluated = self._problem.evaluate(step.batch_again(self.name))
         return evaluated.loss, evaluated.metrics
 
     def owns(self, holder: Tensor | nn.Module) -> bool:
         if self._own is None:
-            module = self._problem.module
-            self._own = {id(each) for each in (*module.parameters(), *module.modules())}
+            own = owned(self._problem)
+            self._own = {id(each) for each in (*own.parameters, *own.modules)}
         return id(holder) in self._own
 
     def evaluation(
@@ -247,8 +249,8 @@ class LowerView:
             else:
                 sample.samples(step)
 
-    def _loss_of(self, batch: Any) -> Tensor:
-        return loss_of(self._problem.name, self._problem.training_step(batch))
+    def _loss_of(self, step: RecordedStep) -> Tensor:
+        return loss_of(self.name, self._problem.training_step(_batch_of(self._problem, step)))
 
 
 class SampleLossView:
@@ -270,15 +272,16 @@ class SampleLossView:
     ) -> Samples:
         step.random.restore()
         problem = self._problem
+        batch = _batch_of(problem, step)
         if instead is None:
-            found = problem.checked_samples(step.batch)
+            found = problem.checked_samples(batch)
         else:
             # Frozen ones are constants already, and may be of a type that a network asks for.
             trained = (p for p in problem.module.parameters() if p.requires_grad)
             constants = {p: p.detach() for p in trained}
             places = {**constants, **instead}
             with without_references(problem, places), swapped_with_buffers(problem.module, places):
-                found = problem.checked_samples(step.batch)
+                found = problem.checked_samples(batch)
         return self._signed(found)._replace(random=RandomState(problem.device))
 
     def recorded(self, step: RecordedStep) -> Samples | None:
@@ -287,10 +290,15 @@ class SampleLossView:
     def weights(self, samples: Samples, step: RecordedStep) -> Tensor:
         if samples.random is not None:
             samples.random.restore()
-        return self._problem.checked_weights(self._signed(samples), step.batch)
+        return self._problem.checked_weights(self._signed(samples), _batch_of(self._problem, step))
 
     def _signed(self, samples: Samples) -> Samples:
         return samples._replace(losses=_signed(samples.losses, self._view.sign))
+
+
+def _batch_of(problem: Problem, step: RecordedStep) -> Any:
+    batch, precision = step.batch_again(problem.name), problem.config.precision
+    return as_computed(batch, precision, plan_of(problem).parameters, problem.device)
 
 
 def _signed(loss: Tensor, sign: float) -> Tensor:

@@ -50,7 +50,7 @@ def spoilt_by(state: Any, before: Any) -> Tensor:
     new = [
         t
         for t in leaves(state)
-        if isinstance(t, Tensor) and id(t) not in known and t.is_floating_point()
+        if isinstance(t, Tensor) and id(t) not in known and t.is_floating_point() and t.numel()
     ]
     if not new:
         return torch.zeros(())

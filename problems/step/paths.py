@@ -82,8 +82,15 @@ def _through_paths(
                 vector = _product(problem, path, edge, own, vector, loss)
         if state.keeps_hypergradient_terms:
             state.note_term(path.label, vector)
-        total = [v if t is None else t + v for t, v in zip(total, vector, strict=True)]
+        total = [_sum(t, v) for t, v in zip(total, vector, strict=True)]
     return total
+
+
+def _sum(direct: Tensor | None, through: Tensor) -> Tensor:
+    """Return the sum; a direct gradient may be sparse, which torch adds to a dense one only."""
+    if direct is None:
+        return through
+    return through + direct if direct.is_sparse else direct + through
 
 
 def _product(

@@ -13,6 +13,7 @@ from .gradient import accumulate_gradient, average_gradient
 from .guarded_gradient import Accepts, guarded_gradient
 from .method_states import settle_states
 from .plan import StepPlan, plan_of
+from .snapshot import snapshot_of
 
 
 def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
@@ -26,7 +27,7 @@ def redo(problem: Problem, accepts: Accepts | None = None) -> bool:
     with preserved_streams(problem.device):
         for step in state.trajectory.window:
             step.random.restore()
-            state.note_batch(step.batch)
+            state.note_batch(step.batch_again(problem.name))
             gradient = partial(_gradient, problem, plan, step)
             guarded_gradient(problem, plan, accepts, gradient)
     state.forget_terms()
@@ -47,7 +48,7 @@ def redo_or_keep(problem: Problem, start: Snapshot, accepts: Accepts) -> bool:
     Returns:
         Whether it was taken.
     """
-    end = Snapshot(problem.module, problem.optimizer, problem.scaler)
+    end = snapshot_of(problem)
     taken = False
     try:
         start.restore(problem.optimizer, problem.scaler)

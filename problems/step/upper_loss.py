@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..base.displacement import Displacement
 from ..problem import Problem
+from ..recording.recorded_steps import require_unwritten, versions_in
 from ..state.buffers import preserved_buffers
 from ..state.random_streams import RandomState, preserved_streams
 from .plan import plan_of
@@ -22,16 +24,19 @@ class UpperLoss:
     Args:
         problem: The upper problem.
         evaluate: Returns its loss on its batch.
+        batch: The batch.
     """
 
-    def __init__(self, problem: Problem, evaluate: Callable[[], Tensor]) -> None:
+    def __init__(self, problem: Problem, evaluate: Callable[[], Tensor], batch: Any) -> None:
         self._problem = problem
         self._evaluate = evaluate
+        self._batch, self._versions = batch, versions_in(batch)
         self._random = RandomState(problem.device)
 
     def __call__(self) -> Tensor:
         """Return the loss at all problems' present parameters."""
         problem = self._problem
+        require_unwritten(problem.name, self._batch, self._versions)
         # The recording of the upper problem's own step keeps the first evaluation only.
         trajectory = problem.step_state.trajectory
         under_way = trajectory._open

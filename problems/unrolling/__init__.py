@@ -5,7 +5,7 @@ from .initial import apply_initial_parameters, moves_at_start, owns_start, start
 from .learned import apply_learned_settings, owns_settings, settings_per_group
 from .optimizer_step import OptimizerStep
 from .replay import at_start, replay, restore_start
-from .torch_rule import optimizer_copy
+from .torch_rule import optimizer_copy, why_not_copied
 
 __all__ = [
     "OptimizerStep",
@@ -24,5 +24,6 @@ __all__ = [
     "settings_per_group",
     "start_of_loop",
     "update_adjoint",
+    "why_not_copied",
     "why_not_differentiable",
 ]

@@ -67,7 +67,7 @@ def adam_adjoint(
     moved = [p for p in cotangents if p in moment.gradients]
     parameters, gradients = dict(cotangents), dict[Tensor, Tensor]()
     before: StateCotangents = {p: dict(states.get(p, {})) for p in cotangents}
-    for bucket in buckets(torch.optim.Adam, moment, moved):
+    for bucket in buckets(moment, moved):
         step = _Step(update.before_optimizer, moment, bucket)
         of_state = {
             key: joined([entry(states, p, key) for p in bucket])

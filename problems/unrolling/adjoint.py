@@ -24,9 +24,12 @@ from .adam_adjoint import KINDS, adam_adjoint
 from .buckets import buckets, entry, flat, flat_state, floating_state, joined
 from .optimizer_step import OptimizerStep
 from .replay import restore_parameters
-from .rules import RULES, Rule
+from .rules import RULES, Rule, rule_kind
 from .sgd_adjoint import Cotangents, Number, StateCotangents, sgd_adjoint
-from .torch_rule import differentiable_step
+from .torch_rule import differentiable_step, why_not_copied
+
+LEARNED: Mapping[type[torch.optim.Optimizer], tuple[str, ...]] = {torch.optim.RAdam: ("lr",)}
+"""Settings that may be learned of other optimizers than those of a rule."""
 
 SAME = 1e-3
 """What a setting may differ by, relatively, since a check computes in double precision."""
@@ -51,17 +54,23 @@ class UpdateAdjoint:
     factor: Number = 1.0
 
 
-def why_not_differentiable(optimizer: torch.optim.Optimizer) -> str | None:
-    """Return why the steps of ``optimizer`` cannot be differentiated; ``None`` if they can."""
-    if type(optimizer) in RULES:
-        return None
-    if all("differentiable" in group for group in optimizer.param_groups):
+def why_not_differentiable(step: OptimizerStep) -> str | None:
+    """Return why the steps of an optimizer cannot be differentiated; ``None`` if they can."""
+    optimizer = step.optimizer
+    if rule_kind(optimizer) is not None:
         return None
     names = ", ".join(kind.__name__ for kind in RULES)
-    return (
-        f"the steps of {type(optimizer).__name__} cannot be differentiated: it is none of {names} "
-        "and offers no differentiable=True"
-    )
+    reason: str | None = f"it is none of {names} and offers no differentiable=True"
+    if all("differentiable" in group for group in optimizer.param_groups):
+        reason = why_not_copied(optimizer)
+        if reason is None and not _learned_names(step).issubset(LEARNED.get(type(optimizer), ())):
+            reason = (
+                f"learned_settings() returns {', '.join(sorted(_learned_names(step)))}, and "
+                f"settings can be learned of {names}, and the lr of RAdam, alone"
+            )
+    if reason is None:
+        return None
+    return f"the steps of {type(optimizer).__name__} cannot be differentiated: {reason}"
 
 
 def reads_values(step: OptimizerStep) -> bool:
@@ -69,7 +78,7 @@ def reads_values(step: OptimizerStep) -> bool:
 
     That of SGD does not: its step is linear in both.
     """
-    linear = type(step.optimizer) is torch.optim.SGD
+    linear = rule_kind(step.optimizer) is torch.optim.SGD
     altered = step.clipping > 0 or step.is_scaled or step.has_learned_settings
     return not linear or altered
 
@@ -105,7 +114,7 @@ def update_adjoint(
     if not reads_values(step):
         found = sgd_adjoint(moment, cotangents, states, gradients_only=gradients_only, spare=spare)
         return UpdateAdjoint(**found._asdict(), upper_parameters=[])
-    if type(step.optimizer) in KINDS and step.clipping <= 0 and not step.has_learned_settings:
+    if rule_kind(step.optimizer) in KINDS and step.clipping <= 0 and not step.has_learned_settings:
         formed = adam_adjoint(update, cotangents, states, gradients_only=gradients_only)
         result = UpdateAdjoint(**formed._asdict(), upper_parameters=[])
         return _unless_skipped(result, moment, cotangents, states) if step.is_scaled else result
@@ -140,6 +149,7 @@ def _by_autograd(
 ) -> UpdateAdjoint:
     """Return the adjoint of any optimizer's step, with clipping and learned settings."""
     moved = [p for p in cotangents if p in moment.gradients]
+    rule, shaped = _rule(step.optimizer), rule_kind(step.optimizer) is None
     with torch.enable_grad():
         present = update.before_optimizer
         w = {p: present[p].detach().requires_grad_() for p in moved}
@@ -150,18 +160,19 @@ def _by_autograd(
         outputs: list[Tensor] = []
         seeds: list[Tensor] = []
         resting: list[tuple[Tensor, str]] = []
-        for bucket in buckets(type(step.optimizer), moment, moved):
+        for bucket in buckets(moment, moved, together=not shaped):
             settings = {**moment.settings[bucket[0]], **learned.get(bucket[0], {})}
-            rule = _rule(step.optimizer)
-            state = flat_state(bucket, s, moment)
-            new_w, new_s = rule(flat(w, bucket), flat(final, bucket), state, settings)
+            state = flat_state(bucket, s, moment, shaped=shaped)
+            at, along = (flat(t, bucket, shaped=shaped) for t in (w, final))
+            new_w, new_s = rule(at, along, state, settings)
             outputs.append(new_w)
-            seeds.append(flat(cotangents, bucket))
+            seeds.append(flat(cotangents, bucket, shaped=shaped))
             resting += [(p, key) for p in bucket for key in s[p] if key not in new_s]
             for key, value in new_s.items():
                 if value.requires_grad and any(key in states.get(p, {}) for p in bucket):
                     outputs.append(value)
-                    seeds.append(joined([entry(states, p, key) for p in bucket]))
+                    later = [entry(states, p, key) for p in bucket]
+                    seeds.append(joined(later, shaped=shaped))
         names = [(p, key) for p in moved for key in s[p]]
         leaves = [*w.values(), *g.values(), *[s[p][key] for p, key in names], *upper_parameters]
         found = _gradients(outputs, seeds, leaves)
@@ -175,7 +186,7 @@ def _by_autograd(
     for (p, key), value in zip(names, found[2 * count :], strict=False):
         result.states[p][key] = value
     for p, key in resting:
-        result.states[p][key] = entry(states, p, key)
+        result.states[p][key] = entry(states, p, key, s[p][key])
     return _unless_skipped(result, moment, cotangents, states) if step.is_scaled else result
 
 
@@ -193,7 +204,7 @@ def _unless_skipped(
         {p: choose(t, cotangents[p]) for p, t in taken.parameters.items()},
         {p: choose(t, zero.to(t)) for p, t in taken.gradients.items()},
         {
-            p: {k: choose(t, entry(states, p, k)) for k, t in entries.items()}
+            p: {k: choose(t, entry(states, p, k, t)) for k, t in entries.items()}
             for p, entries in taken.states.items()
         },
         [choose(t, zero.to(t)) for t in taken.upper_parameters],
@@ -201,9 +212,9 @@ def _unless_skipped(
 
 
 def _rule(optimizer: torch.optim.Optimizer) -> Rule:
-    known = RULES.get(type(optimizer))
+    known = rule_kind(optimizer)
     if known is not None:
-        return known
+        return RULES[known]
     return lambda w, g, state, settings: differentiable_step(optimizer, w, g, state, settings)
 
 
@@ -242,6 +253,13 @@ def _learned(
                     "depend on the upper problem's parameters and self.count alone."
                 )
     return found
+
+
+def _learned_names(step: OptimizerStep) -> set[str]:
+    if not step.has_learned_settings:
+        return set()
+    with torch.no_grad():
+        return {name for settings in step.learned_settings(1) for name in settings}
 
 
 def _gradients(

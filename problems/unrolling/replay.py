@@ -36,7 +36,8 @@ class Repeatable(Protocol):
         and the mapping that ``training_step`` returned, or an empty one."""
 
     def owns(self, holder: Tensor | nn.Module) -> bool:
-        """Return whether a parameter or a submodule belongs to the problem."""
+        """Return whether a parameter or a submodule is the problem's own, and not another's in the
+        same network."""
 
 
 def restore_start(update: RecordedUpdate) -> None:

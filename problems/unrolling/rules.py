@@ -120,6 +120,23 @@ RULES: Mapping[type[torch.optim.Optimizer], Rule] = {
     torch.optim.Adagrad: adagrad,
 }
 
+# The wrapper that torch puts around a class's step when its first optimizer is made.
+_PROFILED = getattr(torch.optim.Optimizer.profile_hook_step(lambda _: None), "__code__", None)
+
+
+def rule_kind(optimizer: torch.optim.Optimizer) -> type[torch.optim.Optimizer] | None:
+    """Return the optimizer in :data:`RULES` whose step this one takes, ``None`` if it has another:
+    a class derived from one of these takes its step unless it overrides that."""
+    kind = type(optimizer)
+    known = next((base for base in kind.__mro__ if base in RULES), None)
+    return known if known is not None and _parts_of_step(kind) == _parts_of_step(known) else None
+
+
+def _parts_of_step(kind: type[torch.optim.Optimizer]) -> tuple[Any, Any]:
+    step: Any = kind.step
+    plain = step.__wrapped__ if getattr(step, "__code__", None) is _PROFILED else step
+    return plain, getattr(kind, "_init_group", None)
+
 
 def _moment(state: State, name: str, like: Tensor) -> Tensor:
     value = state.get(name)

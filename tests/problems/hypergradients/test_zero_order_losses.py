@@ -198,7 +198,7 @@ def test_what_the_upper_problem_records_of_its_step_is_the_first_evaluation() ->
     upper.step_state.trajectory.open(upper)
     batch = upper.cur_batch
     upper.step_state.trajectory.add(RecordedStep(batch, RandomState(upper.device)))
-    again = UpperLoss(upper, lambda: upper.evaluate(batch)[0])
+    again = UpperLoss(upper, lambda: upper.evaluate(batch)[0], batch)
     upper.evaluate(batch)
     first = upper.step_state.trajectory._open.steps[-1].samples.losses.clone()
     for p in upper.module.parameters():

@@ -108,7 +108,7 @@ def test_a_snapshot_brings_back_parameters_buffers_and_moments(name: str) -> Non
     net = network()
     optimizer = OPTIMIZERS[name](net.parameters())
     step(net, optimizer, 1)
-    snapshot = Snapshot(net, optimizer, None)
+    snapshot = Snapshot(net.parameters(), buffer_slots(net), optimizer, None)
     parameters = list(net.parameters())
     expected = None
     for _ in range(3):  # the second and third time only if restoring spent nothing of the snapshot
@@ -124,7 +124,7 @@ def test_a_snapshot_brings_back_parameters_buffers_and_moments(name: str) -> Non
 def test_a_snapshot_taken_before_the_first_step_forgets_the_moments_since() -> None:
     net = network()
     optimizer = torch.optim.Adam(net.parameters())
-    snapshot = Snapshot(net, optimizer, None)
+    snapshot = Snapshot(net.parameters(), buffer_slots(net), optimizer, None)
     step(net, optimizer, 1)
     snapshot.restore(optimizer, None)
     assert optimizer.state_dict()["state"] == {}
@@ -132,7 +132,7 @@ def test_a_snapshot_taken_before_the_first_step_forgets_the_moments_since() -> N
 
 def test_a_snapshot_brings_back_a_buffer_given_another_tensor() -> None:
     module = Averaging()
-    snapshot = Snapshot(module, None, None)
+    snapshot = Snapshot(module.parameters(), buffer_slots(module), None, None)
     module(torch.ones(2))
     snapshot.restore(None, None)
     assert module.mean.item() == 0.0
@@ -141,7 +141,7 @@ def test_a_snapshot_brings_back_a_buffer_given_another_tensor() -> None:
 def test_a_snapshot_brings_back_the_scale_of_a_loss() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     scaler.scale(torch.ones(()))
-    snapshot = Snapshot(network(), None, scaler)
+    snapshot = Snapshot([], [], None, scaler)
     scaler.update(2.0)
     assert scaler.get_scale() == 2.0
     snapshot.restore(None, scaler)

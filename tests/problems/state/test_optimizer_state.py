@@ -54,7 +54,7 @@ def test_a_snapshot_puts_back_every_number_as_it_was(kind: str) -> None:
     optimizer = OPTIMIZERS[kind](module.parameters())
     steps(module, optimizer, 3)
     before = copy.deepcopy(optimizer.state_dict()["state"][0])
-    snapshot = Snapshot(module, optimizer, None)
+    snapshot = Snapshot(module.parameters(), [], optimizer, None)
     steps(module, optimizer, 2)
     snapshot.restore(optimizer, None)
     for name, value in optimizer.state_dict()["state"][0].items():
