@@ -170,7 +170,7 @@ class Comparison:
 def can_unroll(step: OptimizerStep) -> bool:
     """Return whether the optimizer step can be differentiated."""
     own = step.optimizer is not None and not step.is_custom
-    return own and why_not_differentiable(step.optimizer) is None
+    return own and why_not_differentiable(step) is None
 
 
 def _repeatable(lower: LowerProblem) -> bool:

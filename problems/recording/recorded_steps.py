@@ -88,7 +88,9 @@ class GradientGraph:
 
 def versions_in(batch: Any) -> tuple[int, ...]:
     """Return the version counters of :func:`tensors_of` a batch."""
-    return tuple([t._version for t in tensors_of(batch)])
+    # What is asked here is no operation of a pass that is watched or repeated.
+    with torch._C.DisableTorchFunction():
+        return tuple([t._version for t in tensors_of(batch)])
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
