@@ -173,5 +173,16 @@ TABLES: Mapping[str, Table] = {
         f"{sweep}-clean": Table(_CLEAN, [_clean(sweep, n) for n in (1, 2, 5, 10, 50, 100)])
         for sweep in ("cifar-worst", "cifar-uniform")
     },
+    "published-tail-100": Table(
+        {
+            "cross-entropy, without the clean samples": "ce",
+            "Meta-Weight-Net": "meta-weight-net/one-sided",
+            "class-aware weights": "class-aware/one-sided",
+        },
+        [
+            Column("last", "published-tail-100"),
+            Column("best", "published-tail-100", "best"),
+        ],
+    ),
     "digits-tailed": Table(_TAILED, [Column("accuracy", "digits-tailed")], best=True),
 }
