@@ -42,13 +42,9 @@ HALF = (torch.bfloat16, torch.float16)
 """Types of 16 bits, the one with fewer digits first."""
 
 
-def as_computed(
-    batch: Any, precision: str, parameters: Iterable[Tensor], device: torch.device
-) -> Any:
+def as_computed(batch: Any, parameters: Iterable[Tensor], device: torch.device) -> Any:
     """Return a batch for a pass of a network with these parameters: where autocast, which converts
     both, is left out, numbers of 16 bits take the type of wider parameters."""
-    if precision == "fp32":
-        return batch
     of_16_bits = [t for t in leaves(batch) if isinstance(t, Tensor) and t.dtype in HALF]
     if not of_16_bits or torch.is_autocast_enabled(device.type):
         return batch

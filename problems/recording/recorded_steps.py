@@ -86,6 +86,9 @@ class GradientGraph:
         return all(p._version == version for p, version in self.versions.items())
 
 
+_PLAIN = frozenset({Tensor})
+
+
 def versions_in(batch: Any) -> tuple[int, ...]:
     """Return the version counters of :func:`tensors_of` a batch."""
     # What is asked here is no operation of a pass that is watched or repeated.
@@ -95,7 +98,11 @@ def versions_in(batch: Any) -> tuple[int, ...]:
 
 def tensors_of(batch: Any) -> list[Tensor]:
     """Return the tensors in a batch but for inference tensors, which have no version counter."""
-    return [t for t in leaves(batch) if isinstance(t, Tensor) and not t.is_inference()]
+    # Asked in every step of small networks, too: most batches are tensors, or tuples of them.
+    parts = batch if type(batch) in (tuple, list) else (batch,)
+    if not _PLAIN.issuperset(map(type, parts)):
+        parts = [part for part in leaves(batch) if isinstance(part, Tensor)]
+    return [t for t in parts if not t.is_inference()]
 
 
 def require_unwritten(problem: str, batch: Any, versions: tuple[int, ...] | None) -> None:

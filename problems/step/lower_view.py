@@ -297,8 +297,10 @@ class SampleLossView:
 
 
 def _batch_of(problem: Problem, step: RecordedStep) -> Any:
-    batch, precision = step.batch_again(problem.name), problem.config.precision
-    return as_computed(batch, precision, plan_of(problem).parameters, problem.device)
+    batch = step.batch_again(problem.name)
+    if problem.config.precision == "fp32":
+        return batch
+    return as_computed(batch, plan_of(problem).parameters, problem.device)
 
 
 def _signed(loss: Tensor, sign: float) -> Tensor:
