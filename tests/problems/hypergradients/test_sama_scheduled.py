@@ -10,18 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from support.small import Point
+from torch import Tensor
 
 from metaweight import SAMA, Config, Engine, ImplicitProblem
 
 OF_STEP = [(0.1, 0.9), (0.3, 0.7), (0.05, 0.8), (0.9, 0.1)]
 """Learning rate and first momentum of each step, and what the scheduler leaves after the last."""
-
-
-class Number(nn.Module):
-    def __init__(self, value: float) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor([value], dtype=torch.float64))
 
 
 class Lower(ImplicitProblem):
@@ -73,7 +68,7 @@ def by_hand(preconditioner: str) -> list[float]:
 
 @pytest.mark.parametrize("preconditioner", ["source", "exact"])
 def test_the_settings_are_those_of_the_step(preconditioner: str) -> None:
-    net, theta = Number(2.0), Number(0.5)
+    net, theta = Point(2.0), Point(0.5)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
     lower = Lower(
         "lower",

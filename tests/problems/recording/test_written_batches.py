@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.small import Point
 from support.zoo import over
-from torch import Tensor, nn
+from torch import Tensor
 
 from metaweight import (
     Config,
@@ -25,12 +26,6 @@ from metaweight import (
 )
 
 RATE = 0.1
-
-
-class Number(nn.Module):
-    def __init__(self, value: float) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor([value], dtype=torch.float64))
 
 
 class Lower(ImplicitProblem):
@@ -88,7 +83,7 @@ def program(
     above: bool = False,
     **settings: Any,
 ) -> Engine:
-    net, theta = Number(2.0), Number(0.5)
+    net, theta = Point(2.0), Point(0.5)
     below = lower(
         "lower",
         Config(type=method, unroll_steps=steps),
