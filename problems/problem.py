@@ -34,6 +34,7 @@ from .hypergradients.base import Hypergradient
 from .hypergradients.parameter_selection import chosen_parameters
 from .hypergradients.product import Status
 from .hypergradients.resolve import resolve
+from .kernels.bare_step import take_step
 from .kernels.checkpointing import not_reentrant
 from .kernels.compilation import compile_module
 from .kernels.precision import autocast, require_wide_parameters
@@ -176,7 +177,7 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
         if scaler is not None:
             scaler.step(self.optimizer)
         else:
-            self.optimizer.step()
+            take_step(self.optimizer)
 
     def get_batch(self) -> Any:
         """Return the next batch: one loader's, or a tuple with one of each loader."""

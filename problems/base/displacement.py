@@ -6,16 +6,13 @@ and version counters are untouched (so that graphs recorded earlier stay usable)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from . import vectors
 from .shards import shards_of
-
-PartOfTwo = Callable[[list[Tensor], list[Tensor]], object]
-
 
 class Displacement:
     """Displaces parameters inside a ``with`` statement, and restores them bit for bit. ::
@@ -36,10 +33,7 @@ class Displacement:
 
     def move(self, shift: Sequence[Tensor], times: float = 1.0) -> None:
         """Add ``times * shift`` to the parameters."""
-        if len(self._data) == 1:
-            self._data[0].add_(*shards_of(shift), alpha=times)
-        else:
-            torch._foreach_add_(self._data, shards_of(shift), alpha=times)
+        _move(self._data, shards_of(shift), times)
 
 
 class Displaced:
@@ -50,25 +44,32 @@ class Displaced:
             place.mirror()
             ...                # at w - shift
 
-    The memory of the shift holds what is restored, so no more is needed than for a part of the
-    parameters.
+    Memory of the shift is released as that of what is restored is taken, so no more is needed than
+    for a part of the parameters.
 
     Args:
         parameters: ``w``.
-        shift: A vector of no further use.
+        shift: A vector of no further use, which is emptied.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], shift: Sequence[Tensor]) -> None:
+    def __init__(self, parameters: Iterable[Tensor], shift: list[Tensor]) -> None:
         self._data = shards_of(p.data for p in parameters)
-        # In another type it could not hold what is restored.
-        self._home = [
-            t if t.dtype is p.dtype else t.to(p.dtype)
-            for t, p in zip(shards_of(shift), self._data, strict=True)
-        ]
+        self._home: list[Tensor] = []
+        self._shift = shift
         self._stays = False
 
     def __enter__(self) -> Displaced:
-        _part_by_part(self._data, self._home, _shifted, _put_back)
+        home, shift = self._home, self._shift
+        try:
+            for part in vectors.parts(self._data):
+                data = self._data[part]
+                home += [t.clone() for t in data]
+                _move(data, shards_of(shift[: len(data)]))
+                del shift[: len(data)]
+        except BaseException:
+            if home:
+                vectors.put(home, self._data[: len(home)])
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -92,39 +93,26 @@ def exchange(left: Sequence[Tensor], right: Sequence[Tensor]) -> None:
 
     An error leaves both as they were.
     """
-    _part_by_part(left, right, _exchanged, _exchanged)
+    done: list[tuple[list[Tensor], list[Tensor]]] = []
+    try:
+        for part in vectors.parts(left):
+            pair = list(left[part]), list(right[part])
+            _exchange(*pair)
+            done.append(pair)
+    except BaseException:
+        for pair in done:
+            _exchange(*pair)
+        raise
 
 
-def _exchanged(left: list[Tensor], right: list[Tensor]) -> None:
+def _exchange(left: list[Tensor], right: list[Tensor]) -> None:
     before = [t.clone() for t in left]
     vectors.put(right, left)
     vectors.put(before, right)
 
 
-def _shifted(data: list[Tensor], shift: list[Tensor]) -> None:
-    before = [t.clone() for t in data]
+def _move(data: list[Tensor], shift: list[Tensor], times: float = 1.0) -> None:
     if len(data) == 1:
-        data[0].add_(shift[0])
+        data[0].add_(shift[0], alpha=times)
     else:
-        torch._foreach_add_(data, shift)
-    vectors.put(before, shift)
-
-
-def _put_back(data: list[Tensor], home: list[Tensor]) -> None:
-    vectors.put(home, data)
-
-
-def _part_by_part(
-    left: Sequence[Tensor], right: Sequence[Tensor], do: PartOfTwo, undo: PartOfTwo
-) -> None:
-    """Do something with each part of two vectors, or undo what was done and raise."""
-    done: list[tuple[list[Tensor], list[Tensor]]] = []
-    try:
-        for part in vectors.parts(left):
-            pair = list(left[part]), list(right[part])
-            do(*pair)
-            done.append(pair)
-    except BaseException:
-        for pair in done:
-            undo(*pair)
-        raise
+        torch._foreach_add_(data, shift, alpha=times)

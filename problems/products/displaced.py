@@ -31,7 +31,7 @@ def inverse_step(
 
 def measure_both_sides(
     parameters: Sequence[Tensor],
-    shift: Sequence[Tensor],
+    shift: list[Tensor],
     ahead: Callable[[], Measured],
     behind: Callable[[], Measured],
     *,
@@ -41,7 +41,7 @@ def measure_both_sides(
 
     Args:
         parameters: Displaced in place.
-        shift: The displacement, one tensor per parameter, whose values are lost.
+        shift: The displacement, one tensor per parameter, which is emptied.
         ahead: Measures at ``+shift``.
         behind: Measures at ``-shift``.
         stay: Leave the parameters at ``-shift``.
@@ -56,8 +56,8 @@ def measure_both_sides(
 
 
 def measure_one_side(
-    parameters: Sequence[Tensor], shift: Sequence[Tensor], measure: Callable[[], Measured]
+    parameters: Sequence[Tensor], shift: list[Tensor], measure: Callable[[], Measured]
 ) -> Measured:
-    """Measure with the parameters displaced by ``shift``, whose values are lost."""
+    """Measure with the parameters displaced by ``shift``, which is emptied."""
     with Displaced(parameters, shift):
         return measure()

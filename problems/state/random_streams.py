@@ -27,6 +27,8 @@ from torch import Tensor
 MERSENNE_TWISTER_BYTES = 625 * 4
 VIEWED_BYTES = 64
 
+_CPU = torch.device("cpu")
+
 
 class RandomState:
     """The state of all random streams when it is created."""
@@ -36,8 +38,11 @@ class RandomState:
     def __init__(self, device: torch.device) -> None:
         self._torch: Tensor = torch.default_generator.get_state()
         self._device = device
+        # Of devices alone the comparison is much cheaper than that of their types, which are text.
         self._device_state: Tensor | None = (
-            None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
+            None
+            if device == _CPU or device.type == "cpu"
+            else torch.get_device_module(device).get_rng_state(device)
         )
         self._host = host = _host_streams.capture()
         self._python, self._numpy = host[1], host[2]

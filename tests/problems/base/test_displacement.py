@@ -38,6 +38,7 @@ def test_both_sides_and_home(dtype, sizes):
     versions = [p._version for p in parameters]
     places = [p.data_ptr() for p in parameters]
     with Displaced(parameters, shift) as place:
+        assert not shift
         # The ordinary sum, to the bit.
         assert same(parameters, [a + b for a, b in zip(before, given, strict=True)])
         place.mirror()

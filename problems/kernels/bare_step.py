@@ -1,0 +1,72 @@
+"""Steps of torch's optimizers without the work of Python around them.
+
+Around its own code, ``optimizer.step()`` opens a range for profilers, looks for hooks and tells
+compilers of a break: more than the step of a small problem takes. Where nobody asks for any of it,
+the optimizer's own code is called alone, which computes the same numbers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+Step = Callable[[Any], object]
+
+_torch_optimizer: Any = sys.modules[torch.optim.Optimizer.__module__]
+_profiler_is_on: Any = getattr(torch.autograd, "_profiler_enabled", None)
+_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+_HOOKS_OF_ALL = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
+
+
+def take_step(optimizer: Any) -> None:
+    """Take a step, as ``optimizer.step()`` does."""
+    step = _own_code(optimizer)
+    if step is None:
+        optimizer.step()
+        return
+    with torch.no_grad():
+        step(optimizer)
+
+
+def _own_code(optimizer: Any) -> Step | None:
+    """Return the code of the optimizer's step, if the rest of ``step()`` would do nothing."""
+    function = type(optimizer).step
+    found = _inside(function)
+    if found is None or _profiler_is_on is None or _profiler_is_on():
+        return None
+    given = vars(optimizer)
+    if any(map(given.get, _HOOKS)) or any(map(vars(_torch_optimizer).get, _HOOKS_OF_ALL)):
+        return None
+    if given["defaults"].get("differentiable", True):
+        return None
+    instead = given.get("step")
+    if instead is None:
+        return found
+    if not (hasattr(instead, "_wrapped_by_lr_sched") and _wrapped(instead) is function):
+        return None
+    # All that a scheduler's function does before it calls that of the class.
+    optimizer._opt_called = True
+    return found
+
+
+@lru_cache(maxsize=128)
+def _inside(function: Any) -> Step | None:
+    """Return what torch's two wrappers of a step call; nothing for what else may wrap it."""
+    middle = _wrapped(function)
+    known = _is_made_by(function, torch.optim.Optimizer.profile_hook_step) and _is_made_by(
+        middle, _torch_optimizer._use_grad_for_differentiable
+    )
+    inner: Step | None = _wrapped(middle)
+    return inner if known and _wrapped(inner) is None else None
+
+
+def _wrapped(function: Any) -> Any:
+    return getattr(function, "__wrapped__", None)
+
+
+def _is_made_by(function: Any, maker: Any) -> bool:
+    return getattr(function, "__code__", None) in maker.__code__.co_consts
