@@ -76,7 +76,8 @@ class Execution:
     def tell(self, taken: Taken) -> None:
         """Log a step that was taken otherwise, if it is due, and tell hooks of it."""
         engine, problem = self._engine, self._problems[taken.problem]
-        self._report(problem, taken)
+        if self._is_logged(problem):
+            self._log(problem, taken)
         for hook in engine.hooks.after_steps:
             hook.after_step(engine, problem, StepResult(taken.loss, taken.metrics))
 
@@ -122,23 +123,19 @@ class Execution:
         problem.step_state.begin_step(instruction.count, global_step)
         for hook in hooks.before_steps:
             hook.before_step(engine, problem)
-        record, first, last = instruction.record, instruction.first, instruction.last
-        if problem.position.paths and _has_nothing_below(problem):
-            result = skip_step(problem, record=record, first=first, last=last)
-        else:
-            accepts = self._accepts if hooks.accepting else None
-            result = descend(problem, record, first, last, self._after_gradient, accepts)
+        result = self._descend(problem, instruction)
         if self._counters is not None:
             self._counters.stepped()
         if result.skipped:
             hooks.step_skipped(engine, problem)
         if problem.scheduler is not None and instruction.settled:
             step_scheduler(problem)
-        taken = Taken(problem.name, problem.count, global_step, result.loss, result.metrics)
-        if self._seen is None:
-            self._report(problem, taken)
-        else:
-            self._seen.append(taken)
+        if self._seen is not None or self._is_logged(problem):
+            taken = Taken(problem.name, problem.count, global_step, result.loss, result.metrics)
+            if self._seen is None:
+                self._log(problem, taken)
+            else:
+                self._seen.append(taken)
         if problem.scheduler is not None and not (engine.do_validation() or result.skipped):
             measured = {**result.metrics, "loss": result.loss}
             step_plateau(problem, measured, "training_step", engine.processes)
@@ -146,9 +143,16 @@ class Execution:
             for hook in hooks.after_steps:
                 hook.after_step(engine, problem, result)
 
+    def _descend(self, problem: Problem, instruction: Instruction) -> StepResult:
+        record, first, last = instruction.record, instruction.first, instruction.last
+        if problem.position.paths and _has_nothing_below(problem):
+            return skip_step(problem, record=record, first=first, last=last)
+        accepts = self._accepts if self._engine.hooks.accepting else None
+        return descend(problem, record, first, last, self._after_gradient, accepts)
+
     def _begin_loop(self, problem: Problem) -> None:
         # An upper problem that waits for others may step before this loop has recorded anything.
-        keep = any(len(above.children) > 1 for above in problem.parents)
+        keep = any([len(above.position.children) > 1 for above in problem.position.parents])
         problem.step_state.trajectory.begin_loop(keep=keep)
         problem.on_inner_loop_start()
         if type(problem).on_inner_loop_start is not Problem.on_inner_loop_start:
@@ -181,9 +185,9 @@ class Execution:
             # What errs from here on may have changed parameters.
             self._counters.stepped()
 
-    def _report(self, problem: Problem, taken: Taken) -> None:
-        if self._engine.logger.loggers or not isinstance(problem.config.log_step, LeftOut):
-            self._log(problem, taken)
+    def _is_logged(self, problem: Problem) -> bool:
+        loggers = self._engine.logger.loggers
+        return bool(loggers) or not isinstance(problem.config.log_step, LeftOut)
 
     def _log(self, problem: Problem, taken: Taken) -> None:
         every, logger, global_step = problem.config.log_step, self._engine.logger, taken.global_step
@@ -212,7 +216,8 @@ class Execution:
         problem.epoch_callback()
         if problem.scheduler is not None:
             end_scheduled_epoch(problem)
-        self._engine.hooks.epoch_end(self._engine, problem)
+        for hook in self._engine.hooks.epoch_ends:
+            hook.epoch_end(self._engine, problem)
 
 
 def _has_nothing_below(problem: Problem) -> bool:

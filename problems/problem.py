@@ -181,14 +181,16 @@ class Problem(Overridables, GraphNode, Generic[ModuleType]):
 
     def get_batch(self) -> Any:
         """Return the next batch: one loader's, or a tuple with one of each loader."""
-        number = len(self.source.loaders)
-        if number == 1:
+        source = self.step_state.source or self.source
+        if len(source.loaders) == 1:
             return self.get_batch_single_loader(0)
-        return tuple(self.get_batch_single_loader(i) for i in range(number))
+        return tuple([self.get_batch_single_loader(i) for i in range(len(source.loaders))])
 
     def get_batch_single_loader(self, idx: int) -> Any:
         """Return the next batch of one loader, on the problem's device."""
-        return self.source.draw(idx, self.device, channels_last=self.step_state.channels_last)
+        state = self.step_state
+        source = state.source or self.source
+        return source.draw(idx, self.device, channels_last=state.channels_last)
 
     def evaluate(self, batch: Any) -> Evaluated:
         """Return the loss of ``batch`` in the problem's precision, and what else to log."""

@@ -144,7 +144,7 @@ class ReweightedProblem(ImplicitProblem[ModuleType]):
                 f"sample_losses of problem {self.name!r} returned shape {tuple(losses.shape)}; "
                 "return one loss per sample, shape (B,), for instance with reduction='none'."
             )
-        losses = losses.reshape(-1)
+        losses = losses if losses.ndim == 1 else losses.reshape(-1)
         losses = losses.float() if losses.dtype.itemsize < 4 else losses
         return Samples(losses, self._free_features(features))
 
@@ -166,7 +166,7 @@ class ReweightedProblem(ImplicitProblem[ModuleType]):
                 f"sample_weights of problem {self.name!r} returned shape {tuple(weights.shape)} "
                 f"for {losses.numel()} losses; return one weight per sample, (B,) or (B, 1)."
             )
-        return weights.reshape(-1)
+        return weights if weights.ndim == 1 else weights.reshape(-1)
 
     def _free_features(self, features: Any) -> Any:
         for leaf in leaves(features):

@@ -14,6 +14,7 @@ from torch import Tensor
 from . import vectors
 from .shards import shards_of
 
+
 class Displacement:
     """Displaces parameters inside a ``with`` statement, and restores them bit for bit. ::
 
@@ -53,7 +54,7 @@ class Displaced:
     """
 
     def __init__(self, parameters: Iterable[Tensor], shift: list[Tensor]) -> None:
-        self._data = shards_of(p.data for p in parameters)
+        self._data = shards_of([p.data for p in parameters])
         self._home: list[Tensor] = []
         self._shift = shift
         self._stays = False

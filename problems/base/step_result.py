@@ -11,7 +11,8 @@ from .errors import HypergradientError
 
 
 class StepResult:
-    """The loss and metrics of a step; nothing is detached or read before it is used.
+    """The loss and metrics of a step; nothing is detached or read before it is used, and the loss
+    is detached once.
 
     Args:
         loss: The loss, as it was differentiated.
@@ -67,4 +68,6 @@ class StepResult:
     @property
     def loss(self) -> Tensor:
         """The loss without its graph, a 0-dim tensor on its device."""
-        return self._loss.detach()
+        if self._loss.requires_grad:
+            self._loss = self._loss.detach()
+        return self._loss

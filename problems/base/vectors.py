@@ -111,6 +111,8 @@ def spent(vector: Sequence[Tensor], divisor: Tensor | float) -> list[Tensor]:
     way, so that both are never in memory whole."""
     if not isinstance(vector, Spare):
         return divide(vector, divisor)
+    if len(vector) == 1:
+        return [vector.pop() / divisor]
     quotient: list[Tensor] = []
     for end in [part.stop - part.start for part in parts(vector)]:
         quotient += divide(vector[:end], divisor)

@@ -73,7 +73,8 @@ class BatchSource:
         try:
             batch = reading.read(device)
         except StopIteration:
-            self._require_more(index)
+            if not reading.delivered or is_exhausted(reading.loader):
+                self._require_more(index)
             if index == 0:
                 self._on_epoch_end()
             # The callback may have set another loader.
@@ -111,10 +112,9 @@ class BatchSource:
         return Reading(loader, place, tell_epoch if several else None)
 
     def _require_more(self, index: int) -> None:
-        """Refuse a loader that is known to give no batch in another epoch."""
-        loader, reading = self.loaders[index], self.readings[index]
-        gave_nothing = not (reading.delivered or is_stateful(loader))
-        if gave_nothing or is_exhausted(loader):
+        """Refuse a loader that gave no batch, or is known to give none in another epoch."""
+        loader = self.loaders[index]
+        if is_exhausted(loader) or not is_stateful(loader):
             raise self._nothing(index) from None
 
     def _nothing(self, index: int) -> DataError:

@@ -17,6 +17,7 @@ import torch
 Step = Callable[[Any], object]
 
 _torch_optimizer: Any = sys.modules[torch.optim.Optimizer.__module__]
+_set_grad: Any = getattr(torch._C, "_set_grad_enabled", None)
 _profiler_is_on: Any = getattr(torch.autograd, "_profiler_enabled", None)
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _HOOKS_OF_ALL = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
@@ -25,11 +26,15 @@ _HOOKS_OF_ALL = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
 def take_step(optimizer: Any) -> None:
     """Take a step, as ``optimizer.step()`` does."""
     step = _own_code(optimizer)
-    if step is None:
+    if step is None or _set_grad is None:
         optimizer.step()
         return
-    with torch.no_grad():
+    before = torch.is_grad_enabled()
+    _set_grad(False)
+    try:
         step(optimizer)
+    finally:
+        _set_grad(before)
 
 
 def _own_code(optimizer: Any) -> Step | None:

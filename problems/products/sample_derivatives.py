@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 from ..base import vectors
 from ..recording.samples import Samples, midway
 from .displaced import measure_both_sides, measure_one_side
+from .recorded_loss import gradient_of
 from .second_derivatives import quiet_first_use
 
 Pairs = list[tuple[Samples, Tensor]]
@@ -109,10 +110,9 @@ def weighted_gradient(
         pairs: ``(l, d)`` of each batch.
         upper: ``θ``.
     """
-    total = [torch.zeros_like(t) for t in upper]
+    total: list[Tensor] | None = None
     for compute, (samples, directional) in zip(weights, pairs, strict=True):
-        found = compute(samples)
-        if found.requires_grad:
-            gradient = torch.autograd.grad((found * directional).mean(), upper, allow_unused=True)
-            total = vectors.add(total, vectors.fill_none(gradient, upper))
+        gradient = gradient_of((compute(samples) * directional).mean(), upper)
+        total = gradient if total is None else vectors.add(total, gradient)
+    assert total is not None
     return total if len(pairs) == 1 else vectors.scale(total, 1.0 / len(pairs))

@@ -87,37 +87,54 @@ class GradientGraph:
 
 
 _PLAIN = frozenset({Tensor})
+_modes: Any = getattr(torch._C, "_len_torch_function_stack", None)
 
 
-def versions_in(batch: Any) -> tuple[int, ...]:
-    """Return the version counters of :func:`tensors_of` a batch."""
-    # What is asked here is no operation of a pass that is watched or repeated.
-    with torch._C.DisableTorchFunction():
-        return tuple([t._version for t in tensors_of(batch)])
+class BatchVersions:
+    """The version counters of :func:`tensors_of` a batch when this is made."""
+
+    __slots__ = ("_batch", "_first", "_parts")
+
+    def __init__(self, batch: Any) -> None:
+        self._batch = batch
+        # Asked in every step of small networks, too: most batches are tuples of tensors, which
+        # hold the same ones later.
+        parts = batch if type(batch) is tuple else (batch,)
+        self._parts = parts if _PLAIN.issuperset(map(type, parts)) else None
+        self._first = self._now()
+
+    def _now(self) -> list[int]:
+        if self._parts is not None and _modes is not None and not _modes():
+            try:
+                return [t._version for t in self._parts]
+            except RuntimeError:
+                # Inference tensors are among them.
+                pass
+        # What is asked here is no operation of a pass that is watched or repeated.
+        with torch._C.DisableTorchFunction():
+            return [t._version for t in tensors_of(self._batch)]
+
+    def require_unwritten(self, problem: str) -> None:
+        """Refuse to evaluate a batch again that is no longer what it was.
+
+        Raises:
+            HypergradientError: Naming the problem.
+        """
+        if self._now() != self._first:
+            raise HypergradientError(
+                f"A batch of problem {problem!r} has been written to in place since it was drawn, "
+                "so that its loss cannot be evaluated again, as a hypergradient or a roll-back "
+                "asks. In training_step write x = x / 4 and not x.div_(4), and let the loader "
+                "yield new tensors and not one that it fills again. Parameters are as they were."
+            )
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
     """Return the tensors in a batch but for inference tensors, which have no version counter."""
-    # Asked in every step of small networks, too: most batches are tensors, or tuples of them.
     parts = batch if type(batch) in (tuple, list) else (batch,)
     if not _PLAIN.issuperset(map(type, parts)):
         parts = [part for part in leaves(batch) if isinstance(part, Tensor)]
     return [t for t in parts if not t.is_inference()]
-
-
-def require_unwritten(problem: str, batch: Any, versions: tuple[int, ...] | None) -> None:
-    """Refuse to evaluate a batch again that is no longer what it was.
-
-    Raises:
-        HypergradientError: Naming the problem.
-    """
-    if versions_in(batch) != versions:
-        raise HypergradientError(
-            f"A batch of problem {problem!r} has been written to in place since it was drawn, so "
-            "that its loss cannot be evaluated again, as a hypergradient or a roll-back asks. In "
-            "training_step write x = x / 4 and not x.div_(4), and let the loader yield new "
-            "tensors and not one that it fills again. Parameters are as they were."
-        )
 
 
 class BatchNumber(NamedTuple):
@@ -154,11 +171,10 @@ class RecordedStep:
     activations: ReusableActivations | None = None
     hooked: dict[Tensor, HookedGradient] = field(default_factory=dict)
     number: BatchNumber | None = None
-    versions: tuple[int, ...] | None = None
+    versions: BatchVersions = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.versions is None:
-            self.versions = versions_in(self.batch)
+        self.versions = BatchVersions(self.batch)
 
     def batch_again(self, problem: str) -> Any:
         """Return the batch, for a pass after the first.
@@ -166,7 +182,7 @@ class RecordedStep:
         Raises:
             HypergradientError: When it has been written to since, naming the problem.
         """
-        require_unwritten(problem, self.batch, self.versions)
+        self.versions.require_unwritten(problem)
         return self.batch
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -68,9 +69,8 @@ def _open_loaders(problem: Problem, on_epoch_end: Callable[[Problem], None]) -> 
     if type(problem).get_batch is Problem.get_batch:
         for index, loader in enumerate(loaders):
             require_batches(problem.name, index, loader)
-    state.read_from(
-        BatchSource(problem.name, loaders, lambda: on_epoch_end(problem), state.processes)
-    )
+    at_end = partial(on_epoch_end, problem)
+    state.read_from(BatchSource(problem.name, loaders, at_end, state.processes))
 
 
 def check_hypergradients(problem: Problem) -> None:

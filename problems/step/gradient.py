@@ -153,7 +153,7 @@ def _add_gradients(
 
 
 def _own(gradient: Tensor, parameter: Tensor, taken: set[int]) -> Tensor:
-    """Return a gradient with the strides of its parameter, in memory not shared with others.
+    """Return a gradient with the strides of its parameter, in memory not ``taken`` by others.
 
     ``autograd.grad`` guarantees neither: ``a + b`` gives both the same tensor, which in-place
     clipping would scale twice, and torch's fused optimizers misread other strides.
@@ -168,9 +168,10 @@ def _own(gradient: Tensor, parameter: Tensor, taken: set[int]) -> Tensor:
 
 
 def _trained(problem: Problem) -> list[Tensor]:
-    # Inside a step these are held, as a list.
-    found = problem.trainable_parameters()
-    found = found if isinstance(found, list) else list(found)
+    # Inside a step these are held.
+    found = problem.step_state.held
+    if found is None:
+        found = list(problem.trainable_parameters())
     if not found:
         raise GraphError(
             f"Problem {problem.name!r} has nothing to train any more: its module has no parameter "

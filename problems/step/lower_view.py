@@ -30,7 +30,7 @@ from .computing_type import computing_type, has_forward_derivatives
 from .drawn_batch import drawn_step
 from .optimizer_view import OptimizerStepView
 from .own_references import without_references
-from .plan import plan_of
+from .plan import StepPlan, plan_of
 
 
 def lower_view(problem: Problem, path: tuple[str, ...] = ()) -> LowerProblem:
@@ -68,7 +68,7 @@ class LowerView:
     It stores only the problem, so it is cheap to make and always up to date.
     """
 
-    __slots__ = ("_own", "_problem", "_sign", "path")
+    __slots__ = ("_own", "_plan", "_problem", "_sign", "path")
 
     def __init__(
         self, problem: Problem, sign: float | None = None, path: tuple[str, ...] = ()
@@ -77,6 +77,8 @@ class LowerView:
         self.path = path
         self._own: set[int] | None = None
         self._sign = sign
+        # Of the evaluation under way: networks and settings stay as they are in it.
+        self._plan: StepPlan | None = None
 
     @property
     def sign(self) -> float:
@@ -189,10 +191,10 @@ class LowerView:
         self, *, graph: bool = True, in_full_precision: bool = True, second_order: bool = False
     ) -> Evaluation:
         problem, plan = self._problem, plan_of(self._problem)
-        state = problem.step_state
+        self._plan, state = plan, problem.step_state
         held = state.hold(() if state.held is not None else problem.trainable_parameters())
-        trained = problem.trainable_parameters()
-        weights = list(problem.meta_trainable_parameters() if plan.may_be_partial else trained)
+        trained = state.held or []
+        weights = list(problem.meta_trainable_parameters()) if plan.may_be_partial else trained
         frozen = {*trained, *weights} if plan.may_be_partial else weights
         return Evaluation(
             weights,
@@ -204,12 +206,16 @@ class LowerView:
             second_order=second_order,
             computes_in=partial(self.computes_in, in_full_precision=in_full_precision),
             name=problem.name,
-            on_exit=partial(state.release, held),
+            on_exit=partial(self._end_evaluation, held),
         )
+
+    def _end_evaluation(self, held: list[Tensor] | None) -> None:
+        self._plan = None
+        self._problem.step_state.release(held)
 
     def computes_in(self, *, in_full_precision: bool = True) -> torch.dtype:
         if in_full_precision or self._problem.config.precision == "fp32":
-            only = plan_of(self._problem).only_type()
+            only = (self._plan or plan_of(self._problem)).only_type()
             if only is not None:
                 return only
         window = self.trajectory.window
@@ -237,7 +243,7 @@ class LowerView:
     def reusable(
         self, step: RecordedStep, also: Sequence[Tensor] = ()
     ) -> ReusableActivations | None:
-        if not plan_of(self._problem).may_be_partial:
+        if not (self._plan or plan_of(self._problem)).may_be_partial:
             return None
         return reusable_activations(self._problem, step.batch, also)
 
@@ -250,7 +256,8 @@ class LowerView:
                 sample.samples(step)
 
     def _loss_of(self, step: RecordedStep) -> Tensor:
-        return loss_of(self.name, self._problem.training_step(_batch_of(self._problem, step)))
+        problem = self._problem
+        return loss_of(problem.name, problem.training_step(_batch_of(problem, step)))
 
 
 class SampleLossView:
@@ -282,7 +289,8 @@ class SampleLossView:
             places = {**constants, **instead}
             with without_references(problem, places), swapped_with_buffers(problem.module, places):
                 found = problem.checked_samples(batch)
-        return self._signed(found)._replace(random=RandomState(problem.device))
+        random = RandomState(problem.device)
+        return Samples(_signed(found.losses, self._view.sign), found.features, random)
 
     def recorded(self, step: RecordedStep) -> Samples | None:
         return None if step.samples is None else self._signed(step.samples)
@@ -293,7 +301,9 @@ class SampleLossView:
         return self._problem.checked_weights(self._signed(samples), _batch_of(self._problem, step))
 
     def _signed(self, samples: Samples) -> Samples:
-        return samples._replace(losses=_signed(samples.losses, self._view.sign))
+        if self._view.sign == 1.0:
+            return samples
+        return samples._replace(losses=-samples.losses)
 
 
 def _batch_of(problem: Problem, step: RecordedStep) -> Any:

@@ -43,8 +43,9 @@ def hypergradient(
     held = []
     parameters = [*own]
     try:
-        for edge in plan.through:
+        for edge in plan.repeated:
             warn_of_unseen_changes(edge.lower, edge.method)
+        for edge in plan.through:
             state = edge.lower.step_state
             held.append((state, state.hold(edge.lower.trainable_parameters())))
             parameters += state.held or ()

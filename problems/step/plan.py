@@ -78,6 +78,7 @@ class StepPlan:
             of those above.
         buffers_around: The buffers of the same problems.
         through: Edges to the problems that hypergradients go through, each problem once.
+        repeated: Those of them whose method may repeat steps of the lower problem.
         paths: The hypergradient paths.
         starts: The problems that the upper loss is differentiated by.
         measured: The paths for which it is measured instead.
@@ -99,6 +100,7 @@ class StepPlan:
     around: tuple[Tensor, ...]
     buffers_around: list[BufferSlot]
     through: tuple[Edge, ...]
+    repeated: tuple[Edge, ...]
     paths: tuple[PathPlan, ...]
     starts: tuple[Problem, ...]
     measured: tuple[PathPlan, ...]
@@ -150,6 +152,7 @@ def _planned(problem: Problem) -> StepPlan:
         around=tuple(p for n in near for p in n.parameters() if not _counts(p)),
         buffers_around=[slot for network in near for slot in buffer_slots(network)],
         through=tuple(edges.values()),
+        repeated=tuple(edge for edge in edges.values() if _may_repeat_steps(edge.method)),
         paths=paths,
         starts=tuple(dict.fromkeys(path.start for path in paths if not path.is_measured)),
         measured=measured,
@@ -178,6 +181,11 @@ def _path(path: Sequence[Problem], *, alone: bool) -> PathPlan:
         is_measured=path[1].hypergradient.zeroth_order,
         spends=alone and vars(type(edges[0].method)).get("spends_vector", False),
     )
+
+
+def _may_repeat_steps(method: Hypergradient) -> bool:
+    kind = type(method)
+    return method.follows_optimizer or kind.repeats_steps is not Hypergradient.repeats_steps
 
 
 def _buffers_of_others(problem: Problem) -> list[BufferSlot]:

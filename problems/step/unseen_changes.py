@@ -38,8 +38,6 @@ def unseen_changes(problem: Problem, method: Hypergradient) -> list[str]:
 
 def warn_of_unseen_changes(problem: Problem, method: Hypergradient) -> None:
     """Warn once of each change that the method cannot see."""
-    if not method.follows_optimizer and type(method).repeats_steps is Hypergradient.repeats_steps:
-        return
     for name in problem.step_state.not_mentioned(unseen_changes(problem, method)):
         warnings.warn(
             f"{name} may change the steps of problem {problem.name!r} in a way "

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..base.displacement import Displacement
 from ..problem import Problem
-from ..recording.recorded_steps import require_unwritten, versions_in
+from ..recording.recorded_steps import BatchVersions
 from ..state.buffers import preserved_buffers
 from ..state.random_streams import RandomState, preserved_streams
 from .plan import plan_of
@@ -30,13 +30,13 @@ class UpperLoss:
     def __init__(self, problem: Problem, evaluate: Callable[[], Tensor], batch: Any) -> None:
         self._problem = problem
         self._evaluate = evaluate
-        self._batch, self._versions = batch, versions_in(batch)
+        self._versions = BatchVersions(batch)
         self._random = RandomState(problem.device)
 
     def __call__(self) -> Tensor:
         """Return the loss at all problems' present parameters."""
         problem = self._problem
-        require_unwritten(problem.name, self._batch, self._versions)
+        self._versions.require_unwritten(problem.name)
         # The recording of the upper problem's own step keeps the first evaluation only.
         trajectory = problem.step_state.trajectory
         under_way = trajectory._open
