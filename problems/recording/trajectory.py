@@ -127,12 +127,9 @@ class Trajectory:
         self.has_moved = False
         self._keeps = keep
 
-    def note_step(self) -> None:
-        """Note that a step has been taken, recorded or not."""
-        self.has_moved = True
-
     def complete(self) -> None:
-        """Add the step being recorded, after it has been taken."""
+        """Note that a step has been taken, and add it if it is being recorded."""
+        self.has_moved = True
         if self._open is not None:
             self.updates.append(self._open)
             self._open = None

@@ -132,7 +132,7 @@ def _gradient(
 
 def _update(problem: Problem) -> ScaleDrop | None:
     """Take the optimizer step; return what tells whether a loss scaler has refused it."""
-    drop = None if problem.scaler is None else ScaleDrop(problem)
+    drop = None if problem.step_state.scaler is None else ScaleDrop(problem)
     problem.optimizer_step()
     problem.param_callback()
     return drop
@@ -144,11 +144,10 @@ def _close(problem: Problem, result: StepResult) -> None:
     result.skipped = state.skipped
     problem.zero_grad()
     # The loss scaler skips a step whose gradient overflows.
-    if result.skipped or result.overflow:
+    if result.skipped or (state.scaler is not None and result.overflow):
         state.trajectory.skip_step()
     else:
         state.trajectory.complete()
-        state.trajectory.note_step()
 
 
 def _add_context(error: BaseException, problem: Problem, batch: Any) -> None:

@@ -168,8 +168,7 @@ class LowerView:
     def loss(self, step: RecordedStep, instead: Mapping[Tensor, Tensor] | None = None) -> Tensor:
         step.random.restore()
         if instead is None:
-            loss = self._loss_of(step)
-            return loss if self.sign == 1.0 else -loss
+            return _signed(self._loss_of(step), self.sign)
         with (
             without_references(self._problem, instead),
             swapped_with_buffers(self._problem.module, instead),
