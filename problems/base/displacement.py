@@ -34,39 +34,49 @@ class Displacement:
 
     def move(self, shift: Sequence[Tensor], times: float = 1.0) -> None:
         """Add ``times * shift`` to the parameters."""
-        _move(self._data, shards_of(shift), times)
+        if len(self._data) == 1:
+            self._data[0].add_(*shards_of(shift), alpha=times)
+        else:
+            torch._foreach_add_(self._data, shards_of(shift), alpha=times)
 
 
 class Displaced:
-    """Parameters displaced by a shift inside a ``with`` statement, then restored bit for bit. ::
+    """Parameters displaced by ``v / c`` inside a ``with`` statement, then restored bit for bit. ::
 
-        with Displaced(parameters, shift) as place:
-            ...                # at w + shift
+        with Displaced(parameters, v, c) as place:
+            ...                # at w + v / c
             place.mirror()
-            ...                # at w - shift
+            ...                # at w - v / c
 
-    Memory of the shift is released as that of what is restored is taken, so no more is needed than
-    for a part of the parameters.
+    A spare vector is released as memory of what is restored is taken, so that no more is needed
+    than for a part of the parameters.
 
     Args:
         parameters: ``w``.
-        shift: A vector of no further use, which is emptied.
+        vector: ``v``; a :class:`~.vectors.Spare` one is emptied.
+        divisor: ``c``, 0-dim.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], shift: list[Tensor]) -> None:
+    def __init__(
+        self, parameters: Iterable[Tensor], vector: Sequence[Tensor], divisor: Tensor
+    ) -> None:
         self._data = shards_of([p.data for p in parameters])
         self._home: list[Tensor] = []
-        self._shift = shift
+        self._vector = vector
+        self._divisor = divisor
         self._stays = False
 
     def __enter__(self) -> Displaced:
-        home, shift = self._home, self._shift
+        home, vector = self._home, self._vector
         try:
             for part in vectors.parts(self._data):
                 data = self._data[part]
                 home += [t.clone() for t in data]
-                _move(data, shards_of(shift[: len(data)]))
-                del shift[: len(data)]
+                if isinstance(vector, vectors.Spare):
+                    vectors.add_quotient(data, shards_of(vector[: len(data)]), self._divisor)
+                    del vector[: len(data)]
+                else:
+                    vectors.add_quotient(data, shards_of(vector[part]), self._divisor)
         except BaseException:
             if home:
                 vectors.put(home, self._data[: len(home)])
@@ -78,7 +88,7 @@ class Displaced:
             vectors.put(self._home, self._data)
 
     def mirror(self) -> None:
-        """Go to the other side: from ``w + shift`` to ``w - shift``."""
+        """Go to the other side: from ``w + v / c`` to ``w - v / c``."""
         if len(self._data) == 1:
             self._data[0].lerp_(self._home[0], 2.0)
         else:
@@ -110,10 +120,3 @@ def _exchange(left: list[Tensor], right: list[Tensor]) -> None:
     before = [t.clone() for t in left]
     vectors.put(right, left)
     vectors.put(before, right)
-
-
-def _move(data: list[Tensor], shift: list[Tensor], times: float = 1.0) -> None:
-    if len(data) == 1:
-        data[0].add_(shift[0], alpha=times)
-    else:
-        torch._foreach_add_(data, shift, alpha=times)

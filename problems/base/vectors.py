@@ -103,21 +103,29 @@ def put(values: Sequence[Tensor], into: Sequence[Tensor]) -> None:
 
 
 class Spare(list[Tensor]):
-    """A vector that nobody reads again, which :func:`spent` may empty."""
+    """A vector that nobody reads again, which a displacement along it may empty."""
 
 
-def spent(vector: Sequence[Tensor], divisor: Tensor | float) -> list[Tensor]:
-    """Return ``vector / divisor`` as :func:`divide` does, and empty a :class:`Spare` vector on the
-    way, so that both are never in memory whole."""
-    if not isinstance(vector, Spare):
-        return divide(vector, divisor)
-    if len(vector) == 1:
-        return [vector.pop() / divisor]
-    quotient: list[Tensor] = []
-    for end in [part.stop - part.start for part in parts(vector)]:
-        quotient += divide(vector[:end], divisor)
-        del vector[:end]
-    return quotient
+def add_quotient(into: list[Tensor], vector: list[Tensor], divisor: Tensor) -> None:
+    """Add ``vector / divisor`` to a vector in place; ``divisor`` is 0-dim and stays on the device.
+
+    On the CPU no memory is needed for the quotient.
+    """
+    if all([_is_wide(p, v) for p, v in zip(into, vector, strict=True)]):
+        if len(into) == 1:
+            into[0].addcdiv_(vector[0], divisor)
+        else:
+            torch._foreach_addcdiv_(into, vector, [divisor] * len(into))
+    elif len(into) == 1:
+        into[0].add_(vector[0] / divisor)
+    else:
+        torch._foreach_add_(into, torch._foreach_div(vector, divisor))
+
+
+def _is_wide(into: Tensor, vector: Tensor) -> bool:
+    """Whether a quotient is added in one pass: on a card that would be a kernel for each tensor,
+    and in 16 bits the divisor would lose digits."""
+    return into.is_cpu and into.dtype.itemsize >= 4 and vector.dtype is into.dtype
 
 
 def add(left: Sequence[Tensor], right: Sequence[Tensor], alpha: float = 1.0) -> list[Tensor]:

@@ -158,8 +158,8 @@ class Hypergradient(ABC):
         follows_optimizer: Whether it differentiates or repeats the optimizer's steps, and so
             allows parameter groups of which some minimise the loss and some maximise it.
         follows_gradient_hooks: Whether it differentiates the hooks of ``Tensor.register_hook``.
-        spends_vector: Whether it reads the vector once, by ``vectors.spent``, which frees its
-            memory meanwhile. It holds of this class alone: a subclass may read the vector again.
+        spends_vector: Whether it reads the vector once, for a displacement along it, which frees
+            its memory meanwhile. It holds of this class alone, since a subclass may read it again.
     """
 
     zeroth_order: ClassVar[bool] = False

@@ -31,22 +31,24 @@ def inverse_step(
 
 def measure_both_sides(
     parameters: Sequence[Tensor],
-    shift: list[Tensor],
+    vector: Sequence[Tensor],
+    inverse_eps: Tensor,
     ahead: Callable[[], Measured],
     behind: Callable[[], Measured],
     *,
     stay: bool = False,
 ) -> tuple[Measured, Measured]:
-    """Measure with the parameters displaced by ``shift``, then by ``-shift``.
+    """Measure with the parameters displaced by ``eps v``, then by ``-eps v``.
 
     Args:
         parameters: Displaced in place.
-        shift: The displacement, one tensor per parameter, which is emptied.
-        ahead: Measures at ``+shift``.
-        behind: Measures at ``-shift``.
-        stay: Leave the parameters at ``-shift``.
+        vector: ``v``, one tensor per parameter; a spare one is emptied.
+        inverse_eps: ``1 / eps``.
+        ahead: Measures at ``+eps v``.
+        behind: Measures at ``-eps v``.
+        stay: Leave the parameters at ``-eps v``.
     """
-    with Displaced(parameters, shift) as place:
+    with Displaced(parameters, vector, inverse_eps) as place:
         first = ahead()
         place.mirror()
         second = behind()
@@ -56,8 +58,11 @@ def measure_both_sides(
 
 
 def measure_one_side(
-    parameters: Sequence[Tensor], shift: list[Tensor], measure: Callable[[], Measured]
+    parameters: Sequence[Tensor],
+    vector: Sequence[Tensor],
+    inverse_eps: Tensor,
+    measure: Callable[[], Measured],
 ) -> Measured:
-    """Measure with the parameters displaced by ``shift``, which is emptied."""
-    with Displaced(parameters, shift):
+    """Measure with the parameters displaced by ``eps v``; a spare ``v`` is emptied."""
+    with Displaced(parameters, vector, inverse_eps):
         return measure()

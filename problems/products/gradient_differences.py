@@ -54,10 +54,11 @@ def finite_difference(
 ) -> list[Tensor]:
     """Return the products by a central difference."""
     inverse_eps = evaluation.inverse_step(vector, alpha)
-    shift = vectors.divide(vector, inverse_eps)
     with evaluation.compared() as rewind:
         passes = _Passes(lower, evaluation, update, inputs, rewind)
-        plus, minus = measure_both_sides(evaluation.weights, shift, passes.measure, passes.measure)
+        plus, minus = measure_both_sides(
+            evaluation.weights, vector, inverse_eps, passes.measure, passes.measure
+        )
         return passes.difference(plus, minus, inverse_eps / 2)
 
 
@@ -71,11 +72,10 @@ def one_sided(
 ) -> list[Tensor]:
     """Return the products by a one-sided difference, with the gradient of the training step."""
     inverse_eps = evaluation.inverse_step(vector, alpha, order=1)
-    shift = vectors.divide(vector, inverse_eps)
     with evaluation.compared() as rewind:
         passes = _Passes(lower, evaluation, update, inputs, rewind)
         base = passes.at_step_start()
-        plus = measure_one_side(evaluation.weights, shift, passes.measure)
+        plus = measure_one_side(evaluation.weights, vector, inverse_eps, passes.measure)
         return passes.difference(plus, base, inverse_eps)
 
 

@@ -67,10 +67,13 @@ def central_derivatives(
         vector: ``v``; a spare one is emptied.
         inverse_eps: ``1 / eps``.
     """
-    shift = vectors.spent(vector, inverse_eps)
     with torch.no_grad():
         plus, minus = measure_both_sides(
-            params, shift, lambda: [f() for f in ahead], lambda: [f() for f in behind]
+            params,
+            vector,
+            inverse_eps,
+            lambda: [f() for f in ahead],
+            lambda: [f() for f in behind],
         )
         half = inverse_eps / 2
         return [
@@ -94,9 +97,8 @@ def one_sided_derivatives(
         vector: ``v``; a spare one is emptied.
         inverse_eps: ``1 / eps``.
     """
-    shift = vectors.spent(vector, inverse_eps)
     with torch.no_grad():
-        ends = measure_one_side(params, shift, lambda: [f() for f in moved])
+        ends = measure_one_side(params, vector, inverse_eps, lambda: [f() for f in moved])
         return [(b, (m.losses - b.losses) * inverse_eps) for b, m in zip(base, ends, strict=True)]
 
 

@@ -98,8 +98,7 @@ def central_difference(
         factor: What the difference is multiplied by.
         stay: Leave the parameters at ``w - eps u``.
     """
-    shift = vectors.spent(vector, inverse_eps)
-    plus, minus = measure_both_sides(params, shift, ahead, behind, stay=stay)
+    plus, minus = measure_both_sides(params, vector, inverse_eps, ahead, behind, stay=stay)
     return vectors.scale(vectors.add(plus, minus, alpha=-1.0), inverse_eps * (factor / 2))
 
 

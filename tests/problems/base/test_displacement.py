@@ -10,6 +10,7 @@ from metaweight.problems.base import vectors
 from metaweight.problems.base.displacement import Displaced, Displacement, exchange
 
 SIZES = ((3,), (2, 2), (), (5,), (1, 4))
+ONE = torch.ones(())
 
 
 @pytest.fixture(params=[2**20, 4], ids=["at once", "in parts"], autouse=True)
@@ -34,11 +35,11 @@ def test_both_sides_and_home(dtype, sizes):
     before = drawn(0, dtype, sizes)
     parameters = [t.clone().requires_grad_() for t in before]
     shift = [(0.01 * t).to(dtype) for t in drawn(1, dtype, sizes)]
-    given = [t.clone() for t in shift]
+    given, spare = [t.clone() for t in shift], vectors.Spare(shift)
     versions = [p._version for p in parameters]
     places = [p.data_ptr() for p in parameters]
-    with Displaced(parameters, shift) as place:
-        assert not shift
+    with Displaced(parameters, spare, ONE) as place:
+        assert not spare
         # The ordinary sum, to the bit.
         assert same(parameters, [a + b for a, b in zip(before, given, strict=True)])
         place.mirror()
@@ -55,7 +56,7 @@ def test_both_sides_and_home(dtype, sizes):
 def test_a_shift_of_another_type_restores_what_it_cannot_hold():
     before = drawn(0, torch.float64)
     parameters = [t.clone() for t in before]
-    with Displaced(parameters, drawn(1)):
+    with Displaced(parameters, drawn(1), ONE):
         assert not same(parameters, before)
     assert same(parameters, before)
 
@@ -63,11 +64,11 @@ def test_a_shift_of_another_type_restores_what_it_cannot_hold():
 def test_they_may_stay_and_an_error_inside_puts_them_back():
     before = drawn(0)
     parameters = [t.clone() for t in before]
-    with Displaced(parameters, drawn(1)) as place:
+    with Displaced(parameters, drawn(1), ONE) as place:
         there = [p.clone() for p in parameters]
         place.stay()
     assert same(parameters, there)
-    with pytest.raises(KeyError), Displaced(parameters, drawn(2)):
+    with pytest.raises(KeyError), Displaced(parameters, drawn(2), ONE):
         raise KeyError
     assert same(parameters, there)
 
@@ -83,7 +84,7 @@ def test_memory_that_is_not_there_leaves_all_as_it_was(monkeypatch):
         return clone(tensor)
 
     monkeypatch.setattr(torch.Tensor, "clone", failing)
-    with pytest.raises(torch.OutOfMemoryError), Displaced(parameters, drawn(2)):
+    with pytest.raises(torch.OutOfMemoryError), Displaced(parameters, drawn(2), ONE):
         pass
     assert same(parameters, before)
     made.clear()
@@ -110,12 +111,20 @@ def test_moves_add_up_and_are_undone():
     assert same(parameters, drawn(0))
 
 
-def test_a_spare_vector_is_freed_while_it_is_divided():
-    kept, spare = drawn(0), vectors.Spare(drawn(0))
-    freed = [weakref.ref(t) for t in spare]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_spare_vector_is_freed_and_another_one_kept(dtype):
+    """The displacement is the quotient, to the bit."""
     divisor = torch.tensor(3.0)
-    assert same(vectors.spent(kept, divisor), vectors.spent(spare, divisor))
-    assert same(kept, drawn(0))
+    kept, spare = drawn(1, dtype), vectors.Spare(drawn(1, dtype))
+    freed = [weakref.ref(t) for t in spare]
+    # Torch divides a 0-dim tensor of 16 bits in single precision.
+    expected = [(a + b / divisor).to(dtype) for a, b in zip(drawn(0, dtype), kept, strict=True)]
+    for vector in (kept, spare):
+        parameters = drawn(0, dtype)
+        with Displaced(parameters, vector, divisor):
+            assert same(parameters, expected)
+        assert same(parameters, drawn(0, dtype))
+    assert same(kept, drawn(1, dtype))
     assert not spare
     assert all(ref() is None for ref in freed)
 

@@ -90,15 +90,15 @@ def test_a_subclass_that_reads_it_twice_finds_it_whole() -> None:
 def test_displaced_passes_run_without_it(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be a copy of all parameters, in the passes that take most memory."""
     engine = program(TwoSided, config=Config(type=method))
-    classifier, spent = engine.classifier, vectors.spent
+    classifier, add = engine.classifier, vectors.add_quotient
     classifier.vector = []
 
-    def noted(vector: Any, divisor: Any) -> Any:
+    def noted(into: Any, vector: Any, divisor: Any) -> None:
         classifier.vector = [weakref.ref(t) for t in vector]
         classifier.seen = []
-        return spent(vector, divisor)
+        add(into, vector, divisor)
 
-    monkeypatch.setattr(vectors, "spent", noted)
+    monkeypatch.setattr(vectors, "add_quotient", noted)
     engine.run()
     assert len(classifier.vector) == len(classifier.trainable_parameters())
     assert classifier.seen
