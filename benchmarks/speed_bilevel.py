@@ -38,6 +38,9 @@ Batch = tuple[Tensor, ...]
 
 Optimizer = torch.optim.Optimizer
 
+ALPHA = 0.01
+"""Length of the displacement of a native hypergradient."""
+
 
 class Parts(NamedTuple):
     """The modules and optimizers of one contender."""
@@ -156,6 +159,45 @@ def official(task: Task) -> Step:
             gradients = torch.autograd.grad(judged, list(weights.parameters()))
         learn(weights, gradients, upper_optimizer)
         train_weighted(task, net, weights, optimizer, [batch])
+
+    return step
+
+
+def native_by_hand(task: Task) -> Step:
+    """Return the steps of a native hypergradient written plainly, for a network without buffers.
+
+    A step of the network, and one of the weights along ``-∇_w mean_i V_i d_i``, where ``d_i`` is
+    the central difference of the sample losses along ``∇F``, of length :data:`ALPHA`. Nothing is
+    checked, and parameters are moved back by subtraction, to rounding.
+    """
+    net, weights, optimizer, upper_optimizer, batches = task.parts()
+    own, above = list(net.parameters()), list(weights.parameters())
+
+    def train(batch: Batch) -> None:
+        found = torch.autograd.grad(task.weighted_loss(net, weights, batch), own)
+        for parameter, gradient in zip(own, found, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+
+    def hypergradient(batch: Batch) -> Sequence[Tensor]:
+        vector = torch.autograd.grad(task.upper_loss(net), own)
+        with torch.no_grad():
+            eps = ALPHA / torch.linalg.vector_norm(torch.stack(torch._foreach_norm(vector)))
+            shift = torch._foreach_mul(vector, eps)
+            torch._foreach_add_(own, shift)
+            ahead = task.sample_losses(net, batch)
+            torch._foreach_sub_(own, shift, alpha=2)
+            behind = task.sample_losses(net, batch)
+            torch._foreach_add_(own, shift)
+            along = (behind - ahead) / (2 * eps)
+        weighed = task.weigh(weights, (ahead + behind) / 2, batch)
+        return torch.autograd.grad((weighed * along).mean(), above)
+
+    def step() -> None:
+        for _ in range(task.steps):
+            batch = next(batches)
+            train(batch)
+        learn(weights, hypergradient(batch), upper_optimizer)
 
     return step
 

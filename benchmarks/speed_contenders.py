@@ -13,6 +13,7 @@ from hypergradient_tasks.programs import on_betty, on_metaweight
 from speed_bilevel import (
     Task,
     learn,
+    native_by_hand,
     official,
     ours,
     plain,
@@ -103,6 +104,7 @@ Maker = Callable[[Task], Step]
 
 PLAIN = "plain step"
 OFFICIAL = "official algorithm, plain"
+BY_HAND = "native, by hand"
 NATIVE = "metaweight, native"
 ONE_SIDED = "metaweight, native, one-sided"
 FORWARD = "metaweight, native, forward mode"
@@ -135,6 +137,7 @@ PEERS: dict[str, tuple[str, Maker]] = {
 ONE_STEP = (
     PLAIN,
     OFFICIAL,
+    BY_HAND,
     NATIVE,
     ONE_SIDED,
     FORWARD,
@@ -161,7 +164,7 @@ def bilevel_contenders(
         names: Of the contenders.
         device: Where they compute.
     """
-    makers: dict[str, Maker] = {PLAIN: plain, OFFICIAL: official}
+    makers: dict[str, Maker] = {PLAIN: plain, OFFICIAL: official, BY_HAND: native_by_hand}
     makers |= {name: partial(ours, config=config) for name, config in OURS.items()}
     makers[EXACT_AGAIN] = partial(ours, config=OURS[EXACT], again=True)
     makers[PROGRAM] = partial(written_for_betty, library=on_metaweight)

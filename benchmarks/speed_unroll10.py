@@ -12,6 +12,7 @@ from typing import Any
 
 from speed_contenders import (
     BETTY,
+    BY_HAND,
     EXACT,
     FULL,
     HIGHER_KEPT,
@@ -28,6 +29,7 @@ from turns import Step
 STEPS = 10
 NAMES = (
     PLAIN,
+    BY_HAND,
     NATIVE,
     PROGRAM,
     BETTY,

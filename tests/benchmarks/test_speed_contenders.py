@@ -144,6 +144,14 @@ def test_native_derivatives_after_the_step_agree(name: str) -> None:
         assert error(program[0], central[0]) < ROUNDING
 
 
+@pytest.mark.parametrize("name", ["mlp", "transformer", "unroll"])
+def test_native_steps_by_hand_are_ours(name: str) -> None:
+    """Their differences are rounded otherwise, by 1e-16 over the displacement of 0.01."""
+    from speed_contenders import BY_HAND, NATIVE
+
+    assert_all_agree(task(name), [NATIVE, BY_HAND])
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("betty"), reason="needs betty-ml")
 @pytest.mark.parametrize("name", ["mlp", "transformer", "resnet32", "unroll"])
 def test_the_program_computes_on_metaweight_what_it_does_on_betty(name: str) -> None:
