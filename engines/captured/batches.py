@@ -48,6 +48,7 @@ class Place:
                 )
         self.batch = map_tensors(_copied, batch)
         self._parts = _parts(self.batch, [])
+        self._forms = [_form_of(part) for part in self._parts]
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -58,9 +59,17 @@ class Place:
         """Return the tensors of a batch that differs by their values alone, or nothing for any
         other."""
         others = _parts(batch, [])
-        if len(others) != len(self._parts) or not all(map(_alike, self._parts, others)):
+        if len(others) != len(self._parts):
             return None
-        return [part for part in others if isinstance(part, Tensor)]
+        found = []
+        for here, form, there in zip(self._parts, self._forms, others, strict=True):
+            if isinstance(there, Tensor):
+                if form != (there.shape, there.dtype, there.layout, there.requires_grad):
+                    return None
+                found.append(there)
+            elif not _same(here, there):
+                return None
+        return found
 
     def holds(self, batch: Any) -> bool:
         """Return whether a batch of the same form has the values of the copy."""
@@ -105,15 +114,19 @@ def _parts(nest: Any, into: list[Any]) -> list[Any]:
     return into
 
 
-def _alike(here: Any, there: Any) -> bool:
-    if isinstance(here, Tensor):
-        return (
-            isinstance(there, Tensor)
-            and (here.shape, here.dtype) == (there.shape, there.dtype)
-            and here.requires_grad == there.requires_grad
-        )
+def _form_of(part: Any) -> Any:
+    is_tensor = isinstance(part, Tensor)
+    return (part.shape, part.dtype, part.layout, part.requires_grad) if is_tensor else None
+
+
+def _same(here: Any, there: Any) -> bool:
+    if here is there:
+        return True
+    if type(here) is tuple:
+        # Of names, or the kind and size of a container.
+        return bool(here == there)
     # As text, since 0.0 equals -0.0, and no number equals itself.
-    return here is there or (type(here) is type(there) and str(here) == str(there))
+    return type(here) is type(there) and str(here) == str(there)
 
 
 def require_batches_that_stay(copies: Sequence[Place], batches: Sequence[Any]) -> None:

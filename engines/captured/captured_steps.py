@@ -233,7 +233,7 @@ class CapturedSteps:
 
     def _replay(self, period: Period, values: Sequence[Tensor], recorded: Recorded) -> None:
         engine, steps, rates = self._engine, [], []
-        engine.schedule.restore(period.after)
+        engine.schedule.exchange(period.after)
         for iteration in period.iterations:
             self._execution.count()
             for one in iteration:
@@ -251,7 +251,11 @@ class CapturedSteps:
         found = iter(recorded.again(values))
         self._report(
             [
-                Taken(*step, next(found), nested.map_tensors(lambda _: next(found), metrics))
+                Taken(
+                    *step,
+                    next(found),
+                    metrics and nested.map_tensors(lambda _: next(found), metrics),
+                )
                 for step, metrics in zip(steps, recorded.metrics, strict=True)
             ]
         )

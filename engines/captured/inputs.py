@@ -66,7 +66,6 @@ class Inputs:
         if not set(map(storage_of, self._written)).isdisjoint(map(storage_of, values)):
             raise _shared()
 
-    @torch.no_grad()
     def given(self, values: Sequence[Tensor]) -> list[Tensor]:
         """Return the inputs.
 
@@ -78,19 +77,21 @@ class Inputs:
         """
         found = list(self._all)
         apart: tuple[list[Tensor], list[Tensor]] = [], []
+        starts = self._starts
         for value, place in zip(values, self._places, strict=True):
             if place is None:
                 continue
-            if _start_of(value) in self._starts:
+            if _start_of(value) in starts:
                 raise _shared()
             number, tensor, layout = place
-            if number is not None and layout is not None and layout == _layout_of(value):
+            if number is not None and layout is not None and _lies_so(value, *layout):
                 found[number] = value
             else:
                 apart[0].append(tensor)
                 apart[1].append(value)
         if apart[0]:
-            torch._foreach_copy_(*apart)
+            with torch.no_grad():
+                torch._foreach_copy_(*apart)
         return found
 
     def _look(self) -> None:
@@ -106,12 +107,20 @@ def _shared() -> ConfigurationError:
     )
 
 
-def _layout_of(tensor: Tensor) -> Any:
+def _layout_of(tensor: Tensor) -> tuple[torch.device, tuple[int, ...]] | None:
     """Return how a tensor lies in memory; nothing for one of which that is not all."""
-    is_plain = type(tensor) is Tensor and not (
-        tensor.is_conj() or tensor.is_neg() or tensor._is_zerotensor()
+    layout = tensor.device, tensor.stride()
+    return layout if _lies_so(tensor, *layout) else None
+
+
+def _lies_so(tensor: Tensor, device: torch.device, strides: tuple[int, ...]) -> bool:
+    """Return whether a tensor lies in memory so, and that is all there is to it."""
+    return (
+        type(tensor) is Tensor
+        and tensor.stride() == strides
+        and tensor.device == device
+        and not (tensor.is_conj() or tensor.is_neg() or tensor._is_zerotensor())
     )
-    return (tensor.device, tensor.stride()) if is_plain else None
 
 
 def _start_of(tensor: Tensor) -> int:

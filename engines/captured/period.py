@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..program.instructions import Action, Instruction
 from ..program.schedule import Mark, Schedule
@@ -18,7 +19,7 @@ class Period:
 
     Attributes:
         iterations: For each, its instructions.
-        after: The state of the schedule after them.
+        after: The state of the schedule after them, to be gone to once.
     """
 
     iterations: Sequence[Sequence[Instruction]]
@@ -28,9 +29,9 @@ class Period:
         return len(self.iterations)
 
     @property
-    def form(self) -> list[list[Instruction]]:
+    def form(self) -> list[list[tuple[Any, ...]]]:
         """The instructions without the numbers of steps, which differ from period to period."""
-        return [[one._replace(count=0) for one in several] for several in self.iterations]
+        return [[(*one[:2], *one[3:]) for one in several] for several in self.iterations]
 
     @property
     def steps(self) -> list[Instruction]:
@@ -44,12 +45,11 @@ def next_period(schedule: Schedule, leaves: Sequence[str], least: int = 1) -> Pe
     if not schedule.is_between_loops():
         return None
     iterations: list[list[Instruction]] = []
-    mark = schedule.mark()
+    mark, ends = schedule.mark(), False
     try:
-        while len(iterations) < least + LONGEST:
+        while not ends and len(iterations) < least + LONGEST:
             iterations.append([one for leaf in leaves for one in schedule.advance(leaf)])
-            if len(iterations) >= least and schedule.is_between_loops():
-                return Period(iterations, schedule.mark())
+            ends = len(iterations) >= least and schedule.is_between_loops()
     finally:
-        schedule.restore(mark)
-    return None
+        after = schedule.exchange(mark)
+    return Period(iterations, after) if ends else None

@@ -78,6 +78,13 @@ class Schedule:
         for node, state in mark:
             node.progress = state.copy()
 
+    def exchange(self, mark: Mark) -> Mark:
+        """Go to the state of a mark, which is used up, and return the present one."""
+        present = [(node, node.progress) for node, _ in mark]
+        for node, state in mark:
+            node.progress = state
+        return present
+
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return the state of every problem, to be saved."""
         return {

@@ -70,6 +70,9 @@ def required_arguments(stepping: Any) -> list[str]:
 def waits_for_metric(scheduler: object) -> bool:
     """Return whether the scheduler steps on a measured value instead of a count."""
     kind = torch.optim.lr_scheduler.ReduceLROnPlateau
+    # Asked in every step, and few wrap another.
+    if getattr(scheduler, "scheduler", None) is None:
+        return isinstance(scheduler, kind)
     return any(isinstance(inner, kind) for inner in _with_wrapped(scheduler, ("scheduler",)))
 
 
