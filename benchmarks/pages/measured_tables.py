@@ -26,6 +26,7 @@ NAMES: Mapping[str, str] = {
     "higher-kept": "higher, unrolled, step kept",
     "torchopt": "torchopt, unrolled",
     "torchopt-kept": "torchopt, unrolled, step kept",
+    "by-hand": "native, by hand",
     **UNROLLED_NAMES,
 }
 _STEPS = {
@@ -62,7 +63,7 @@ _WORKLOADS = {
     "ten steps for one, MLP, a lower step (`unroll10`)": "unroll10, a lower step",
 }
 _CONTENDERS = {
-    "native, by hand": "native, by hand",
+    "native, by hand": NAMES["by-hand"],
     "native, central": NAMES["native"],
     "one-sided": NAMES["one-sided"],
     "exact": NAMES["exact"],
