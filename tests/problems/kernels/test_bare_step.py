@@ -169,6 +169,25 @@ def test_a_step_of_ones_own_is_called_and_inherited_code_keeps_its_parts() -> No
     assert seen == ["step", "part"]
 
 
+def test_a_decorated_step_keeps_its_decorator() -> None:
+    seen: list[int] = []
+
+    class Decorated(torch.optim.Optimizer):
+        def __init__(self, params: Any) -> None:
+            super().__init__(params, {})
+
+        def step(self, closure: Any = None) -> Any:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].sub_(0.5)
+
+        step = counted(step, seen)
+
+    p = torch.nn.Parameter(torch.ones(2))
+    take_step(Decorated([p]))
+    assert seen == [1]
+    assert p.tolist() == [0.5, 0.5]
+
+
 def test_a_differentiable_step_keeps_its_graph() -> None:
     p = torch.ones(2, requires_grad=True)
     w = p * 1.0
