@@ -111,7 +111,7 @@ def _doubled(trajectory: Trajectory) -> Trajectory:
 
 
 def _doubled_step(step: RecordedStep) -> RecordedStep:
-    return replace(step, batch=as_double(step.batch), samples=None, graph=None)
+    return replace(step, batch=as_double(step.batch), samples=None, graph=None, versions=None)
 
 
 def _doubled_moment(moment: OptimizerMoment) -> OptimizerMoment:

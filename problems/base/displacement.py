@@ -55,12 +55,20 @@ class Displaced:
         parameters: ``w``.
         vector: ``v``; a :class:`~.vectors.Spare` one is emptied.
         divisor: ``c``, 0-dim.
+
+    Raises:
+        ValueError: For a vector of another number of tensors.
     """
 
     def __init__(
         self, parameters: Iterable[Tensor], vector: Sequence[Tensor], divisor: Tensor
     ) -> None:
         self._data = shards_of([p.data for p in parameters])
+        if len(vector) != len(self._data):
+            raise ValueError(
+                f"A displacement of {len(self._data)} parameters received a vector of "
+                f"{len(vector)} tensors; give one for each parameter."
+            )
         self._home: list[Tensor] = []
         self._vector = vector
         self._divisor = divisor

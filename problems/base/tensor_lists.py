@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -73,7 +74,8 @@ def checked_floating(asked: str, name: str, given: object, *, least: int = 1) ->
 
 
 def checked_vector(asked: str, given: object, like: Sequence[Tensor], name: str) -> list[Tensor]:
-    """Return the vector ``v`` as a list of tensors of the shapes of ``like``.
+    """Return the vector ``v`` as a list of tensors of the shapes of ``like``, in memory that is not
+    that of ``like``, whose displacement would change the vector.
 
     Args:
         asked: The function that was called.
@@ -92,4 +94,11 @@ def checked_vector(asked: str, given: object, like: Sequence[Tensor], name: str)
             f"{asked}: v must have the shapes of {name}, {expected}, but has {shapes}; give one "
             f"tensor per entry of {name}, of the same shape."
         )
-    return [v.detach().to(p) for v, p in zip(vector, like, strict=True)]
+    moved = {_memory_of(t) for t in like}
+    given_as = [v.detach().to(p) for v, p in zip(vector, like, strict=True)]
+    return [v.clone() if _memory_of(v) in moved else v for v in given_as]
+
+
+def _memory_of(tensor: Tensor) -> int:
+    is_dense = tensor.layout is torch.strided
+    return tensor.untyped_storage()._cdata if is_dense else id(tensor)

@@ -27,6 +27,21 @@ def fill_none(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[
     ]
 
 
+def own(gradient: Tensor, like: Tensor, taken: set[int]) -> Tensor:
+    """Return a gradient with the strides of ``like``, in memory not ``taken`` by others.
+
+    ``autograd.grad`` guarantees neither: ``a + b`` gives both the same tensor, which in-place
+    clipping would scale twice, and torch's fused optimizers misread other strides.
+    """
+    if gradient.layout is not torch.strided:
+        return gradient
+    memory = gradient.untyped_storage()._cdata
+    if gradient.stride() != like.stride() or memory in taken:
+        gradient = torch.empty_like(like, dtype=gradient.dtype).copy_(gradient)
+    taken.add(memory)
+    return gradient
+
+
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     """Return the type in which numbers of these tensors are accumulated: single precision, or that
     of a tensor that is wider.

@@ -2,7 +2,8 @@
 
 Around its own code, ``optimizer.step()`` opens a range for profilers, looks for hooks and tells
 compilers of a break: more than the step of a small problem takes. Where nobody asks for any of it,
-the optimizer's own code is called alone, which computes the same numbers.
+the optimizer's own code is called alone, which computes the same numbers. What torch does not tell
+of is an execution trace observer, in whose trace the range is then missing.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ _torch_optimizer: Any = sys.modules[torch.optim.Optimizer.__module__]
 _set_grad: Any = getattr(torch._C, "_set_grad_enabled", None)
 _profiler_is_on: Any = getattr(torch.autograd, "_profiler_enabled", None)
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+_NEEDED = {"defaults", *_HOOKS}
 _HOOKS_OF_ALL = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
 
 
@@ -39,14 +41,16 @@ def take_step(optimizer: Any) -> None:
 
 def _own_code(optimizer: Any) -> Step | None:
     """Return the code of the optimizer's step, if the rest of ``step()`` would do nothing."""
-    function = type(optimizer).step
-    found = _inside(function)
+    kind = type(optimizer)
+    function = getattr(kind, "step", None)
+    found = _inside(function, getattr(kind, "_optimizer_step_code", None))
     if found is None or _profiler_is_on is None or _profiler_is_on():
         return None
     given = vars(optimizer)
-    if any(map(given.get, _HOOKS)) or any(map(vars(_torch_optimizer).get, _HOOKS_OF_ALL)):
+    # Of what hands its attributes on to another optimizer, they are that one's.
+    if not given.keys() >= _NEEDED or given["defaults"].get("differentiable", True):
         return None
-    if given["defaults"].get("differentiable", True):
+    if any(map(given.get, _HOOKS)) or any(map(vars(_torch_optimizer).get, _HOOKS_OF_ALL)):
         return None
     instead = given.get("step")
     if instead is None:
@@ -59,8 +63,11 @@ def _own_code(optimizer: Any) -> Step | None:
 
 
 @lru_cache(maxsize=128)
-def _inside(function: Any) -> Step | None:
-    """Return what torch's two wrappers of a step call; nothing for what else may wrap it."""
+def _inside(function: Any, told: Any) -> Step | None:
+    """Return what torch's two wrappers of a step call; nothing for what else may wrap it, and where
+    something of one's own is ``told`` of each step."""
+    if told is not getattr(torch.optim.Optimizer, "_optimizer_step_code", None):
+        return None
     middle = _wrapped(function)
     known = _is_made_by(function, torch.optim.Optimizer.profile_hook_step) and _is_made_by(
         middle, _torch_optimizer._use_grad_for_differentiable

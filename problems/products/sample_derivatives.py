@@ -117,4 +117,7 @@ def weighted_gradient(
         gradient = gradient_of((compute(samples) * directional).mean(), upper)
         total = gradient if total is None else vectors.add(total, gradient)
     assert total is not None
-    return total if len(pairs) == 1 else vectors.scale(total, 1.0 / len(pairs))
+    if len(pairs) > 1:
+        return vectors.scale(total, 1.0 / len(pairs))
+    taken: set[int] = set()
+    return [vectors.own(t, like, taken) for t, like in zip(total, upper, strict=True)]

@@ -171,10 +171,11 @@ class RecordedStep:
     activations: ReusableActivations | None = None
     hooked: dict[Tensor, HookedGradient] = field(default_factory=dict)
     number: BatchNumber | None = None
-    versions: BatchVersions = field(init=False)
+    versions: BatchVersions | None = None
 
     def __post_init__(self) -> None:
-        self.versions = BatchVersions(self.batch)
+        if self.versions is None:
+            self.versions = BatchVersions(self.batch)
 
     def batch_again(self, problem: str) -> Any:
         """Return the batch, for a pass after the first.
@@ -182,6 +183,7 @@ class RecordedStep:
         Raises:
             HypergradientError: When it has been written to since, naming the problem.
         """
+        assert self.versions is not None
         self.versions.require_unwritten(problem)
         return self.batch
 

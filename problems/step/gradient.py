@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base import vectors
 from ..base.errors import GraphError, LossError
 from ..base.graph_neighbours import versions_of
 from ..base.step_result import StepResult
@@ -145,26 +146,12 @@ def _add_gradients(
         if gradient is None:
             continue
         if id(parameter) in with_hooks:
-            if not problem.step_state.trajectory.accumulate(parameter, gradient):
+            given = vectors.own(gradient, parameter, taken)
+            if not problem.step_state.trajectory.accumulate(parameter, given):
                 problem.step_state.note_hook_without_graph(parameter)
         else:
             total = gradient if parameter.grad is None else parameter.grad + gradient
-            parameter.grad = _own(total, parameter, taken)
-
-
-def _own(gradient: Tensor, parameter: Tensor, taken: set[int]) -> Tensor:
-    """Return a gradient with the strides of its parameter, in memory not ``taken`` by others.
-
-    ``autograd.grad`` guarantees neither: ``a + b`` gives both the same tensor, which in-place
-    clipping would scale twice, and torch's fused optimizers misread other strides.
-    """
-    if gradient.layout is not torch.strided:
-        return gradient
-    memory = gradient.untyped_storage()._cdata
-    if gradient.stride() != parameter.stride() or memory in taken:
-        gradient = torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
-    taken.add(memory)
-    return gradient
+            parameter.grad = vectors.own(total, parameter, taken)
 
 
 def _trained(problem: Problem) -> list[Tensor]:

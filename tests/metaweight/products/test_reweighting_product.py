@@ -158,3 +158,43 @@ def call(losses=lambda p: p[0] * 2, weights=None, **settings):
 def test_what_does_not_fit_is_refused(make, kind, message) -> None:
     with pytest.raises(kind, match=message):
         make()
+
+
+@pytest.mark.parametrize("derivative", CASES)
+def test_entries_have_memory_of_their_own(derivative) -> None:
+    """Autograd gives both summands one gradient, and all entries of a sum one number."""
+    losses, _, params, vector = program()
+    left, right = (torch.zeros(8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    total = torch.zeros(8, dtype=torch.float64, requires_grad=True)
+
+    def weights(given):
+        return given * (left + right + total.sum())
+
+    found = reweighting_product(
+        losses, weights, params, vector, [left, right, total], derivative=derivative
+    )
+    before = [t.clone() for t in found]
+    for t in found:
+        t.mul_(2.0)
+    assert all(torch.equal(t, 2.0 * b) for t, b in zip(found, before, strict=True))
+
+
+@pytest.mark.parametrize("derivative", CASES)
+def test_a_vector_in_the_memory_of_parameters_is_read_before_they_move(derivative) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    params = [torch.randn(3, generator=generator, dtype=torch.float64) for _ in range(2)]
+    theta = torch.ones(6, dtype=torch.float64, requires_grad=True)
+
+    def losses(given):
+        return ((x @ given[0]).tanh() * (x @ given[1])).square()
+
+    def product(vector):
+        (found,) = reweighting_product(
+            losses, lambda given: theta * given, params, vector, [theta], derivative=derivative
+        )
+        return found
+
+    swapped = params[::-1]
+    copies = [t.clone() for t in swapped]
+    assert torch.equal(product(swapped), product(copies))

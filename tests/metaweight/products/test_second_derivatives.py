@@ -106,6 +106,21 @@ def test_products_leave_their_arguments_as_they_are(method) -> None:
     assert all(t.grad is None for t in everything)
 
 
+def test_a_vector_in_the_memory_of_parameters_is_read_before_they_move() -> None:
+    """Of a quadratic, a difference is exact to rounding over the displacement of 0.01."""
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    params = [torch.randn(3, generator=generator, dtype=torch.float64) for _ in range(2)]
+
+    def loss(given):
+        return (matrix @ torch.cat(given)).square().sum() / 2
+
+    vector = params[::-1]
+    expected = matrix.T @ matrix @ torch.cat(vector)
+    found = hessian_vector_product(loss, params, vector, method="finite_difference")
+    assert torch.allclose(torch.cat(found), expected, rtol=1e-10)
+
+
 @pytest.mark.parametrize("method", ["exact", "finite_difference"])
 def test_a_modules_own_loss_may_ignore_its_arguments(method) -> None:
     module, weights = torch.nn.Linear(3, 1).double(), torch.nn.Linear(1, 1).double()

@@ -94,6 +94,15 @@ def test_memory_that_is_not_there_leaves_all_as_it_was(monkeypatch):
     assert same(other, drawn(1))
 
 
+@pytest.mark.parametrize("number", [4, 6])
+def test_a_vector_of_another_number_of_tensors_is_refused(number):
+    vector = [*drawn(1), torch.ones(2)][:number]
+    before, parameters = drawn(0), drawn(0)
+    with pytest.raises(ValueError, match=f"of 5 parameters received a vector of {number} tensors"):
+        Displaced(parameters, vector, ONE)
+    assert same(parameters, before)
+
+
 def test_values_are_exchanged():
     left, right = drawn(0), drawn(1)
     exchange(left, right)

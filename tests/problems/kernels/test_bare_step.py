@@ -216,3 +216,55 @@ def test_a_torch_without_private_names_takes_whole_steps(
     take_step(optimizer)
     assert p.tolist() == [0.5, 0.5]
     assert torch.is_grad_enabled()
+
+
+class Door:
+    """An optimizer that hands everything on to another one."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+class Disguised(torch.optim.SGD):
+    """The same, of torch's class."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["inner"], name)
+
+
+class Owner:
+    """Its step is its own, not its class's."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.step = inner.step
+
+
+@pytest.mark.parametrize("kind", [Door, Disguised, Owner])
+def test_what_hands_its_steps_on_does(kind: Any) -> None:
+    p, inner = sgd()
+    seen: list[int] = []
+    inner.register_step_post_hook(lambda *_: seen.append(1))
+    take_step(kind(inner))
+    assert p.tolist() == [0.5, 0.5]
+    # Torch calls the hooks that it finds on the inner one.
+    assert seen == [1]
+
+
+def test_what_is_told_of_each_step_is_told() -> None:
+    seen: list[int] = []
+
+    class Told(torch.optim.SGD):
+        def _optimizer_step_code(self) -> None:
+            seen.append(1)
+
+    p = torch.nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    take_step(Told([p], lr=0.5))
+    assert seen == [1]
+    assert p.tolist() == [0.5, 0.5]

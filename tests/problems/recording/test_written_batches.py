@@ -6,10 +6,13 @@ Right values are those of one graph in double precision, compared to rounding.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from metaweight.problems.recording.recorded_steps import RecordedStep
+from metaweight.problems.state.random_streams import RandomState
 from support.small import Point
 from support.zoo import over
 from torch import Tensor
@@ -180,3 +183,14 @@ def test_inference_tensors_have_no_version() -> None:
     engine = program("darts", Fresh(4.0, nest=made))
     engine.run()
     assert engine.upper.seen == pytest.approx(by_hand([4.0]) / RATE, rel=1e-6)
+
+
+def test_a_copy_of_a_recorded_step_knows_what_the_batch_was() -> None:
+    """A method that draws other random numbers for each pass makes such copies."""
+    batch = torch.ones(2)
+    step = RecordedStep(batch, RandomState(batch.device))
+    batch.add_(1.0)
+    copy = replace(step, random=RandomState(batch.device))
+    for each in (step, copy):
+        with pytest.raises(HypergradientError, match="A batch of problem 'lower' has been written"):
+            each.batch_again("lower")
