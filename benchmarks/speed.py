@@ -133,6 +133,15 @@ def write(report: dict[str, Any], out: Path, name: str) -> None:
     (out / f"{name}.md").write_text("\n\n".join(text) + "\n")
 
 
+def measured_before(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the record holds of workloads that are not asked for now."""
+    path = arguments.out / "speed.json"
+    if arguments.workload == "all" or not path.exists():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
 def heading(title: str, found: dict[str, Any]) -> str:
     """Return the heading of a table, with the environment of its numbers."""
     details = ", ".join(f"{name}: {value}" for name, value in found["environment"].items())
@@ -144,7 +153,7 @@ def compare(arguments: argparse.Namespace) -> None:
     # Imported here: every contender's process imports this script, and none needs matplotlib.
     from speed_figures import ratio_bars
 
-    report: dict[str, Any] = {}
+    report = measured_before(arguments)
     bars: dict[str, tuple[str, list[Row]]] = {}
     for workload in chosen(arguments):
         rows = table(measured(workload), workload.base, workload.lower_steps)

@@ -107,6 +107,20 @@ def test_toy_workload_is_measured_and_written(run_script: Script, tmp_path: Any)
 
 
 @pytest.mark.slow
+def test_a_workload_measured_again_leaves_the_record_of_others(tmp_path: Any) -> None:
+    import argparse
+    import json
+
+    from speed import measured_before
+
+    asked = argparse.Namespace(out=tmp_path, workload="toy")
+    assert measured_before(asked) == {}
+    (tmp_path / "speed.json").write_text(json.dumps({"mlp": {"rows": []}}))
+    assert measured_before(asked) == {"mlp": {"rows": []}}
+    asked.workload = "all"
+    assert measured_before(asked) == {}
+
+
 def test_growth_is_measured_and_written(run_script: Script, tmp_path: Any) -> None:
     run = run_script("speed.py", "--grow", "levels", "--rounds", "2", "--out", "here")
     assert run.returncode == 0, run.stderr
