@@ -120,7 +120,7 @@ def _record(run: Run, splits: Splits, evaluations: Evaluations) -> dict[str, Any
         "samples": {part: len(getattr(splits, part)) for part in ("train", "meta", "test")},
         "seconds": {
             "all": round(evaluations.seconds, 2),
-            "evaluating": round(evaluations.evaluating, 2),
+            "evaluating": round(evaluations.evaluating, 4),
             "processor": round(evaluations.processor_seconds, 2),
         },
         "peak_mib": round(peak_memory()),
