@@ -174,7 +174,7 @@ def test_a_decorated_step_keeps_its_decorator() -> None:
 
     class Decorated(torch.optim.Optimizer):
         def __init__(self, params: Any) -> None:
-            super().__init__(params, {})
+            super().__init__(params, {"differentiable": False})
 
         def step(self, closure: Any = None) -> Any:
             with torch.no_grad():
