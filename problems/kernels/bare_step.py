@@ -69,9 +69,9 @@ def _inside(function: Any, told: Any) -> Step | None:
     if told is not getattr(torch.optim.Optimizer, "_optimizer_step_code", None):
         return None
     middle = _wrapped(function)
-    known = _is_made_by(function, torch.optim.Optimizer.profile_hook_step) and _is_made_by(
-        middle, _torch_optimizer._use_grad_for_differentiable
-    )
+    outer_maker = getattr(torch.optim.Optimizer, "profile_hook_step", None)
+    middle_maker = getattr(_torch_optimizer, "_use_grad_for_differentiable", None)
+    known = _is_made_by(function, outer_maker) and _is_made_by(middle, middle_maker)
     inner: Step | None = _wrapped(middle)
     return inner if known and _wrapped(inner) is None else None
 
@@ -81,4 +81,5 @@ def _wrapped(function: Any) -> Any:
 
 
 def _is_made_by(function: Any, maker: Any) -> bool:
-    return getattr(function, "__code__", None) in maker.__code__.co_consts
+    made = getattr(getattr(maker, "__code__", None), "co_consts", ())
+    return getattr(function, "__code__", maker) in made

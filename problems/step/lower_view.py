@@ -65,7 +65,8 @@ def sign_of_loss(problem: Problem) -> float:
 class LowerView:
     """A :class:`~metaweight.problems.hypergradients.base.LowerProblem` for a problem.
 
-    It stores only the problem, so it is cheap to make and always up to date.
+    It stores only the problem, and during an evaluation its plan, so it is cheap to make and always
+    up to date.
     """
 
     __slots__ = ("_own", "_plan", "_problem", "_sign", "path")

@@ -268,3 +268,24 @@ def test_what_is_told_of_each_step_is_told() -> None:
     take_step(Told([p], lr=0.5))
     assert seen == [1]
     assert p.tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (torch.optim.Optimizer, "profile_hook_step"),
+        (bare_step._torch_optimizer, "_use_grad_for_differentiable"),
+    ],
+)
+def test_a_torch_that_wraps_steps_otherwise_takes_whole_steps(
+    owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p, optimizer = sgd()
+    monkeypatch.delattr(owner, name)
+    bare_step._inside.cache_clear()
+    try:
+        assert not is_bare(optimizer)
+        take_step(optimizer)
+    finally:
+        bare_step._inside.cache_clear()
+    assert p.tolist() == [0.5, 0.5]
