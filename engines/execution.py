@@ -108,7 +108,7 @@ class Execution:
             if action is Action.STEP:
                 self._step(target, instruction, global_step)
             elif action is Action.LOOP_START:
-                self._begin_loop(target)
+                self._begin_loop(target, keep=instruction.record)
             elif action is Action.SNAPSHOT:
                 self._take_snapshot(target)
             elif action is Action.REDO:
@@ -150,9 +150,7 @@ class Execution:
         accepts = self._accepts if self._engine.hooks.accepting else None
         return descend(problem, record, first, last, self._after_gradient, accepts)
 
-    def _begin_loop(self, problem: Problem) -> None:
-        # An upper problem that waits for others may step before this loop has recorded anything.
-        keep = any([len(above.position.children) > 1 for above in problem.position.parents])
+    def _begin_loop(self, problem: Problem, *, keep: bool) -> None:
         problem.step_state.trajectory.begin_loop(keep=keep)
         problem.on_inner_loop_start()
         if type(problem).on_inner_loop_start is not Problem.on_inner_loop_start:

@@ -24,6 +24,9 @@ SECONDS = 0.5
 SECONDS_OF_LINES = 30.0
 """Time between two lines in a log."""
 
+FRESH = 1 / 30
+"""For which part of that time a loss is kept before a later one takes its place."""
+
 
 class ProgressBar(Hook):
     """Show steps done, time left, the loss and the learning rate of each problem, and the last
@@ -91,7 +94,8 @@ class ProgressLine(Hook):
     """Log a line every so many seconds, in one process: steps done of all, steps a second since the
     line before, the time left at that speed, the loss and the learning rate of each problem.
 
-    Losses are read from the device for a line only.
+    Losses are read from the device for a line only. That of a problem is its last one, or one from
+    at most a thirtieth of the time between two lines before.
 
     Args:
         seconds: Time between two lines; a run that is shorter logs none.
@@ -112,14 +116,20 @@ class ProgressLine(Hook):
         self._seconds = seconds
         self._clock = clock
         self._losses: dict[Problem, Tensor] = {}
+        self._fresh_until: dict[Problem, float] = {}
         self._at, self._done = 0.0, 0
 
     def run_start(self, engine: Engine) -> None:
-        self._losses, self._at, self._done = {}, self._clock(), engine.run_state.iteration
+        self._losses, self._fresh_until = {}, {}
+        self._at, self._done = self._clock(), engine.run_state.iteration
 
     def after_step(self, engine: Engine, problem: Problem, result: StepResult) -> None:
         del engine
-        self._losses[problem] = result.loss
+        now = self._clock()
+        # To detach a loss takes longer than to ask the time, in each of many short steps.
+        if now >= self._fresh_until.get(problem, now):
+            self._losses[problem] = result.loss
+            self._fresh_until[problem] = now + self._seconds * FRESH
 
     def iteration_end(self, engine: Engine) -> None:
         now = self._clock()

@@ -28,17 +28,18 @@ class Instruction(NamedTuple):
     Attributes:
         problem: Its name.
         action: The action.
-        count: Its step counter after the action.
+        count: For a step, the problem's step counter after it.
         first: For a step, whether its micro-batch is the first of an accumulation.
         last: For a step, whether its micro-batch completes the accumulation, so that parameters
             change.
-        record: For a step, whether it will be replayed: by a hypergradient or a roll-back.
+        record: For a step, whether it will be replayed: by a hypergradient or a roll-back. For the
+            start of a loop, whether steps of earlier ones may still be.
         settled: For a step, whether it is final; a step that will be rolled back is not.
     """
 
     problem: str
     action: Action
-    count: int  # type: ignore[assignment] # replaces tuple.count
+    count: int = 0  # type: ignore[assignment] # replaces tuple.count
     first: bool = True
     last: bool = True
     record: bool = False

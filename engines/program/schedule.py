@@ -48,7 +48,8 @@ class Schedule:
                 self._nodes[low].parents.append(self._nodes[up])
                 self._nodes[up].children.append(low)
         for node in self._nodes.values():
-            node.waits_for_others = any(len(up.children) > 1 for up in node.parents)
+            if any(len(up.children) > 1 for up in node.parents):
+                node.wait_for_others()
         self._rolled_back = _bottom_up(self._nodes)
 
     def progress(self, name: str) -> Progress:
@@ -138,7 +139,7 @@ class Schedule:
         for node in self._rolled_back:
             if node.progress.redo_due and any(up in fired for up in node.parents):
                 node.progress.redo_due = False
-                instructions.append(Instruction(node.name, Action.REDO, node.progress.count))
+                instructions.append(Instruction(node.name, Action.REDO))
         return instructions
 
     def preview(self, leaves: Sequence[str], steps: int) -> str:
@@ -159,13 +160,13 @@ class Schedule:
     def _fire(self, node: _Node, out: list[Instruction], fired: list[_Node]) -> None:
         name, state, rhythm, parents = node.name, node.progress, node.rhythm, node.parents
         if state.redo_due:
-            out.append(Instruction(name, Action.KEEP, state.count))
+            out.append(Instruction(name, Action.KEEP))
             state.redo_due = False
         if not state.loop_open:
-            out.append(Instruction(name, Action.LOOP_START, state.count))
+            out.append(node.loop_start)
             state.loop_open = True
         if rhythm.roll_back and parents and not state.snapshot_taken:
-            out.append(Instruction(name, Action.SNAPSHOT, state.count))
+            out.append(Instruction(name, Action.SNAPSHOT))
             state.snapshot_taken = True
         state.count += 1
         left = -state.count % rhythm.loop
@@ -199,6 +200,7 @@ class _Node:
         parents: The problems that wait for it.
         children: The names of those it waits for.
         waits_for_others: Whether a parent waits for others too, until which it may step again.
+        loop_start: The instruction to begin a loop.
     """
 
     def __init__(self, name: str, rhythm: Rhythm) -> None:
@@ -208,6 +210,12 @@ class _Node:
         self.parents: list[_Node] = []
         self.children: list[str] = []
         self.waits_for_others = False
+        self.loop_start = Instruction(name, Action.LOOP_START)
+
+    def wait_for_others(self) -> None:
+        """Note that a parent waits for others too, which may step before the next loop is recorded."""
+        self.waits_for_others = True
+        self.loop_start = self.loop_start._replace(record=True)
 
     def step(self, left: int, *, is_due: bool) -> Instruction:
         """Return the instruction of the step that the counter says.

@@ -12,7 +12,7 @@ from ..base.reduction import Reduction
 from ..base.settings import is_count
 from .batches import move_batch
 from .loader_parts import is_stateful
-from .reading import Reading
+from .reading import END, Reading
 from .sharding import take_share, tell_epoch
 from .validation import is_exhausted, require_loader
 
@@ -69,22 +69,24 @@ class BatchSource:
             DataError: When the loader gives no batch even at the start of an epoch, or has fewer
                 batches than it had given when it was saved.
         """
-        reading = self.readings[index]
-        try:
-            batch = reading.read(device)
-        except StopIteration:
-            if not reading.delivered or is_exhausted(reading.loader):
-                self._require_more(index)
-            if index == 0:
-                self._on_epoch_end()
-            # The callback may have set another loader.
-            reading = self.readings[index]
-            reading.end_epoch()
-            try:
-                batch = reading.read(device)
-            except StopIteration:
-                raise self._nothing(index) from None
+        batch = self.readings[index].read(device)
+        if batch is END:
+            batch = self._first_of_next_epoch(index, device)
         return move_batch(batch, device, channels_last=channels_last)
+
+    def _first_of_next_epoch(self, index: int, device: torch.device) -> Any:
+        reading = self.readings[index]
+        if not reading.delivered or is_exhausted(reading.loader):
+            self._require_more(index)
+        if index == 0:
+            self._on_epoch_end()
+        # The callback may have set another loader.
+        reading = self.readings[index]
+        reading.end_epoch()
+        batch = reading.read(device)
+        if batch is END:
+            raise self._nothing(index)
+        return batch
 
     def position(self, index: int) -> dict[str, Any]:
         """Return the position of a loader, to be saved; see :meth:`Reading.position`."""
@@ -115,7 +117,7 @@ class BatchSource:
         """Refuse a loader that gave no batch, or is known to give none in another epoch."""
         loader = self.loaders[index]
         if is_exhausted(loader) or not is_stateful(loader):
-            raise self._nothing(index) from None
+            raise self._nothing(index)
 
     def _nothing(self, index: int) -> DataError:
         return DataError(

@@ -35,6 +35,9 @@ from .stateful_loader import continued
 
 HOST = torch.device("cpu")
 
+END: Any = object()
+"""What is read at the end of an epoch."""
+
 
 class Reading:
     """Reads one loader, epoch after epoch.
@@ -78,10 +81,10 @@ class Reading:
         self._attributes = dict(vars(loader)) if starts_when_asked(loader) else None
 
     def read(self, device: torch.device) -> Any:
-        """Return the next batch, which may draw from the random streams of the host and ``device``.
+        """Return the next batch, which may draw from the random streams of the host and ``device``;
+        :data:`END` at the end of the epoch.
 
         Raises:
-            StopIteration: At the end of the epoch.
             DataError: When the loader has fewer batches than it had given when it was saved.
         """
         if self.iterator is None:
@@ -90,9 +93,7 @@ class Reading:
             if self._is_stateful and not (self._saves_all or self.drew):
                 batch = self._observed(self.iterator, device)
             else:
-                batch = next(self.iterator)
-        except StopIteration:
-            raise
+                batch = next(self.iterator, END)
         except Exception as error:
             start = None if self._is_stateful else self._start
             if start is None or not has_dead_worker(self.iterator):
@@ -103,8 +104,9 @@ class Reading:
                 stacklevel=4,
             )
             self.iterator = self._resumed(device, start)
-            batch = next(self.iterator)
-        self.delivered += 1
+            batch = next(self.iterator, END)
+        if batch is not END:
+            self.delivered += 1
         return batch
 
     def end_epoch(self) -> None:
@@ -270,7 +272,9 @@ class Reading:
     def _observed(self, iterator: Iterator[Any], device: torch.device) -> Any:
         """Return the next batch, and see whether it draws from the random streams."""
         before = RandomState(device)
-        batch = next(iterator)
+        batch = next(iterator, END)
+        if batch is END:
+            return END
         drew = not before.is_present()
         if self.delivered:
             self.drew = drew

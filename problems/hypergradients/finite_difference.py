@@ -34,6 +34,8 @@ from ..recording.recorded_steps import RecordedStep
 from .base import Hypergradient, LowerProblem
 from .product import Approximation, Product, Status
 
+_STATUS = Status("FiniteDifference")
+
 DIFFERENCE_PASSES = (
     "2 forward passes, and 2 backward passes through what depends on the upper parameters"
 )
@@ -82,7 +84,7 @@ class FiniteDifference(Hypergradient):
             keep_displaced=self.multitask,
             full_precision=self.full_precision,
         )
-        return Product(values, Status("FiniteDifference"))
+        return Product(values, _STATUS)
 
     @property
     def in_full_precision(self) -> bool:

@@ -180,13 +180,11 @@ class _Stream(ABC):
 class _PythonStream(_Stream):
     def __init__(self) -> None:
         super().__init__()
-        self._generator: random.Random = random.random.__self__  # type: ignore[attr-defined]
-        self._words = python_in_place(self._generator)
+        self.generator: Any = random.random.__self__  # type: ignore[attr-defined]
+        self.words = python_in_place(self.generator)
 
     def mark(self) -> Any:
-        if self._words is None:
-            return None
-        return self._words.raw, self._generator.gauss_next  # type: ignore[attr-defined]
+        return None if self.words is None else (self.words.raw, self.generator.gauss_next)
 
     def read(self) -> Any:
         return random.getstate()
@@ -198,17 +196,20 @@ class _PythonStream(_Stream):
 class _NumpyStream(_Stream):
     def __init__(self) -> None:
         super().__init__()
-        self._generator: Any = np.random.mtrand._rand  # type: ignore[attr-defined]
-        self._gaussian = gaussian_in_place(self._generator)
-        self._seen: Any = None
-        self._words: Any = None
+        self.generator: Any = np.random.mtrand._rand  # type: ignore[attr-defined]
+        self.gaussian = gaussian_in_place(self.generator)
+        self.source: Any = None
+        self.words: Any = None
 
     def mark(self) -> Any:
-        source = self._generator._bit_generator
-        if source is not self._seen:
-            self._seen, self._last = source, None
-            self._words = None if self._gaussian is None else numpy_in_place(source)
-        return None if self._words is None else (self._words.raw, self._gaussian.raw)
+        if self.generator._bit_generator is not self.source:
+            self.look_again()
+        return None if self.words is None else (self.words.raw, self.gaussian.raw)
+
+    def look_again(self) -> None:
+        """Find the words of the source that the generator has now."""
+        self._last, self.source = None, self.generator._bit_generator
+        self.words = None if self.gaussian is None else numpy_in_place(self.source)
 
     def read(self) -> Any:
         return np.random.get_state(legacy=False)
@@ -297,17 +298,32 @@ class _HostStreams:
 
     def capture(self) -> HostState:
         """Return a mark of both, and their states."""
-        mark = (_python_stream.mark(), _numpy_stream.mark())
-        if mark != self._last[0] or None in mark:
+        mark = self._mark()
+        if mark is None or mark != self._last[0]:
             self._last = (mark, _python_stream.capture(), _numpy_stream.capture())
         return self._last
 
     def restore(self, state: HostState) -> None:
         """Restore the states of both."""
-        mark = (_python_stream.mark(), _numpy_stream.mark())
-        if mark != state[0] or None in mark:
+        mark = self._mark()
+        if mark is None or mark != state[0]:
             _python_stream.restore(state[1])
             _numpy_stream.restore(state[2])
+
+    @staticmethod
+    def _mark() -> Any:
+        """Return the marks of both, read several times a step without a call for each."""
+        python, numpy = _python_stream, _numpy_stream
+        if numpy.generator._bit_generator is not numpy.source:
+            numpy.look_again()
+        if python.words is None or numpy.words is None:
+            return None
+        return (
+            python.words.raw,
+            python.generator.gauss_next,
+            numpy.words.raw,
+            numpy.gaussian.raw,
+        )
 
 
 _host_streams = _HostStreams()

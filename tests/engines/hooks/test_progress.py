@@ -153,6 +153,24 @@ def test_a_log_gets_a_line_every_thirty_seconds() -> None:
     assert second.endswith(losses[7])
 
 
+def test_a_line_shows_losses_of_the_last_thirtieth_of_its_time() -> None:
+    watched = Watched(0.25, steps=121)
+    losses = []
+
+    class Told(Hook):
+        def iteration_end(self, engine: Engine) -> None:
+            below = 0.5 * (engine.inner.module.w.item() - 3.0) ** 2
+            losses.append(f"outer: loss={below:.4g} lr=0.1")
+
+    watched.engine.hooks = HookList([Told(), *watched.engine.hooks.hooks])
+    watched.engine.run()
+    ((at, line),) = watched.messages
+    assert at == 30.0
+    # Step 117 begins after 29 seconds, the first in the second that step 120 ends.
+    assert line.endswith(losses[116])
+    assert losses[116] not in losses[117:]
+
+
 def test_the_speed_is_that_since_the_line_before() -> None:
     watched = Watched(10.0, steps=20, seconds=20.0)
     watched.engine.train_iters = 4

@@ -32,12 +32,12 @@ class Simulation:
     def step(self, name: str, events: list[Event]) -> None:
         number = self.steps[name] = self.steps[name] + 1
         if self.pending(name):
-            events.append((name, "KEEP", number - 1))
+            events.append((name, "KEEP", 0))
             self.redone[name] = self.tick()
         if number == 1 or self.due(name, number - 1):
-            events.append((name, "LOOP_START", number - 1))
+            events.append((name, "LOOP_START", 0))
         if self.rolls(name) and (number - 1) % self.loop(name) == 0:
-            events.append((name, "SNAPSHOT", number - 1))
+            events.append((name, "SNAPSHOT", 0))
         events.append((name, "STEP", number))
         self.stepped[name] = self.tick()
         if self.due(name, number):
