@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .base.errors import ConfigurationError, GraphError, LossError
@@ -138,6 +139,8 @@ class ReweightedProblem(ImplicitProblem[ModuleType]):
         output: Any = self.sample_losses(batch)
         pair = isinstance(output, tuple) and len(output) == 2
         losses, features = output if pair else (output, None)
+        if _length(losses):
+            return Samples(losses, self._free_features(features))
         self._require_floating("sample_losses", losses)
         if losses.ndim == 0 or losses.numel() != losses.shape[0]:
             raise LossError(
@@ -159,6 +162,8 @@ class ReweightedProblem(ImplicitProblem[ModuleType]):
         given = (losses, batch) if features is None else (losses, batch, features)
         self._require_taken(len(given))
         weights = self.sample_weights(*given)
+        if 0 < _length(weights) == _length(losses):
+            return weights
         self._require_floating("sample_weights", weights)
         number = losses.numel()
         if weights.ndim == 0 or weights.numel() != number or weights.shape[0] != number:
@@ -275,6 +280,17 @@ class ReweightedProblem(ImplicitProblem[ModuleType]):
                 "use type=FiniteDifference(multitask=True) if that is meant."
             )
         return Reweighting(alpha=config.darts_alpha)
+
+
+def _length(values: object) -> int:
+    """Return the number of entries of a vector of torch's own in single precision or better; 0 for
+    anything else."""
+    if type(values) is not Tensor:
+        return 0
+    # Modes that passes are taken in are told of every question to a tensor.
+    with torch._C.DisableTorchFunction():
+        known = values.ndim == 1 and values.is_floating_point() and values.dtype.itemsize >= 4
+        return len(values) if known else 0
 
 
 @lru_cache(maxsize=128)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Run = Callable[..., tuple[Tensor | None, ...]]
 
@@ -27,6 +27,35 @@ def gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
     if _run is None or not _is_plain(loss, given):
         return list(torch.autograd.grad(loss, given, allow_unused=True))
     return list(_run((loss,), (torch.ones_like(loss),), False, False, given, **_RETURN))
+
+
+def gradients_with_graph(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return what :func:`gradients` returns, to be differentiated again.
+
+    The same as ``torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)``.
+    """
+    given = tuple(inputs)
+    if _run is None or not _is_plain(loss, given):
+        return list(torch.autograd.grad(loss, given, create_graph=True, allow_unused=True))
+    return list(_run((loss,), (torch.ones_like(loss),), True, True, given, **_RETURN))
+
+
+def products(
+    outputs: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    *,
+    keep: bool = False,
+) -> list[Tensor | None]:
+    """Return the derivative of ``Σ <o, u>`` by each input, for outputs ``o`` and vectors ``u``.
+
+    The same as ``torch.autograd.grad(outputs, inputs, vectors, retain_graph=keep,
+    allow_unused=True)``.
+    """
+    roots, along, given = tuple(outputs), tuple(vectors), tuple(inputs)
+    if _run is None or not _are_plain(roots, along, given):
+        return list(torch.autograd.grad(roots, given, along, retain_graph=keep, allow_unused=True))
+    return list(_run(roots, along, keep, False, given, **_RETURN))
 
 
 def accumulate(loss: Tensor, inputs: Sequence[Tensor]) -> None:
@@ -45,6 +74,9 @@ _RETURN = {"allow_unreachable": True, "accumulate_grad": False}
 _ACCUMULATE = {"allow_unreachable": True, "accumulate_grad": True}
 _has_overrides: Any = getattr(torch._C, "_has_torch_function", None)
 _has_transforms: Any = getattr(torch._C, "_are_functorch_transforms_active", None)
+_modes: Any = getattr(torch._C, "_len_torch_function_stack", None)
+_mode_at: Any = getattr(torch._C, "_get_function_stack_at", None)
+_EXACT = frozenset({Tensor, nn.Parameter})
 
 
 def _is_plain(loss: Tensor, inputs: tuple[Tensor, ...]) -> bool:
@@ -52,9 +84,41 @@ def _is_plain(loss: Tensor, inputs: tuple[Tensor, ...]) -> bool:
         loss.is_cpu
         and loss.ndim == 0
         and bool(inputs)
-        and not _has_overrides((loss, *inputs))
+        and not _sees_passes((loss, *inputs))
         and not _has_transforms()
     )
+
+
+def _are_plain(
+    outputs: tuple[Tensor, ...], vectors: tuple[Tensor, ...], inputs: tuple[Tensor, ...]
+) -> bool:
+    return (
+        bool(outputs)
+        and bool(inputs)
+        and len(outputs) == len(vectors)
+        and all([_is_along(u, o) for u, o in zip(vectors, outputs, strict=True)])
+        and not _sees_passes((*outputs, *vectors, *inputs))
+        and not _has_transforms()
+    )
+
+
+def _is_along(vector: Tensor, output: Tensor) -> bool:
+    return (
+        vector.is_cpu
+        and output.is_cpu
+        and vector.dtype is output.dtype
+        and vector.layout is output.layout
+        and vector.shape == output.shape
+    )
+
+
+def _sees_passes(tensors: tuple[Tensor, ...]) -> bool:
+    """Return whether a class of tensors, or a mode, would see a call of ``torch.autograd.grad``."""
+    if not _has_overrides(tensors):
+        return False
+    if _modes is None or _mode_at is None or not _EXACT.issuperset(map(type, tensors)):
+        return True
+    return not all([getattr(_mode_at(i), "leaves_passes", False) for i in range(_modes())])
 
 
 def _tried() -> Run | None:

@@ -13,7 +13,6 @@ variant, which does all of this.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch.utils import checkpoint
@@ -42,6 +41,9 @@ def _nothing(*args: object, **kwargs: object) -> Iterator[None]:
     yield
 
 
+_INSTEAD = {**dict.fromkeys(GENERATORS, _nothing), REENTRANT: _NotReentrant}
+
+
 class not_reentrant:
     """Compute reentrant segments by the other variant inside a ``with`` statement."""
 
@@ -55,15 +57,17 @@ class not_reentrant:
         setattr(checkpoint, REENTRANT, self._before)
 
 
-@contextmanager
-def uncheckpointed() -> Iterator[None]:
+class uncheckpointed:
     """Keep the activations of checkpointed segments inside a ``with`` statement."""
-    before = {name: getattr(checkpoint, name) for name in GENERATORS if hasattr(checkpoint, name)}
-    for name in before:
-        setattr(checkpoint, name, _nothing)
-    try:
-        with not_reentrant():
-            yield
-    finally:
-        for name, own in before.items():
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        present = vars(checkpoint)
+        self._before = {name: present[name] for name in _INSTEAD if name in present}
+        for name in self._before:
+            setattr(checkpoint, name, _INSTEAD[name])
+
+    def __exit__(self, *exception: object) -> None:
+        for name, own in self._before.items():
             setattr(checkpoint, name, own)

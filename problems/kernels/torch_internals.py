@@ -6,8 +6,8 @@ A fallback is always correct and sometimes slower.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -31,7 +31,11 @@ _set_forward_grad = _private("_set_fwd_grad_enabled")
 FOLLOWS_NO_GRAD = None not in (_set_grad, _forward_grad, _set_forward_grad)
 """Whether forward derivatives can be switched with ``torch.no_grad``."""
 
+GRAD_SWITCHES = frozenset([_set_grad] if FOLLOWS_NO_GRAD else [])
+"""What a ``TorchFunctionMode`` sees of ``torch.no_grad``, where they can."""
 
+
+@lru_cache(maxsize=128)
 def has_operations(*names: str) -> bool:
     """Return whether torch has all of these operations among ``torch.ops.aten``."""
     return all(hasattr(torch.ops.aten, name) for name in names)
@@ -49,11 +53,6 @@ def saved_tensors_may_have_hooks() -> bool:
     except TypeError:
         # A torch that takes other arguments.
         return True
-
-
-def switches_grad(function: Any) -> bool:
-    """Return whether a function seen by a ``TorchFunctionMode`` is what ``torch.no_grad`` calls."""
-    return FOLLOWS_NO_GRAD and function is _set_grad
 
 
 def set_forward_grad(enabled: bool) -> None:
@@ -104,14 +103,16 @@ def only_reads_gradients(optimizer: torch.optim.Optimizer) -> bool:
     )
 
 
-@contextmanager
-def forward_grad_put_back() -> Iterator[None]:
+class forward_grad_put_back:
     """Inside, forward derivatives may be switched; afterwards they are as before."""
-    before = _forward_grad is None or bool(_forward_grad())
-    try:
-        yield
-    finally:
-        set_forward_grad(before)
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = _forward_grad is None or bool(_forward_grad())
+
+    def __exit__(self, *exception: object) -> None:
+        set_forward_grad(self._before)
 
 
 def is_compiled(module: nn.Module) -> bool:

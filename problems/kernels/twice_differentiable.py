@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from .batch_norm import batch_norm
@@ -19,14 +18,18 @@ from .checkpointing import uncheckpointed
 from .compilation import uncompiled
 from .convolution import DIMENSIONS, convolution
 from .elementary import FORWARD, REVERSE
+from .math_attention import math_attention
 from .substitution import left_to_torch
 from .torch_internals import (
     FOLLOWS_NO_GRAD,
+    GRAD_SWITCHES,
     forward_grad_put_back,
     has_operations,
     set_forward_grad,
-    switches_grad,
 )
+
+_LOOKED_AT = frozenset({*REVERSE, *FORWARD, F.batch_norm, *DIMENSIONS, *GRAD_SWITCHES})
+"""What may be computed by something else; all other functions are torch's own."""
 
 
 class TwiceDifferentiable(TorchFunctionMode):
@@ -38,7 +41,12 @@ class TwiceDifferentiable(TorchFunctionMode):
     (:meth:`values_unread`). For these two, torch's own functions are used under autocast, for
     complex numbers, in the cases of :mod:`.substitution`, and where torch lacks the operations ours
     are made of.
+
+    Attributes:
+        leaves_passes: Whether backward passes are torch's own inside.
     """
+
+    leaves_passes = FOLLOWS_NO_GRAD
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,15 +59,15 @@ class TwiceDifferentiable(TorchFunctionMode):
                 self._instead[own] = partial(convolution, own, self._is_unread)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Most operations are torch's own, and this is called for every one.
-        if func in REVERSE or func in FORWARD or func in self._instead or switches_grad(func):
+        # This is called for every operation.
+        if func in _LOOKED_AT:
             func = self._chosen(func, args)
         found = func(*args, **(kwargs or {}))
         return found if FOLLOWS_NO_GRAD or torch.is_grad_enabled() else _constant(found)
 
     def _chosen(self, func: Any, args: Any) -> Any:
         """Return what to call in the place of a function."""
-        if switches_grad(func):
+        if func in GRAD_SWITCHES:
             # A result computed without a graph is a constant, also for a forward derivative.
             set_forward_grad(*args)
             return func
@@ -96,7 +104,7 @@ def differentiable_twice() -> Iterator[TwiceDifferentiable]:
     with (
         uncompiled(),
         uncheckpointed(),
-        sdpa_kernel(SDPBackend.MATH),
+        math_attention(),
         forward_grad_put_back(),
         TwiceDifferentiable() as kernels,
     ):

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..base.backward import gradients_with_graph
 from ..base.errors import HypergradientError
 from ..kernels.checkpointing import not_reentrant
 from ..kernels.missing_derivatives import missing_derivative
@@ -133,7 +134,7 @@ class Evaluation:
         """
         return ALIKE if self._surroundings.is_plain else _compared(self._surroundings)
 
-    def gradient_graph(self, loss: Tensor) -> tuple[Tensor | None, ...]:
+    def gradient_graph(self, loss: Tensor) -> list[Tensor | None]:
         """Return ``∇_w loss`` with its graph, to be differentiated only.
 
         Its values are not valid: kernels fill in zeros where that saves work.
@@ -141,7 +142,7 @@ class Evaluation:
         with ExitStack() as stack:
             if self._kernels is not None:
                 stack.enter_context(self._kernels.values_unread(self.weights))
-            return torch.autograd.grad(loss, self.weights, create_graph=True, allow_unused=True)
+            return gradients_with_graph(loss, self.weights)
 
     def inverse_step(
         self, vector: Sequence[Tensor], alpha: float, order: int = 2, *, warned: bool = False

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..base import vectors
+from ..base.backward import products
 from .displaced import measure_both_sides
 
 Gradients = Callable[[], list[Tensor]]
@@ -46,10 +47,8 @@ def double_backward(
     used = [(g, u) for g, u in used if g.requires_grad]
     if not used:
         return [torch.zeros_like(t) for t in inputs]
-    products = torch.autograd.grad(
-        [g for g, _ in used], inputs, [u for _, u in used], retain_graph=keep, allow_unused=True
-    )
-    return vectors.fill_none(products, inputs)
+    found = products([g for g, _ in used], [u for _, u in used], inputs, keep=keep)
+    return vectors.fill_none(found, inputs)
 
 
 def forward_over_reverse(

@@ -180,9 +180,11 @@ class Trajectory:
     def copies_at_start(self, parameters: Sequence[Tensor]) -> dict[Tensor, Tensor]:
         """Return copies of parameters that require a gradient; for the first micro-batch in memory
         that is kept anyway."""
-        start = self._start_of_first()
-        copies = {p: start[p] if p in start else p.detach().clone() for p in parameters}
-        return {p: copy.detach().requires_grad_() for p, copy in copies.items()}
+        start, copies = self._start_of_first(), {}
+        for p in parameters:
+            copy = start.get(p)
+            copies[p] = (p.detach().clone() if copy is None else copy.detach()).requires_grad_()
+        return copies
 
     def part_from_start(self, parameters: Sequence[Tensor]) -> None:
         """Record parameters again, whose copies of :meth:`copies_at_start` were written to."""

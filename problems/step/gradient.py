@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..base import vectors
+from ..base.backward import gradients_with_graph
 from ..base.errors import GraphError, LossError
 from ..base.graph_neighbours import versions_of
 from ..base.step_result import StepResult
@@ -95,7 +96,7 @@ def _with_graph(problem: Problem, plan: StepPlan, batch: Any) -> StepResult:
     trajectory = problem.step_state.trajectory
     own = [p for p in _trained(problem) if p.requires_grad]
     copies = trajectory.copies_at_start(own)
-    instead = {p: copies[p] for p in plan.parameters if p in copies}
+    instead = _among(copies, plan.parameters)
     retained = Retained() if trajectory.keeps_graphs is None else None
     # The modes see every use of a tensor, so that as little as possible is done inside.
     with differentiable_twice(), nullcontext() if retained is None else retained:
@@ -103,9 +104,7 @@ def _with_graph(problem: Problem, plan: StepPlan, batch: Any) -> StepResult:
             evaluated = problem.evaluate(batch)
         _require_graph(problem, evaluated.loss)
         places = tuple(copies.values())
-        gradients = torch.autograd.grad(
-            evaluated.loss, places, create_graph=True, allow_unused=True
-        )
+        gradients = gradients_with_graph(evaluated.loss, places)
     loss = evaluated.loss
     _take_written(trajectory, copies)
     note_dependence(problem, loss, places)
@@ -128,13 +127,21 @@ def _with_graph(problem: Problem, plan: StepPlan, batch: Any) -> StepResult:
     return StepResult(*evaluated)
 
 
-@torch.no_grad()
+def _among(copies: dict[Tensor, Tensor], parameters: Sequence[Tensor]) -> dict[Tensor, Tensor]:
+    """Return the copies of these parameters."""
+    if len(copies) == len(parameters) and all(map(is_, copies, parameters)):
+        return copies
+    return {p: copies[p] for p in parameters if p in copies}
+
+
 def _take_written(trajectory: Trajectory, copies: dict[Tensor, Tensor]) -> None:
     """Write to parameters what the pass wrote to their copies, such as rows of a given norm."""
     written = [p for p, copy in copies.items() if copy._version > 0]
-    trajectory.part_from_start(written)
-    for parameter in written:
-        parameter.copy_(copies[parameter])
+    if written:
+        trajectory.part_from_start(written)
+        with torch.no_grad():
+            for parameter in written:
+                parameter.copy_(copies[parameter])
 
 
 def _add_gradients(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..base import vectors
+from ..base.backward import products
 from ..base.displacement import Displacement
 from ..base.errors import HypergradientError
 from ..recording.recorded_steps import OptimizerMoment, RecordedUpdate
@@ -267,5 +268,5 @@ def _gradients(
 ) -> list[Tensor]:
     if not outputs:
         return [torch.zeros_like(t) for t in leaves]
-    found = torch.autograd.grad(outputs, leaves, seeds, allow_unused=True)
+    found = products(outputs, seeds, leaves)
     return vectors.fill_none(found, leaves)

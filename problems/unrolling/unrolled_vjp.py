@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..base import vectors
+from ..base.backward import products
 from ..base.tensor_lists import checked_tensors, checked_vector
 from ..kernels.twice_differentiable import differentiable_twice
 from ..state.random_streams import RandomState
@@ -151,7 +152,7 @@ def _step_vjp(
     found: list[Tensor | None] = [None] * len(inputs)
     if pairs and inputs:
         outputs, seeds = zip(*pairs, strict=True)
-        found = list(torch.autograd.grad(outputs, inputs, seeds, allow_unused=True))
+        found = products(outputs, seeds, inputs)
     by_identity = {id(t): g for t, g in zip(inputs, found, strict=True)}
     every = [*at, *upper]
     return vectors.fill_none([by_identity.get(id(t)) for t in every], [t.detach() for t in every])
