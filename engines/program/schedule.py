@@ -213,7 +213,7 @@ class _Node:
         self.loop_start = Instruction(name, Action.LOOP_START)
 
     def wait_for_others(self) -> None:
-        """Note that a parent waits for others too, which may step before the next loop is recorded."""
+        """Note that a parent waits for others too, which may step before the next loop."""
         self.waits_for_others = True
         self.loop_start = self.loop_start._replace(record=True)
 

@@ -161,7 +161,7 @@ class Comparison:
             layer.eval()
         try:
             own = self._values(approximation.with_alpha(approximation.alpha))
-            return vectors.add(own, self._values(approximation.with_alpha(CONVERGED)), alpha=-1.0)
+            return vectors.subtract(own, self._values(approximation.with_alpha(CONVERGED)))
         finally:
             for layer in layers:
                 layer.train()

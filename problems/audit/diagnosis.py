@@ -103,7 +103,7 @@ def _blame(case: Case, error: float, references: References, tolerance: float) -
     approximation = case.approximation
     if references.as_configured is None:
         return _blame_precision(case, error, 0.0)
-    left = vectors.add(references.as_configured, references.converged, alpha=-1.0)
+    left = vectors.subtract(references.as_configured, references.converged)
     double = _length(left) / max(_length(references.converged), 1e-300)
     if double <= max(tolerance, 0.3 * error):
         return _blame_precision(case, error, double)

@@ -84,7 +84,7 @@ def _is_plain(loss: Tensor, inputs: tuple[Tensor, ...]) -> bool:
         loss.is_cpu
         and loss.ndim == 0
         and bool(inputs)
-        and not _sees_passes((loss, *inputs))
+        and not (_has_overrides(every := (loss, *inputs)) and _sees_passes(every))
         and not _has_transforms()
     )
 
@@ -97,7 +97,7 @@ def _are_plain(
         and bool(inputs)
         and len(outputs) == len(vectors)
         and all([_is_along(u, o) for u, o in zip(vectors, outputs, strict=True)])
-        and not _sees_passes((*outputs, *vectors, *inputs))
+        and not (_has_overrides(every := (*outputs, *vectors, *inputs)) and _sees_passes(every))
         and not _has_transforms()
     )
 
@@ -113,9 +113,8 @@ def _is_along(vector: Tensor, output: Tensor) -> bool:
 
 
 def _sees_passes(tensors: tuple[Tensor, ...]) -> bool:
-    """Return whether a class of tensors, or a mode, would see a call of ``torch.autograd.grad``."""
-    if not _has_overrides(tensors):
-        return False
+    """Return whether a class of tensors or a mode, of which there are some, would see a call of
+    ``torch.autograd.grad``."""
     if _modes is None or _mode_at is None or not _EXACT.issuperset(map(type, tensors)):
         return True
     return not all([getattr(_mode_at(i), "leaves_passes", False) for i in range(_modes())])

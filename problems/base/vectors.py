@@ -150,6 +150,13 @@ def add(left: Sequence[Tensor], right: Sequence[Tensor], alpha: float = 1.0) -> 
     return list(torch._foreach_add(list(left), list(right), alpha=alpha))
 
 
+def subtract(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
+    """``left - right``."""
+    if len(left) == 1 or _is_mixed(left):
+        return [a - b for a, b in zip(left, right, strict=True)]
+    return list(torch._foreach_sub(list(left), list(right)))
+
+
 def _is_mixed(vector: Sequence[Tensor]) -> bool:
     """Whether some tensors are sharded and others not, which no fused kernel takes."""
     return len({is_sharded(t) for t in vector}) > 1

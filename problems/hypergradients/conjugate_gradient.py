@@ -235,7 +235,7 @@ def solved(
         active = active & ~stuck
         step = torch.where(active, squared / bend, 0.0)
         x = vectors.add(x, vectors.scale(direction, step))
-        residual = vectors.add(residual, vectors.scale(image, step), alpha=-1.0)
+        residual = vectors.subtract(residual, vectors.scale(image, step))
         previous, squared = squared, vectors.dot(residual, residual)
         active = active & (squared > goal)
         turn = torch.where(active, squared / previous, 0.0)

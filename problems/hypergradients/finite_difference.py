@@ -134,7 +134,7 @@ def mixed_difference(
             evaluation.weights,
             vector,
             evaluation.inverse_step(vector, alpha),
-            factor=-1.0,
+            negative=True,
             stay=keep_displaced,
         )
 

@@ -57,6 +57,6 @@ class MASOBA(SOBA):
         direction = lower.mean(found.values)
         before = (lower.state or {}).get("direction", direction)
         if [t.shape for t in before] == [t.shape for t in direction]:
-            change = vectors.add(direction, before, alpha=-1.0)
+            change = vectors.subtract(direction, before)
             direction = vectors.add(before, change, alpha=1.0 - self.momentum)
         return Product(direction, found.status, {**(found.state or {}), "direction": direction})

@@ -149,7 +149,7 @@ class Penalty(Hypergradient):
                 with Displacement(weights) as place:
                     self._minimise(loss, place, rates, push)
                     at_y = loss.measure(upper_parameters)
-            bend = vectors.add(at_y.gradient, at_z.gradient, alpha=-1.0)
+            bend = vectors.subtract(at_y.gradient, at_z.gradient)
             factor = inverse_eps if self.form == "f2sa" else _barrier_weight(vector, bend)
             values = loss.difference(at_y, at_z, upper_parameters, factor)
         require_finite(values, lower, "Penalty", "lower lr, or steps if the loss is not convex")
@@ -238,7 +238,7 @@ class _PlainLoss(_LowerLoss):
         self, y: _Measurement, z: _Measurement, upper_parameters: Sequence[Tensor], factor: Tensor
     ) -> list[Tensor]:
         del upper_parameters
-        return vectors.scale(vectors.add(y.rest, z.rest, alpha=-1.0), factor)
+        return vectors.scale(vectors.subtract(y.rest, z.rest), factor)
 
 
 class _DeclaredLoss(_LowerLoss):

@@ -76,7 +76,7 @@ class SABA(SingleLoop):
             x = self.start(lower, system)
             answer = system.answer(x, upper_parameters)
             require_converging(self, "lr", lower, system, x, answer)
-        image = vectors.add(system.right, answer.remainder, alpha=-1.0)
+        image = vectors.subtract(system.right, answer.remainder)
         below, above = lower.batch_numbers
         # What is kept is equal in all processes.
         products = [*system.unscaled(image), *lower.mean(answer.values)]

@@ -35,7 +35,7 @@ def corrected(
     entries, mean = table["entries"], table["mean"]
     key = str(None if batch is None else batch.number)
     known = key in entries
-    change = vectors.add(new, entries[key] if known else mean, alpha=-1.0)
+    change = vectors.subtract(new, entries[key] if known else mean)
     size = len(entries) if known else len(entries) + 1
     following = {
         **table,

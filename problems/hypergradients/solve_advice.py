@@ -90,7 +90,7 @@ def require_converging(
 
     values = [*answer.values, answer.residual]
     require_finite(values, lower, type(method).__name__, advice)
-    image = vectors.add(system.right, answer.remainder, alpha=-1.0)
+    image = vectors.subtract(system.right, answer.remainder)
     # The residual of a sound one is large too where v has become small; but no vector is stretched
     # by more than the largest eigenvalue, nor against its direction.
     too_long = step * vectors.norm(image) > 2.0 * vectors.norm(x)

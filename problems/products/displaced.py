@@ -14,6 +14,9 @@ from ..kernels.precision import difference_step
 
 Measured = TypeVar("Measured")
 
+TINY = 1e-15
+"""Length that a shorter vector counts as, so that one of zeros displaces nothing."""
+
 
 def inverse_step(
     vector: Sequence[Tensor], alpha: float, dtype: torch.dtype, order: int = 2
@@ -26,7 +29,11 @@ def inverse_step(
         dtype: The type in which the loss is computed.
         order: Order of the difference's error in ``eps``.
     """
-    return vectors.norm(vector).add_(1e-15).div_(difference_step(alpha, dtype, order))
+    step = difference_step(alpha, dtype, order)
+    length = vectors.norm(vector).clamp_min_(TINY)
+    # A number that multiplies a tensor without dimensions is made a tensor first, which takes as
+    # long as the product; alpha is none.
+    return length.add_(length, alpha=1 / step - 1) if step < 0.5 else length.div_(step)
 
 
 def measure_both_sides(

@@ -224,7 +224,7 @@ def _summed(total: list[Tensor] | None, loss: Tensor, inputs: Sequence[Tensor]) 
 def _scaled_difference(
     ahead: Sequence[Tensor], behind: Sequence[Tensor], scale: Tensor
 ) -> list[Tensor]:
-    found = vectors.add(ahead, behind, alpha=-1.0)
+    found = vectors.subtract(ahead, behind)
     torch._foreach_mul_(found, scale)
     return found
 

@@ -66,7 +66,7 @@ class LinearSystem:
 
     def remainder(self, x: Sequence[Tensor]) -> list[Tensor]:
         """Return ``v - (H + damping I) x``."""
-        return vectors.add(self.right, self.apply(x), alpha=-1.0)
+        return vectors.subtract(self.right, self.apply(x))
 
     def scaled(self, x: Sequence[Tensor]) -> list[Tensor]:
         """Return ``x``, given for the ``v`` as it is, in the scale and the types of ``right``."""
@@ -82,7 +82,7 @@ class LinearSystem:
         """Return the results for ``x``, from a single product."""
         hessian, mixed = self._second.both(self._like_weights(x), upper_parameters)
         image = self._damped([_at_least_single(t) for t in hessian], x)
-        remainder = vectors.add(self.right, image, alpha=-1.0)
+        remainder = vectors.subtract(self.right, image)
         length = vectors.norm(self.right)
         residual = torch.where(length == 0, 0.0, vectors.norm(remainder) / length)
         return Answer(vectors.scale(mixed, -self._size), remainder, residual)

@@ -83,10 +83,10 @@ def central_difference(
     vector: Sequence[Tensor],
     inverse_eps: Tensor,
     *,
-    factor: float = 1.0,
+    negative: bool = False,
     stay: bool = False,
 ) -> list[Tensor]:
-    """Return ``factor (g(w + eps u) - g(w - eps u)) / (2 eps)``.
+    """Return ``(g(w + eps u) - g(w - eps u)) / (2 eps)``.
 
     Args:
         ahead: Computes ``g`` at the present parameters, then ``w + eps u``.
@@ -94,11 +94,14 @@ def central_difference(
         params: ``w``, displaced in place and restored.
         vector: ``u``; a spare one is emptied.
         inverse_eps: ``1 / eps``.
-        factor: What the difference is multiplied by.
+        negative: Return the negative of it.
         stay: Leave the parameters at ``w - eps u``.
     """
     plus, minus = measure_both_sides(params, vector, inverse_eps, ahead, behind, stay=stay)
-    return vectors.scale(vectors.add(plus, minus, alpha=-1.0), inverse_eps * (factor / 2))
+    # Half of it to the bit, without a number that would be made a tensor.
+    half = inverse_eps.sub(inverse_eps, alpha=0.5)
+    ends = (minus, plus) if negative else (plus, minus)
+    return vectors.scale(vectors.subtract(*ends), half)
 
 
 @contextmanager

@@ -171,7 +171,10 @@ class StepState:
         """
         if first:
             self.skipped = False
-        return self.hold(trainable)
+        before = self.held
+        if before is None:
+            self.held = trainable if type(trainable) is list else list(trainable)
+        return before
 
     def end(self, held: list[Tensor] | None) -> None:
         """End a micro-batch."""

@@ -58,6 +58,8 @@ class Trajectory:
         other.has_moved = self.has_moved
         other._keeps, other._graphs_fit = self._keeps, self._graphs_fit
         other.granted = self.granted
+        if not recording.graphs:
+            other.release_graphs()
         return other
 
     @property
@@ -122,7 +124,8 @@ class Trajectory:
                 the first that is recorded drops them, if they hold copies of parameters, so that
                 one record is in memory and not two.
         """
-        self.release_graphs()
+        if self.recording.graphs:
+            self.release_graphs()
         self.taken = self.skipped = 0
         self.has_moved = False
         self._keeps = keep

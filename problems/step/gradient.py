@@ -64,17 +64,18 @@ def _accumulate_gradient(problem: Problem, plan: StepPlan, batch: Any) -> StepRe
     again = None
     if plan.measured:
         again = UpperLoss(problem, lambda: _scaled(problem, problem.evaluate(batch)[0]), batch)
-    own = _trained(problem)
+    own = state.held or _trained(problem)
     left = [p.grad for p in own]
     if plan.frozen_in_part:
         with others_frozen(problem):
             evaluated = problem.evaluate(batch)
     else:
         evaluated = problem.evaluate(batch)
-    _require_untouched(problem, own, left)
+    if not all(map(is_, [p.grad for p in own], left)):
+        raise _gradients_written(problem)
     loss = _scaled(problem, evaluated.loss) if plan.is_scaled else evaluated.loss
-    if plan.is_differentiated:
-        _require_graph(problem, loss)
+    if plan.is_differentiated and not loss.requires_grad:
+        raise _without_graph(problem)
     if state.dependence:
         note_dependence(problem, evaluated.loss)
     if plan.paths:
@@ -102,7 +103,8 @@ def _with_graph(problem: Problem, plan: StepPlan, batch: Any) -> StepResult:
     with differentiable_twice(), nullcontext() if retained is None else retained:
         with without_references(problem, instead), swapped(problem.module, instead):
             evaluated = problem.evaluate(batch)
-        _require_graph(problem, evaluated.loss)
+        if not evaluated.loss.requires_grad:
+            raise _without_graph(problem)
         places = tuple(copies.values())
         gradients = gradients_with_graph(evaluated.loss, places)
     loss = evaluated.loss
@@ -175,17 +177,15 @@ def _trained(problem: Problem) -> list[Tensor]:
     return found
 
 
-def _require_untouched(problem: Problem, own: list[Tensor], left: list[Tensor | None]) -> None:
-    if not all(map(is_, [p.grad for p in own], left)):
-        raise LossError(
-            f"training_step of problem {problem.name!r} wrote gradients itself; return the loss "
-            "and leave backward(), zero_grad() and optimizer.step() to the engine."
-        )
+def _gradients_written(problem: Problem) -> LossError:
+    return LossError(
+        f"training_step of problem {problem.name!r} wrote gradients itself; return the loss and "
+        "leave backward(), zero_grad() and optimizer.step() to the engine."
+    )
 
 
-def _require_graph(problem: Problem, loss: Tensor) -> None:
-    if not loss.requires_grad:
-        raise LossError(
-            f"The loss of problem {problem.name!r} does not depend on any parameter that requires "
-            "a gradient; compute it from the module, outside torch.no_grad()."
-        )
+def _without_graph(problem: Problem) -> LossError:
+    return LossError(
+        f"The loss of problem {problem.name!r} does not depend on any parameter that requires a "
+        "gradient; compute it from the module, outside torch.no_grad()."
+    )

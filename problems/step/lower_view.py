@@ -169,12 +169,12 @@ class LowerView:
     def loss(self, step: RecordedStep, instead: Mapping[Tensor, Tensor] | None = None) -> Tensor:
         step.random.restore()
         if instead is None:
-            return _signed(self._loss_of(step), self.sign)
+            return self._loss_of(step)
         with (
             without_references(self._problem, instead),
             swapped_with_buffers(self._problem.module, instead),
         ):
-            return _signed(self._loss_of(step), self.sign)
+            return self._loss_of(step)
 
     def evaluate(self, step: RecordedStep) -> tuple[Tensor, Mapping[str, Any]]:
         step.random.restore()
@@ -257,7 +257,8 @@ class LowerView:
 
     def _loss_of(self, step: RecordedStep) -> Tensor:
         problem = self._problem
-        return loss_of(problem.name, problem.training_step(_batch_of(problem, step)))
+        loss = loss_of(problem.name, problem.training_step(_batch_of(problem, step)))
+        return loss if self.sign == 1.0 else -loss
 
 
 class SampleLossView:
@@ -290,7 +291,8 @@ class SampleLossView:
             with without_references(problem, places), swapped_with_buffers(problem.module, places):
                 found = problem.checked_samples(batch)
         random = RandomState(problem.device)
-        return Samples(_signed(found.losses, self._view.sign), found.features, random)
+        losses = found.losses if self._view.sign == 1.0 else -found.losses
+        return Samples(losses, found.features, random)
 
     def recorded(self, step: RecordedStep) -> Samples | None:
         return None if step.samples is None else self._signed(step.samples)
@@ -311,7 +313,3 @@ def _batch_of(problem: Problem, step: RecordedStep) -> Any:
     if problem.config.precision == "fp32":
         return batch
     return as_computed(batch, plan_of(problem).parameters, problem.device)
-
-
-def _signed(loss: Tensor, sign: float) -> Tensor:
-    return loss if sign == 1.0 else -loss

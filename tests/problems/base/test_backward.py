@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from metaweight.problems.base import backward
+from metaweight.problems.kernels.twice_differentiable import differentiable_twice
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -64,3 +65,89 @@ def test_overrides_of_torch_functions_see_the_pass() -> None:
         (found,) = backward.gradients(loss, [w])
     assert mode.seen
     assert torch.equal(found, torch.full((3,), 2.0))
+
+
+@pytest.mark.parametrize("run", [backward._run, None])
+def test_second_derivatives_are_those_of_autograd(
+    run: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backward, "_run", run)
+    net, inputs = network()
+    parameters = list(net.parameters())
+    along = [torch.full_like(p, 0.5) for p in parameters[1:]]
+
+    def first() -> list[Tensor | None]:
+        loss = net(inputs).square().mean()
+        return list(torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True))
+
+    expected = torch.autograd.grad(first()[1:], parameters, along, allow_unused=True)
+    found = backward.gradients_with_graph(net(inputs).square().mean(), parameters)
+    assert found[0] is None
+    for ours, theirs in zip(found[1:], first()[1:], strict=True):
+        assert torch.equal(ours, theirs)
+    for keep in (True, False):
+        products = backward.products(found[1:], along, parameters, keep=keep)
+        assert products[0] is None and expected[0] is None
+        for ours, theirs in zip(products[1:], expected[1:], strict=True):
+            assert torch.equal(ours, theirs)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        backward.products(found[1:], along, parameters)
+
+
+def test_vectors_of_another_kind_are_refused_as_by_autograd() -> None:
+    w = torch.ones(3, requires_grad=True)
+    for along in (torch.ones(1), torch.ones(3, dtype=torch.complex64)):
+        with pytest.raises(RuntimeError) as theirs:
+            torch.autograd.grad([w.square()], [w], [along])
+        with pytest.raises(RuntimeError) as ours:
+            backward.products([w.square()], [along], [w])
+        assert str(ours.value) == str(theirs.value)
+    (found,) = backward.products([w.square()], [torch.ones(3, dtype=torch.float64)], [w])
+    assert found.dtype is torch.float32
+
+
+class Told(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.names.append(getattr(func, "__name__", ""))
+        return func(*args, **(kwargs or {}))
+
+
+def test_modes_of_others_see_passes_inside_of_ours() -> None:
+    w = torch.ones(3, requires_grad=True)
+    for modes in ((Told, differentiable_twice), (differentiable_twice, Told)):
+        made = [mode() for mode in modes]
+        with made[0], made[1]:
+            (first,) = backward.gradients_with_graph(w.pow(3).sum(), [w])
+            (second,) = backward.products([first], [torch.ones(3)], [w])
+        told = next(mode for mode in made if isinstance(mode, Told))
+        assert told.names.count("grad") == 2
+        assert torch.equal(second, torch.full((3,), 6.0))
+
+
+def test_ours_leaves_passes_to_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = torch.ones(3, requires_grad=True)
+    monkeypatch.setattr(torch.autograd, "grad", None)
+    with differentiable_twice():
+        (first,) = backward.gradients_with_graph(w.pow(3).sum(), [w])
+        (second,) = backward.products([first], [torch.ones(3)], [w])
+    assert torch.equal(second, torch.full((3,), 6.0))
+
+
+def test_a_class_of_tensors_sees_the_pass_inside_of_ours() -> None:
+    seen: list[object] = []
+
+    class Own(Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    w = torch.ones(3).as_subclass(Own).requires_grad_()
+    with differentiable_twice():
+        (found,) = backward.gradients_with_graph(w.square().sum(), [w])
+    assert torch.autograd.grad in seen
+    assert torch.equal(found.as_subclass(Tensor), torch.full((3,), 2.0))

@@ -9,6 +9,7 @@ from metaweight.problems import lower_view
 from support.naive import cosine, mixed_product, relative_error
 from support.reweighting import Declared, Plain, program
 from support.zoo import NumberJudge, WeighedNumber, over
+from torch.overrides import TorchFunctionMode
 
 from metaweight import Config, ConfigurationError, FiniteDifference, LossError, Reweighting
 
@@ -216,3 +217,23 @@ def test_wrong_shapes_name_the_problem():
         program(Reduced).run()
     with pytest.raises(LossError, match=r"returned shape \(20, 2\) for 20 losses"):
         program(Matrix).run()
+
+
+def test_modes_are_told_of_the_user_s_operations_alone():
+    """Passes of second order are taken in modes that see each question to a tensor."""
+    told = []
+
+    class Told(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            told.append(getattr(func, "__name__", ""))
+            return func(*args, **(kwargs or {}))
+
+    problem = program(Declared).classifier
+    batch = problem.get_batch()
+    with Told():
+        problem.sample_weights(problem.sample_losses(batch).detach(), batch)
+    own = [*told, "detach", "mul", "mean", "detach"]
+    told.clear()
+    with Told():
+        problem.evaluate(batch)
+    assert sorted(told) == sorted(own)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -128,3 +130,15 @@ def test_kept_graphs_are_built_anew_where_a_validation_moved_what_they_hold() ->
         return seen
 
     assert relative_error(gradient("full", True), gradient("flat", False)) < 1e-12
+
+
+def test_graphs_go_with_what_they_were_kept_for() -> None:
+    """Another method, as in a check, keeps none, and does not hold those of before."""
+    engine = program(Declared, config=Config(type=Unroll(memory="full"), unroll_steps=2))
+    engine.train_step()
+    state = engine.classifier.step_state
+    assert [step.graph is None for update in state.trajectory.updates for step in update.steps] == [
+        False
+    ]
+    state.record_as(replace(state.trajectory.recording, graphs=False))
+    assert all(step.graph is None for update in state.trajectory.updates for step in update.steps)
