@@ -48,8 +48,8 @@ def _found() -> list[tuple[Asks, Tells, bool]] | None:
     names: Any = getattr(attention, "_backend_names", None)
     if not isinstance(names, dict) or MATH not in names:
         return None
-    asks = [getattr(torch._C, f"_get_{name}_sdp_enabled", None) for name in names]
-    tells = [getattr(torch._C, f"_set_sdp_use_{name}", None) for name in names]
+    asks: list[Any] = [getattr(torch._C, f"_get_{name}_sdp_enabled", None) for name in names]
+    tells: list[Any] = [getattr(torch._C, f"_set_sdp_use_{name}", None) for name in names]
     if not all(map(callable, [*asks, *tells])):
         return None
     return list(zip(asks, tells, [name == MATH for name in names], strict=True))
