@@ -94,8 +94,8 @@ class ProgressLine(Hook):
     """Log a line every so many seconds, in one process: steps done of all, steps a second since the
     line before, the time left at that speed, the loss and the learning rate of each problem.
 
-    Losses are read from the device for a line only. That of a problem is its last one, or one from
-    at most a thirtieth of the time between two lines before.
+    Losses are read from the device for a line only. That of a problem is of its last step, or of
+    one that came before that by less than a thirtieth of the time between two lines.
 
     Args:
         seconds: Time between two lines; a run that is shorter logs none.

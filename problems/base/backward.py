@@ -26,7 +26,7 @@ def gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
     given = tuple(inputs)
     if _run is None or not _is_plain(loss, given):
         return list(torch.autograd.grad(loss, given, allow_unused=True))
-    return list(_run((loss,), (torch.ones_like(loss),), False, False, given, **_RETURN))
+    return _apart((loss,), None, False, False, given)
 
 
 def gradients_with_graph(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
@@ -37,7 +37,7 @@ def gradients_with_graph(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor 
     given = tuple(inputs)
     if _run is None or not _is_plain(loss, given):
         return list(torch.autograd.grad(loss, given, create_graph=True, allow_unused=True))
-    return list(_run((loss,), (torch.ones_like(loss),), True, True, given, **_RETURN))
+    return _apart((loss,), None, True, True, given)
 
 
 def products(
@@ -55,7 +55,7 @@ def products(
     roots, along, given = tuple(outputs), tuple(vectors), tuple(inputs)
     if _run is None or not _are_plain(roots, along, given):
         return list(torch.autograd.grad(roots, given, along, retain_graph=keep, allow_unused=True))
-    return list(_run(roots, along, keep, False, given, **_RETURN))
+    return _apart(roots, along, keep, False, given)
 
 
 def accumulate(loss: Tensor, inputs: Sequence[Tensor]) -> None:
@@ -76,6 +76,8 @@ _has_overrides: Any = getattr(torch._C, "_has_torch_function", None)
 _has_transforms: Any = getattr(torch._C, "_are_functorch_transforms_active", None)
 _modes: Any = getattr(torch._C, "_len_torch_function_stack", None)
 _mode_at: Any = getattr(torch._C, "_get_function_stack_at", None)
+_pop: Any = getattr(torch._C, "_pop_torch_function_stack", None)
+_push: Any = getattr(torch._C, "_push_on_torch_function_stack", None)
 _EXACT = frozenset({Tensor, nn.Parameter})
 
 
@@ -83,6 +85,7 @@ def _is_plain(loss: Tensor, inputs: tuple[Tensor, ...]) -> bool:
     return (
         loss.is_cpu
         and loss.ndim == 0
+        and loss.is_floating_point()
         and bool(inputs)
         and not (_has_overrides(every := (loss, *inputs)) and _sees_passes(every))
         and not _has_transforms()
@@ -115,9 +118,28 @@ def _is_along(vector: Tensor, output: Tensor) -> bool:
 def _sees_passes(tensors: tuple[Tensor, ...]) -> bool:
     """Return whether a class of tensors or a mode, of which there are some, would see a call of
     ``torch.autograd.grad``."""
-    if _modes is None or _mode_at is None or not _EXACT.issuperset(map(type, tensors)):
+    if None in (_modes, _mode_at, _pop, _push) or not _EXACT.issuperset(map(type, tensors)):
         return True
-    return not all([getattr(_mode_at(i), "leaves_passes", False) for i in range(_modes())])
+    return _modes() != 1 or not getattr(_mode_at(0), "leaves_passes", False)
+
+
+def _apart(
+    outputs: tuple[Tensor, ...],
+    vectors: tuple[Tensor, ...] | None,
+    keep: bool,
+    again: bool,
+    inputs: tuple[Tensor, ...],
+) -> list[Tensor | None]:
+    """Run a pass, outside of a mode that leaves passes alone: what users' functions compute in
+    theirs is torch's own, as where ``torch.autograd.grad`` is called in a mode."""
+    assert _run is not None
+    mode = _pop() if _modes is not None and _modes() else None
+    try:
+        along = (torch.ones_like(outputs[0]),) if vectors is None else vectors
+        return list(_run(outputs, along, keep, again, inputs, **_RETURN))
+    finally:
+        if mode is not None:
+            _push(mode)
 
 
 def _tried() -> Run | None:

@@ -88,7 +88,11 @@ class Reading:
             DataError: When the loader has fewer batches than it had given when it was saved.
         """
         if self.iterator is None:
-            self.iterator = self._begun(device)
+            try:
+                self.iterator = self._begun(device)
+            except StopIteration:
+                # Its __iter__ has looked for a first batch and found none.
+                return END
         try:
             if self._is_stateful and not (self._saves_all or self.drew):
                 batch = self._observed(self.iterator, device)
@@ -103,7 +107,10 @@ class Reading:
                 f"epoch is read again up to batch {self.delivered} by new workers.",
                 stacklevel=4,
             )
-            self.iterator = self._resumed(device, start)
+            try:
+                self.iterator = self._resumed(device, start)
+            except StopIteration:
+                return END
             batch = next(self.iterator, END)
         if batch is not END:
             self.delivered += 1

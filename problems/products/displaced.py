@@ -33,7 +33,7 @@ def inverse_step(
     length = vectors.norm(vector).clamp_min_(TINY)
     # A number that multiplies a tensor without dimensions is made a tensor first, which takes as
     # long as the product; alpha is none.
-    return length.add_(length, alpha=1 / step - 1) if step < 0.5 else length.div_(step)
+    return length.add_(length, alpha=1 / step - 1) if 1e-30 < step < 0.5 else length.div_(step)
 
 
 def measure_both_sides(

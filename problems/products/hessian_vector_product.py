@@ -45,7 +45,8 @@ def hessian_vector_product(
 
     Raises:
         TypeError: When ``params`` or ``v`` is no sequence of tensors, or the loss is no tensor.
-        ValueError: When shapes do not match, the loss is not one number, or the method is unknown.
+        ValueError: When shapes do not match, the loss is not one number, the method is unknown, or
+            ``alpha`` is not positive.
     """
     asked = "hessian_vector_product"
     at = leaves(checked_floating(asked, "params", params))

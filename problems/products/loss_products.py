@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..base.backward import gradients_with_graph
+from ..base.settings import is_positive
 from ..kernels.gradient_hooks import silent_hooks
 from ..kernels.twice_differentiable import differentiable_twice
 from .displaced import inverse_step
@@ -44,13 +46,14 @@ def product(
 
     Raises:
         TypeError: When the loss is no tensor.
-        ValueError: When it is not one number, or the method is unknown.
+        ValueError: When it is not one number, the method is unknown, or alpha is not positive.
     """
 
     def value(places: list[Tensor]) -> Tensor:
         return one_number(asked, loss(places))
 
     require_known(asked, "method", method, METHODS)
+    require_length(asked, alpha)
     with silent_hooks([*params, *inputs]):
         return _product(asked, value, params, inputs, vector, method, alpha)
 
@@ -74,8 +77,7 @@ def _product(
             found = value(params)
             if not found.requires_grad:
                 return [torch.zeros_like(t) for t in inputs]
-            gradient = torch.autograd.grad(found, params, create_graph=True, allow_unused=True)
-            return double_backward(gradient, vector, inputs)
+            return double_backward(gradients_with_graph(found, params), vector, inputs)
 
     def gradients() -> list[Tensor]:
         return gradient_of(value(params), inputs)
@@ -118,6 +120,19 @@ def require_tangent(asked: str, name: str, value: Tensor) -> Tensor:
             "torch.func.functional_call, or choose another method."
         )
     return value
+
+
+def require_length(asked: str, alpha: object) -> None:
+    """Refuse a displacement of no length.
+
+    Raises:
+        ValueError: For anything but a positive, finite number.
+    """
+    if not is_positive(alpha):
+        raise ValueError(
+            f"{asked}: alpha={alpha!r} is the length of a displacement; give a positive, finite "
+            "number."
+        )
 
 
 def require_known(asked: str, name: str, given: object, known: Sequence[str]) -> None:

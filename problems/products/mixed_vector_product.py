@@ -51,7 +51,8 @@ def mixed_vector_product(
     Raises:
         TypeError: When ``params``, ``upper`` or ``v`` is no sequence of tensors, or the loss is no
             tensor.
-        ValueError: When shapes do not match, the loss is not one number, or the method is unknown.
+        ValueError: When shapes do not match, the loss is not one number, the method is unknown, or
+            ``alpha`` is not positive.
     """
     asked = "mixed_vector_product"
     at = leaves(checked_floating(asked, "params", params))

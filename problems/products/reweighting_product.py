@@ -14,7 +14,7 @@ from ..kernels.gradient_hooks import silent_hooks
 from ..kernels.twice_differentiable import differentiable_twice
 from ..recording.samples import Samples
 from .displaced import inverse_step
-from .loss_products import require_known, require_tangent
+from .loss_products import require_known, require_length, require_tangent
 from .sample_derivatives import (
     Pairs,
     central_derivatives,
@@ -81,13 +81,15 @@ def reweighting_product(
     Raises:
         TypeError: When ``params``, ``v`` or ``upper`` is no sequence of tensors, or losses or
             weights are no tensors.
-        ValueError: When shapes do not match, or the derivative is unknown.
+        ValueError: When shapes do not match, the derivative is unknown, or ``alpha`` is not
+            positive.
     """
     require_known(ASKED, "derivative", derivative, tuple(ALPHA))
     at = checked_floating(ASKED, "params", params)
     vector = checked_vector(ASKED, v, at, "params")
     above = _upper(weights, upper)
     length = ALPHA[derivative] if alpha is None else alpha
+    require_length(ASKED, length)
     pairs = _pairs(lambda places: _split(losses(places)), at, vector, derivative, length)
 
     def found(of: Samples) -> Tensor:

@@ -112,7 +112,7 @@ class Trajectory:
 
     def release_graphs(self) -> None:
         """Release kept graphs; a hypergradient rebuilds them."""
-        for update in self.updates:
+        for update in (*self.updates, *([] if self._open is None else [self._open])):
             for step in update.steps:
                 step.graph = None
 

@@ -149,6 +149,11 @@ def call(losses=lambda p: p[0] * 2, weights=None, **settings):
             "derivative='backward' is not known; choose from central_difference, one_sided",
         ),
         (
+            lambda: call(alpha=0.0),
+            ValueError,
+            "reweighting_product: alpha=0.0 is the length of a displacement; give a positive",
+        ),
+        (
             lambda: call(losses=lambda p: torch.ones(3), derivative="forward_mode"),
             ValueError,
             "losses does not depend on the tensors it was given",

@@ -202,6 +202,11 @@ ONE = torch.ones(2)
             "method='backwards' is not known; choose from exact, forward_over_reverse, finite_diff",
         ),
         (
+            lambda: hessian_vector_product(lambda p: p[0].sum(), [ONE], [ONE], alpha=-1.0),
+            ValueError,
+            "hessian_vector_product: alpha=-1.0 is the length of a displacement; give a positive",
+        ),
+        (
             lambda: hessian_vector_product(
                 lambda p: ONE.sum(), [ONE], [ONE], method="forward_over_reverse"
             ),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from metaweight.problems.base import backward
 from metaweight.problems.kernels.twice_differentiable import differentiable_twice
+from metaweight.problems.products.evaluation import Evaluation
+from metaweight.problems.products.second_derivatives import double_backward
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -151,3 +154,58 @@ def test_a_class_of_tensors_sees_the_pass_inside_of_ours() -> None:
         (found,) = backward.gradients_with_graph(w.square().sum(), [w])
     assert torch.autograd.grad in seen
     assert torch.equal(found.as_subclass(Tensor), torch.full((3,), 2.0))
+
+
+class Bounded(torch.autograd.Function):
+    """A convolution that is computed again in its backward pass, with a bounded gradient."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return F.conv2d(x, w)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        with torch.enable_grad():
+            y = F.conv2d(x, w)
+            of_x, of_w = torch.autograd.grad(y, (x, w), g, create_graph=True)
+        return of_x, of_w / (1 + of_w.norm())
+
+
+def test_functions_of_users_compute_by_torch_in_their_backward_pass() -> None:
+    """Ours would fill in zeros for gradients by weights that nobody reads, as this one does."""
+    generator = torch.Generator().manual_seed(0)
+    x, start, u = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((2, 2, 4, 4), (3, 2, 2, 2), (3, 2, 2, 2))
+    )
+    x.requires_grad_()
+    w, a = nn.Parameter(start), torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    def loss() -> Tensor:
+        return (a * Bounded.apply(x, w) ** 2).mean()
+
+    first = torch.autograd.grad(loss(), [w], create_graph=True)
+    expected = torch.autograd.grad(first, [w, a], [u])
+    with Evaluation([w], device=torch.device("cpu"), second_order=True) as evaluation:
+        found = double_backward(evaluation.gradient_graph(loss()), [u], [w, a])
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_the_mode_is_put_back_after_a_pass_that_fails() -> None:
+    w = torch.ones(3, requires_grad=True)
+    (first,) = backward.gradients_with_graph(w.pow(3).sum(), [w])
+    backward.products([first], [torch.ones(3)], [w])
+    with differentiable_twice() as mode:
+        with pytest.raises(RuntimeError, match="second time"):
+            backward.products([first], [torch.ones(3)], [w])
+        assert torch._C._get_function_stack_at(0) is mode
+
+
+def test_a_complex_loss_is_refused_as_by_autograd() -> None:
+    w = torch.ones((), dtype=torch.complex64, requires_grad=True)
+    for call in (backward.gradients, backward.gradients_with_graph, backward.accumulate):
+        with pytest.raises(RuntimeError, match="only for real scalar outputs"):
+            call(2 * w, [w])

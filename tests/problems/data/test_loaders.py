@@ -139,3 +139,25 @@ def test_an_overridden_get_batch_needs_no_loader() -> None:
     lower.train_data_loader = None
     single(lower).run()
     assert lower.module.w.item() == pytest.approx(0.1)
+
+
+class Peeking:
+    """A loader that looks for its first batch when it is started."""
+
+    def __init__(self, epochs: int) -> None:
+        self.left = epochs
+
+    def __iter__(self) -> Iterator[int]:
+        self.left -= 1
+        batches = iter([7] if self.left >= 0 else [])
+        return iter([next(batches)])
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 3])
+def test_a_loader_that_finds_no_first_batch_is_empty(epochs: int) -> None:
+    """Its StopIteration would end a loop around the steps, without a word."""
+    source = BatchSource("inner", [Peeking(epochs)], lambda: None)
+    drawn = [source.draw(0, torch.device("cpu")) for _ in range(epochs)]
+    assert drawn == [7] * epochs
+    with pytest.raises(DataError, match=MESSAGE):
+        source.draw(0, torch.device("cpu"))

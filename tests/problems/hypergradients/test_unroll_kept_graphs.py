@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from metaweight.problems.recording.recorded_steps import RecordedUpdate
 from support.naive import relative_error
 from support.reweighting import Declared, Judge, program
 from support.three_levels import chain
@@ -140,5 +141,8 @@ def test_graphs_go_with_what_they_were_kept_for() -> None:
     assert [step.graph is None for update in state.trajectory.updates for step in update.steps] == [
         False
     ]
+    under_way = RecordedUpdate([replace(step) for step in state.trajectory.window])
+    state.trajectory.under_way = under_way
     state.record_as(replace(state.trajectory.recording, graphs=False))
     assert all(step.graph is None for update in state.trajectory.updates for step in update.steps)
+    assert all(step.graph is None for step in under_way.steps)
