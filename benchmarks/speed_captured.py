@@ -23,19 +23,9 @@ from typing import Any
 
 from captured_programs import PROGRAMS, PYTHON, contenders
 from study.files import write_text
-from turns import Outcome, environment, markdown, measure
+from turns import Outcome, environment, markdown, measure, merged
 
 Row = dict[str, Any]
-
-
-def merged(several: Sequence[Mapping[str, Outcome]]) -> dict[str, Outcome]:
-    """Return the turns of all processes of each contender, or the error of one."""
-    found = {}
-    for name in several[0]:
-        each = [outcomes[name] for outcomes in several]
-        error = next((one.error for one in each if one.error is not None), None)
-        found[name] = Outcome(turns=[turn for one in each for turn in one.turns], error=error)
-    return found
 
 
 def rows(outcomes: Mapping[str, Outcome], iterations: int) -> list[Row]:

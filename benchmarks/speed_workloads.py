@@ -25,7 +25,7 @@ from speed_three_level import three_level_contenders
 from speed_toy import toy_contenders
 from speed_transformer import transformer_contenders
 from speed_unroll10 import STEPS, unroll10_contenders
-from turns import Outcome, Step, measure
+from turns import Outcome, Step, measure, merged
 
 ON_A_CARD = (
     "resnet32",
@@ -65,6 +65,8 @@ class Workload:
         threads: Threads of each contender.
         rounds: Turns of each contender.
         steps: Steps of a turn; as many as fill 0.1 s when left out.
+        processes: How many processes a contender has, one after the other, with a share of the
+            rounds each: how fast small arrays are depends on where a process has them in memory.
         lower_steps: Lower steps in a contender's step; times are those of one lower step.
         device: Where they compute; ``contenders`` takes it if it is not the processor.
     """
@@ -75,6 +77,7 @@ class Workload:
     threads: int = 1
     rounds: int = 15
     steps: int | None = None
+    processes: int = 1
     lower_steps: int = 1
     device: str = "cpu"
 
@@ -128,7 +131,7 @@ def workloads(batch: int = 100) -> dict[str, list[Workload]]:
                 steps=1,
             )
         ],
-        "mlp": [Workload("mlp", mlp_contenders, base=PLAIN)],
+        "mlp": [Workload("mlp", mlp_contenders, base=PLAIN, processes=3)],
         "transformer": [Workload("transformer", transformer_contenders, base=PLAIN, threads=2)],
         "mean_teacher": [
             Workload(
@@ -140,12 +143,26 @@ def workloads(batch: int = 100) -> dict[str, list[Workload]]:
                 steps=1,
             )
         ],
-        "three_level": [Workload("three_level", three_level_contenders, base="hand-written")],
+        "three_level": [
+            Workload("three_level", three_level_contenders, base="hand-written", processes=3)
+        ],
         "unroll10": [
-            Workload("unroll10, a lower step", unroll10_contenders, base=PLAIN, lower_steps=STEPS)
+            Workload(
+                "unroll10, a lower step",
+                unroll10_contenders,
+                base=PLAIN,
+                processes=3,
+                lower_steps=STEPS,
+            )
         ],
         "toy": [
-            Workload(f"toy {unroll}", partial(toy_contenders, unroll), "hand-written", steps=400)
+            Workload(
+                f"toy {unroll}",
+                partial(toy_contenders, unroll),
+                base="hand-written",
+                steps=400,
+                processes=3,
+            )
             for unroll in (1, 100)
         ],
     }
@@ -154,6 +171,12 @@ def workloads(batch: int = 100) -> dict[str, list[Workload]]:
 def make_contender(contenders: Contenders, name: str) -> Step:
     """Return one contender's step."""
     return contenders()[name]()
+
+
+def shares(rounds: int, processes: int) -> list[int]:
+    """Return how many rounds each process has, as equal as can be; at least one each."""
+    number = max(1, min(rounds, processes))
+    return [rounds // number + (place < rounds % number) for place in range(number)]
 
 
 def measured(
@@ -175,13 +198,18 @@ def measured(
         for name in workload.contenders()
         if wanted is None or name in wanted
     }
-    outcomes = measure(
-        makes,
-        workload.threads,
-        workload.rounds,
-        workload.steps,
-        start=start,
-        device=workload.device,
+    outcomes = merged(
+        [
+            measure(
+                makes,
+                workload.threads,
+                rounds,
+                workload.steps,
+                start=start,
+                device=workload.device,
+            )
+            for rounds in shares(workload.rounds, workload.processes)
+        ]
     )
     for name, outcome in outcomes.items():
         if outcome.error is not None and (name == workload.base or name.startswith("metaweight")):

@@ -15,8 +15,8 @@ import platform
 import resource
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -131,6 +131,18 @@ def measure(
             lines[name].send(False)
         worker.join()
     return outcomes
+
+
+def merged(several: Sequence[Mapping[str, Outcome]]) -> dict[str, Outcome]:
+    """Return the turns of several processes of each contender, or the error of one; other
+    measurements are those of the first."""
+    found = {}
+    for name, first in several[0].items():
+        each = [outcomes[name] for outcomes in several]
+        error = next((one.error for one in each if one.error is not None), None)
+        turns = [turn for one in each for turn in one.turns]
+        found[name] = replace(first, turns=turns, error=error)
+    return found
 
 
 def _answer(line: Connection, worker: Any) -> Any:

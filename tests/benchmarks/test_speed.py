@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Callable
 from functools import partial
@@ -106,7 +107,7 @@ def test_toy_workload_is_measured_and_written(run_script: Script, tmp_path: Any)
     assert (tmp_path / "here" / "speed.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("benchmark_modules")
 def test_a_workload_measured_again_leaves_the_record_of_others(tmp_path: Any) -> None:
     import argparse
     import json
@@ -209,6 +210,39 @@ def test_a_failure_of_ours_ends_the_measurement() -> None:
     with pytest.raises(RuntimeError, match="broken, metaweight: ValueError"):
         measured(workload, start="forkserver")
     assert set(measured(workload, ["plain step"], start="forkserver")) == {"plain step"}
+
+
+@pytest.mark.usefixtures("benchmark_modules")
+def test_rounds_are_shared_out_among_processes() -> None:
+    from speed_workloads import shares
+
+    assert shares(15, 3) == [5, 5, 5]
+    assert shares(8, 3) == [3, 3, 2]
+    assert shares(2, 3) == [1, 1]
+    assert shares(5, 1) == [5]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("benchmark_modules")
+def test_a_contender_has_several_processes(tmp_path: Any) -> None:
+    from speed_workloads import Workload, measured
+
+    contenders = partial(noting_contenders, tmp_path / "processes")
+    workload = Workload("noted", contenders, "plain step", rounds=5, steps=1, processes=2)
+    assert len(measured(workload, start="forkserver")["plain step"].turns) == 5
+    assert len(set((tmp_path / "processes").read_text().split())) == 2
+
+
+def noting_contenders(path: Any) -> dict[str, Callable[[], Any]]:
+    """One contender that notes the process that its step is made in."""
+    return {"plain step": partial(noting_step, path)}
+
+
+def noting_step(path: Any) -> Callable[[], Any]:
+    """Return a step that does nothing."""
+    with path.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    return partial(torch.zeros, 1)
 
 
 def broken_contenders() -> dict[str, Callable[[], Any]]:
