@@ -220,4 +220,5 @@ class Execution:
 
 def _has_nothing_below(problem: Problem) -> bool:
     """Return whether a problem below has no step to differentiate through."""
-    return any(lower.step_state.trajectory.all_skipped for lower in problem.position.lowers)
+    # Asked in every step; a generator takes several times as long.
+    return any([lower.step_state.trajectory.all_skipped for lower in problem.position.lowers])

@@ -26,6 +26,8 @@ def gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
     given = tuple(inputs)
     if _run is None or not _is_plain(loss, given):
         return list(torch.autograd.grad(loss, given, allow_unused=True))
+    if not _modes():
+        return list(_run((loss,), (torch.ones_like(loss),), False, False, given, **_RETURN))
     return _apart((loss,), None, False, False, given)
 
 
@@ -118,9 +120,9 @@ def _is_along(vector: Tensor, output: Tensor) -> bool:
 def _sees_passes(tensors: tuple[Tensor, ...]) -> bool:
     """Return whether a class of tensors or a mode, of which there are some, would see a call of
     ``torch.autograd.grad``."""
-    if None in (_modes, _mode_at, _pop, _push) or not _EXACT.issuperset(map(type, tensors)):
+    if _modes() != 1 or not _EXACT.issuperset(map(type, tensors)):
         return True
-    return _modes() != 1 or not getattr(_mode_at(0), "leaves_passes", False)
+    return not getattr(_mode_at(0), "leaves_passes", False)
 
 
 def _apart(
@@ -133,7 +135,7 @@ def _apart(
     """Run a pass, outside of a mode that leaves passes alone: what users' functions compute in
     theirs is torch's own, as where ``torch.autograd.grad`` is called in a mode."""
     assert _run is not None
-    mode = _pop() if _modes is not None and _modes() else None
+    mode = _pop() if _modes() else None
     try:
         along = (torch.ones_like(outputs[0]),) if vectors is None else vectors
         return list(_run(outputs, along, keep, again, inputs, **_RETURN))
@@ -146,7 +148,7 @@ def _tried() -> Run | None:
     """Return the call of torch's engine, if it does what is expected of it."""
     engine = getattr(torch.autograd.Variable, "_execution_engine", None)
     run: Run | None = getattr(engine, "run_backward", None)
-    if None in (run, _has_overrides, _has_transforms):
+    if None in (run, _has_overrides, _has_transforms, _modes, _mode_at, _pop, _push):
         return None
     one = torch.ones((), device="cpu")
     with torch.enable_grad():

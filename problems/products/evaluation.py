@@ -77,9 +77,11 @@ class Evaluation:
         self._on_exit = on_exit
         self._contexts: list[AbstractContextManager[Any]] = []
         self._kernels: TwiceDifferentiable | None = None
+        self._reentrant = not_reentrant()
 
     def __enter__(self) -> Evaluation:
         self._streams = RandomState(self._device)
+        self._reentrant.__enter__()
         if self._surroundings.buffers:
             self._enter(preserved_buffers(self._surroundings.buffers))
         if self._precision != "fp32":
@@ -87,8 +89,6 @@ class Evaluation:
             self._enter(choose(self._precision, self._device))
         if self._second_order:
             self._kernels = self._enter(differentiable_twice())
-        else:
-            self._enter(not_reentrant())
         for parameter in self._frozen:
             parameter.requires_grad_(False)
         return self
@@ -98,7 +98,11 @@ class Evaluation:
             parameter.requires_grad_(True)
         if self._on_exit is not None:
             self._on_exit()
-        self._leave()
+        try:
+            if self._contexts:
+                self._leave()
+        finally:
+            self._reentrant.__exit__()
         self._streams.restore()
         missing = None if error is None else missing_derivative(error)
         if missing is not None:
