@@ -40,7 +40,7 @@ CAPTURES: Mapping[str, Mapping[str, Any]] = {
     TOGETHER: {"capture": "compile", "capture_iterations": 8},
 }
 PACKAGES = {BETTY: "betty", TORCHOPT: "torchopt", JAX: "jax", JAX_CALLS: "jax", BOAT: "boat_torch"}
-NATIVE, FULL = Config(), Config(type=Unroll(memory="full"))
+NATIVE, FULL, FLAT = Config(), Config(type=Unroll(memory="full")), Config(type=Unroll())
 Run = Callable[[int], Step]
 """Returns a run of so many iterations."""
 
@@ -192,11 +192,17 @@ PROGRAMS: Mapping[str, Program] = {
     ),
     "MLP": Program(partial(mlp, NATIVE, 1), _others(betty=_on_mlp(_betty)), **MLP),
     "MLP, exact": Program(partial(mlp, FULL, 1), _others(torchopt=_on_mlp(_torchopt)), **MLP),
+    "MLP, exact, flat memory": Program(
+        partial(mlp, FLAT, 1), _others(torchopt=_on_mlp(_torchopt)), **MLP
+    ),
     "MLP, ten steps": Program(
         partial(mlp, NATIVE, 10), _others(10, betty=_on_mlp(_betty, 10)), **TEN
     ),
     "MLP, ten steps, exact": Program(
         partial(mlp, FULL, 10), _others(10, torchopt=_on_mlp(_torchopt, 10)), **TEN
+    ),
+    "MLP, ten steps, exact, flat memory": Program(
+        partial(mlp, FLAT, 10), _others(10, torchopt=_on_mlp(_torchopt, 10)), **TEN
     ),
 }
 """The programs by title; MLP is the hyper-cleaning of ``speed.py``."""

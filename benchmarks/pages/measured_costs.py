@@ -121,8 +121,10 @@ _CAPTURED: Mapping[str, tuple[str, ...]] = {
     "three levels": ("hand-written", "betty-ml", *_OURS),
     "MLP": ("betty-ml", *_OURS),
     "MLP, exact": ("torchopt", *_OURS),
+    "MLP, exact, flat memory": ("torchopt", *_OURS),
     "MLP, ten steps": ("betty-ml", *_OURS),
     "MLP, ten steps, exact": ("torchopt", *_OURS),
+    "MLP, ten steps, exact, flat memory": ("torchopt", *_OURS),
 }
 
 COST_TABLES: Mapping[str, Measured] = {
