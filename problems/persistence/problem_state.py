@@ -56,6 +56,7 @@ def problem_to_plain(
         "count": problem.count,
         "global_step": problem.step_state.global_step,
         "skipped": problem.step_state.skipped,
+        "has_moved": problem.step_state.trajectory.has_moved,
         "gradients": to_plain(names.keyed(gradients), place, copy=copy),
         "batch": _batch_to_plain(problem, copy),
         "method": to_plain(
@@ -210,6 +211,8 @@ def load_step_data(problem: Problem, saved: Mapping[str, Any], names: Names) -> 
     if saved["trajectory"] is not None:
         trajectory = trajectory_from_plain(saved["trajectory"], names, device)
         problem.step_state.replace_trajectory(trajectory)
+    else:
+        problem.step_state.trajectory.stand(has_moved=saved.get("has_moved", problem.count > 0))
     for index, position in enumerate(saved["loaders"]):
         problem.source.go_to(index, from_plain(position, device), device)
 

@@ -130,6 +130,10 @@ class Trajectory:
         self.has_moved = False
         self._keeps = keep
 
+    def stand(self, *, has_moved: bool) -> None:
+        """Note whether steps have been taken since the loop began, as a checkpoint tells."""
+        self.has_moved = has_moved
+
     def complete(self) -> None:
         """Note that a step has been taken, and add it if it is being recorded."""
         self.has_moved = True

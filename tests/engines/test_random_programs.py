@@ -28,6 +28,12 @@ def check_seeds(seeds: range, folder: Path) -> float:
 # The steps are counted by hooks of the optimizers.
 COUNTED = pytest.mark.filterwarnings("ignore:The step hook Watch")
 
+# Programs are drawn without regard for what a method advises against.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The hypergradient through problem .* difference, and its"),
+    pytest.mark.filterwarnings("ignore:ConjugateGradient.* leaves a residual"),
+]
+
 
 @COUNTED
 @pytest.mark.parametrize("first", range(0, FAST, 5))

@@ -152,6 +152,7 @@ def test_the_hypergradient_of_sixteen_bits_is_that_of_single_precision(precision
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The hypergradient through problem 'classifier' is a .* diff")
 @pytest.mark.parametrize("full_precision", [True, False], ids=["in fp32", "in 16 bits"])
 @pytest.mark.parametrize("derivative", ["central_difference", "one_sided"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
