@@ -210,9 +210,10 @@ def load_step_data(problem: Problem, saved: Mapping[str, Any], names: Names) -> 
         problem.step_state.end_first_step()
     if saved["trajectory"] is not None:
         trajectory = trajectory_from_plain(saved["trajectory"], names, device)
-        problem.step_state.replace_trajectory(trajectory)
     else:
-        problem.step_state.trajectory.stand(has_moved=saved.get("has_moved", problem.count > 0))
+        has_moved = saved.get("has_moved", problem.count > 0)
+        trajectory = problem.step_state.trajectory.standing(has_moved=has_moved)
+    problem.step_state.replace_trajectory(trajectory)
     for index, position in enumerate(saved["loaders"]):
         problem.source.go_to(index, from_plain(position, device), device)
 

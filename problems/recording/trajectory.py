@@ -53,13 +53,20 @@ class Trajectory:
         """Return a trajectory with other recording settings and the same steps."""
         other = Trajectory(recording)
         other.updates.extend(self.updates)
-        other._open = self._open
+        other._open, other._versions = self._open, dict(self._versions)
         other.taken, other.skipped, other.all_skipped = self.taken, self.skipped, self.all_skipped
         other.has_moved = self.has_moved
         other._keeps, other._graphs_fit = self._keeps, self._graphs_fit
         other.granted = self.granted
         if not recording.graphs:
             other.release_graphs()
+        return other
+
+    def standing(self, *, has_moved: bool) -> Trajectory:
+        """Return a trajectory with the same steps, of a loop in which steps have been taken or not,
+        as a checkpoint tells."""
+        other = self.recording_as(self.recording)
+        other.has_moved = has_moved
         return other
 
     @property
@@ -129,10 +136,6 @@ class Trajectory:
         self.taken = self.skipped = 0
         self.has_moved = False
         self._keeps = keep
-
-    def stand(self, *, has_moved: bool) -> None:
-        """Note whether steps have been taken since the loop began, as a checkpoint tells."""
-        self.has_moved = has_moved
 
     def complete(self) -> None:
         """Note that a step has been taken, and add it if it is being recorded."""
