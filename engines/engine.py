@@ -34,6 +34,7 @@ from .description import describe
 from .distributed.placement import choose_device
 from .distributed.process_group import join_processes
 from .execution import Execution
+from .freed_memory import keep_freed_memory
 from .hooks.base import Hook, HookList
 from .hooks.configured_hooks import configured_hooks
 from .hooks.hypergradient_check import check_hypergradients_of
@@ -93,6 +94,8 @@ class Engine:
         self.valid_step = self.config.valid_step
         self.global_step = 0
         self.device = choose_device(self.config)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.processes = join_processes(self.config, self.device)
         self.logger = (
             make_run_logger(self.config.logger_types, self.config.log_dir)
