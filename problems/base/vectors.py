@@ -143,8 +143,12 @@ def _is_wide(into: Tensor, vector: Tensor) -> bool:
     return into.is_cpu and into.dtype.itemsize >= 4 and vector.dtype is into.dtype
 
 
-def add(left: Sequence[Tensor], right: Sequence[Tensor], alpha: float = 1.0) -> list[Tensor]:
-    """``left + alpha * right``."""
+def add(
+    left: Sequence[Tensor], right: Sequence[Tensor], alpha: Tensor | float = 1.0
+) -> list[Tensor]:
+    """``left + alpha * right``; ``alpha`` stays on the device."""
+    if isinstance(alpha, Tensor):
+        right, alpha = scale(right, alpha), 1.0
     if len(left) == 1 or _is_mixed(left):
         return [torch.add(a, b, alpha=alpha) for a, b in zip(left, right, strict=True)]
     return list(torch._foreach_add(list(left), list(right), alpha=alpha))
@@ -155,6 +159,26 @@ def subtract(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
     if len(left) == 1 or _is_mixed(left):
         return [a - b for a, b in zip(left, right, strict=True)]
     return list(torch._foreach_sub(list(left), list(right)))
+
+
+def add_in_place(left: list[Tensor], right: Sequence[Tensor], alpha: Tensor | float = 1.0) -> None:
+    """Add ``alpha * right`` to ``left``; ``alpha`` stays on the device."""
+    if isinstance(alpha, Tensor):
+        right, alpha = scale(right, alpha), 1.0
+    if len(left) == 1 or _is_mixed(left):
+        for a, b in zip(left, right, strict=True):
+            a.add_(b, alpha=alpha)
+    else:
+        torch._foreach_add_(left, list(right), alpha=alpha)
+
+
+def move_towards(mean: list[Tensor], vector: list[Tensor], weight: float) -> None:
+    """Set ``mean`` to ``(1 - weight) mean + weight vector``, in place."""
+    if len(mean) == 1 or _is_mixed(mean):
+        for a, b in zip(mean, vector, strict=True):
+            a.lerp_(b, weight)
+    else:
+        torch._foreach_lerp_(mean, vector, weight)
 
 
 def _is_mixed(vector: Sequence[Tensor]) -> bool:

@@ -167,7 +167,8 @@ def exact_preconditioned(lower: LowerProblem, adjoint: UpdateAdjoint) -> list[Te
     """Return ``(∂u/∂g)ᵀ v = -(∂U/∂g)ᵀ v``, 0 for parameters without a gradient."""
     found = adjoint.gradients
     parameters = lower.weights
-    return vectors.scale(vectors.fill_none([found.get(p) for p in parameters], parameters), -1.0)
+    vector = vectors.fill_none([found.get(p) for p in parameters], parameters)
+    return vectors.scale(vector, -1.0 * adjoint.factor)
 
 
 def adam_preconditioned(lower: LowerProblem, vector: Sequence[Tensor]) -> list[Tensor]:

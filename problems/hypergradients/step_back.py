@@ -16,7 +16,7 @@ from ..products.second_derivatives import double_backward
 from ..products.second_order import DIFFERENCES, PRODUCTS
 from ..recording.recorded_steps import RecordedStep, RecordedUpdate
 from ..unrolling import restore_start, update_adjoint
-from ..unrolling.sgd_adjoint import Cotangents, StateCotangents
+from ..unrolling.sgd_adjoint import Cotangents, Number, StateCotangents
 from .base import LowerProblem
 
 
@@ -52,8 +52,8 @@ class StepBack:
         self._updates = updates
         self._upper = list(upper_parameters)
         self._to_start = to_start
+        self._keeps_graphs = len(lower.paths) > 1
         self._states: StateCotangents = {}
-        self._spare: StateCotangents = {}
 
     def __call__(
         self, number: int, cotangents: Cotangents
@@ -69,20 +69,21 @@ class StepBack:
             self._states,
             self._upper,
             gradients_only=not goes_on,
-            spare=self._spare,
         )
         inputs = [*weights, *self._upper] if goes_on else self._upper
         along = vectors.fill_none([adjoint.gradients.get(p) for p in weights], weights)
-        products = self._products(update, along, inputs, adjoint.factor)
+        products, factor = self._products(update, along, inputs, adjoint.factor)
         if goes_on:
             own = self._lower.mean(products[: len(weights)])
-            moved = [adjoint.parameters[p] for p in weights]
-            # The first cotangents may belong to the caller.
-            in_place = number < len(self._updates) - 1
-            below = _sum(moved, own, in_place=in_place)
+            below = [adjoint.parameters[p] for p in weights]
+            if number == len(self._updates) - 1:
+                # The first cotangents may belong to the caller.
+                below = vectors.add(below, own, factor)
+            else:
+                vectors.add_in_place(below, own, factor)
             cotangents = dict(zip(weights, below, strict=True))
-            self._spare, self._states = self._states, adjoint.states
-        terms = [products[len(inputs) - len(self._upper) :]]
+            self._states = adjoint.states
+        terms = [_times(products[len(inputs) - len(self._upper) :], factor)]
         return cotangents, [*terms, adjoint.upper_parameters] if adjoint.upper_parameters else terms
 
     def _products(
@@ -90,11 +91,15 @@ class StepBack:
         update: RecordedUpdate,
         along: Sequence[Tensor],
         inputs: Sequence[Tensor],
-        factor: Tensor | float,
-    ) -> list[Tensor]:
-        """Return the products of ``factor * along``, an average over micro-batches."""
+        factor: Number,
+    ) -> tuple[list[Tensor], Number]:
+        """Return products of ``factor * along``, an average over micro-batches, as a vector and a
+        number to multiply it by."""
+        if self._is_difference and not is_kept(update):
+            # Differences are not linear in ``along``.
+            along, factor = _times(along, factor), 1.0
         if not any(step.hooked for step in update.steps):
-            return self._products_of(update, along, inputs, factor)
+            return self._products_of(update, along, inputs), factor
 
         def one(step: RecordedStep) -> list[Tensor]:
             u, terms = list(along), [torch.zeros_like(t) for t in self._upper]
@@ -104,31 +109,26 @@ class StepBack:
                     terms = vectors.add(terms, more)
             # The recorded gradient is what the hooks made of it.
             alone = replace(update, steps=[step], moment=None, share={})
-            products = self._products_of(alone, u, inputs, factor)
+            products = self._products_of(alone, u, inputs)
             # A hook is called on its micro-batch's share of the gradient: a sum, and no mean.
-            own = _times(vectors.scale(terms, len(update.steps)), factor)
+            own = vectors.scale(terms, len(update.steps))
             first = len(products) - len(own)
             return [*products[:first], *vectors.add(products[first:], own)]
 
-        return mean_over_micro_batches(update.steps, one)
+        return mean_over_micro_batches(update.steps, one), factor
 
     def _products_of(
-        self,
-        update: RecordedUpdate,
-        along: Sequence[Tensor],
-        inputs: Sequence[Tensor],
-        factor: Tensor | float,
+        self, update: RecordedUpdate, along: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> list[Tensor]:
         lower, evaluation = self._lower, self._evaluation
         if is_kept(update):
-            return _times(_kept_products(lower, evaluation, update, along, inputs), factor)
+            return _kept_products(evaluation, update, along, inputs, keep=self._keeps_graphs)
         restore_start(update)
         if not self._is_difference:
-            return _times(self._product(lower, evaluation, update, along, inputs, 0.0), factor)
-        # Differences are not linear in ``along``. A compiled pass shows no activation pattern.
-        u = _times(along, factor)
+            return self._product(lower, evaluation, update, along, inputs, 0.0)
+        # A compiled pass shows no activation pattern.
         with uncompiled():
-            return self._product(lower, evaluation, update, u, inputs, self._length)
+            return self._product(lower, evaluation, update, along, inputs, self._length)
 
 
 def is_kept(update: RecordedUpdate) -> bool:
@@ -136,27 +136,19 @@ def is_kept(update: RecordedUpdate) -> bool:
     return all(step.graph is not None and step.graph.is_intact for step in update.steps)
 
 
-def _times(vector: Sequence[Tensor], factor: Tensor | float) -> list[Tensor]:
+def _times(vector: Sequence[Tensor], factor: Number) -> list[Tensor]:
     one = not isinstance(factor, Tensor) and factor == 1.0
     return list(vector) if one else vectors.scale(vector, factor)
 
 
-def _sum(left: list[Tensor], right: list[Tensor], *, in_place: bool) -> list[Tensor]:
-    if not in_place:
-        return vectors.add(left, right)
-    torch._foreach_add_(left, right)
-    return left
-
-
 def _kept_products(
-    lower: LowerProblem,
     evaluation: Evaluation,
     update: RecordedUpdate,
     along: Sequence[Tensor],
     inputs: Sequence[Tensor],
+    *,
+    keep: bool,
 ) -> list[Tensor]:
-    keep = len(lower.paths) > 1
-
     def one(step: RecordedStep) -> list[Tensor]:
         graph = step.graph
         assert graph is not None

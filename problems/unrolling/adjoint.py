@@ -42,8 +42,8 @@ class UpdateAdjoint:
 
     Attributes:
         parameters: Cotangents of the parameters, through the optimizer alone.
-        gradients: Those of the gradients before clipping.
-        states: Those of the optimizer's state before the step.
+        gradients: Those of the gradients before clipping, without ``factor``.
+        states: Those of the optimizer's state before the step, in a form of each optimizer.
         upper_parameters: Those of the upper parameters, through learned settings; empty without.
         factor: Factor still to apply to ``gradients``.
     """
@@ -92,7 +92,6 @@ def update_adjoint(
     upper_parameters: Sequence[Tensor],
     *,
     gradients_only: bool = False,
-    spare: StateCotangents | None = None,
 ) -> UpdateAdjoint:
     """Return the adjoint of a recorded optimizer step.
 
@@ -100,11 +99,10 @@ def update_adjoint(
         step: The optimizer step of the problem.
         update: The recorded step, with parameters and optimizer.
         cotangents: ``λ``, per parameter the hypergradient goes through.
-        states: ``μ``, per parameter and entry of the optimizer's state; absent entries are zero.
-            May be overwritten.
+        states: ``μ``, per parameter and entry of the optimizer's state, as returned for the step
+            after; absent entries are zero. May be overwritten.
         upper_parameters: Parameters that learned settings may depend on.
         gradients_only: The caller reads ``gradients`` and ``factor`` only.
-        spare: Unused cotangents of states, whose memory may be overwritten.
     """
     moment = update.moment
     if moment is None:
@@ -113,8 +111,8 @@ def update_adjoint(
             "the program through an Engine, which asks the hypergradient what to record."
         )
     if not reads_values(step):
-        found = sgd_adjoint(moment, cotangents, states, gradients_only=gradients_only, spare=spare)
-        return UpdateAdjoint(**found._asdict(), upper_parameters=[])
+        found = sgd_adjoint(moment, cotangents, states, gradients_only=gradients_only)
+        return UpdateAdjoint(found.parameters, found.gradients, found.states, [], found.factor)
     if rule_kind(step.optimizer) in KINDS and step.clipping <= 0 and not step.has_learned_settings:
         formed = adam_adjoint(update, cotangents, states, gradients_only=gradients_only)
         result = UpdateAdjoint(**formed._asdict(), upper_parameters=[])

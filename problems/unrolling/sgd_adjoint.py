@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 
 from ..base import vectors
+from ..base.vectors import accumulation_dtype
 from ..recording.recorded_steps import OptimizerMoment
 
 BUFFER = "momentum_buffer"
 
 Number = Tensor | float
 Cotangents = dict[Tensor, Tensor]
-StateCotangents = dict[Tensor, dict[str, Tensor]]
+StateCotangents = dict[Tensor, dict[str, Any]]
 
 
 class SgdAdjoint(NamedTuple):
@@ -40,12 +41,23 @@ class SgdAdjoint(NamedTuple):
     factor: Number = 1.0
 
 
+class Multiple(NamedTuple):
+    """A vector times a number, which is left to do.
+
+    Back through steps, the cotangent of a buffer is ``Σ_t a_t λ_t``. As a multiple of a mean of the
+    ``λ_t`` it takes one pass over the memory a step, and no memory but its own.
+    """
+
+    vector: list[Tensor]
+    factor: Number
+
+
 class _Cotangents(NamedTuple):
     """Cotangents of the inputs of a step, for parameters of one bucket."""
 
     parameters: Sequence[Tensor]
-    gradients: Sequence[Tensor]
-    buffers: Sequence[Tensor] | None
+    gradients: Multiple
+    buffers: Multiple | None
 
 
 def sgd_adjoint(
@@ -54,42 +66,40 @@ def sgd_adjoint(
     states: StateCotangents,
     *,
     gradients_only: bool,
-    spare: StateCotangents | None = None,
 ) -> SgdAdjoint:
     """Return the cotangents of parameters, gradients and optimizer state before a step.
+
+    ``factor`` is still to be applied to those of gradients. Those of the state are each a
+    :class:`Multiple`, of one tensor.
 
     Args:
         moment: The optimizer before the step; values of gradients and states are not read.
         cotangents: ``λ``, per parameter.
-        states: ``ν``, per parameter; absent entries are zero. Overwritten, since new memory takes
-            longer than the arithmetic.
-        gradients_only: Leave out the cotangents of parameters and state. Those of gradients may
-            lack ``factor``.
-        spare: Memory for the cotangents of the state before the step.
+        states: ``ν``, per parameter, as this function returned them for the step after; absent
+            entries are zero. Overwritten, since new memory takes longer than the arithmetic.
+        gradients_only: Leave out the cotangents of parameters and state.
     """
-    buckets = _buckets(moment, cotangents, states)
-    if gradients_only and len(buckets) == 1 and not any(states.values()):
-        moved = {p: cotangents[p] for p in buckets[0]}
-        return SgdAdjoint(cotangents, moved, {}, _step(moment, buckets[0][0]).multiple)
     parameters, gradients = dict(cotangents), dict[Tensor, Tensor]()
     before: StateCotangents = {p: dict(states.get(p, {})) for p in cotangents}
+    buckets = _buckets(moment, cotangents, states)
+    factor: Number = 1.0
     for bucket in buckets:
         first = bucket[0]
-        later = [before[p][BUFFER] for p in bucket] if BUFFER in before[first] else None
         found = _adjoint(
             _step(moment, first),
             [cotangents[p] for p in bucket],
-            later,
-            [(spare or {}).get(p, {}).get(BUFFER) for p in bucket],
+            _joined([before[p].get(BUFFER) for p in bucket]),
             is_first=moment.states[first].get(BUFFER) is None,
             gradients_only=gradients_only,
         )
-        gradients.update(zip(bucket, found.gradients, strict=True))
+        vector, factor = found.gradients
+        if len(buckets) > 1:
+            vector, factor = vectors.scale(vector, factor), 1.0
+        gradients.update(zip(bucket, vector, strict=True))
         if not gradients_only:
             parameters.update(zip(bucket, found.parameters, strict=True))
-            for position, p in enumerate(bucket):
-                before[p] = {} if found.buffers is None else {BUFFER: found.buffers[position]}
-    return SgdAdjoint(parameters, gradients, before)
+            before.update(zip(bucket, _split(found.buffers, len(bucket)), strict=True))
+    return SgdAdjoint(parameters, gradients, before, factor)
 
 
 class _Step(NamedTuple):
@@ -102,31 +112,25 @@ class _Step(NamedTuple):
     decay: Number
     sign: float
 
-    @property
-    def multiple(self) -> Number:
-        """The factor of ``λ`` in the cotangent of ``g``, if ``ν`` is zero."""
-        return -self.sign * (self.kept * self.reach + self.extra)
-
 
 def _step(moment: OptimizerMoment, p: Tensor) -> _Step:
-    settings = moment.settings[p]
-    rate, momentum = _number(settings["lr"]), _number(settings["momentum"])
+    settings, of = moment.settings[p], accumulation_dtype(vectors.real(p))
+    rate, momentum = _number(settings["lr"], of), _number(settings["momentum"], of)
     kept: Number = 1.0
     if moment.states[p].get(BUFFER) is not None:
-        kept = 1 - _number(settings["dampening"])
+        kept = 1 - _number(settings["dampening"], of)
     reach: Number = 0.0 if _is(momentum, 0) else rate
     extra: Number = rate if _is(momentum, 0) else 0.0
     if settings["nesterov"]:
         reach, extra = rate * momentum, rate
     sign = -1.0 if settings["maximize"] else 1.0
-    return _Step(momentum, kept, reach, extra, _number(settings["weight_decay"]), sign)
+    return _Step(momentum, kept, reach, extra, _number(settings["weight_decay"], of), sign)
 
 
 def _adjoint(
     step: _Step,
     of_w: list[Tensor],
-    of_buffer: list[Tensor] | None,
-    spare: Sequence[Tensor | None],
+    of_buffer: Multiple | None,
     *,
     is_first: bool,
     gradients_only: bool,
@@ -134,16 +138,66 @@ def _adjoint(
     """Return the adjoint for parameters with the same settings and state entries."""
     before = of_buffer
     if _is(step.momentum, 0):
-        of_d = vectors.scale(of_w, -step.extra)
+        of_d = Multiple(of_w, -step.extra)
     else:
-        later = _plus_in_place(of_buffer, of_w, -step.reach)
-        of_d = later if _is(step.kept, 1) else vectors.scale(later, step.kept)
+        goes_on = not (is_first or gradients_only)
+        later = _minus(of_buffer, of_w, step.reach, keep=goes_on)
+        of_d = Multiple(later.vector, later.factor * step.kept)
         if not _is(step.extra, 0):
-            of_d = _plus(of_d, of_w, -step.extra)
-        before = None if is_first or gradients_only else _scaled_into(spare, later, step.momentum)
-    of_g = vectors.scale(of_d, -1.0) if step.sign < 0 else of_d
+            of_d = _plus_multiple(of_d, of_w, -step.extra)
+        before = Multiple(later.vector, later.factor * step.momentum) if goes_on else None
     passes = gradients_only or _is(step.decay, 0)
-    return _Cotangents(of_w if passes else _plus(of_w, of_d, step.decay), of_g, before)
+    return _Cotangents(
+        of_w if passes else vectors.add(of_w, of_d.vector, of_d.factor * step.decay),
+        Multiple(of_d.vector, of_d.factor * step.sign),
+        before,
+    )
+
+
+def _minus(
+    of_buffer: Multiple | None, of_w: list[Tensor], reach: Number, *, keep: bool
+) -> Multiple:
+    """Return ``ν - reach λ``, computed in the memory of ``ν``.
+
+    Args:
+        of_buffer: ``ν``.
+        of_w: ``λ``.
+        reach: The factor of it.
+        keep: The result is kept beyond the step, which changes ``λ``.
+    """
+    if of_buffer is None:
+        return Multiple([t.clone() for t in of_w] if keep else of_w, -reach)
+    vector, factor = of_buffer
+    if not (isinstance(factor, Tensor) or isinstance(reach, Tensor)):
+        total = factor - reach
+        # Both have one sign unless a learning rate is negative.
+        if total != 0 and 0 <= -reach / total <= 1:
+            vectors.move_towards(vector, of_w, -reach / total)
+            return Multiple(vector, total)
+    for own, other in zip(vector, of_w, strict=True):
+        own.mul_(factor).sub_(other * reach)
+    return Multiple(vector, 1.0)
+
+
+def _plus_multiple(left: Multiple, right: list[Tensor], factor: Number) -> Multiple:
+    """Return ``left + factor * right``."""
+    vector, known = left
+    if isinstance(known, Tensor) or isinstance(factor, Tensor) or known == 0:
+        return Multiple(vectors.add(vectors.scale(vector, known), right, factor), 1.0)
+    return Multiple(vectors.add(vector, right, factor / known), known)
+
+
+def _joined(parts: Sequence[Multiple | None]) -> Multiple | None:
+    """Return multiples of one tensor each, by the same number, as one."""
+    given = [part for part in parts if part is not None]
+    return Multiple([part.vector[0] for part in given], given[0].factor) if given else None
+
+
+def _split(whole: Multiple | None, number: int) -> list[dict[str, Any]]:
+    """Return the state's entries of each parameter."""
+    if whole is None:
+        return [{} for _ in range(number)]
+    return [{BUFFER: Multiple([t], whole.factor)} for t in whole.vector]
 
 
 def _buckets(
@@ -154,41 +208,19 @@ def _buckets(
     for p in cotangents:
         if p in moment.gradients:
             started = moment.states[p].get(BUFFER) is not None
-            key = (id(moment.settings[p]), started, BUFFER in states.get(p, {}))
-            buckets.setdefault(key, []).append(p)
+            later = states.get(p, {}).get(BUFFER)
+            factor = None if later is None else later.factor
+            same = id(factor) if isinstance(factor, Tensor) else factor
+            buckets.setdefault((id(moment.settings[p]), started, same), []).append(p)
     return list(buckets.values())
 
 
-def _number(setting: Any) -> Number:
-    """Return a setting as a float, or as a 0-dim tensor if it is a tensor, which is not read."""
-    return setting.reshape(()) if isinstance(setting, Tensor) else float(setting)
-
-
-def _plus(left: list[Tensor], right: list[Tensor], factor: Number) -> list[Tensor]:
-    """Return ``left + factor * right``."""
-    if isinstance(factor, Tensor):
-        return vectors.add(left, vectors.scale(right, factor))
-    return vectors.add(left, right, alpha=factor)
-
-
-def _plus_in_place(left: list[Tensor] | None, right: list[Tensor], factor: Number) -> list[Tensor]:
-    """Return ``left + factor * right``, computed in ``left`` unless that is ``None``."""
-    if left is None:
-        return vectors.scale(right, factor)
-    if isinstance(factor, Tensor):
-        torch._foreach_add_(left, vectors.scale(right, factor))
-    else:
-        torch._foreach_add_(left, right, alpha=factor)
-    return left
-
-
-def _scaled_into(
-    memory: Sequence[Tensor | None], vector: list[Tensor], factor: Number
-) -> list[Tensor]:
-    """Return ``factor * vector``, in ``memory`` if that is given and not the vector's own."""
-    if any(t is None or t is v for t, v in zip(memory, vector, strict=True)):
-        return vectors.scale(vector, factor)
-    return [torch.mul(v, factor, out=t) for v, t in zip(vector, memory, strict=True)]
+def _number(setting: Any, dtype: torch.dtype) -> Number:
+    """Return a setting as a float; if it is a tensor, which is not read, as a 0-dim one of this
+    type, in which products of settings are not rounded more than vectors are."""
+    if not isinstance(setting, Tensor):
+        return float(setting)
+    return setting.reshape(()).to(torch.promote_types(setting.dtype, dtype))
 
 
 def _is(setting: Number, number: float) -> bool:

@@ -16,7 +16,7 @@ from metaweight.problems.hypergradients import unroll
 from metaweight.problems.recording.recorded_steps import OptimizerMoment, optimizer_moment
 from metaweight.problems.unrolling import adjoint
 from metaweight.problems.unrolling import sgd_adjoint as sgd_adjoint_module
-from metaweight.problems.unrolling.sgd_adjoint import BUFFER, sgd_adjoint
+from metaweight.problems.unrolling.sgd_adjoint import BUFFER, Multiple, SgdAdjoint, sgd_adjoint
 from support.each import for_each
 from support.naive import relative_error
 from support.unrolled import Lower, Setting, engine_gradient, lower_loss, naive_gradient
@@ -103,19 +103,34 @@ class Program:
         return [p.clone() for p in self.parameters], [b.clone() for b in buffers]
 
 
-@for_each(itertools.product(CASES, (0, 2)))
-def test_is_the_transpose_of_torchs_step(setting: tuple[dict[str, Any], int]) -> None:
-    program = Program(*setting)
+def value(multiple: Multiple) -> Tensor:
+    (vector,) = multiple.vector
+    return multiple.factor * vector
+
+
+def values(found: SgdAdjoint) -> tuple[dict[Tensor, Tensor], dict[Tensor, Tensor]]:
+    """The cotangents of gradients, and of those buffers that have one."""
+    buffers = {p: value(state[BUFFER]) for p, state in found.states.items() if BUFFER in state}
+    return {p: found.factor * g for p, g in found.gradients.items()}, buffers
+
+
+@for_each(itertools.product(CASES, (0, 2), (1.0, -0.5, 0.0)))
+def test_is_the_transpose_of_torchs_step(setting: tuple[dict[str, Any], int, float]) -> None:
+    """A negative number is what steps after this one leave; of the others the form is another."""
+    *program_of, factor = setting
+    program = Program(*program_of)
     generator = torch.Generator().manual_seed(1)
     of_w = {p: drawn(generator, *p.shape) for p in program.parameters}
     # A first step without momentum leaves no buffer to have a cotangent.
     left = [p for p, b in zip(program.parameters, program.after({})[1], strict=True) if b.any()]
-    of_b = {p: {BUFFER: drawn(generator, *p.shape)} for p in left}
-    given = {p: {k: t.clone() for k, t in entries.items()} for p, entries in of_b.items()}
-    by_w, by_g, by_b, _ = sgd_adjoint(program.moment, of_w, given, gradients_only=False)
+    drawn_b = {p: drawn(generator, *p.shape) for p in left}
+    of_b = {p: factor * b for p, b in drawn_b.items()}
+    given = {p: {BUFFER: Multiple([b.clone()], factor)} for p, b in drawn_b.items()}
+    adjoint = sgd_adjoint(program.moment, of_w, given, gradients_only=False)
+    by_w, (by_g, by_b) = adjoint.parameters, values(adjoint)
     home = program.after({})
     for p in program.parameters:
-        for part, found in (("w", by_w.get(p)), ("g", by_g.get(p)), ("b", by_b[p].get(BUFFER))):
+        for part, found in (("w", by_w.get(p)), ("g", by_g.get(p)), ("b", by_b.get(p))):
             if found is None:
                 continue
             h = drawn(generator, *p.shape)
@@ -125,7 +140,7 @@ def test_is_the_transpose_of_torchs_step(setting: tuple[dict[str, Any], int]) ->
                 expected += (of_w[q] * (moved[0][number] - home[0][number])).sum()
                 if q in of_b:
                     change = moved[1][number] - home[1][number]
-                    expected += (of_b[q][BUFFER] * change).sum()
+                    expected += (of_b[q] * change).sum()
             # The difference of two steps is exact to rounding of numbers near 1.
             torch.testing.assert_close((found * h).sum(), expected, rtol=1e-11, atol=1e-13)
 
@@ -149,9 +164,9 @@ def test_a_buffer_that_rests_passes_its_cotangent_on() -> None:
         group["momentum"] = 0.0
     moment = optimizer_moment(program.optimizer)
     a = program.parameters[0]
-    of_b = {a: {BUFFER: torch.full_like(a, 2.0)}}
+    of_b = {a: {BUFFER: Multiple([torch.full_like(a, 4.0)], -0.5)}}
     found = sgd_adjoint(moment, {a: torch.ones_like(a)}, of_b, gradients_only=False)
-    assert torch.equal(found.states[a][BUFFER], torch.full_like(a, 2.0))
+    assert torch.equal(value(found.states[a][BUFFER]), torch.full_like(a, -2.0))
 
 
 @for_each(itertools.product(CASES, (0, 2), (1, 3)))
@@ -162,9 +177,8 @@ def test_gradients_alone_are_the_same(given: tuple[dict[str, Any], int, int]) ->
     one = {p: torch.ones_like(p) for p in chosen}
     everything = sgd_adjoint(program.moment, one, {}, gradients_only=False)
     alone = sgd_adjoint(program.moment, one, {}, gradients_only=True)
-    assert everything.factor == 1.0
     assert set(alone.gradients) == set(everything.gradients)
-    for p, g in everything.gradients.items():
+    for p, g in values(everything)[0].items():
         torch.testing.assert_close(
             alone.factor * alone.gradients[p], g, rtol=TOLERANCE, atol=TOLERANCE
         )
@@ -177,19 +191,20 @@ def test_settings_may_stay_on_their_device(given: tuple[dict[str, Any], int, boo
     program = Program(settings, steps)
     generator = torch.Generator().manual_seed(1)
     of_w = {p: drawn(generator, *p.shape) for p in program.parameters}
-    of_b = {p: {BUFFER: drawn(generator, *p.shape)} for p in program.parameters[:2]}
-    memory = {p: {BUFFER: drawn(generator, *p.shape)} for p in program.parameters[:2]}
+    of_b = {p: drawn(generator, *p.shape) for p in program.parameters[:2]}
 
     def adjoint_of() -> list[Tensor]:
-        given = {p: {BUFFER: state[BUFFER].clone()} for p, state in of_b.items()}
-        found = sgd_adjoint(program.moment, of_w, given, gradients_only=only, spare=memory)
-        states = [t.clone() for state in found.states.values() for t in state.values()]
-        gradients = [found.factor * g for g in found.gradients.values()]
-        return [*found.parameters.values(), *gradients, *states]
+        given = {p: {BUFFER: Multiple([b.clone()], -0.5)} for p, b in of_b.items()}
+        found = sgd_adjoint(program.moment, of_w, given, gradients_only=only)
+        gradients, buffers = values(found)
+        # Of gradients alone, the state is not read.
+        states = [] if only else buffers.values()
+        return [*found.parameters.values(), *gradients.values(), *states]
 
     expected = adjoint_of()
 
-    def number(setting: Any) -> Any:
+    def number(setting: Any, dtype: torch.dtype) -> Any:
+        del dtype
         # A momentum of zero is another program, which torch itself reads on the host.
         return torch.as_tensor(setting, dtype=torch.float64) if setting else 0.0
 
@@ -206,7 +221,7 @@ def test_does_not_read_gradients_and_states() -> None:
     one = {p: torch.ones_like(p) for p in program.parameters}
 
     def gradients(moment: OptimizerMoment) -> dict[Tensor, Tensor]:
-        return sgd_adjoint(moment, one, {}, gradients_only=False).gradients
+        return values(sgd_adjoint(moment, one, {}, gradients_only=False))[0]
 
     expected = gradients(program.moment)
     assert all(torch.equal(expected[p], g) for p, g in gradients(shapes).items())
@@ -246,6 +261,15 @@ class Resting(Fixed):
         return super().get_batch()
 
 
+class Scheduled(Fixed):
+    """Rates go to zero, and beyond it, and come back."""
+
+    def get_batch(self):
+        rates = (0.1, 0.0, 0.2, -0.05, 0.3, 0.05)
+        self.optimizer.param_groups[0]["lr"] = rates[self.count % len(rates)]
+        return super().get_batch()
+
+
 MOMENTUM = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
 # Not among what the naive program is written for.
 OTHERS = ("maximize", "groups")
@@ -264,6 +288,11 @@ PROGRAMS: dict[str, tuple[Setting, dict[str, Any]]] = {
     "scheduled, accumulated": (Setting(settings=MOMENTUM, scheduler=True, accumulation=2), {}),
     "without a gradient": (Setting(settings=MOMENTUM), {"lower": Idle}),
     "momentum that rests": (Setting(settings=MOMENTUM), {"lower": Resting}),
+    "rates of any sign": (Setting(settings=MOMENTUM), {"lower": Scheduled}),
+    "rates of any sign, nesterov": (
+        Setting(settings={**MOMENTUM, "nesterov": True}),
+        {"lower": Scheduled},
+    ),
     "a part": (Setting(settings=MOMENTUM), {"hypergradient_parameters": ("2",)}),
 }
 
