@@ -25,9 +25,8 @@ class Fewer(twice_differentiable.TwiceDifferentiable):
 
     def __init__(self, left_out: Collection[str]) -> None:
         super().__init__()
-        for name in left_out:
-            for function in KERNELS[name]:
-                del self._instead[function]
+        kept = [name for name in KERNELS if name not in left_out]
+        self._ours = [function for name in kept for function in KERNELS[name]]
 
 
 class Absent:

@@ -107,11 +107,12 @@ class ReweightedProblem(ImplicitProblem[ModuleType]):
             self._warn_of_kept_tensors(before)
         self._require_free_losses(losses)
         trajectory.keep_samples(samples)
-        free = losses.detach()
-        weights = self.checked_weights(samples.detached(), batch)
+        free = samples.detached()
+        weights = self.checked_weights(free, batch)
         self._warn_of_attached(weights)
-        logits = self._checked_logits(noted[-1], len(free)) if noted else None
-        return Evaluated((weights * losses).mean(), {}, weights.detach(), free, logits)
+        logits = self._checked_logits(noted[-1], len(free.losses)) if noted else None
+        loss = (weights * losses).mean()
+        return Evaluated(loss, {}, weights.detach(), free.losses, logits)
 
     def require_loss(self) -> None:
         """Refuse a class that says neither what its loss is nor what it is made of."""

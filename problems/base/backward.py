@@ -10,12 +10,16 @@ torch's functions are used.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 Run = Callable[..., tuple[Tensor | None, ...]]
+Told = TypeVar("Told")
+Root = Tensor | GradientEdge
+"""A tensor, or its place in the graph."""
 
 
 def gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
@@ -42,21 +46,29 @@ def gradients_with_graph(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor 
     return _apart((loss,), None, True, True, given)
 
 
+def root_of(tensor: Tensor) -> Root:
+    """Return what :func:`products` takes in the place of a tensor that requires a gradient: its
+    place in the graph, so that its values need not be kept. Before torch 2.7 the tensor."""
+    return get_gradient_edge(tensor) if _takes_edges else tensor
+
+
 def products(
-    outputs: Sequence[Tensor],
+    outputs: Sequence[Root],
     vectors: Sequence[Tensor],
     inputs: Sequence[Tensor],
     *,
     keep: bool = False,
 ) -> list[Tensor | None]:
-    """Return the derivative of ``Σ <o, u>`` by each input, for outputs ``o`` and vectors ``u``.
+    """Return the derivative of ``Σ <o, u>`` by each input, for outputs ``o`` and vectors ``u`` of
+    their shapes and types.
 
     The same as ``torch.autograd.grad(outputs, inputs, vectors, retain_graph=keep,
     allow_unused=True)``.
     """
     roots, along, given = tuple(outputs), tuple(vectors), tuple(inputs)
     if _run is None or not _are_plain(roots, along, given):
-        return list(torch.autograd.grad(roots, given, along, retain_graph=keep, allow_unused=True))
+        mixed: Any = roots
+        return list(torch.autograd.grad(mixed, given, along, retain_graph=keep, allow_unused=True))
     return _apart(roots, along, keep, False, given)
 
 
@@ -85,29 +97,48 @@ _EXACT = frozenset({Tensor, nn.Parameter})
 
 def _is_plain(loss: Tensor, inputs: tuple[Tensor, ...]) -> bool:
     return (
-        loss.is_cpu
-        and loss.ndim == 0
-        and loss.is_floating_point()
+        untold(_is_number, loss)
         and bool(inputs)
         and not (_has_overrides(every := (loss, *inputs)) and _sees_passes(every))
         and not _has_transforms()
     )
 
 
+def untold(ask: Callable[[Tensor], Told], tensor: Tensor) -> Told:
+    """Return what a function finds of a tensor, of which modes that a pass is taken in are not
+    told: that takes longer than most questions."""
+    if _modes is None or _modes():
+        with torch._C.DisableTorchFunction():
+            return ask(tensor)
+    return ask(tensor)
+
+
+def _is_number(loss: Tensor) -> bool:
+    return loss.is_cpu and loss.ndim == 0 and loss.is_floating_point()
+
+
 def _are_plain(
-    outputs: tuple[Tensor, ...], vectors: tuple[Tensor, ...], inputs: tuple[Tensor, ...]
+    outputs: tuple[Root, ...], vectors: tuple[Tensor, ...], inputs: tuple[Tensor, ...]
 ) -> bool:
     return (
         bool(outputs)
         and bool(inputs)
         and len(outputs) == len(vectors)
         and all([_is_along(u, o) for u, o in zip(vectors, outputs, strict=True)])
-        and not (_has_overrides(every := (*outputs, *vectors, *inputs)) and _sees_passes(every))
+        and not (
+            _has_overrides(every := (*_tensors(outputs), *vectors, *inputs)) and _sees_passes(every)
+        )
         and not _has_transforms()
     )
 
 
-def _is_along(vector: Tensor, output: Tensor) -> bool:
+def _tensors(outputs: tuple[Root, ...]) -> list[Tensor]:
+    return [output for output in outputs if isinstance(output, Tensor)]
+
+
+def _is_along(vector: Tensor, output: Root) -> bool:
+    if isinstance(output, GradientEdge):
+        return vector.is_cpu
     return (
         vector.is_cpu
         and output.is_cpu
@@ -126,7 +157,7 @@ def _sees_passes(tensors: tuple[Tensor, ...]) -> bool:
 
 
 def _apart(
-    outputs: tuple[Tensor, ...],
+    outputs: tuple[Root, ...],
     vectors: tuple[Tensor, ...] | None,
     keep: bool,
     again: bool,
@@ -137,11 +168,23 @@ def _apart(
     assert _run is not None
     mode = _pop() if _modes() else None
     try:
-        along = (torch.ones_like(outputs[0]),) if vectors is None else vectors
+        along = tuple(map(torch.ones_like, _tensors(outputs))) if vectors is None else vectors
         return list(_run(outputs, along, keep, again, inputs, **_RETURN))
     finally:
         if mode is not None:
             _push(mode)
+
+
+def _edges_tried() -> bool:
+    """Return whether torch starts passes at places in a graph."""
+    with torch.enable_grad():
+        x = torch.ones((), device="cpu", requires_grad=True)
+        edge = get_gradient_edge(3.0 * x)
+    try:
+        found = torch.autograd.grad([edge], [x], [torch.ones((), device="cpu")])
+    except (TypeError, RuntimeError, AttributeError):
+        return False
+    return float(found[0]) == 3.0
 
 
 def _tried() -> Run | None:
@@ -167,3 +210,4 @@ def _tried() -> Run | None:
 
 
 _run = _tried()
+_takes_edges = _edges_tried()

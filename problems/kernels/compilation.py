@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..base.errors import ConfigurationError
-from .torch_internals import is_compiled
+from .torch_internals import eager_stance, is_compiled, set_stance
 
 Compile = bool | Mapping[str, Any]
 """Whether to compile, or how: arguments of ``torch.compile``."""
@@ -47,5 +47,20 @@ def uncompiled() -> AbstractContextManager[object]:
     """
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
-    eager: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
-    return eager
+    if eager_stance() is None or torch.compiler.is_compiling():
+        eager: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+        return eager
+    return _Eager()
+
+
+class _Eager:
+    """What ``torch.compiler.set_stance`` does, which takes longer than a dozen operations of
+    torch: it imports what it calls, each of three times."""
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = set_stance(eager_stance())
+
+    def __exit__(self, *exception: object) -> None:
+        set_stance(self._before)

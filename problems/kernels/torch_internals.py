@@ -103,6 +103,33 @@ def only_reads_gradients(optimizer: torch.optim.Optimizer) -> bool:
     )
 
 
+@lru_cache(maxsize=1)
+def eager_stance() -> Any:
+    """Return how torch tells itself to compile nothing, for :func:`set_stance`; nothing where it
+    works otherwise. To be asked when compilation has been imported."""
+    frames: Any = sys.modules.get("torch._dynamo.eval_frame")
+    kind, chosen = (getattr(frames, n, None) for n in ("DynamoStance", "_callback_from_stance"))
+    if kind is None or chosen is None or not hasattr(frames, "_stance"):
+        return None
+    before, eager = frames._stance, kind("force_eager")
+
+    def compiles(stance: Any) -> bool:
+        frames._stance = stance
+        return chosen(len) is not None
+
+    try:
+        return eager if compiles(kind("default")) and not compiles(eager) else None
+    finally:
+        frames._stance = before
+
+
+def set_stance(stance: Any) -> Any:
+    """Set what torch compiles, and return what it did before."""
+    frames: Any = sys.modules["torch._dynamo.eval_frame"]
+    before, frames._stance = frames._stance, stance
+    return before
+
+
 class forward_grad_put_back:
     """Inside, forward derivatives may be switched; afterwards they are as before."""
 

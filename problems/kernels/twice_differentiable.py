@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -28,7 +28,13 @@ from .torch_internals import (
     set_forward_grad,
 )
 
-_LOOKED_AT = frozenset({*REVERSE, *FORWARD, F.batch_norm, *DIMENSIONS, *GRAD_SWITCHES})
+_OURS: dict[Any, tuple[str, str]] = {
+    F.batch_norm: ("native_batch_norm", "native_batch_norm_backward"),
+    **{own: ("convolution", "convolution_backward") for own in DIMENSIONS},
+}
+"""What is computed by functions of ours, and the operations that these are made of."""
+
+_LOOKED_AT = frozenset({*REVERSE, *FORWARD, *_OURS, *GRAD_SWITCHES})
 """What may be computed by something else; all other functions are torch's own."""
 
 
@@ -47,16 +53,11 @@ class TwiceDifferentiable(TorchFunctionMode):
     """
 
     leaves_passes = FOLLOWS_NO_GRAD
+    _ours: Collection[Any] = _OURS
 
     def __init__(self) -> None:
         super().__init__()
         self._unread: frozenset[int] = frozenset()
-        self._instead: dict[Any, Any] = {}
-        if has_operations("native_batch_norm", "native_batch_norm_backward"):
-            self._instead[F.batch_norm] = batch_norm
-        if has_operations("convolution", "convolution_backward"):
-            for own in DIMENSIONS:
-                self._instead[own] = partial(convolution, own, self._is_unread)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # This is called for every operation.
@@ -71,9 +72,12 @@ class TwiceDifferentiable(TorchFunctionMode):
             # A result computed without a graph is a constant, also for a forward derivative.
             set_forward_grad(*args)
             return func
-        instead = self._instead.get(func)
-        if instead is not None and not left_to_torch(args) and _is_covered(args[0]):
-            return instead
+        if func in self._ours:
+            if left_to_torch(args) or not (has_operations(*_OURS[func]) and _is_covered(args[0])):
+                return func
+            if func is F.batch_norm:
+                return batch_norm
+            return partial(convolution, func, self._is_unread)
         if func in REVERSE or (func in FORWARD and _in_forward_mode()):
             return REVERSE.get(func) or FORWARD[func]
         return func

@@ -22,14 +22,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..base import vectors
-from ..base.backward import products
+from ..base.backward import Root, products
 from .displaced import measure_both_sides
 
 Gradients = Callable[[], list[Tensor]]
 
 
 def double_backward(
-    gradient: Sequence[Tensor | None],
+    gradient: Sequence[Root | None],
     vector: Sequence[Tensor],
     inputs: Sequence[Tensor],
     *,
@@ -38,13 +38,14 @@ def double_backward(
     """Return ``∂/∂x <g, u>`` for a gradient ``g`` with its graph.
 
     Args:
-        gradient: ``g``; entries without a graph count as constants.
+        gradient: ``g``, tensors or their places in the graph; entries without a graph count as
+            constants.
         vector: ``u``.
         inputs: ``x``.
         keep: Keep the graph for a further call.
     """
     used = [(g, u) for g, u in zip(gradient, vector, strict=True) if g is not None]
-    used = [(g, u) for g, u in used if g.requires_grad]
+    used = [(g, u) for g, u in used if not isinstance(g, Tensor) or g.requires_grad]
     if not used:
         return [torch.zeros_like(t) for t in inputs]
     found = products([g for g, _ in used], [u for _, u in used], inputs, keep=keep)

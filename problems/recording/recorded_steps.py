@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..base.backward import Root
 from ..base.errors import HypergradientError
 from ..base.nested import leaves
 from ..kernels.activation_reuse import ReusableActivations
@@ -72,18 +73,19 @@ class GradientGraph:
 
     Attributes:
         parameters: The copy of each parameter, which the graph contains.
-        gradients: The derivative of the loss by each parameter's copy.
+        gradients: The derivative of the loss by each parameter's copy, where it depends on
+            anything: its place in the graph, without its values.
         versions: Version counters of the other tensors that the graph may contain.
     """
 
     parameters: dict[Tensor, Tensor]
-    gradients: dict[Tensor, Tensor]
+    gradients: dict[Tensor, Root]
     versions: dict[Tensor, int]
 
     @property
     def is_intact(self) -> bool:
         """Whether no tensor of the graph has been written to since."""
-        return all(p._version == version for p, version in self.versions.items())
+        return all([p._version == version for p, version in self.versions.items()])
 
 
 _PLAIN = frozenset({Tensor})
@@ -246,12 +248,15 @@ def optimizer_moment(optimizer: torch.optim.Optimizer, *, values: bool = True) -
     gradients: dict[Tensor, Tensor] = {}
     states: dict[Tensor, dict[str, Any]] = {}
     settings: dict[Tensor, Mapping[str, Any]] = {}
+    copy = _copy if values else _presence_of
     for group in optimizer.param_groups:
         chosen = {k: _copy(v) for k, v in group.items() if k != "params"}
         for p in group["params"]:
-            if p.grad is not None:
-                copy = _copy if values else _presence_of
-                gradients[p] = copy(p.grad if p.layout is p.grad.layout else p.grad.to_dense())
+            gradient = p.grad
+            if gradient is not None:
+                if values:
+                    gradient = gradient if p.layout is gradient.layout else gradient.to_dense()
+                gradients[p] = copy(gradient)
                 states[p] = {k: copy(v) for k, v in optimizer.state.get(p, {}).items()}
                 settings[p] = chosen
     return OptimizerMoment(gradients, states, settings, values)

@@ -92,9 +92,10 @@ class Trajectory:
     def note_written(self) -> None:
         """Record what has been written to since the step under way began."""
         if self._open is not None:
-            update, versions = self._open, self._versions
-            changed = [p for p in update.start if p in update.written or p._version != versions[p]]
-            update.written = {p: p.detach().clone() for p in changed}
+            update, before = self._open, self._open.written
+            changed = [p for p, seen in self._versions.items() if p._version != seen or p in before]
+            if changed:
+                update.written = {p: p.detach().clone() for p in changed}
 
     def open(self, problem: Problem) -> None:
         """Start to record an optimizer step, before its first micro-batch."""

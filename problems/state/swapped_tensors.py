@@ -6,7 +6,7 @@ replaced twice, and afterwards holds the replacement of the first time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,39 +16,79 @@ from torch.autograd import forward_ad
 from ..base.errors import ConfigurationError
 from .buffers import buffer_slots
 
+Slot = tuple[dict[str, Any], str]
+"""A place for a parameter or a buffer: those of a module by name, and its name."""
 
-@contextmanager
-def swapped(network: nn.Module, instead: Mapping[Tensor, Tensor]) -> Iterator[None]:
-    """Replace tensors in every slot of a network that holds them, and restore the slots afterwards.
+
+def tensor_slots(network: nn.Module) -> list[Slot]:
+    """Return all places for parameters and buffers in a network, of modules that occur several
+    times once."""
+    return [
+        (tensors, name)
+        for module in network.modules()
+        for tensors in (module._parameters, module._buffers)
+        for name, _ in tensors.items()
+    ]
+
+
+class swapped:
+    """Inside, other tensors stand in every slot of a network that holds certain tensors; afterwards
+    the slots are as before.
 
     Args:
         network: Modules that occur in it several times are treated once.
         instead: From parameters and buffers to what replaces them.
+        slots: Where to look first, such as :func:`tensor_slots` of the network found earlier.
 
     Raises:
-        ConfigurationError: When the network holds one of them nowhere.
+        ConfigurationError: When the network holds one of the tensors nowhere.
     """
-    slots: list[tuple[dict[str, Any], str, Tensor]] = [
-        (tensors, name, tensor)
-        for module in network.modules()
-        for tensors in (module._parameters, module._buffers)
-        for name, tensor in tensors.items()
-        if tensor is not None and tensor in instead
-    ]
-    absent = set(instead) - {tensor for _, _, tensor in slots}
-    if absent:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in absent)
-        raise ConfigurationError(
-            f"Tensors of shape {shapes} are to be replaced but are no parameters or buffers of "
-            f"{type(network).__name__}; register them with the problem's module."
-        )
-    try:
-        for tensors, name, tensor in slots:
-            tensors[name] = instead[tensor]
-        yield
-    finally:
-        for tensors, name, tensor in slots:
+
+    __slots__ = ("_found", "_instead")
+
+    def __init__(
+        self,
+        network: nn.Module,
+        instead: Mapping[Tensor, Tensor],
+        slots: Sequence[Slot] | None = None,
+    ) -> None:
+        self._instead = instead
+        self._found = _holding(instead, tensor_slots(network) if slots is None else slots)
+        if slots is not None and _absent(instead, self._found):
+            self._found = _holding(instead, tensor_slots(network))
+        absent = _absent(instead, self._found)
+        if absent:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in absent)
+            raise ConfigurationError(
+                f"Tensors of shape {shapes} are to be replaced but are no parameters or buffers of "
+                f"{type(network).__name__}; register them with the problem's module."
+            )
+
+    def __enter__(self) -> None:
+        for tensors, name, tensor in self._found:
+            tensors[name] = self._instead[tensor]
+
+    def __exit__(self, *exception: object) -> None:
+        for tensors, name, tensor in self._found:
             tensors[name] = tensor
+
+
+Held = tuple[dict[str, Any], str, Tensor]
+
+
+def _holding(instead: Mapping[Tensor, Tensor], slots: Iterable[Slot]) -> list[Held]:
+    """Return the slots that hold one of the tensors, and the tensor."""
+    return [
+        (tensors, name, tensor)
+        for tensors, name in slots
+        if name in tensors and (tensor := tensors[name]) is not None and tensor in instead
+    ]
+
+
+def _absent(instead: Mapping[Tensor, Tensor], held: Sequence[Held]) -> list[Tensor]:
+    """Return the tensors that no slot holds."""
+    there = {id(tensor) for _, _, tensor in held}
+    return [] if len(there) == len(instead) else [t for t in instead if id(t) not in there]
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..base import vectors
-from ..base.backward import gradients_with_graph
+from ..base.backward import gradients_with_graph, root_of
 from ..base.errors import GraphError, LossError
 from ..base.graph_neighbours import versions_of
 from ..base.step_result import StepResult
@@ -101,7 +101,8 @@ def _with_graph(problem: Problem, plan: StepPlan, batch: Any) -> StepResult:
     retained = Retained() if trajectory.keeps_graphs is None else None
     # The modes see every use of a tensor, so that as little as possible is done inside.
     with differentiable_twice(), nullcontext() if retained is None else retained:
-        with without_references(problem, instead), swapped(problem.module, instead):
+        swap = swapped(problem.module, instead, plan.slots)
+        with without_references(problem, instead), swap:
             evaluated = problem.evaluate(batch)
         if not evaluated.loss.requires_grad:
             raise _without_graph(problem)
@@ -111,7 +112,11 @@ def _with_graph(problem: Problem, plan: StepPlan, batch: Any) -> StepResult:
     _take_written(trajectory, copies)
     note_dependence(problem, loss, places)
     require_used(problem, gradients)
-    found = {p: g for p, g in zip(own, gradients, strict=True) if g is not None}
+    found = {
+        p: root_of(g)
+        for p, g in zip(own, gradients, strict=True)
+        if g is not None and g.requires_grad
+    }
     if retained is not None:
         decide_on_graphs(problem, retained.bytes)
     versions = versions_of((*plan.around, *tensors_of(batch)), plan.buffers_around, copies)

@@ -10,6 +10,7 @@ from metaweight.problems.kernels.twice_differentiable import differentiable_twic
 from metaweight.problems.products.evaluation import Evaluation
 from metaweight.problems.products.second_derivatives import double_backward
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
 
@@ -209,3 +210,35 @@ def test_a_complex_loss_is_refused_as_by_autograd() -> None:
     for call in (backward.gradients, backward.gradients_with_graph, backward.accumulate):
         with pytest.raises(RuntimeError, match="only for real scalar outputs"):
             call(2 * w, [w])
+
+
+class Doubled(torch.autograd.Function):
+    """Its node, and that of its derivative, belong to Python."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return Doubled.apply(g)
+
+
+@pytest.mark.parametrize("run", [backward._run, None])
+@pytest.mark.parametrize("edges", [True, False])
+def test_a_product_starts_at_a_place_in_the_graph(
+    run: object, edges: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``Σ <u, ∇(4 a w³)> = 12 u a w²``, with none of the gradient's values in memory."""
+    monkeypatch.setattr(backward, "_run", run)
+    monkeypatch.setattr(backward, "_takes_edges", edges)
+    w, a = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in ([2.0, 1.0], 3.0))
+    given = backward.gradients_with_graph(Doubled.apply(Doubled.apply(a * w**3)).sum(), [w])
+    values = StorageWeakRef(given[0].untyped_storage())
+    roots = [backward.root_of(g) for g in given]
+    del given
+    assert values.expired() == edges
+    u = torch.tensor([1.0, 10.0], dtype=torch.float64)
+    by_w, by_a = backward.products(roots, [u], [w, a])
+    assert by_w.tolist() == [24 * 3 * 2, 24 * 3 * 10]
+    assert by_a.item() == 12 * (4 + 10)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from metaweight.problems.base import backward
 from metaweight.problems.recording.recorded_steps import RecordedUpdate
+from metaweight.problems.step import gradient
 from support.naive import relative_error
 from support.reweighting import Declared, Judge, program
 from support.three_levels import chain
@@ -17,6 +20,7 @@ from support.unrolled import (
 )
 from support.unrolled_declared import gradients_of
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from metaweight import (
     Config,
@@ -146,3 +150,24 @@ def test_graphs_go_with_what_they_were_kept_for() -> None:
     state.record_as(replace(state.trajectory.recording, graphs=False))
     assert all(step.graph is None for update in state.trajectory.updates for step in update.steps)
     assert all(step.graph is None for step in under_way.steps)
+
+
+def test_a_kept_graph_holds_no_values_of_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would be as much memory again as the copies of parameters, and nobody reads them. Only
+    batch norm uses some of its own again."""
+    seen: list[StorageWeakRef] = []
+
+    def watched(loss: torch.Tensor, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+        found = backward.gradients_with_graph(loss, inputs)
+        seen.extend(StorageWeakRef(g.untyped_storage()) for g in found if g is not None)
+        return found
+
+    monkeypatch.setattr(gradient, "gradients_with_graph", watched)
+    config = Config(type=Unroll(memory="full"), unroll_steps=3)
+    engine = program(Declared, config=config, batch_norm=False)
+    engine.train_step()
+    engine.train_step()
+    assert [u.steps[0].graph is None for u in engine.classifier.step_state.trajectory.updates] == [
+        False
+    ] * 2
+    assert seen and all(values.expired() for values in seen)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from metaweight.problems.kernels import compilation
 from metaweight.problems.kernels.compilation import is_compiled
 from support.naive import relative_error
 from support.reweighting import Declared, Plain, program
@@ -110,3 +111,39 @@ def test_a_module_the_user_compiled_can_be_differentiated_twice() -> None:
 def test_other_settings_are_refused(value: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"compile=.*True, False, or a dictionary"):
         Config(compile=value)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_nothing_is_compiled_inside_and_everything_again_after_it(
+    known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what torch tells itself, and with its own context where that is not known."""
+    assert compilation.eager_stance() is not None
+    if not known:
+        monkeypatch.setattr(compilation, "eager_stance", lambda: None)
+    traced: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        traced.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: x.sin() + 1, backend=backend)
+    with pytest.raises(KeyError, match="inside"), compilation.uncompiled():
+        with compilation.uncompiled():
+            compiled(torch.ones(2))
+        compiled(torch.ones(2))
+        raise KeyError("inside")
+    assert traced == []
+    compiled(torch.ones(2))
+    assert len(traced) == 1
+
+
+def test_a_stance_that_was_taken_before_is_taken_again() -> None:
+    torch._dynamo.reset()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        with compilation.uncompiled():
+            pass
+        compiled = torch.compile(lambda x: x.cos(), backend="eager")
+        with pytest.raises(RuntimeError, match="fail_on_recompile"):
+            compiled(torch.ones(2))
