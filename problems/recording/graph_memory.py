@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,10 +35,14 @@ class Retained(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._sizes.update((s, n) for s, n in _storages(found) if s not in self._given)
         return found
 
-    @property
-    def bytes(self) -> int:
-        """The bytes that are held now."""
-        held: list[int] = [n for s, n in self._sizes.items() if not s.expired()]  # type: ignore[no-untyped-call]
+    def bytes(self, *, beside: Iterable[Tensor | None] = ()) -> int:
+        """Return the bytes that are held now, ``beside`` those of these tensors."""
+        others = {s for s, _ in _storages(list(beside))}
+        held: list[int] = [
+            n
+            for s, n in self._sizes.items()
+            if not (s in others or s.expired())  # type: ignore[no-untyped-call]
+        ]
         return sum(held)
 
 

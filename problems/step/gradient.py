@@ -118,7 +118,8 @@ def _with_graph(problem: Problem, plan: StepPlan, batch: Any) -> StepResult:
         if g is not None and g.requires_grad
     }
     if retained is not None:
-        decide_on_graphs(problem, retained.bytes)
+        # Graphs do not hold the gradients' values.
+        decide_on_graphs(problem, retained.bytes(beside=gradients))
     versions = versions_of((*plan.around, *tensors_of(batch)), plan.buffers_around, copies)
     trajectory.keep_graph(GradientGraph(copies, found, versions))
     given: Sequence[Tensor | None] = [None if g is None else g.detach() for g in gradients]
