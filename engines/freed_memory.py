@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 
 _LARGEST = 2**25 - 2**16
@@ -20,4 +22,7 @@ def keep_freed_memory() -> None:
     Nothing changes for other allocators, nor where the environment sets ``MALLOC_TRIM_THRESHOLD_``
     or ``MALLOC_MMAP_THRESHOLD_``.
     """
-    torch.empty(_LARGEST, dtype=torch.uint8, device="cpu")
+    # A tensor would be filled where torch is to be deterministic. Where there is not that much
+    # memory, there is none to keep.
+    with suppress(RuntimeError):
+        torch.UntypedStorage(_LARGEST, device="cpu")  # type: ignore[no-untyped-call]

@@ -73,6 +73,7 @@ class StepBack:
         inputs = [*weights, *self._upper] if goes_on else self._upper
         along = vectors.fill_none([adjoint.gradients.get(p) for p in weights], weights)
         products, factor = self._products(update, along, inputs, adjoint.factor)
+        products = _beside(products, along)
         if goes_on:
             own = self._lower.mean(products[: len(weights)])
             below = [adjoint.parameters[p] for p in weights]
@@ -134,6 +135,13 @@ class StepBack:
 def is_kept(update: RecordedUpdate) -> bool:
     """Return whether the graphs of a step's gradients were kept and can still be used."""
     return all(step.graph is not None and step.graph.is_intact for step in update.steps)
+
+
+def _beside(products: list[Tensor], along: Sequence[Tensor]) -> list[Tensor]:
+    """Return products in memory of their own: a derivative that hands a tensor on gives what the
+    product was taken along, which is written to next."""
+    taken = {t.untyped_storage()._cdata for t in along}
+    return [t.clone() if t.untyped_storage()._cdata in taken else t for t in products]
 
 
 def _times(vector: Sequence[Tensor], factor: Number) -> list[Tensor]:

@@ -101,7 +101,7 @@ def _with_graph(problem: Problem, plan: StepPlan, batch: Any) -> StepResult:
     retained = Retained() if trajectory.keeps_graphs is None else None
     # The modes see every use of a tensor, so that as little as possible is done inside.
     with differentiable_twice(), nullcontext() if retained is None else retained:
-        swap = swapped(problem.module, instead, plan.slots)
+        swap = swapped(problem.module, instead)
         with without_references(problem, instead), swap:
             evaluated = problem.evaluate(batch)
         if not evaluated.loss.requires_grad:

@@ -25,7 +25,6 @@ from ..partial_hypergradient import may_be_partial
 from ..problem import Problem
 from ..state.buffers import BufferSlot, buffer_slots
 from ..state.surroundings import Surroundings
-from ..state.swapped_tensors import Slot, tensor_slots
 from ..unrolling.rules import RULES
 
 
@@ -71,7 +70,6 @@ class StepPlan:
     Attributes:
         changes: The number of changes at which it was made.
         parameters: All parameters of the problem's network.
-        slots: The places for parameters and buffers in it.
         is_scaled: Whether the loss is scaled, or divided by a number of micro-batches.
         has_buffers: Whether its network has buffers, which a refused step restores.
         others: The buffers of other problems' networks, which a step leaves as they are.
@@ -95,7 +93,6 @@ class StepPlan:
 
     changes: int
     parameters: tuple[Tensor, ...]
-    slots: list[Slot]
     is_scaled: bool
     has_buffers: bool
     others: list[BufferSlot]
@@ -146,7 +143,6 @@ def _planned(problem: Problem) -> StepPlan:
     plan = StepPlan(
         changes=changes(),
         parameters=tuple(problem.module.parameters()),
-        slots=tensor_slots(problem.module),
         is_scaled=problem.scaler is not None or problem.config.gradient_accumulation > 1,
         has_buffers=bool(buffer_slots(problem.module)),
         others=others,

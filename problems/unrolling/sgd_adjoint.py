@@ -93,7 +93,8 @@ def sgd_adjoint(
             gradients_only=gradients_only,
         )
         vector, factor = found.gradients
-        if len(buckets) > 1:
+        if len(buckets) > 1 or torch.float16 in {p.dtype for p in bucket}:
+            # The product along a vector that waits for its factor could overflow in half precision.
             vector, factor = vectors.scale(vector, factor), 1.0
         gradients.update(zip(bucket, vector, strict=True))
         if not gradients_only:
@@ -182,9 +183,12 @@ def _minus(
 def _plus_multiple(left: Multiple, right: list[Tensor], factor: Number) -> Multiple:
     """Return ``left + factor * right``."""
     vector, known = left
-    if isinstance(known, Tensor) or isinstance(factor, Tensor) or known == 0:
-        return Multiple(vectors.add(vectors.scale(vector, known), right, factor), 1.0)
-    return Multiple(vectors.add(vector, right, factor / known), known)
+    if not (isinstance(known, Tensor) or isinstance(factor, Tensor) or known == 0):
+        ratio = factor / known
+        # The sum takes one pass where its parts are of one size; else it could overflow.
+        if abs(ratio) <= 2:
+            return Multiple(vectors.add(vector, right, ratio), known)
+    return Multiple(vectors.add(vectors.scale(vector, known), right, factor), 1.0)
 
 
 def _joined(parts: Sequence[Multiple | None]) -> Multiple | None:

@@ -9,7 +9,9 @@ import sys
 from collections.abc import Mapping
 
 import pytest
+import torch
 from metaweight.engines import engine
+from metaweight.engines.freed_memory import keep_freed_memory
 from support.reweighting import program
 
 FEW = 1280
@@ -83,3 +85,30 @@ def test_an_engine_on_the_cpu_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(engine, "keep_freed_memory", lambda: asked.append(None))
     program()
     assert asked == [None]
+
+
+FILLED = """
+import resource, torch
+from metaweight.engines.freed_memory import keep_freed_memory
+torch.use_deterministic_algorithms(True)
+keep_freed_memory()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+keep_freed_memory()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_it_occupies_no_memory_where_torch_fills_what_it_allocates() -> None:
+    """32 MiB are 8,192 pages."""
+    done = subprocess.run(
+        [sys.executable, "-c", FILLED], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 100
+
+
+def test_without_that_much_memory_there_is_none_to_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: object, **settings: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "UntypedStorage", refused)
+    keep_freed_memory()
