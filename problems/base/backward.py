@@ -10,14 +10,13 @@ torch's functions are used.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 Run = Callable[..., tuple[Tensor | None, ...]]
-Told = TypeVar("Told")
 Root = Tensor | GradientEdge
 """A tensor, or its place in the graph."""
 
@@ -96,25 +95,18 @@ _EXACT = frozenset({Tensor, nn.Parameter})
 
 
 def _is_plain(loss: Tensor, inputs: tuple[Tensor, ...]) -> bool:
+    if _modes():
+        # Modes that a pass is taken in are told of every question to a tensor.
+        with torch._C.DisableTorchFunction():
+            is_number = loss.is_cpu and loss.ndim == 0 and loss.is_floating_point()
+    else:
+        is_number = loss.is_cpu and loss.ndim == 0 and loss.is_floating_point()
     return (
-        untold(_is_number, loss)
+        is_number
         and bool(inputs)
         and not (_has_overrides(every := (loss, *inputs)) and _sees_passes(every))
         and not _has_transforms()
     )
-
-
-def untold(ask: Callable[[Tensor], Told], tensor: Tensor) -> Told:
-    """Return what a function finds of a tensor, of which modes that a pass is taken in are not
-    told: that takes longer than most questions."""
-    if _modes is None or _modes():
-        with torch._C.DisableTorchFunction():
-            return ask(tensor)
-    return ask(tensor)
-
-
-def _is_number(loss: Tensor) -> bool:
-    return loss.is_cpu and loss.ndim == 0 and loss.is_floating_point()
 
 
 def _are_plain(
