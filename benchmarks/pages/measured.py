@@ -53,6 +53,10 @@ class Measured:
 
 COMMANDS: Mapping[str, str] = {
     "speed/speed": "python benchmarks/speed.py --check --out benchmarks/results/speed",
+    "speed/kept/speed": (
+        "MALLOC_TRIM_THRESHOLD_=67108864 MALLOC_MMAP_THRESHOLD_=33554432 "
+        "python benchmarks/speed.py --workload resnet32 --out benchmarks/results/speed/kept"
+    ),
     "speed/growth": "python benchmarks/speed.py --grow all --out benchmarks/results/speed",
     "unrolled/resnet32/hypergradients": (
         "python benchmarks/hypergradients.py --task resnet32 --steps 1 4 8 "

@@ -55,7 +55,9 @@ from .tables import TABLES
 
 PAGES = (
     "README.md",
+    "docs/distributed.md",
     "docs/do_i_need_this.md",
+    "docs/faq.md",
     "docs/language_models_at_scale.md",
     "docs/results.md",
     "docs/reweighter.md",

@@ -36,6 +36,15 @@ def test_pages_are_what_the_records_give(page):
         assert pages.rendered(text) == text, f"{name} differs: run `make results`"
 
 
+def test_every_page_that_shows_records_is_filled_in(page):
+    """A page that is not keeps the numbers of records that are long gone."""
+    everything = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/README.md"]
+    everything += (ROOT / "docs").rglob("*.md")
+    shows = {str(p.relative_to(ROOT)) for p in everything if "<!-- end -->" in p.read_text()}
+    assert len(shows) >= 8
+    assert shows <= set(page("render").PAGES)
+
+
 def test_figures_are_drawn_from_the_records(page):
     figures = page("figures")
     for name, drawing in figures.FIGURES.items():
