@@ -19,6 +19,7 @@ OF_STORAGES = {
     torch.ops.aten.set_.source_Storage,
     torch.ops.aten.set_.source_Storage_storage_offset,
 }
+NORM = torch.ops.aten.linalg_vector_norm.default
 Replay = Callable[[Sequence[Tensor]], list[Tensor]]
 """Runs operations on their inputs, and returns what they return."""
 untraced = _disable_current_modes
@@ -176,10 +177,15 @@ def replay(graph: Graph, *, compiled: bool) -> Replay:
 def _compiled(graph: Graph) -> Callable[..., Sequence[Tensor]]:
     # Not by torch.compile, whose guards take longer than a small step: whoever runs the graph has
     # looked at its inputs.
+    # Rows of small tensors fill vectors of half the width, and large ones wait for memory.
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    halved = wide and torch._inductor.config.cpp.simdlen is None
     try:
         with torch.no_grad():
             compiled: Callable[..., Sequence[Tensor]] = torch._inductor.compile(
-                graph.module, [t.detach() for t in graph.inputs]
+                _one_by_one(graph.module),
+                [t.detach() for t in graph.inputs],
+                options={"cpp.simdlen": 256} if halved else None,
             )
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -189,6 +195,22 @@ def _compiled(graph: Graph) -> Callable[..., Sequence[Tensor]]:
             "capture='replay', or leave capture out."
         ) from error
     return compiled
+
+
+def _one_by_one(module: fx.GraphModule) -> fx.GraphModule:
+    """Return a graph with a norm of each tensor in place of those of a list, which the compiler
+    would leave to a call between what it compiles."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    for node in [n for n in graph.nodes if n.target is torch.ops.aten._foreach_norm.Scalar]:
+        tensors, *order = node.args
+        with graph.inserting_before(node):
+            norms = [graph.call_function(NORM, (tensor, *order)) for tensor in tensors]
+        for one in list(node.users):
+            one.replace_all_uses_with(norms[one.args[1]])
+            graph.erase_node(one)
+        graph.erase_node(node)
+    return fx.GraphModule(module, graph)
 
 
 def _is_random(node: fx.Node) -> bool:

@@ -304,7 +304,7 @@ def test_a_batch_that_seldom_is_a_parameter_is_refused() -> None:
 
 
 def test_what_cannot_be_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*given: Any) -> None:
+    def fails(*given: Any, **options: Any) -> None:
         raise RuntimeError("No working C++ compiler found\nin a list")
 
     monkeypatch.setattr(torch._inductor, "compile", fails)
