@@ -6,7 +6,8 @@
     python benchmarks/kernel_ablation.py --task resnet32 --product exact --k 1 4
     python benchmarks/kernel_ablation.py --quick               # a smoke test, in seconds
 
-Programs learn sample weights as in ``hypergradients.py --task resnet32``; a turn is ``k`` training
+Programs learn sample weights as in ``hypergradients.py --task resnet32``, and of texts by a
+transformer; a turn is ``k`` training
 steps and one hypergradient. What is left out, torch computes as ever; without all of them the
 function mode is left out too. Variants take turns in one process, each time from the same start,
 and the first round only warms up. "times all" is the median over the rounds of a turn's time over
@@ -44,12 +45,12 @@ Row = dict[str, Any]
 
 def timed(path: Path, case: Case) -> list[Row]:
     """Return a row for every variant of a case, after turns in this process."""
-    run = program(path, case)
-    walls: dict[str, list[float]] = {name: [] for name in LEFT_OUT}
-    cpus: dict[str, list[float]] = {name: [] for name in LEFT_OUT}
+    run, variants = program(path, case), LEFT_OUT[case.task]
+    walls: dict[str, list[float]] = {name: [] for name in variants}
+    cpus: dict[str, list[float]] = {name: [] for name in variants}
     found: dict[str, Tensor] = {}
     for _ in range(case.rounds + 1):
-        for name, left_out in LEFT_OUT.items():
+        for name, left_out in variants.items():
             with without(left_out):
                 wall, cpu = time.perf_counter(), time.process_time()
                 found[name] = run().double()
@@ -70,7 +71,7 @@ def timed(path: Path, case: Case) -> list[Row]:
             "turns": {"s": walls[name], "CPU s": cpus[name]},
         }
 
-    return [row(name) for name in LEFT_OUT]
+    return [row(name) for name in variants]
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> float:
@@ -93,7 +94,7 @@ def step_alone(path: Path, case: Case, left_out: Collection[str]) -> Step:
 def peaks(path: Path, case: Case, threads: int) -> list[Row]:
     """Return the peak memory of every variant, each in a process of its own, one by one."""
     rows: list[Row] = []
-    for name, left_out in LEFT_OUT.items():
+    for name, left_out in LEFT_OUT[case.task].items():
         makes = {name: partial(step_alone, path, case, left_out)}
         settings = {"warm_ups": 1, "start": "forkserver", "returns_memory": True}
         outcome = measure(makes, threads, 0, 1, **settings)[name]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from hypergradient_tasks.unrolled import Run, Workload, ours
 from hypergradient_tasks.unrolled_networks import LR
-from hypergradient_tasks.workloads import resnet32
+from hypergradient_tasks.workloads import resnet32, transformer
 
 from metaweight import Neumann, Unroll
 
@@ -38,11 +38,15 @@ CASES = (
     Case("resnet32", "forward_over_reverse", 1, 5, memory=True),
     Case("resnet32", "forward_over_reverse", 4, 3),
     Case("resnet32", "neumann", 1, 3, memory=True),
+    Case("transformer", "exact", 1, 7),
+    Case("transformer", "exact", 4, 3),
+    Case("transformer", "exact", 8, 3),
 )
 QUICK = (
     Case("resnet32", "exact", 1, 1),
     Case("resnet32", "forward_over_reverse", 2, 1, memory=True),
     Case("resnet32", "neumann", 1, 1),
+    Case("transformer", "exact", 1, 1),
 )
 
 
@@ -51,7 +55,12 @@ def of_resnet32(k: int, quick: bool) -> Workload:
     return resnet32(k, 8, 1, LR) if quick else resnet32(k, 100, 20, LR)
 
 
-TASKS = {"resnet32": of_resnet32}
+def of_transformer(k: int, quick: bool) -> Workload:
+    """Return the transformer's workload."""
+    return transformer(k, 4, 1, LR) if quick else transformer(k, 32, 20, LR)
+
+
+TASKS = {"resnet32": of_resnet32, "transformer": of_transformer}
 
 
 def program(path: Path, case: Case) -> Run:

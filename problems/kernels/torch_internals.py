@@ -6,7 +6,7 @@ A fallback is always correct and sometimes slower.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -26,6 +26,7 @@ _transforms_active = _private("_are_functorch_transforms_active")
 _saved_tensor_hooks = _private("_autograd._top_saved_tensors_default_hooks")
 _set_grad = _private("_set_grad_enabled")
 _forward_grad = _private("_is_fwd_grad_enabled")
+_reaches = _private("_will_engine_execute_node")
 _set_forward_grad = _private("_set_fwd_grad_enabled")
 
 FOLLOWS_NO_GRAD = None not in (_set_grad, _forward_grad, _set_forward_grad)
@@ -64,6 +65,63 @@ def set_forward_grad(enabled: bool) -> None:
 def may_have_hooks(tensor: torch.Tensor) -> bool:
     """Return whether a tensor has hooks on its gradient; ``True`` where torch does not tell."""
     return bool(getattr(tensor, "_backward_hooks", True))
+
+
+def wanted(node: Any, required: Sequence[bool]) -> list[bool]:
+    """Return which gradients the backward pass under way goes on from, at the node of a function.
+
+    Args:
+        node: What the function's ``backward`` is called with.
+        required: Whether each of the function's first inputs, tensors, requires a gradient. Where
+            torch does not tell what a pass was asked for, these are returned.
+    """
+    if not _tells_reach:
+        return list(required)
+    places = node.next_functions
+    return [need and _is_reached(places[i][0]) for i, need in enumerate(required)]
+
+
+def _is_reached(node: Any) -> bool:
+    assert _reaches is not None
+    try:
+        return bool(_reaches(node))
+    except RuntimeError:
+        # Refused for a leaf that torch.autograd.grad was asked for.
+        return True
+
+
+class _Asked(torch.autograd.Function):
+    """The sum of three tensors; notes which of them a pass goes on to."""
+
+    @staticmethod
+    def forward(ctx: Any, *terms: Any) -> Any:
+        *tensors, ctx.told = terms
+        return sum(tensors)
+
+    @staticmethod
+    def backward(ctx: Any, a: torch.Tensor) -> Any:
+        ctx.told.append([_is_reached(node) for node, _ in ctx.next_functions])
+        return a, a, a, None
+
+
+def _reach_tried() -> bool:
+    """Return whether torch tells what passes go on to, of tensors and leaves."""
+    if _reaches is None:
+        return False
+    told: list[list[bool]] = []
+    with torch.enable_grad():
+        x, y, leaf = (torch.ones((), device="cpu", requires_grad=True) for _ in range(3))
+        total = _Asked.apply(2.0 * x, 2.0 * y, leaf, told)
+    try:
+        torch.autograd.grad(total, [x], retain_graph=True)
+        torch.autograd.grad(total, [y, leaf], retain_graph=True)
+        total.backward()
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return told == [[True, False, False], [False, True, True], [True, True, True]]
+
+
+_tells_reach = _reach_tried()
 
 
 def gradient_hooks(tensor: torch.Tensor) -> dict[int, Callable[..., Any]]:

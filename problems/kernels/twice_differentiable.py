@@ -18,6 +18,7 @@ from .checkpointing import uncheckpointed
 from .compilation import uncompiled
 from .convolution import DIMENSIONS, convolution
 from .elementary import FORWARD, REVERSE
+from .linear import linear
 from .math_attention import math_attention
 from .substitution import left_to_torch
 from .torch_internals import (
@@ -28,9 +29,10 @@ from .torch_internals import (
     set_forward_grad,
 )
 
-_OURS: dict[Any, tuple[str, str]] = {
+_OURS: dict[Any, tuple[str, ...]] = {
     F.batch_norm: ("native_batch_norm", "native_batch_norm_backward"),
     **{own: ("convolution", "convolution_backward") for own in DIMENSIONS},
+    F.linear: ("linear",),
 }
 """What is computed by functions of ours, and the operations that these are made of."""
 
@@ -43,10 +45,14 @@ class TwiceDifferentiable(TorchFunctionMode):
 
     Values and derivatives are torch's, but for operations of :mod:`.elementary`, whose second or
     forward derivatives torch lacks or has wrong. :mod:`.batch_norm` has second derivatives in few
-    passes; :mod:`.convolution` need not compute gradients that are never read
-    (:meth:`values_unread`). For these two, torch's own functions are used under autocast, for
+    passes; :mod:`.convolution` and :mod:`.linear` need not compute gradients that are never read
+    (:meth:`values_unread`). For these three, torch's own functions are used under autocast, for
     complex numbers, in the cases of :mod:`.substitution`, and where torch lacks the operations ours
     are made of.
+
+    Args:
+        reads_values: Whether values of gradients are read in any case, so that linear layers are
+            torch's own.
 
     Attributes:
         leaves_passes: Whether backward passes are torch's own inside.
@@ -55,8 +61,9 @@ class TwiceDifferentiable(TorchFunctionMode):
     leaves_passes = FOLLOWS_NO_GRAD
     _ours: Collection[Any] = _OURS
 
-    def __init__(self) -> None:
+    def __init__(self, *, reads_values: bool = False) -> None:
         super().__init__()
+        self._reads_values = reads_values
         self._unread: frozenset[int] = frozenset()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -73,14 +80,21 @@ class TwiceDifferentiable(TorchFunctionMode):
             set_forward_grad(*args)
             return func
         if func in self._ours:
-            if left_to_torch(args) or not (has_operations(*_OURS[func]) and _is_covered(args[0])):
-                return func
-            if func is F.batch_norm:
-                return batch_norm
-            return partial(convolution, func, self._is_unread)
+            left = left_to_torch(args) or not has_operations(*_OURS[func])
+            return func if left or not _is_covered(args[0]) else self._own(func)
         if func in REVERSE or (func in FORWARD and _in_forward_mode()):
             return REVERSE.get(func) or FORWARD[func]
         return func
+
+    def _own(self, func: Any) -> Any:
+        """Return the function of ours for one of torch's, where it may take its place."""
+        if func is F.batch_norm:
+            return batch_norm
+        if func is not F.linear:
+            return partial(convolution, func, self._is_unread)
+        # Forward derivatives of linear layers are torch's, which take fewer passes.
+        left = self._reads_values or _in_forward_mode()
+        return func if left else partial(linear, self._is_unread)
 
     def _is_unread(self, key: int) -> bool:
         return key in self._unread
@@ -99,18 +113,21 @@ class TwiceDifferentiable(TorchFunctionMode):
 
 
 @contextmanager
-def differentiable_twice() -> Iterator[TwiceDifferentiable]:
+def differentiable_twice(*, reads_values: bool = False) -> Iterator[TwiceDifferentiable]:
     """Use kernels that can be differentiated twice and forward inside a ``with`` statement.
 
     For attention that is the math kernel; the fused ones cannot. Compiled modules run uncompiled,
     and checkpointed segments keep their activations.
+
+    Args:
+        reads_values: Whether values of gradients are read in any case.
     """
     with (
         uncompiled(),
         uncheckpointed(),
         math_attention(),
         forward_grad_put_back(),
-        TwiceDifferentiable() as kernels,
+        TwiceDifferentiable(reads_values=reads_values) as kernels,
     ):
         yield kernels
 

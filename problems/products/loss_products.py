@@ -73,11 +73,13 @@ def _product(
                 lambda duals: require_tangent(asked, "loss", value(duals)), params, vector, inputs
             )
     if method == "exact":
-        with differentiable_twice():
+        with differentiable_twice() as kernels:
             found = value(params)
             if not found.requires_grad:
                 return [torch.zeros_like(t) for t in inputs]
-            return double_backward(gradients_with_graph(found, params), vector, inputs)
+            with kernels.values_unread(params):
+                gradient = gradients_with_graph(found, params)
+            return double_backward(gradient, vector, inputs)
 
     def gradients() -> list[Tensor]:
         return gradient_of(value(params), inputs)

@@ -100,7 +100,7 @@ def _with_graph(problem: Problem, plan: StepPlan, batch: Any) -> StepResult:
     instead = _among(copies, plan.parameters)
     retained = Retained() if trajectory.keeps_graphs is None else None
     # The modes see every use of a tensor, so that as little as possible is done inside.
-    with differentiable_twice(), nullcontext() if retained is None else retained:
+    with differentiable_twice(reads_values=True), nullcontext() if retained is None else retained:
         swap = swapped(problem.module, instead)
         with without_references(problem, instead), swap:
             evaluated = problem.evaluate(batch)

@@ -144,7 +144,7 @@ def _step_vjp(
     step: Step, state: Sequence[Tensor], cotangent: Sequence[Tensor], upper: Sequence[Tensor]
 ) -> list[Tensor]:
     """Return the cotangents of the state before a step and of upper parameters."""
-    with torch.enable_grad(), differentiable_twice():
+    with torch.enable_grad(), differentiable_twice(reads_values=True):
         at = [t.clone().requires_grad_(t.is_floating_point() or t.is_complex()) for t in state]
         after = _next(step, list(at))
     pairs = [(t, c) for t, c in zip(after, cotangent, strict=True) if t.requires_grad]

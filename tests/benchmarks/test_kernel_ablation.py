@@ -13,7 +13,11 @@ from metaweight.problems.kernels.twice_differentiable import differentiable_twic
 from torch import Tensor
 from torch.nn import functional as F
 
-VARIANTS = ["nothing", "batch_norm", "convolution", "all of them"]
+KERNELS = ["batch_norm", "convolution", "linear"]
+VARIANTS = {
+    "resnet32": ["nothing", "batch_norm", "convolution", "all of them"],
+    "transformer": ["nothing", "linear", "all of them"],
+}
 
 
 @pytest.mark.slow
@@ -24,32 +28,38 @@ def test_every_variant_is_measured_and_all_agree(run_script: Any, tmp_path: Path
     memory = {title: table for title, table in found.items() if title.endswith(", memory")}
     times = {title: table for title, table in found.items() if title not in memory}
     products = ("exact", "forward_over_reverse", "neumann")
-    assert tuple(times) == tuple(f"resnet32, {product}" for product in products)
-    for table in times.values():
-        assert [row["contender"] for row in table["rows"]] == VARIANTS
+    titles = [f"resnet32, {product}" for product in products]
+    assert [*times] == [*titles, "transformer, exact"]
+    for title, table in times.items():
+        assert [row["contender"] for row in table["rows"]] == VARIANTS[title.split(",")[0]]
         assert table["rows"][0]["times all"] == 1
         # Rounding in single precision: a few 1e-7 for one step or two.
         assert all(row["s"] > 0 and row["difference"] < 1e-4 for row in table["rows"])
     (table,) = memory.values()
-    assert [row["contender"] for row in table["rows"]] == VARIANTS
+    assert [row["contender"] for row in table["rows"]] == VARIANTS["resnet32"]
     assert all(row["own MiB"] > 0 for row in table["rows"])
     assert "| batch_norm | 1 |" in run.stdout
 
 
-@pytest.mark.parametrize("left_out", VARIANTS)
-def test_what_is_left_out_is_computed_by_torch(benchmark_modules: None, left_out: str) -> None:
+@pytest.mark.parametrize("left_out", [[], *([name] for name in KERNELS), KERNELS])
+def test_what_is_left_out_is_computed_by_torch(
+    benchmark_modules: None, left_out: list[str]
+) -> None:
     variants = importlib.import_module("kernel_variants")
     images, filters = torch.randn(2, 3, 4, 4), torch.randn(3, 3, 1, 1, requires_grad=True)
+    rows, weight = torch.randn(64, 128), torch.randn(128, 128, requires_grad=True)
 
     def computed() -> dict[str, Tensor]:
         return {
             "batch_norm": F.batch_norm(images, None, None, filters[:, 0, 0, 0], training=True),
             "convolution": torch.conv2d(images, filters),
+            "linear": F.linear(rows, weight),
         }
 
-    with variants.without(variants.LEFT_OUT[left_out]), differentiable_twice():
+    assert [*variants.variants(*KERNELS).values()][-1] == tuple(KERNELS)
+    with variants.without(left_out), differentiable_twice():
         found = computed()
     nodes = {name: type(output.grad_fn) for name, output in found.items()}
     of_torch = {name: type(output.grad_fn) for name, output in computed().items()}
     same = {name for name, node in nodes.items() if node is of_torch[name]}
-    assert same == set(variants.LEFT_OUT[left_out])
+    assert same == set(left_out)

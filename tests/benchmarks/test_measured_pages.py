@@ -134,7 +134,8 @@ def costs():
     known |= dict.fromkeys(lm_cost.TRAINED, language)
     captured = importlib.import_module("captured_programs").PROGRAMS
     known |= {title: {*p.captures, *p.others} for title, p in captured.items()}
-    known["resnet32, exact"] = {*importlib.import_module("kernel_variants").LEFT_OUT}
+    variants = importlib.import_module("kernel_variants").LEFT_OUT
+    known |= {f"{task}, exact": {*names} for task, names in variants.items()}
     return known
 
 

@@ -26,6 +26,8 @@ class ProcessIds(Dataset[Any]):
 
 
 def test_workers_start_with_the_first_batch_and_stay():
+    # Those of an earlier test end when its loader is collected.
+    gc.collect()
     loader = SampleLoader(ProcessIds(), 2, num_workers=2)
     iterator = iter(loader)
     assert not torch.multiprocessing.active_children()

@@ -1,9 +1,15 @@
-"""Convolutions whose weight gradients need no values, against differences and torch's own."""
+"""Layers whose weight gradients need no values, against differences and torch's own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 import torch
+from metaweight.problems.kernels import torch_internals
+from metaweight.problems.kernels.linear import LEAST
 from metaweight.problems.kernels.twice_differentiable import (
     TwiceDifferentiable,
     differentiable_twice,
@@ -22,7 +28,17 @@ CASES = {
     "2d": (F.conv2d, (2, 2, 3, 3), (3, 2, 3, 3), {"stride": 2, "padding": (1, 0)}),
     "2d, groups": (F.conv2d, (2, 4, 3, 2), (6, 2, 2, 2), {"groups": 2, "dilation": [2, 1]}),
     "3d": (F.conv3d, (2, 2, 2, 3, 2), (2, 2, 2, 2, 2), {}),
+    "linear": (F.linear, (3, 4), (2, 4), {}),
+    "linear, sequences": (F.linear, (2, 3, 4), (2, 4), {}),
+    "linear, one sample": (F.linear, (4,), (2, 4), {}),
 }
+
+
+@pytest.fixture(autouse=True)
+def small_layers_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linear layers of any size are ours here."""
+    for kind in ("cpu", "cuda"):
+        monkeypatch.setitem(LEAST, kind, 0)
 
 
 def drawn(*shapes: tuple[int, ...], device: str = "cpu") -> list[Tensor]:
@@ -32,7 +48,7 @@ def drawn(*shapes: tuple[int, ...], device: str = "cpu") -> list[Tensor]:
 
 
 def is_ours(output: Tensor) -> bool:
-    return type(output.grad_fn).__name__ == "_ConvolutionBackward"
+    return type(output.grad_fn).__name__ == "_BilinearBackward"
 
 
 @FIRST_USE
@@ -65,7 +81,9 @@ def network() -> nn.Module:
         nn.Conv2d(2, 3, 3, stride=2),
         nn.Tanh(),
         nn.Flatten(),
-        nn.Linear(12, 2),
+        nn.Linear(12, 5),
+        nn.Tanh(),
+        nn.Linear(5, 2, bias=False),
     ]
     torch.default_generator.manual_seed(0)
     return nn.Sequential(*layers).double()
@@ -83,7 +101,7 @@ def hessian_products(
         if unread:
             with kernels.values_unread(weights):
                 gradient = torch.autograd.grad(loss, weights, create_graph=True)
-            zero = [not g.detach().any() for g in gradient if g.ndim == 4]
+            zero = [not g.detach().any() for g in gradient if g.ndim > 1]
             assert all(zero) is not hooked
     if not unread:
         gradient = torch.autograd.grad(net(x).square().sum(), weights, create_graph=True)
@@ -124,17 +142,27 @@ def test_a_weight_that_is_computed_has_its_gradient_read() -> None:
     """The gradient of the weight goes on, through a function of others."""
     net = network()
     nn.utils.parametrize.register_parametrization(net[0], "weight", Standardised())
-    nn.utils.parametrize.register_parametrization(net[3], "weight", Standardised())
+    for place in (3, 6, 8):
+        nn.utils.parametrize.register_parametrization(net[place], "weight", Standardised())
     x = torch.randn(4, 1, 7, 7, dtype=torch.float64)
     ours = hessian_products(net, x, unread=True, hooked=True)
     assert_equal(ours, hessian_products(net, x, unread=False))
 
 
-def test_a_weight_used_twice_counts_twice() -> None:
+def conv() -> nn.Module:
+    return nn.Conv2d(1, 1, 3, padding=1, dtype=torch.float64)
+
+
+def dense() -> nn.Module:
+    return nn.Linear(4, 4, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("layer", [conv, dense])
+def test_a_weight_used_twice_counts_twice(layer: Callable[[], Any]) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = nn.Conv2d(1, 1, 3, padding=1, dtype=torch.float64)
+            self.layer = layer()
 
         def forward(self, x: Tensor) -> Tensor:
             twice = self.layer(self.layer(x).tanh()).tanh()
@@ -146,9 +174,11 @@ def test_a_weight_used_twice_counts_twice() -> None:
     assert_equal(ours, hessian_products(net, x, unread=False))
 
 
-def test_third_derivatives() -> None:
+@pytest.mark.parametrize("layer", [conv, dense])
+def test_third_derivatives(layer: Callable[[], nn.Module]) -> None:
     """A gradient penalty: what it reads of the inner gradient has its values."""
-    net = nn.Sequential(network()[0], nn.Tanh())
+    torch.default_generator.manual_seed(0)
+    net = nn.Sequential(layer(), nn.Tanh())
     x = torch.randn(2, 1, 4, 4, dtype=torch.float64, requires_grad=True)
     weights = list(net.parameters())
     along = [torch.randn_like(p) for p in weights]
@@ -218,3 +248,99 @@ def test_other_calls_are_torchs_own() -> None:
             assert F.conv2d(x.float(), w.float()).dtype == torch.bfloat16
         mapped = torch.func.vmap(lambda image: F.conv2d(image, w))(x.unsqueeze(1))
     torch.testing.assert_close(mapped.squeeze(1), F.conv2d(x, w))
+
+
+def test_other_calls_of_linear_layers_are_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = drawn((3, 4), (2, 4))
+    with TwiceDifferentiable():
+        assert is_ours(F.linear(x, w))
+        assert not is_ours(F.linear(x, w[0]))
+        assert not is_ours(F.linear(x, w.detach()))
+        assert not is_ours(F.linear(input=x, weight=w))
+        assert not is_ours(F.linear(x.to(torch.complex128), w.to(torch.complex128)))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert F.linear(x.float(), w.float()).dtype == torch.bfloat16
+        mapped = torch.func.vmap(lambda sample: F.linear(sample, w))(x)
+        with forward_ad.dual_level():
+            assert not is_ours(F.linear(forward_ad.make_dual(x, x), w))
+        monkeypatch.setitem(LEAST, "cpu", 25)
+        assert not is_ours(F.linear(x, w))
+    torch.testing.assert_close(mapped, F.linear(x, w))
+    with TwiceDifferentiable(reads_values=True):
+        assert not is_ours(F.linear(x, w))
+
+
+class Passes(TorchDispatchMode):
+    """Counts the passes of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name == "convolution_backward":
+            self.number += sum(args[-1][:2])
+        else:
+            self.number += name in ("mm", "addmm", "convolution")
+        return func(*args, **(kwargs or {}))
+
+
+def two_layers(layer: Callable[[], Any]) -> tuple[nn.Module, list[Tensor], Tensor]:
+    torch.default_generator.manual_seed(0)
+    net = nn.Sequential(layer(), nn.Tanh(), layer())
+    return net, [net[0].weight, net[2].weight], torch.randn(2, 1, 4, 4, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("layer", [conv, dense])
+def test_a_value_that_is_not_read_takes_no_pass(layer: Callable[[], Any]) -> None:
+    net, weights, x = two_layers(layer)
+    with Passes() as passes, differentiable_twice() as kernels, kernels.values_unread(weights):
+        gradient = torch.autograd.grad(net(x).sin().sum(), weights, create_graph=True)
+    # Forward through both layers, and back through the second.
+    assert passes.number == 2 + 1
+    with Passes() as passes:
+        torch.autograd.grad(gradient, weights, [torch.ones_like(w) for w in weights])
+    # Along both weights, and on through the second; what these do to the second's two gradients;
+    # then back, as a training step goes.
+    assert passes.number == 3 + 2 + 3
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("layer", [conv, dense])
+def test_a_gradient_that_is_not_asked_for_takes_no_pass(
+    layer: Callable[[], Any], told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where torch tells what a pass is asked for; otherwise it takes longer, with equal results."""
+    monkeypatch.setattr(torch_internals, "_tells_reach", told and torch_internals._tells_reach)
+    net, weights, x = two_layers(layer)
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    def loss() -> Tensor:
+        total: Tensor = (net(scale.exp() * x) * scale).sin().sum()
+        return total
+
+    def mixed(kernels: Any) -> list[Tensor]:
+        with kernels.values_unread(weights) if kernels else nullcontext():
+            gradient = torch.autograd.grad(loss(), weights, create_graph=True)
+        along = [torch.ones_like(w) for w in weights]
+        return list(torch.autograd.grad(gradient, [scale], along))
+
+    with differentiable_twice() as kernels:
+        with Passes() as passes:
+            (found,) = torch.autograd.grad(loss(), [scale])
+        # Forward and back through both layers, to the input alone.
+        assert passes.number == (2 + 2 if told else 2 + 4)
+        assert_equal([found], list(torch.autograd.grad(loss(), [scale])))
+        ours = mixed(kernels)
+    assert_equal(ours, mixed(None))
+
+
+@pytest.mark.parametrize("layer", [conv, dense])
+def test_a_pass_that_is_asked_for_all_fills_in_all(layer: Callable[[], Any]) -> None:
+    net, _, x = two_layers(layer)
+    with differentiable_twice():
+        net(x).sin().sum().backward()
+    every = list(net.parameters())
+    ours = [p.grad for p in every if p.grad is not None]
+    assert_equal(ours, list(torch.autograd.grad(net(x).sin().sum(), every)))

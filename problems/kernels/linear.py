@@ -1,0 +1,55 @@
+"""Linear layers whose weight gradients can be graphs without values; see :mod:`.bilinear`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .bilinear import Needed, Unread, bilinear
+
+LEAST = {"cpu": 2**20}
+"""The multiplications of a layer from which on a pass that is saved takes longer than the calls of
+Python that save it, by type of device."""
+LEAST_ELSEWHERE = 2**30
+
+
+class _Linear:
+    """``y = x wᵀ + bias`` for an input (..., I) and a weight (O, I)."""
+
+    def forward(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return ``y``, (..., O)."""
+        found: Tensor = torch.ops.aten.linear(x, w, bias)
+        return found
+
+    def backward(self, a: Tensor, x: Tensor, w: Tensor, needed: Needed) -> list[Tensor | None]:
+        """Return the gradients by input, weight and bias, as far as they are needed."""
+        by_x, by_w, by_bias = needed
+        rows = a.reshape(-1, a.shape[-1])
+        return [
+            a.matmul(w) if by_x else None,
+            rows.t().mm(x.reshape(-1, x.shape[-1])) if by_w else None,
+            rows.sum(0) if by_bias else None,
+        ]
+
+
+_LINEAR = _Linear()
+
+
+def linear(unread: Unread, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``x wᵀ + bias``, in place of ``torch.nn.functional.linear``.
+
+    Args:
+        unread: Asked in every backward pass about the id of the weight, unless it has hooks.
+        input: ``x``, (..., I).
+        weight: ``w``, (O, I). Where it requires no gradient, and for small layers, the layer is
+            torch's own.
+        bias: (O,), if any.
+    """
+    if not weight.requires_grad or weight.ndim != 2 or _is_small(input, weight):
+        return F.linear(input, weight, bias)
+    return bilinear(_LINEAR, unread, input, weight, bias)
+
+
+def _is_small(input: Tensor, weight: Tensor) -> bool:
+    return input.numel() * weight.shape[0] < LEAST.get(input.device.type, LEAST_ELSEWHERE)
