@@ -84,7 +84,7 @@ _LEFT_OUT = {
             "all of them": "all of them",
         },
     ),
-    "kernels of a transformer": (
+    "transformer_kernels": (
         "transformer, exact",
         {"linear layer": "linear", "all of them": "all of them"},
     ),

@@ -203,14 +203,19 @@ def _one_by_one(module: fx.GraphModule) -> fx.GraphModule:
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}))
     for node in [n for n in graph.nodes if n.target is torch.ops.aten._foreach_norm.Scalar]:
-        tensors, *order = node.args
+        tensors, order, dtype = _norm_of(*node.args, **node.kwargs)
         with graph.inserting_before(node):
-            norms = [graph.call_function(NORM, (tensor, *order)) for tensor in tensors]
+            norms = [graph.call_function(NORM, (t, order), {"dtype": dtype}) for t in tensors]
         for one in list(node.users):
             one.replace_all_uses_with(norms[one.args[1]])
             graph.erase_node(one)
         graph.erase_node(node)
     return fx.GraphModule(module, graph)
+
+
+def _norm_of(tensors: Any, ord: Any = 2, dtype: Any = None) -> tuple[Any, Any, Any]:
+    """Return the arguments of a norm of a list, as torch names them, with its defaults."""
+    return tensors, ord, dtype
 
 
 def _is_random(node: fx.Node) -> bool:

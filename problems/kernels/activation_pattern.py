@@ -36,7 +36,7 @@ from torch.overrides import TorchFunctionMode
 
 from .checkpointing import uncheckpointed
 from .substitution import left_to_torch
-from .torch_internals import has_operations
+from .torch_internals import has_operations, is_batched
 
 
 class ActivationPattern:
@@ -116,7 +116,7 @@ class _Holding(TorchFunctionMode):
             return func(*args, **kwargs)
         position, self._position = self._position, self._position + 1
         noted = self._noted[position] if position < len(self._noted) else None
-        own = left_to_torch(args) or not torch.is_grad_enabled()
+        own = left_to_torch(args, kwargs) or not torch.is_grad_enabled()
         if own or noted is None or noted[:2] != (operation, args[0].shape):
             return func(*args, **kwargs)
         return operation.piece(noted.pattern, *args, **kwargs)
@@ -143,6 +143,9 @@ class _Rectifier(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, a: Tensor) -> Any:
         (on,) = ctx.saved_tensors
+        if is_batched(a):
+            # Torch drops the graph of a function within, and follows operations of its own.
+            return a * (on.to(a.dtype) * (1.0 - ctx.slope) + ctx.slope), None, None
         return _Rectifier.apply(a, on, ctx.slope), None, None
 
 

@@ -29,6 +29,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
+from .torch_internals import is_batched
+
 Three = tuple[Tensor, Tensor, Tensor]
 
 
@@ -97,6 +99,9 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, a: Tensor) -> Any:
+        if is_batched(a):
+            # Torch drops the graph of a function within, and follows operations of its own.
+            return *_first(_Forward(*ctx.saved_tensors), a, ctx.eps), None, None, None, None
         return *_BatchNormBackward.apply(a, *ctx.saved_tensors, ctx.eps), None, None, None, None
 
     @staticmethod

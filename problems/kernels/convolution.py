@@ -28,8 +28,20 @@ class _Geometry(NamedTuple):
         found: Tensor = torch.ops.aten.convolution(x, w, bias, *self)
         return found
 
-    def backward(self, a: Tensor, x: Tensor, w: Tensor, needed: Needed) -> list[Tensor | None]:
+    def kept(self, w: Tensor, *, by_x: bool) -> Tensor | None:
+        """Return the weight: torch asks for its shape."""
+        del by_x
+        return w
+
+    def spread(self, bias: Tensor, like: Tensor) -> Tensor:
+        """Return the bias of each channel at every place."""
+        return bias.view(-1, *[1] * (like.ndim - 2)).expand_as(like)
+
+    def backward(
+        self, a: Tensor, x: Tensor, w: Tensor | None, needed: Needed
+    ) -> list[Tensor | None]:
         """Return the gradients by input, weight and bias, as far as they are needed."""
+        assert w is not None
         found: list[Tensor | None] = list(
             torch.ops.aten.convolution_backward(a, x, w, [w.shape[0]], *self, list(needed))
         )

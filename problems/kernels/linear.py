@@ -22,12 +22,22 @@ class _Linear:
         found: Tensor = torch.ops.aten.linear(x, w, bias)
         return found
 
-    def backward(self, a: Tensor, x: Tensor, w: Tensor, needed: Needed) -> list[Tensor | None]:
+    def kept(self, w: Tensor, *, by_x: bool) -> Tensor | None:
+        """Return the weight if there is a gradient by the input."""
+        return w if by_x else None
+
+    def spread(self, bias: Tensor, like: Tensor) -> Tensor:
+        """Return the bias of each row."""
+        return bias.expand_as(like)
+
+    def backward(
+        self, a: Tensor, x: Tensor, w: Tensor | None, needed: Needed
+    ) -> list[Tensor | None]:
         """Return the gradients by input, weight and bias, as far as they are needed."""
         by_x, by_w, by_bias = needed
         rows = a.reshape(-1, a.shape[-1])
         return [
-            a.matmul(w) if by_x else None,
+            a.matmul(w) if by_x and w is not None else None,
             rows.t().mm(x.reshape(-1, x.shape[-1])) if by_w else None,
             rows.sum(0) if by_bias else None,
         ]
@@ -41,15 +51,26 @@ def linear(unread: Unread, input: Tensor, weight: Tensor, bias: Tensor | None = 
 
     Args:
         unread: Asked in every backward pass about the id of the weight, unless it has hooks.
-        input: ``x``, (..., I).
-        weight: ``w``, (O, I). Where it requires no gradient, and for small layers, the layer is
-            torch's own.
+        input: ``x``, (B, ..., I).
+        weight: ``w``, (O, I).
         bias: (O,), if any.
+
+    Small layers are torch's own, and so are those of a weight that requires no gradient, of one
+    sample without a batch, and of tensors in other forms.
     """
-    if not weight.requires_grad or weight.ndim != 2 or _is_small(input, weight):
-        return F.linear(input, weight, bias)
-    return bilinear(_LINEAR, unread, input, weight, bias)
+    if _is_covered(input, weight, bias):
+        return bilinear(_LINEAR, unread, input, weight, bias)
+    return F.linear(input, weight, bias)
 
 
-def _is_small(input: Tensor, weight: Tensor) -> bool:
-    return input.numel() * weight.shape[0] < LEAST.get(input.device.type, LEAST_ELSEWHERE)
+def _is_covered(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    # What torch returns of one sample is a view, which a function may not return.
+    return (
+        isinstance(weight, Tensor)
+        and weight.requires_grad
+        and weight.ndim == 2
+        and input.ndim > 1
+        and (bias is None or bias.shape == weight.shape[:1])
+        and all(t.layout is torch.strided and not t.is_nested for t in (input, weight))
+        and input.numel() * weight.shape[0] >= LEAST.get(input.device.type, LEAST_ELSEWHERE)
+    )

@@ -27,6 +27,7 @@ _saved_tensor_hooks = _private("_autograd._top_saved_tensors_default_hooks")
 _set_grad = _private("_set_grad_enabled")
 _forward_grad = _private("_is_fwd_grad_enabled")
 _reaches = _private("_will_engine_execute_node")
+_in_legacy_vmap = _private("_functorch.is_legacy_batchedtensor")
 _set_forward_grad = _private("_set_fwd_grad_enabled")
 
 FOLLOWS_NO_GRAD = None not in (_set_grad, _forward_grad, _set_forward_grad)
@@ -65,6 +66,14 @@ def set_forward_grad(enabled: bool) -> None:
 def may_have_hooks(tensor: torch.Tensor) -> bool:
     """Return whether a tensor has hooks on its gradient; ``True`` where torch does not tell."""
     return bool(getattr(tensor, "_backward_hooks", True))
+
+
+def is_batched(gradient: torch.Tensor) -> bool:
+    """Return whether a backward pass is one for several vectors at once, as with
+    ``is_grads_batched``; ``True`` where torch does not tell."""
+    if transforms_may_be_active() or _in_legacy_vmap is None:
+        return True
+    return bool(_in_legacy_vmap(gradient))
 
 
 def wanted(node: Any, required: Sequence[bool]) -> list[bool]:

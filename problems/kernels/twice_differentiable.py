@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -69,18 +69,18 @@ class TwiceDifferentiable(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # This is called for every operation.
         if func in _LOOKED_AT:
-            func = self._chosen(func, args)
+            func = self._chosen(func, args, kwargs or {})
         found = func(*args, **(kwargs or {}))
         return found if FOLLOWS_NO_GRAD or torch.is_grad_enabled() else _constant(found)
 
-    def _chosen(self, func: Any, args: Any) -> Any:
+    def _chosen(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
         """Return what to call in the place of a function."""
         if func in GRAD_SWITCHES:
             # A result computed without a graph is a constant, also for a forward derivative.
             set_forward_grad(*args)
             return func
         if func in self._ours:
-            left = left_to_torch(args) or not has_operations(*_OURS[func])
+            left = left_to_torch(args, kwargs) or not has_operations(*_OURS[func])
             return func if left or not _is_covered(args[0]) else self._own(func)
         if func in REVERSE or (func in FORWARD and _in_forward_mode()):
             return REVERSE.get(func) or FORWARD[func]
@@ -103,7 +103,8 @@ class TwiceDifferentiable(TorchFunctionMode):
     def values_unread(self, leaves: Iterable[Tensor]) -> Iterator[None]:
         """Let gradients by weights among ``leaves`` be zeros with a graph, inside the context.
 
-        For a gradient that is only differentiated again, so that its value is never read.
+        For a gradient that is only differentiated again, so that its value is never read. That of a
+        weight that is computed from others is read.
         """
         before, self._unread = self._unread, frozenset(id(t) for t in leaves)
         try:

@@ -21,7 +21,8 @@ def test_norms_of_a_list_are_those_of_its_tensors(compiled: bool) -> None:
 
     def norms() -> list[Tensor]:
         both = [first * 2, second - 1]
-        return [*torch._foreach_norm(both, torch.inf), *torch._foreach_norm(both)]
+        wide = torch._foreach_norm(both, 2, dtype=torch.float64)
+        return [*torch._foreach_norm(both, torch.inf), *torch._foreach_norm(both), *wide]
 
     graph = traced(norms)
     again = replay(graph, compiled=compiled)
@@ -29,7 +30,9 @@ def test_norms_of_a_list_are_those_of_its_tensors(compiled: bool) -> None:
         first.copy_(torch.tensor(values))
         found = again(graph.inputs)
         pair = [torch.tensor(values) * 2, torch.zeros(4)]
-        expected = [t.abs().max() for t in pair] + [t.square().sum().sqrt() for t in pair]
+        lengths = [t.square().sum().sqrt() for t in pair]
+        wide = [t.double().square().sum().sqrt() for t in pair]
+        expected = [t.abs().max() for t in pair] + lengths + wide
         # float32: a sum of three squares rounds twice.
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=0.0, equal_nan=True)
 

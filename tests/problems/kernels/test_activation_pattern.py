@@ -57,6 +57,25 @@ def test_rectifiers_keep_the_units_that_were_on(name: str) -> None:
     torch.testing.assert_close(gradient, factor * after)
 
 
+@pytest.mark.parametrize("name", ["F.relu", "nn.LeakyReLU"])
+def test_a_penalty_of_a_jacobian_keeps_its_graph(name: str) -> None:
+    """A pass for several vectors at once drops the graph of a function within."""
+    rectifier, slope = RECTIFIERS[name]
+    before, after = drawn(3), drawn(3, seed=1).requires_grad_()
+    weight = drawn(3, seed=2).requires_grad_()
+    pattern = ActivationPattern()
+    with pattern.noted():
+        rectifier(before)
+    with pattern.held():
+        output = rectifier(after) * weight
+    along = torch.eye(3, dtype=torch.float64)
+    settings = {"create_graph": True, "is_grads_batched": True}
+    (rows,) = torch.autograd.grad(output, after, along, **settings)
+    (found,) = torch.autograd.grad(rows.square().sum(), weight)
+    factor = torch.where(before > 0, 1.0, slope)
+    torch.testing.assert_close(found, 2 * factor.square() * weight.detach())
+
+
 @pytest.mark.parametrize("name", POOLINGS)
 def test_pooling_keeps_the_entries_that_were_largest(name: str) -> None:
     """With no overlap in the way a one marks the entry chosen; the sum of them is the output."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -30,7 +30,6 @@ CASES = {
     "3d": (F.conv3d, (2, 2, 2, 3, 2), (2, 2, 2, 2, 2), {}),
     "linear": (F.linear, (3, 4), (2, 4), {}),
     "linear, sequences": (F.linear, (2, 3, 4), (2, 4), {}),
-    "linear, one sample": (F.linear, (4,), (2, 4), {}),
 }
 
 
@@ -344,3 +343,155 @@ def test_a_pass_that_is_asked_for_all_fills_in_all(layer: Callable[[], Any]) -> 
     every = list(net.parameters())
     ours = [p.grad for p in every if p.grad is not None]
     assert_equal(ours, list(torch.autograd.grad(net(x).sin().sum(), every)))
+
+
+def normed(layer: Callable[[], Any]) -> Callable[[], Any]:
+    """Return a network with batch norm around a layer."""
+
+    def made() -> nn.Module:
+        channels = nn.BatchNorm1d(4) if layer is dense else nn.BatchNorm2d(1)
+        return nn.Sequential(layer(), channels.double(), nn.Tanh(), layer())
+
+    return made
+
+
+# torch's own batch norm has no rule for several vectors: a loop, of which it warns.
+LOOPS = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+
+
+@LOOPS
+@pytest.mark.parametrize(
+    ("layer", "vectorized"),
+    [
+        *((one, how) for one in (conv, dense) for how in ("is_grads_batched", "jacobian", "vmap")),
+        # torch cannot map the pass of its own batch norm.
+        *((normed(one), how) for one in (conv, dense) for how in ("is_grads_batched", "jacobian")),
+    ],
+)
+def test_penalties_of_jacobians_keep_their_graph(layer: Callable[[], Any], vectorized: str) -> None:
+    """A pass for several vectors at once drops the graph of a function within."""
+    torch.default_generator.manual_seed(0)
+    net = layer()
+    shape = (3, 4) if any(isinstance(m, nn.BatchNorm1d) for m in net.modules()) else (2, 1, 4, 4)
+    x = torch.randn(shape, dtype=torch.float64)
+    weights = list(net.parameters())
+
+    def penalty() -> Tensor:
+        given = x.clone().requires_grad_()
+        if vectorized == "jacobian":
+            rows = torch.autograd.functional.jacobian(
+                lambda t: net(t).flatten()[:3], given, create_graph=True, vectorize=True
+            )
+            return rows.square().sum()
+        out = net(given).flatten()[:3]
+
+        def row(along: Tensor, batched: bool = False) -> Tensor:
+            settings = {"create_graph": True, "is_grads_batched": batched}
+            return torch.autograd.grad(out, given, along, **settings)[0]
+
+        along = torch.eye(3, dtype=torch.float64)
+        if vectorized == "vmap":
+            return torch.func.vmap(row)(along).square().sum()
+        return row(along, batched=True).square().sum()
+
+    def by_loop() -> Tensor:
+        given = x.clone().requires_grad_()
+        out = net(given).flatten()[:3]
+        rows = [torch.autograd.grad(o, given, create_graph=True)[0] for o in out]
+        return torch.stack(rows).square().sum()
+
+    expected = torch.autograd.grad(by_loop(), weights, allow_unused=True)
+    with differentiable_twice():
+        found = torch.autograd.grad(penalty(), weights, allow_unused=True)
+    assert float(expected[0].abs().max()) > 1e-3
+    assert_equal(*[[torch.zeros(()) if g is None else g for g in all] for all in (found, expected)])
+
+
+@pytest.mark.parametrize("layer", [conv, dense])
+def test_a_gradient_that_goes_on_has_its_values(layer: Callable[[], Any]) -> None:
+    """Of a weight that is computed from another, if both are asked for."""
+    _, (base, _), x = two_layers(layer)
+
+    def products(kernels: Any) -> list[Tensor]:
+        weight = base.detach().clone().requires_grad_()
+        computed = weight.exp()
+        call = F.conv2d if layer is conv else F.linear
+        loss = call(x, computed).tanh().square().sum()  # type: ignore[operator]
+        both = [weight, computed]
+        with kernels.values_unread(both) if kernels else nullcontext():
+            gradient = torch.autograd.grad(loss, both, create_graph=True)
+        return list(torch.autograd.grad(gradient, both, [torch.ones_like(t) for t in both]))
+
+    with differentiable_twice() as kernels:
+        ours = products(kernels)
+    assert_equal(ours, products(None))
+
+
+class Noted(Tensor):
+    """A tensor that sees what is computed with it."""
+
+    seen: ClassVar[list[Any]] = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.seen.append(func)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+class Duck:
+    """What torch takes for a tensor."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return func, len(args)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
+def test_linear_layers_of_other_things_than_tensors_are_torchs_own() -> None:
+    x, w = drawn((3, 4), (2, 4))
+    Noted.seen.clear()
+    with TwiceDifferentiable():
+        F.linear(x, weight=w.as_subclass(Noted))
+        assert F.linear in Noted.seen
+        assert F.linear(x, Duck()) == (F.linear, 3)  # type: ignore[comparison-overlap, arg-type]
+        for sparse in (x.detach().to_sparse(), x.detach().to_sparse_csr()):
+            assert not is_ours(F.linear(sparse, w))
+        # A sample without a batch, which may be changed in place.
+        one = F.linear(x[0], w, w[:, 0])
+        assert not is_ours(one)
+        one.relu_()
+        for bias in (torch.ones(1, 2), torch.ones(3, 2), torch.ones(1), torch.ones(())):
+            wide = bias.double().requires_grad_()
+            assert not is_ours(F.linear(x, w, wide))
+
+
+def test_a_weight_may_be_written_to_where_no_gradient_reads_it() -> None:
+    """By the input, of which data have none."""
+    _, w = drawn((3, 4), (2, 4))
+    x = torch.ones(3, 4, dtype=torch.float64)
+    with differentiable_twice():
+        loss = F.linear(x, w).sin().sum()
+        with torch.no_grad():
+            w.clamp_(-0.1, 0.1)
+        (found,) = torch.autograd.grad(loss, [w])
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("layer", [conv, dense])
+def test_a_vector_along_the_bias_alone_meets_no_infinite_input(layer: Callable[[], Any]) -> None:
+    """Nothing times infinity is no number."""
+    net = layer()
+    x = torch.randn(2, 1, 4, 4, dtype=torch.float64)
+    x[0, 0, 0, 0] = torch.inf
+
+    def products(kernels: Any) -> list[Tensor]:
+        with kernels.values_unread(net.parameters()) if kernels else nullcontext():
+            # Outputs beside the infinity are finite.
+            loss = net(x)[1].sin().sum()
+            gradient = torch.autograd.grad(loss, [net.bias], create_graph=True)
+        return list(torch.autograd.grad(gradient, [net.bias], [torch.ones_like(net.bias)]))
+
+    with differentiable_twice() as kernels:
+        ours = products(kernels)
+    assert ours[0].isfinite().all()
+    assert_equal(ours, products(None))
