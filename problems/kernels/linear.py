@@ -35,12 +35,17 @@ class _Linear:
     ) -> list[Tensor | None]:
         """Return the gradients by input, weight and bias, as far as they are needed."""
         by_x, by_w, by_bias = needed
-        rows = a.reshape(-1, a.shape[-1])
+        rows = _rows(a)
         return [
             a.matmul(w) if by_x and w is not None else None,
-            rows.t().mm(x.reshape(-1, x.shape[-1])) if by_w else None,
+            rows.t().mm(_rows(x)) if by_w else None,
             rows.sum(0) if by_bias else None,
         ]
+
+
+def _rows(t: Tensor) -> Tensor:
+    # Counted, since the number of empty rows could be any.
+    return t.reshape(t.shape[:-1].numel(), t.shape[-1])
 
 
 _LINEAR = _Linear()
