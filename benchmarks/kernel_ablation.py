@@ -6,15 +6,15 @@
     python benchmarks/kernel_ablation.py --task resnet32 --product exact --k 1 4
     python benchmarks/kernel_ablation.py --quick               # a smoke test, in seconds
 
-Programs learn sample weights as in ``hypergradients.py --task resnet32``, and of texts by a
-transformer; a turn is ``k`` training
-steps and one hypergradient. What is left out, torch computes as ever; without all of them the
-function mode is left out too. Variants take turns in one process, each time from the same start,
-and the first round only warms up. "times all" is the median over the rounds of a turn's time over
-that of the turn with all kernels in the same round; "difference" that of the hypergradient from
-the one with all kernels, relative to its length, where rounding grows with the steps. On a machine
-that is not quiet, set ``OMP_WAIT_POLICY=passive`` and read "CPU times all": threads that wait take
-none. Memory is the peak of the first turn in a process of its own, whose allocator keeps nothing.
+Programs learn sample weights as in ``hypergradients.py --task resnet32`` and ``transformer``; a
+turn is ``k`` training steps and one hypergradient. What is left out, torch computes as ever;
+without all of them the function mode is left out too. Variants take turns in one process, each time
+from the same start, and the first round only warms up. "times all" is the median over the rounds of
+a turn's time over that of the turn with all kernels in the same round; "difference" that of the
+hypergradient from the one with all kernels, relative to its length, where rounding grows with the
+steps. On a machine that is not quiet, set ``OMP_WAIT_POLICY=passive`` and read "CPU times all":
+threads that wait take none. Memory is the peak of the first turn in a process of its own, whose
+allocator keeps nothing.
 
 Written to ``--out``: ``kernel_ablation.json`` and ``.md``.
 """

@@ -144,7 +144,6 @@ class _Rectifier(torch.autograd.Function):
     def backward(ctx: Any, a: Tensor) -> Any:
         (on,) = ctx.saved_tensors
         if is_batched(a):
-            # Torch drops the graph of a function within, and follows operations of its own.
             return a * (on.to(a.dtype) * (1.0 - ctx.slope) + ctx.slope), None, None
         return _Rectifier.apply(a, on, ctx.slope), None, None
 

@@ -100,7 +100,6 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, a: Tensor) -> Any:
         if is_batched(a):
-            # Torch drops the graph of a function within, and follows operations of its own.
             return *_first(_Forward(*ctx.saved_tensors), a, ctx.eps), None, None, None, None
         return *_BatchNormBackward.apply(a, *ctx.saved_tensors, ctx.eps), None, None, None, None
 

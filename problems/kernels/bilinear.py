@@ -82,7 +82,6 @@ class _Bilinear(torch.autograd.Function):
         assert a is not None
         x, w = ctx.saved_tensors
         if is_batched(a):
-            # Torch drops the graph of a function within, and follows operations of its own.
             return *_backward(ctx.layer, a, x, w, needed), None, None
         by_x, by_w, by_bias = needed
         skipped = [t for t in ctx.leaf if by_w and not may_have_hooks(t) and ctx.unread(id(t))]

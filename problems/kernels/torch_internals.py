@@ -70,7 +70,11 @@ def may_have_hooks(tensor: torch.Tensor) -> bool:
 
 def is_batched(gradient: torch.Tensor) -> bool:
     """Return whether a backward pass is one for several vectors at once, as with
-    ``is_grads_batched``; ``True`` where torch does not tell."""
+    ``is_grads_batched``; ``True`` where torch does not tell.
+
+    In such a pass torch drops the graph of a function that a ``backward`` applies; it follows
+    operations of its own.
+    """
     if transforms_may_be_active() or _in_legacy_vmap is None:
         return True
     return bool(_in_legacy_vmap(gradient))

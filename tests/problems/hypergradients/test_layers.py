@@ -1,7 +1,8 @@
 """Hypergradients through layers whose derivatives torch lacks, or has wrong.
 
 The oracle is a naive float64 program on the same parameters, with the layer written out in
-elementary operations. Tolerance: relative 1e-9 for exact methods, both run in double precision, of
+elementary operations. Linear layers are small, and have weight gradients without values as large
+ones have. Tolerance: relative 1e-9 for exact methods, both run in double precision, of
 which torch's first derivative of hardsigmoid takes a sixth in single precision; 1e-4 for
 differences, whose error is of the order of the displacement.
 """
@@ -33,6 +34,7 @@ from metaweight import (
 )
 
 pytestmark = [
+    pytest.mark.usefixtures("small_layers_too"),
     pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*jit.script.*"),
 ]
